@@ -1,0 +1,150 @@
+"""Every error that tracker raises on purpose.
+
+Owns the tree; each class is one decision that a caller can make. The room where a library's error arises translates it
+(requests in ``elevate``, SQLAlchemy in ``database``), so that no caller imports a library to handle it.
+
+    TrackerError
+    ├── BadConfiguration        stop: a person must mend the settings or the set-up
+    │   ├── DatabaseMissing     make the database first
+    │   ├── SchemaMismatch      upgrade the schema, or the program
+    │   └── GuardsMissing       the history is not protected: refuse to run
+    ├── DatabaseUnavailable     try again later
+    ├── Refused                 what was asked for cannot be done: say why, change nothing
+    │   ├── InvalidField        one declared value is wrong
+    │   ├── Conflict            the job is registered already, with other facts
+    │   ├── UnknownJob          no job has this jid
+    │   └── AmbiguousJob        several clusters have a job with this jid
+    ├── AskError                one request to Elevate brought no answer
+    │   ├── Unavailable         refused, DNS, timeout, 408, 5xx: back off
+    │   ├── WrongTarget         404, a redirect, TLS not verified: pause the cluster, the address is wrong
+    │   ├── KeyRefused          401, 403: pause the cluster and call a person
+    │   ├── RateLimited         429, 503 with Retry-After: pause the cluster as long as asked
+    │   └── BadAnswer           400, a body that is no answer, another job's jid: count a failure
+    └── LeaseLost               another daemon has the job now: leave it alone
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import ClassVar
+
+
+class TrackerError(Exception):
+    """The base of all errors of ours; ``str()`` of it is one clear message without secrets.
+
+    Attributes:
+        exit_code: What a command exits with when this error ends it (sysexits.h for 69 and 78).
+    """
+
+    exit_code: ClassVar[int] = 1
+
+
+class BadConfiguration(TrackerError):
+    """A setting or the set-up is wrong; the message names the place and the way out."""
+
+    exit_code = 78
+
+
+class DatabaseMissing(BadConfiguration):
+    """There is no database at the URL, and only ``tracker db upgrade`` and ``tracker demo`` make one."""
+
+
+class SchemaMismatch(BadConfiguration):
+    """The schema is not the one of this version."""
+
+
+class GuardsMissing(BadConfiguration):
+    """A guard or a view is missing or altered, so the history is not protected."""
+
+
+class DatabaseUnavailable(TrackerError):
+    """The database did not answer, or is locked or full; nothing was written."""
+
+    exit_code = 69
+
+
+class Refused(TrackerError):
+    """What was asked for cannot be done; nothing was changed."""
+
+
+class InvalidField(Refused):
+    """One declared value is wrong.
+
+    Attributes:
+        field: The column's name.
+        problem: What is wrong with it, and what would be right.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class Conflict(Refused):
+    """The job is registered already, with other facts.
+
+    Attributes:
+        differences: For each differing column, (registered, given), as text.
+    """
+
+    def __init__(self, cluster: str, jid: str, differences: dict[str, tuple[str, str]]) -> None:
+        told = "; ".join(f"{name} is {there}, given {given}" for name, (there, given) in differences.items())
+        super().__init__(f"job {jid} of cluster {cluster} is registered already with other facts: {told}")
+        self.differences = differences
+
+
+class UnknownJob(Refused):
+    """No job has this jid."""
+
+
+class AmbiguousJob(Refused):
+    """Several clusters have a job with this jid; the message names them."""
+
+
+class AskError(TrackerError):
+    """One request to Elevate brought no answer. An error is not a status.
+
+    Attributes:
+        code: A short fixed word such as ``http_503`` or ``timeout``; never a body, a header or a URL.
+        sent_at: When the request was sent (aware UTC): a gap begins there.
+    """
+
+    exit_code = 69
+
+    def __init__(self, code: str, message: str, *, sent_at: datetime) -> None:
+        super().__init__(message)
+        self.code = code
+        self.sent_at = sent_at
+
+
+class Unavailable(AskError):
+    """Refused, DNS, timeout, 408 or 5xx: Elevate, or the way to it, is down."""
+
+
+class WrongTarget(AskError):
+    """404, a redirect, or TLS that cannot be verified: what answers there is not this cluster."""
+
+
+class KeyRefused(AskError):
+    """401 or 403: the key is not accepted; a person has to act."""
+
+
+class RateLimited(AskError):
+    """429, or 503 with Retry-After.
+
+    Attributes:
+        retry_after: How long the server asked to be left alone, if it said so in a form that RFC 9110 (10.2.3) knows.
+    """
+
+    def __init__(self, code: str, message: str, *, sent_at: datetime, retry_after: timedelta | None) -> None:
+        super().__init__(code, message, sent_at=sent_at)
+        self.retry_after = retry_after
+
+
+class BadAnswer(AskError):
+    """400, or a body that is not an answer about this job."""
+
+
+class LeaseLost(TrackerError):
+    """The job's lease is no longer ours: its new owner records it."""
