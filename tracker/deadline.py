@@ -1,0 +1,179 @@
+"""The legal clock: the day by which a person must be informed, and what may be said about it.
+
+Owns: the month of GDPR Article 12(3) as Regulation (EEC) 1182/71 counts it, its extension, and the verdicts. Pure.
+Leaves alone: weekends and holidays (``on`` is the careful, unrolled date) and when to poll around it (``cadence``).
+"""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from typing import assert_never
+from zoneinfo import ZoneInfo
+
+from tracker.status import State, Status
+
+
+class Basis(StrEnum):
+    """Which declared time the deadline is counted from."""
+
+    RECEIVED = "received"
+    """The request reached the company: what the law counts from."""
+    SUBMITTED = "submitted"
+    """The job was submitted to Elevate: the best there is where the receipt is unknown."""
+    REGISTERED = "registered"
+    """The job was registered here: where neither is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A job's deadline.
+
+    Attributes:
+        basis: What it is counted from.
+        on: The last day, in the legal time zone (column ``deadline_on``).
+        at: The instant that day ends there, aware UTC (column ``deadline_at``).
+    """
+
+    basis: Basis
+    on: date
+    at: datetime
+
+
+class Verdict(StrEnum):
+    """What the observations say about the deadline; never more than they do."""
+
+    MET = "met"
+    """Elevate reported the job done in time; that the person was informed is not shown."""
+    MISSED = "missed"
+    """It was seen not done at or after the deadline, and done later."""
+    UNDECIDABLE = "undecidable"
+    """The deadline lies between the bounds, the job is lost, or it was not seen since the deadline."""
+    PENDING = "pending"
+    """Not done, deadline ahead."""
+    OVERDUE = "overdue"
+    """Seen not done at or after the deadline, or failed and past it."""
+    ATTESTED = "attested"
+    """An operator says that it was done."""
+    WITHDRAWN = "withdrawn"
+    """An operator closed it."""
+
+
+def add_months(day: date, months: int) -> date:
+    """Return the day with the same number *months* later, or that month's last day where there is none.
+
+    The rule of Regulation (EEC) 1182/71, Article 3(2)(c).
+
+    Raises:
+        ValueError: It would be outside the calendar (after the year 9999).
+    """
+    year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
+    if not date.min.year <= year <= date.max.year:
+        raise ValueError(f"{months} months after {day} is outside the calendar")
+    return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
+
+
+def deadline(
+    received_at: datetime | None,
+    submitted_at: datetime | None,
+    registered_at: datetime,
+    timezone: ZoneInfo,
+    *,
+    extended_on: date | None = None,
+    extension_recorded_at: datetime | None = None,
+) -> Deadline:
+    """Return the deadline of a job: one calendar month after the first of receipt, submission, registration known.
+
+    An extension counts only if it was recorded before the unextended deadline, moves it to a later day, and by at most
+    two further months (GDPR Article 12(3)); otherwise the deadline is as if there were none.
+
+    Args:
+        received_at: When the request reached the company (aware), None if unknown.
+        submitted_at: When the job was submitted to Elevate (aware), None if unknown.
+        registered_at: When the job was registered (aware).
+        timezone: The legal time zone: it says which day that was, and when the last day ends.
+        extended_on: The day the deadline was moved to.
+        extension_recorded_at: When that was recorded (aware).
+
+    Raises:
+        ValueError: It would be outside the calendar (after the year 9999).
+    """
+    if received_at is not None:
+        basis, began_at = Basis.RECEIVED, received_at
+    elif submitted_at is not None:
+        basis, began_at = Basis.SUBMITTED, submitted_at
+    else:
+        basis, began_at = Basis.REGISTERED, registered_at
+    try:
+        began_on = began_at.astimezone(timezone).date()
+    except OverflowError as error:
+        raise ValueError(f"{began_at} is outside the calendar in {timezone}") from error
+    on = add_months(began_on, 1)
+    at = _end_of(on, timezone)
+    if (
+        extended_on is not None
+        and extension_recorded_at is not None
+        and extension_recorded_at < at
+        and on < extended_on <= add_months(began_on, 3)
+    ):
+        on, at = extended_on, _end_of(extended_on, timezone)
+    return Deadline(basis, on, at)
+
+
+def verdict(
+    state: State,
+    status: str | None,
+    status_after: datetime | None,
+    seen_at: datetime | None,
+    done_after: datetime | None,
+    done_by: datetime | None,
+    deadline_at: datetime | None,
+    now: datetime,
+) -> Verdict:
+    """Return what can be said about a job's deadline at *now*.
+
+    Args:
+        state: The job's state.
+        status: The last word seen.
+        status_after: The lower bound of its entry: while it is ``not_found``, the last sight of a job that was there.
+        seen_at: When the request of the last valid answer was sent.
+        done_after: Done at or after this (of a first answer that is ``done``: the submission), None if unknown.
+        done_by: Done before this; None if not done.
+        deadline_at: The deadline, None if not computed yet.
+        now: The time of the question.
+    """
+    match state:
+        case State.ATTESTED:
+            return Verdict.ATTESTED
+        case State.WITHDRAWN:
+            return Verdict.WITHDRAWN
+        case State.LOST:
+            return Verdict.UNDECIDABLE
+        case State.DONE:
+            if deadline_at is None:
+                return Verdict.PENDING
+            if done_by is not None and done_by <= deadline_at:
+                return Verdict.MET
+            if done_after is not None and done_after >= deadline_at:
+                return Verdict.MISSED
+            return Verdict.UNDECIDABLE
+        case State.FAILED:
+            return Verdict.PENDING if deadline_at is None or now < deadline_at else Verdict.OVERDUE
+        case State.OPEN:
+            if deadline_at is None or now < deadline_at:
+                return Verdict.PENDING
+            # A job that is not found was perhaps done and forgotten: only a sight of it shows that it was not done.
+            not_done_at = status_after if status == Status.NOT_FOUND else seen_at
+            return Verdict.OVERDUE if not_done_at is not None and not_done_at >= deadline_at else Verdict.UNDECIDABLE
+    assert_never(state)
+
+
+def _end_of(day: date, timezone: ZoneInfo) -> datetime:
+    """Return the instant at which the next local day begins, in UTC.
+
+    Where a change of the clocks skips midnight, fold=0 names the instant of the change (PEP 495): the day begins there.
+    """
+    next_day = day + timedelta(days=1)
+    return datetime(next_day.year, next_day.month, next_day.day, tzinfo=timezone).astimezone(UTC)
