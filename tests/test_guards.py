@@ -1,0 +1,406 @@
+"""Every guard, and the ways past it that were thought of, on both databases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tracker import database, guards
+from tracker.errors import GuardsMissing
+
+NOW = "2026-01-05 10:00:00.000000"
+DIGEST = "0" * 64
+ROWS = {  # a row for each append-only table
+    "sources": "INSERT INTO sources (cluster, base_url, path, timezone, archive_days, lost_after_polls,"
+    f" lost_after_seconds, version, recorded_at) VALUES ('w1', 'https://x', '/p', 'UTC', 5, 5, 172800, '1', '{NOW}')",
+    "gaps": f"INSERT INTO gaps (cluster, began_at, ended_at, cause) VALUES ('w1', '{NOW}', '{NOW}', 'paused')",
+    "seals": "INSERT INTO seals (last_transition_id, last_gap_id, last_source_id, rows, checkpoint, checkpoint_sha256,"
+    f" sealed_at) VALUES (1, 1, 1, 3, 'x', '{DIGEST}', '{NOW}')",
+    "segments": f"INSERT INTO segments (seal_id, part, cluster, rows, sha256) VALUES (1, 1, 'w1', 1, '{DIGEST}')",
+    "transitions": "INSERT INTO transitions (job_id, seq, action, to_state, observed_at, polls)"
+    f" VALUES (1, 1, 'observed', 'open', '{NOW}', 1)",
+}
+
+
+@pytest.fixture
+def filled(engine: sa.Engine) -> sa.Engine:
+    """A database with a job (its registration row comes by itself) and a row in each append-only table."""
+    run(engine, "INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a')")
+    for statement in ROWS.values():
+        run(engine, statement)
+    return engine
+
+
+def run(engine: sa.Engine, *statements: str) -> None:
+    with database.writing(engine) as connection:
+        for statement in statements:
+            database.execute(connection, statement)
+
+
+def refused(engine: sa.Engine, *statements: str) -> None:
+    """Assert that the last statement is refused by a guard or a CHECK, and that nothing stays."""
+    before = contents(engine)
+    with engine.connect() as connection:
+        for statement in statements[:-1]:
+            database.execute(connection, statement)
+        with pytest.raises(sa.exc.DBAPIError):
+            database.execute(connection, statements[-1])
+    assert contents(engine) == before
+
+
+def contents(engine: sa.Engine) -> dict[str, list[tuple[object, ...]]]:
+    with database.reading(engine) as connection:
+        return {
+            table: [tuple(row) for row in connection.exec_driver_sql(f"SELECT * FROM {table} ORDER BY 1, 2")]
+            for table in [*guards.APPEND_ONLY, "jobs"]
+        }
+
+
+def only(engine: sa.Engine, dialect: str) -> None:
+    if engine.dialect.name != dialect:
+        pytest.skip(f"a way that only {dialect} has")
+
+
+@pytest.mark.parametrize("table", guards.APPEND_ONLY)
+def test_history_is_neither_updated_nor_deleted(filled: sa.Engine, table: str) -> None:
+    """UPDATE and DELETE of an append-only row are refused, of all rows and of one."""
+    column = "version" if table == "sources" else "cause" if table == "gaps" else "rows"
+    change = "actor = 'x'" if table == "transitions" else f"{column} = {column}"
+    refused(filled, f"UPDATE {table} SET {change}")
+    refused(filled, f"DELETE FROM {table}")
+    key = "part" if table == "segments" else "id"
+    refused(filled, f"DELETE FROM {table} WHERE {key} = 1")
+
+
+def test_jobs_are_not_deleted(filled: sa.Engine) -> None:
+    """A job stays, also one whose history somebody would be rid of."""
+    refused(filled, "DELETE FROM jobs")
+
+
+@pytest.mark.parametrize("table", [*guards.APPEND_ONLY, "jobs"])
+def test_truncate_is_refused(filled: sa.Engine, table: str) -> None:
+    """TRUNCATE is refused, with CASCADE and under the replica role too."""
+    only(filled, "postgresql")
+    refused(filled, f"TRUNCATE {table}")
+    refused(filled, f"TRUNCATE {table} CASCADE")
+    refused(filled, "SET LOCAL session_replication_role = replica", f"TRUNCATE {table} CASCADE")
+
+
+@pytest.mark.parametrize("table", [*guards.APPEND_ONLY, "jobs"])
+def test_replica_role_does_not_walk_past(filled: sa.Engine, table: str) -> None:
+    """session_replication_role = replica switches ordinary triggers off, not these."""
+    only(filled, "postgresql")
+    replica = "SET LOCAL session_replication_role = replica"
+    refused(filled, replica, f"DELETE FROM {table}")
+    if table != "jobs":
+        refused(filled, replica, f"UPDATE {table} SET {'seq = 9' if table == 'transitions' else 'cluster = cluster'}"
+                if table != "seals" else "UPDATE seals SET rows = 9")  # fmt: skip
+    else:
+        refused(filled, replica, "UPDATE jobs SET jid = 'b'")
+        refused(filled, replica, "INSERT INTO jobs (cluster, jid, state) VALUES ('w1', 'b', 'done')")
+
+
+def with_id(statement: str, columns: str, values: str) -> str:
+    head, tail = statement.split(" VALUES (", 1)
+    return f"{head.replace(' (', f' ({columns}, ', 1)} VALUES ({values}, {tail}"
+
+
+@pytest.mark.parametrize("way", ["INSERT OR REPLACE", "REPLACE", "INSERT OR IGNORE", "INSERT OR FAIL"])
+@pytest.mark.parametrize("table", [*guards.APPEND_ONLY, "jobs"])
+def test_no_row_is_replaced_by_its_id(filled: sa.Engine, table: str, way: str) -> None:
+    """SQLite's REPLACE deletes past a DELETE trigger: refused by the primary key, whatever conflict clause is given."""
+    only(filled, "sqlite")
+    insert = "INSERT INTO jobs (cluster, jid) VALUES ('w9', 'z')" if table == "jobs" else ROWS[table]
+    if table == "segments":
+        statement = insert
+    else:
+        statement = with_id(insert, "id", "1").replace(DIGEST, "1" * 64).replace("(1, 1, 1, 'obs", "(1, 1, 77, 'obs")
+    refused(filled, statement.replace("INSERT", way, 1))
+
+
+@pytest.mark.parametrize("way", ["INSERT OR REPLACE", "REPLACE", "INSERT OR IGNORE"])
+@pytest.mark.parametrize("table", ["transitions", "seals", "segments", "jobs"])
+def test_no_row_is_replaced_by_its_other_key(filled: sa.Engine, table: str, way: str) -> None:
+    """The same by each other unique key: (job_id, seq), checkpoint_sha256, (seal_id, part), (cluster, jid)."""
+    only(filled, "sqlite")
+    statement = "INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a')" if table == "jobs" else ROWS[table]
+    refused(filled, statement.replace("INSERT", way, 1))
+
+
+def test_update_or_replace_is_refused(filled: sa.Engine) -> None:
+    """UPDATE OR REPLACE cannot push a job over another one."""
+    only(filled, "sqlite")
+    run(filled, "INSERT INTO jobs (cluster, jid) VALUES ('w1', 'b')")
+    refused(filled, "UPDATE OR REPLACE jobs SET jid = 'a' WHERE jid = 'b'")
+    refused(filled, "UPDATE OR REPLACE jobs SET id = 1 WHERE jid = 'b'")
+    refused(filled, "UPDATE OR REPLACE transitions SET seq = 0 WHERE seq = 1")
+    refused(filled, "UPDATE OR REPLACE jobs SET rowid = 1 WHERE jid = 'b'")
+
+
+@pytest.mark.parametrize("table", ["transitions", "seals", "segments", "jobs"])
+def test_upsert_does_not_update(filled: sa.Engine, table: str) -> None:
+    """INSERT … ON CONFLICT DO UPDATE is an UPDATE, and refused as one."""
+    key = {
+        "transitions": "(job_id, seq)",
+        "seals": "(checkpoint_sha256)",
+        "segments": "(seal_id, part)",
+        "jobs": "(cluster, jid)",
+    }[table]
+    change = {"transitions": "actor = 'x'", "jobs": "kind = 'export'"}.get(table, "rows = 9")
+    statement = "INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a')" if table == "jobs" else ROWS[table]
+    refused(filled, f"{statement} ON CONFLICT {key} DO UPDATE SET {change}")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "state = 'done'",
+        "state = 'withdrawn'",
+        "status = 'waiting'",
+        f"status_after = '{NOW}'",
+        f"status_by = '{NOW}'",
+        "status_polls = 1",
+        f"seen_at = '{NOW}'",
+        f"ended_after = '{NOW}'",
+        f"ended_by = '{NOW}'",
+        "seq = 1",
+        "polls = 1",
+        "failures = 1",
+        "last_error = 'x'",
+        "leased_by = 'x'",
+        f"leased_until = '{NOW}'",
+        "due_at = NULL",
+        "state = NULL",
+        "polls = NULL",
+    ],
+)
+def test_a_registration_claims_nothing_observed(filled: sa.Engine, claim: str) -> None:
+    """An INSERT into jobs that claims a state, a status or anything else that only a poll shows is refused."""
+    column, value = claim.split(" = ")
+    refused(filled, f"INSERT INTO jobs (cluster, jid, {column}) VALUES ('w1', 'b', {value})")
+
+
+@pytest.mark.parametrize("column", ["received_at", "submitted_at", "registered_at", "due_at", "deadline_at"])
+@pytest.mark.parametrize(
+    "value",
+    ["infinity", "-infinity", "1969-12-31 23:59:59.999999", "9999-01-01 00:00:00.000000", "yesterday-ish", "", "17"],
+)
+def test_no_instant_of_another_shape(filled: sa.Engine, column: str, value: str) -> None:
+    """A time is a real instant that Python can hold; infinity and words are none."""
+    refused(filled, f"INSERT INTO jobs (cluster, jid, {column}) VALUES ('w1', 'b', '{value}')")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-01-05",
+        "2026-01-05 10:00:00",
+        "2026-01-05T10:00:00.000000",
+        "2026-01-05 10:00:00.000000Z",
+        "2026-01-05 10:00:00.000000+02:00",
+        "2026-02-30 10:00:00.000000",
+        "2026-01-05 24:00:00.000000",
+        "2026-01-05 10:60:00.000000",
+        "2026-01-05 10:00:00.000",
+        " 2026-01-05 10:00:00.000000",
+        1767607200,
+        b"2026-01-05 10:00:00.000000",
+    ],
+)
+def test_sqlite_takes_one_shape_of_time(filled: sa.Engine, value: object) -> None:
+    """Text in any other shape would compare wrongly without a word, so SQLite's CHECK refuses it."""
+    only(filled, "sqlite")
+    with pytest.raises(sa.exc.IntegrityError), database.writing(filled) as connection:
+        connection.exec_driver_sql("INSERT INTO jobs (cluster, jid, submitted_at) VALUES ('w1', 'b', ?)", (value,))
+
+
+@pytest.mark.parametrize("value", ["infinity", "2026-02-30", "1969-12-31", "2026-1-5", "2026-01-05 10:00:00.000000x"])
+def test_no_day_of_another_shape(filled: sa.Engine, value: str) -> None:
+    """A day is a real one."""
+    if filled.dialect.name == "postgresql" and value == "2026-1-5":
+        pytest.skip("PostgreSQL reads it, and stores a date")
+    refused(filled, f"INSERT INTO jobs (cluster, jid, extended_on) VALUES ('w1', 'b', '{value}')")
+
+
+@pytest.mark.parametrize("jid", ["", "x" * 256, "a\nb", "a\x1bb", "a\x7fb", "a\x9bb", "\t", "a\x00b"])
+@pytest.mark.parametrize("column", ["jid", "reference", "cluster", "registered_by"])
+def test_no_text_that_is_empty_overlong_or_holds_controls(filled: sa.Engine, column: str, jid: str) -> None:
+    """Empty or over-long text and control characters are refused in every text that a person declares."""
+    values = {"cluster": "w1", "jid": "b"} | {column: jid}
+    names = ", ".join(values)
+    marks = ", ".join(f":{name}" for name in values)
+    with pytest.raises(sa.exc.DBAPIError), database.writing(filled) as connection:
+        connection.execute(sa.text(f"INSERT INTO jobs ({names}) VALUES ({marks})"), values)
+
+
+def test_text_at_the_limits_goes_in(filled: sa.Engine) -> None:
+    """255 characters, spaces, quotes and every alphabet are a jid."""
+    with database.writing(filled) as connection:
+        for jid in ("x" * 255, "é" * 255, "a b", "'\"|\\", "ключ", "😀", "\xa0"):
+            connection.execute(sa.text("INSERT INTO jobs (cluster, jid) VALUES ('w1', :jid)"), {"jid": jid})
+
+
+@pytest.mark.parametrize("change", ["kind = 'erasure'", "kind = ''", "kind = NULL"])
+def test_no_unknown_kind(filled: sa.Engine, change: str) -> None:
+    """A kind that tracker does not know is refused."""
+    refused(filled, f"INSERT INTO jobs (cluster, jid, kind) VALUES ('w1', 'b', {change.split(' = ')[1]})")
+
+
+def test_no_unknown_state(filled: sa.Engine) -> None:
+    """A state that tracker does not know is refused on UPDATE too."""
+    refused(filled, "UPDATE jobs SET state = 'finished'")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "kind = 'export'",
+        "reference = 'R-1'",
+        f"received_at = '{NOW}'",
+        f"submitted_at = '{NOW}'",
+        "extended_on = '2026-03-01'",
+        "jid = 'b'",
+        "cluster = 'w2'",
+        f"registered_at = '{NOW}'",
+        "registered_by = 'nobody'",
+        "id = 9",
+    ],
+)
+def test_declared_columns_do_not_change_by_update(filled: sa.Engine, change: str) -> None:
+    """Facts change by an amendment only: not alone, and not along with a rising seq."""
+    if change == "id = 9" and filled.dialect.name == "postgresql":
+        change = "id = DEFAULT"
+    refused(filled, f"UPDATE jobs SET {change}")
+    refused(filled, f"UPDATE jobs SET {change}, seq = seq + 1")
+
+
+AMENDMENT = (
+    "INSERT INTO transitions (job_id, seq, action, to_state, observed_at, polls, kind, reference)"
+    f" VALUES (1, 2, '%s', 'open', '{NOW}', 1, 'export', 'R-1')"
+)
+
+
+def test_an_amendment_that_is_on_record_goes_through(filled: sa.Engine) -> None:
+    """The guard lets a change through whose facts the transition of the next seq already holds, and no other."""
+    run(filled, "UPDATE jobs SET seq = 1")
+    amend = AMENDMENT % "amended"
+    change = "UPDATE jobs SET seq = 2, kind = 'export', reference = "
+    refused(filled, change + "'R-1'")  # no transition
+    refused(filled, AMENDMENT % "observed", change + "'R-1'")  # of another action
+    refused(filled, amend, change + "'R-2'")  # with other facts
+    refused(filled, amend, change.replace("seq = 2", "seq = 3") + "'R-1'")  # a seq left out
+    refused(filled, amend, change + "'R-1', jid = 'b'")  # what no amendment may change
+    run(filled, amend, change + "'R-1'")
+    with database.reading(filled) as connection:
+        row = connection.exec_driver_sql("SELECT seq, kind, reference FROM jobs").one()
+    assert tuple(row) == (2, "export", "R-1")
+
+
+def test_a_temporary_table_does_not_stand_in_for_the_history(filled: sa.Engine) -> None:
+    """A session's own table named transitions does not satisfy the guard, and does not catch a registration."""
+    columns = (
+        "job_id integer, seq integer, action text, to_state text, observed_at text, polls integer, kind text,"
+        " reference text, received_at {t}, submitted_at {t}, extended_on {d}, actor text"
+    )
+    if filled.dialect.name == "postgresql":
+        table, columns = "pg_temp.transitions", columns.format(t="timestamptz", d="date")
+    else:
+        table, columns = "temp.transitions", columns.format(t="text", d="text")
+    run(filled, "UPDATE jobs SET seq = 1")
+    refused(
+        filled,
+        f"CREATE TEMPORARY TABLE transitions ({columns})",
+        (AMENDMENT % "amended").replace("INTO transitions", f"INTO {table}"),
+        "UPDATE jobs SET seq = 2, kind = 'export', reference = 'R-1'",
+    )
+
+
+def test_the_deadline_is_settled_by_the_first_poll(filled: sa.Engine) -> None:
+    """Plain SQL may leave the deadline out or get it wrong: the poller mends it, and from then on it stays."""
+    run(filled, f"UPDATE jobs SET deadline_on = '2026-02-05', deadline_at = '{NOW}'")
+    run(filled, "UPDATE jobs SET polls = 1, deadline_on = '2026-02-06'")
+    refused(filled, "UPDATE jobs SET deadline_on = '2027-02-06'")
+    refused(filled, "UPDATE jobs SET deadline_at = NULL")
+
+
+def test_plain_sql_registers_a_job(engine: sa.Engine) -> None:
+    """An INSERT that gives cluster and jid only is a whole registration: open, due now, with its row in the history."""
+    before = database.now(engine.connect())
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql("INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a'), ('w1', 'b')")
+    from tracker.models import Job, Transition
+
+    with database.reading(engine) as connection:
+        jobs = connection.execute(sa.select(Job.__table__).order_by(Job.id)).all()
+        history = connection.execute(sa.select(Transition.__table__).order_by(Transition.id)).all()
+    assert [(j.jid, j.kind, j.state, j.status, j.seq, j.polls) for j in jobs] == [
+        (jid, "unknown", "open", None, 0, 0) for jid in "ab"
+    ]
+    for job, row in zip(jobs, history, strict=True):
+        assert abs((job.registered_at - before).total_seconds()) < 5
+        assert job.due_at is not None
+        assert (row.job_id, row.seq, row.action, row.to_state) == (job.id, 0, "registered", "open")
+        assert (row.observed_at, row.actor, row.kind) == (job.registered_at, job.registered_by, "unknown")
+
+
+def test_registration_rows_come_under_the_replica_role_and_by_copy(filled: sa.Engine) -> None:
+    """No way into jobs forgets the history: COPY and the replica role write the registration row too."""
+    only(filled, "postgresql")
+    run(filled, "SET LOCAL session_replication_role = replica", "INSERT INTO jobs (cluster, jid) VALUES ('w1', 'r')")
+    with filled.begin() as connection:
+        cursor: Any = connection.connection.cursor()
+        with cursor.copy("COPY jobs (cluster, jid) FROM STDIN") as copy:
+            copy.write("w1\tc1\nw1\tc2\n")
+    with database.reading(filled) as connection:
+        missing = connection.exec_driver_sql(
+            "SELECT count(*) FROM jobs j WHERE NOT EXISTS"
+            " (SELECT 1 FROM transitions t WHERE t.job_id = j.id AND t.seq = 0)"
+        ).scalar_one()
+    assert missing == 0
+
+
+def test_an_id_is_given_by_the_database(filled: sa.Engine) -> None:
+    """Plain INSERT cannot choose its place in the history on PostgreSQL."""
+    only(filled, "postgresql")
+    refused(filled, with_id(ROWS["transitions"], "id", "77").replace("(77, 1, 1,", "(77, 1, 9,"))
+
+
+def drop(engine: sa.Engine, name: str) -> str:
+    if engine.dialect.name == "sqlite":
+        return f"DROP TRIGGER {name}"
+    table = next(t for n, (t, _, _) in guards._postgresql_triggers().items() if n == name)
+    return f"DROP TRIGGER {name} ON {table}"
+
+
+def test_check_names_a_missing_guard(engine: sa.Engine) -> None:
+    """A guard that was dropped is named, with the way out."""
+    with database.reading(engine) as connection:
+        guards.check(connection)
+    run(engine, drop(engine, "guard_jobs_claim"))
+    missing = pytest.raises(GuardsMissing, match=r"guard_jobs_claim is missing.*upgrade")
+    with database.reading(engine) as connection, missing:
+        guards.check(connection)
+
+
+def test_check_names_an_altered_guard(engine: sa.Engine) -> None:
+    """A guard put back with another body, switched off, or a foreign trigger is found."""
+    if engine.dialect.name == "sqlite":
+        run(
+            engine,
+            "DROP TRIGGER guard_gaps_delete",
+            "CREATE TRIGGER guard_gaps_delete BEFORE DELETE ON gaps BEGIN SELECT 1; END",
+            "CREATE TRIGGER mine AFTER INSERT ON transitions BEGIN SELECT 1; END",
+        )
+        expected = ["guard guard_gaps_delete is altered", "trigger mine is not tracker's"]
+    else:
+        run(
+            engine,
+            "ALTER TABLE gaps DISABLE TRIGGER guard_gaps_change",
+            "CREATE OR REPLACE FUNCTION tracker_refuse_claim() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN RETURN NEW; END'",
+        )
+        expected = ["guard guard_gaps_change is altered", "guard guard_jobs_claim is altered"]
+    with database.reading(engine) as connection:
+        assert sorted(guards.problems(connection)) == expected

@@ -1,0 +1,262 @@
+"""Engines, transactions, the schema's version.
+
+Owns how each database is opened so that nothing is lost (the pragmas, the locks, the time-outs), the two kinds of
+transaction (`reading`, `writing`), the database's clock, and the translation of its errors. What is in it is other
+rooms': tables in ``models``, guards in ``guards``, views in ``reports.views``.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
+
+HEAD = "0001"  # the revision this version needs; a test compares it with the migrations
+
+# Python's own sqlite3 is often a SQLite whose WAL can lose commits when several connections write (3.7.0 to 3.51.2):
+# https://sqlite.org/wal.html#walreset
+try:
+    import pysqlite3 as _pysqlite3
+
+    _sqlite: ModuleType = _pysqlite3
+except ImportError:
+    _sqlite = sqlite3
+
+BUSY_SECONDS = 30  # how long a writer waits for SQLite's one write lock
+LOCK_SECONDS = 30  # PostgreSQL: how long a statement waits for a lock
+IDLE_SECONDS = 60  # PostgreSQL: a transaction that does nothing for so long is ended: it would hold up the sealer
+
+
+def sqlite_library() -> tuple[str, bool]:
+    """Return SQLite's version and whether its WAL is safe with several connections."""
+    version = tuple(int(part) for part in _sqlite.sqlite_version.split("."))
+    return _sqlite.sqlite_version, version >= (3, 51, 3) or version in ((3, 44, 6), (3, 50, 7))
+
+
+def create_engine(url: str, *, make: bool = False) -> sa.Engine:
+    """Return an engine for *url*; nothing is opened yet.
+
+    Args:
+        url: ``sqlite:///file`` or ``postgresql+psycopg://…``.
+        make: Whether a missing SQLite file is made; else opening it raises DatabaseMissing.
+
+    Raises:
+        BadConfiguration: The URL is none, is of another database, or its driver is not installed.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise BadConfiguration(
+            "TRACKER_DATABASE_URL is no database URL: write sqlite:///tracker.db or postgresql+psycopg://user@host/name"
+        ) from None
+    if parsed.get_backend_name() == "sqlite":
+        engine = _sqlite_engine(parsed, make)
+    elif parsed.get_backend_name() == "postgresql":
+        engine = _postgresql_engine(parsed)
+    else:
+        raise BadConfiguration(
+            f"TRACKER_DATABASE_URL: {parsed.get_backend_name()} is not supported: sqlite or postgresql+psycopg is"
+        )
+    event.listen(engine, "handle_error", _translate)
+    return engine
+
+
+def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
+    if not url.database or url.database == ":memory:":
+        raise BadConfiguration("TRACKER_DATABASE_URL: a database in memory forgets: name a file, as sqlite:///tracker.db")
+    path = Path(url.database)
+
+    def connect() -> sqlite3.Connection:
+        if not make and not path.is_file():
+            raise DatabaseMissing(f"there is no database at {path}: make it with `tracker db upgrade`")
+        uri = f"file:{quote(str(path.absolute()))}?mode={'rwc' if make else 'rw'}"
+        connection: sqlite3.Connection = _sqlite.connect(
+            uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
+        )
+        connection.execute("PRAGMA foreign_keys = ON")
+        if sqlite_library()[1]:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        else:
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("PRAGMA synchronous = EXTRA")
+        return connection
+
+    engine = sa.create_engine(url, module=_sqlite, creator=connect)
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # Not the driver's own BEGIN: it comes after the first SELECT, and updates based on that read are lost.
+        reading = connection.get_execution_options().get("tracker_reading", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgresql_engine(url: sa.URL) -> sa.Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    try:
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+    except ModuleNotFoundError:
+        raise BadConfiguration(
+            "TRACKER_DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'tracker[postgres]'"
+        ) from None
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, record: object) -> None:
+        autocommit, connection.autocommit = connection.autocommit, True
+        connection.execute("SET TIME ZONE 'UTC'")
+        connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+        connection.autocommit = autocommit
+
+    return engine
+
+
+def _translate(context: sa.engine.ExceptionContext) -> None:
+    """Turn what the network, the disk or another process can cause into DatabaseUnavailable."""
+    original = context.original_exception
+    if not isinstance(context.sqlalchemy_exception, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+        return
+    lines = str(original).strip().splitlines()
+    text = lines[0] if lines else type(original).__name__
+    if "no such table" in text or "no such column" in text:
+        return  # a schema of another version: `require_schema` has the words for it
+    raise DatabaseUnavailable(f"the database is not available: {text}") from original
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Yield a connection in a transaction that may write; it commits at the end and rolls back on an error.
+
+    Raises:
+        DatabaseUnavailable: The database did not answer, is locked or full. After a lost COMMIT nobody knows whether
+            it was written: callers write so that doing it again is harmless.
+    """
+    with engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Yield a connection that sees one state of the database throughout, writes nothing and holds no writer up."""
+    options: dict[str, Any] = {"tracker_reading": True}
+    if engine.dialect.name == "postgresql":
+        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    with engine.connect().execution_options(**options) as connection:
+        yield connection
+
+
+def now(connection: sa.Connection) -> datetime:
+    """Return the database's time (aware UTC): one clock for all daemons on it.
+
+    SQLite is a library on this machine, so its clock is this machine's; asked here it has microseconds.
+    """
+    if connection.dialect.name == "sqlite":
+        return datetime.now(UTC)
+    value: datetime = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
+    return value.astimezone(UTC)
+
+
+def execute(connection: sa.Connection, statement: str) -> None:
+    """Execute DDL as it stands: psycopg would read a `%` as a placeholder, and sa.text() a `:` as a bind."""
+    connection.exec_driver_sql(statement if connection.dialect.name == "sqlite" else statement.replace("%", "%%"))
+
+
+def open_database(url: str) -> sa.Engine:
+    """Return an engine on a database that is there, answers and has this version's schema.
+
+    Raises:
+        DatabaseMissing, SchemaMismatch, DatabaseUnavailable: With the way out.
+    """
+    engine = create_engine(url)
+    try:
+        with reading(engine) as connection:
+            require_schema(connection)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def revision(connection: sa.Connection) -> str | None:
+    """Return the schema's revision, or None where there is no schema of ours."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    value: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return value
+
+
+def require_schema(connection: sa.Connection) -> None:
+    """Raise SchemaMismatch unless the schema is this version's."""
+    found = revision(connection)
+    if found == HEAD:
+        return
+    if found is None:
+        raise SchemaMismatch("the database is empty: run `tracker db upgrade`")
+    if found < HEAD:
+        raise SchemaMismatch(f"the database has revision {found}, this version needs {HEAD}: run `tracker db upgrade`")
+    raise SchemaMismatch(f"the database has revision {found}, newer than {HEAD} of this version: install a newer tracker")
+
+
+def migrations() -> Path:
+    """Return the folder of the migrations: the repository's, or the one in the wheel."""
+    here = Path(__file__).parent
+    for folder in (here / "_migrations", here.parent / "migrations"):
+        if (folder / "env.py").is_file():
+            return folder
+    raise BadConfiguration("the migrations are missing from this installation: install tracker again")
+
+
+def upgrade(url: str, told: Callable[[str], None] = lambda line: None) -> None:
+    """Bring the schema at *url* to this version, guards and views included; a missing SQLite file is made.
+
+    Args:
+        url: The database's URL.
+        told: Is given one line for each thing done.
+
+    Raises:
+        BadConfiguration, SchemaMismatch, DatabaseUnavailable: Nothing was changed.
+    """
+    from alembic import command
+    from alembic.config import Config
+
+    engine = create_engine(url, make=True)
+    parent = Path(engine.url.database or "").parent
+    if engine.dialect.name == "sqlite" and not parent.is_dir():
+        raise DatabaseMissing(f"there is no folder {parent} for the database: make it, or change TRACKER_DATABASE_URL")
+    config = Config()
+    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
+    config.attributes["engine"] = engine
+    try:
+        with reading(engine) as connection:
+            before = revision(connection)
+            if before is not None and before > HEAD:
+                require_schema(connection)
+        command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+    shown = engine.url.render_as_string(hide_password=True)
+    if before == HEAD:
+        told(f"{shown} has this version's schema ({HEAD}); guards and views made anew")
+    else:
+        told(f"{shown} upgraded from {before or 'empty'} to {HEAD}")
+
+
+def worker_name() -> str:
+    """Return a name for this process that no other has: host, process id and a random part."""
+    import socket
+
+    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(3).hex()}"

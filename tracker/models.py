@@ -1,0 +1,346 @@
+"""The tables, as SQLAlchemy sees them, and the way between their rows and the values that decisions take.
+
+Owns the columns and what each means. The CHECKs live with the migrations, the guards in ``guards`` and the views in
+``reports/views``: one definition each. Only ``intake``, ``poller`` and ``operate`` write jobs.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import Any, ClassVar, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from tracker import status
+from tracker.status import Action, Anomaly, Cause, Kind, State
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """An instant: aware UTC in Python, timestamptz on PostgreSQL, ``YYYY-MM-DD HH:MM:SS.ffffff`` on SQLite.
+
+    A naive datetime raises ValueError: SQLAlchemy's own type drops the offset silently on SQLite.
+    """
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time without offset cannot be stored: {value!r}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _word(enum: type[E]) -> sa.Enum:
+    """An enum stored by its value as text; the database's CHECK refuses every other word."""
+    return sa.Enum(enum, native_enum=False, length=None, values_callable=lambda e: [str(member.value) for member in e])
+
+
+BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite's AUTOINCREMENT wants the type INTEGER
+
+
+class Base(DeclarativeBase):
+    """The registry of the tables."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime(),
+        date: sa.Date(),
+        str: sa.String(),
+        Kind: _word(Kind),
+        State: _word(State),
+        Action: _word(Action),
+        Anomaly: _word(Anomaly),
+        Cause: _word(Cause),
+    }
+
+
+def _id() -> Mapped[int]:
+    """An id that the database gives and never gives again."""
+    return mapped_column(BigId, sa.Identity(always=True), primary_key=True)
+
+
+class Job(Base):
+    """A job: in its declared and observed columns the replay of its transitions (but for seen_at and status_polls)."""
+
+    __tablename__ = "jobs"
+    __table_args__: Any = (
+        sa.UniqueConstraint("cluster", "jid"),
+        sa.Index(None, "cluster", "due_at"),  # the claim: due jobs of a cluster, oldest first; ended jobs hold NULL
+        sa.Index(None, "jid"),  # `tracker show JID` without a cluster
+        sa.Index(None, "reference"),  # `tracker jobs --reference` and the jobs of one person's request
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = _id()
+    # declared by people
+    cluster: Mapped[str]
+    jid: Mapped[str]
+    kind: Mapped[Kind] = mapped_column(server_default="unknown")
+    reference: Mapped[str | None]  # the request's ticket: groups the jobs of one person's request
+    received_at: Mapped[datetime | None]  # the request reached the company
+    submitted_at: Mapped[datetime | None]  # the job was submitted to Elevate
+    extended_on: Mapped[date | None]  # the last day, if the deadline was extended (Article 12(3))
+    registered_at: Mapped[datetime]  # the database fills it
+    registered_by: Mapped[str]  # the database fills it
+    # derived from what is declared; the poller fills it for jobs that came by plain SQL
+    deadline_on: Mapped[date | None]  # the last day, in the legal time zone
+    deadline_at: Mapped[datetime | None]  # the instant that day ends
+    # observed
+    state: Mapped[State] = mapped_column(server_default="open")
+    status: Mapped[str | None]  # what Elevate said last, verbatim
+    status_after: Mapped[datetime | None]  # it began not before this: NULL if no other status had been seen
+    status_by: Mapped[datetime | None]  # it began no later than this
+    status_polls: Mapped[int] = mapped_column(server_default="0")  # valid answers in a row that said so
+    seen_at: Mapped[datetime | None]  # the last valid answer's request was sent
+    ended_after: Mapped[datetime | None]
+    ended_by: Mapped[datetime | None]
+    seq: Mapped[int] = mapped_column(server_default="0")  # of its newest transition
+    # working
+    due_at: Mapped[datetime | None]  # next poll; NULL once ended
+    polls: Mapped[int] = mapped_column(server_default="0")
+    failures: Mapped[int] = mapped_column(server_default="0")  # in a row
+    last_error: Mapped[str | None]  # class and code, never a body
+    leased_by: Mapped[str | None]  # the worker that is asking
+    leased_until: Mapped[datetime | None]  # on the database's clock
+
+
+class Transition(Base):
+    """A change of a job's status, state or declared facts. Append-only; seq 0 is written by a trigger."""
+
+    __tablename__ = "transitions"
+    __table_args__: Any = (
+        sa.UniqueConstraint("job_id", "seq"),  # each transition exactly once; also a job's timeline
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = _id()
+    job_id: Mapped[int] = mapped_column(sa.ForeignKey("jobs.id"))
+    seq: Mapped[int]
+    action: Mapped[Action]
+    from_status: Mapped[str | None]
+    to_status: Mapped[str | None]
+    from_state: Mapped[State | None]
+    to_state: Mapped[State]
+    last_seen_at: Mapped[datetime | None]  # the request that last saw the old status was sent
+    observed_at: Mapped[datetime]  # the answer that first showed the new one was complete, or the action was taken
+    server_date: Mapped[datetime | None]  # the answer's HTTP Date, or what an attesting operator claims: not our clock
+    source_id: Mapped[int | None] = mapped_column(sa.ForeignKey("sources.id"))
+    polls: Mapped[int] = mapped_column(server_default="0")  # so far
+    actor: Mapped[str | None]
+    anomaly: Mapped[Anomaly | None]
+    reason: Mapped[str | None]  # an operator's words
+    # the declared facts, on rows `registered` and `amended`
+    kind: Mapped[Kind | None]
+    reference: Mapped[str | None]
+    received_at: Mapped[datetime | None]
+    submitted_at: Mapped[datetime | None]
+    extended_on: Mapped[date | None]
+
+
+class Source(Base):
+    """Where answers came from: a row whenever a daemon starts with another configuration. Append-only."""
+
+    __tablename__ = "sources"
+    __table_args__: Any = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = _id()
+    cluster: Mapped[str]
+    base_url: Mapped[str]
+    path: Mapped[str]
+    timezone: Mapped[str]
+    archive_days: Mapped[int]
+    lost_after_polls: Mapped[int]
+    lost_after_seconds: Mapped[int]
+    version: Mapped[str]  # tracker's
+    recorded_at: Mapped[datetime]
+
+
+class Gap(Base):
+    """A stretch in which nothing could be observed of a cluster, written when observation resumes. Append-only."""
+
+    __tablename__ = "gaps"
+    __table_args__: Any = (
+        sa.Index(None, "cluster", "began_at"),  # the gaps that explain a job's wide bounds
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = _id()
+    cluster: Mapped[str]
+    began_at: Mapped[datetime]
+    ended_at: Mapped[datetime]
+    cause: Mapped[Cause]
+    detail: Mapped[str | None]
+
+
+class Cluster(Base):
+    """What the daemons on one database share about a cluster: its pause, its open gap and its rate."""
+
+    __tablename__ = "clusters"
+
+    cluster: Mapped[str] = mapped_column(primary_key=True)
+    answered_at: Mapped[datetime | None]  # the last valid answer was complete
+    paused_until: Mapped[datetime | None]
+    pause_cause: Mapped[Cause | None]
+    gap_began_at: Mapped[datetime | None]  # the gap that is still open
+    gap_cause: Mapped[Cause | None]
+    gap_detail: Mapped[str | None]
+    next_request_at: Mapped[datetime | None]  # the next free place in the rate, on the database's clock
+
+
+class Worker(Base):
+    """A daemon, alive or stopped; beats go by the database's clock."""
+
+    __tablename__ = "workers"
+
+    worker: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    version: Mapped[str]
+    started_at: Mapped[datetime]
+    beat_at: Mapped[datetime]
+    stopped_at: Mapped[datetime | None]
+
+
+class Seal(Base):
+    """A checkpoint over everything up to some ids. Append-only."""
+
+    __tablename__ = "seals"
+    __table_args__: Any = (
+        sa.Index(None, "last_transition_id"),  # which seal closed a transition (report_transitions.seal_id)
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = _id()
+    last_transition_id: Mapped[int] = mapped_column(BigId)
+    last_gap_id: Mapped[int] = mapped_column(BigId)
+    last_source_id: Mapped[int] = mapped_column(BigId)
+    rows: Mapped[int] = mapped_column(BigId)
+    previous_sha256: Mapped[str | None]
+    checkpoint: Mapped[str]  # its whole text, signatures included
+    checkpoint_sha256: Mapped[str] = mapped_column(unique=True)
+    sealed_at: Mapped[datetime]
+    key_id: Mapped[str | None]
+
+
+class Segment(Base):
+    """The sealed rows of one cluster, at most 1,000 of them, as their SHA-256. Append-only."""
+
+    __tablename__ = "segments"
+
+    seal_id: Mapped[int] = mapped_column(sa.ForeignKey("seals.id"), primary_key=True)
+    part: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    cluster: Mapped[str]
+    rows: Mapped[int]
+    sha256: Mapped[str]
+
+
+JOBS = sa.inspect(Job).local_table
+TRANSITIONS = sa.inspect(Transition).local_table
+CLUSTERS = sa.inspect(Cluster).local_table
+"""The tables for SQLAlchemy Core, which the poller's and the intake's speed needs."""
+
+
+def facts_of(row: sa.Row[Any]) -> status.Facts:
+    """Return the declared facts in a row of jobs, or of a ``registered`` or ``amended`` transition."""
+    return status.Facts(row.kind, row.reference, row.received_at, row.submitted_at, row.extended_on)
+
+
+def job_of(row: sa.Row[Any]) -> status.Job:
+    """Return what decisions need of a row of jobs that holds at least the declared and observed columns."""
+    return status.Job(
+        facts=facts_of(row),
+        registered_at=row.registered_at,
+        registered_by=row.registered_by,
+        state=row.state,
+        status=row.status,
+        status_after=row.status_after,
+        status_by=row.status_by,
+        status_polls=row.status_polls,
+        seen_at=row.seen_at,
+        ended_after=row.ended_after,
+        ended_by=row.ended_by,
+        seq=row.seq,
+        polls=row.polls,
+    )
+
+
+def observed_values(job: status.Job) -> dict[str, Any]:
+    """Return the observed columns of jobs, as *job* has them; declared ones change by an amendment only."""
+    return {
+        "state": job.state,
+        "status": job.status,
+        "status_after": job.status_after,
+        "status_by": job.status_by,
+        "status_polls": job.status_polls,
+        "seen_at": job.seen_at,
+        "ended_after": job.ended_after,
+        "ended_by": job.ended_by,
+        "seq": job.seq,
+        "polls": job.polls,
+    }
+
+
+def facts_values(facts: status.Facts | None) -> dict[str, Any]:
+    """Return the columns of the declared facts, NULL where there are none."""
+    columns = ("kind", "reference", "received_at", "submitted_at", "extended_on")
+    return {column: None if facts is None else getattr(facts, column) for column in columns}
+
+
+def transition_of(row: sa.Row[Any]) -> status.Transition:
+    """Return the transition in a row of transitions."""
+    return status.Transition(
+        seq=row.seq,
+        action=row.action,
+        from_status=row.from_status,
+        to_status=row.to_status,
+        from_state=row.from_state,
+        to_state=row.to_state,
+        last_seen_at=row.last_seen_at,
+        observed_at=row.observed_at,
+        server_date=row.server_date,
+        polls=row.polls,
+        actor=row.actor,
+        anomaly=row.anomaly,
+        reason=row.reason,
+        facts=facts_of(row) if row.action in (Action.REGISTERED, Action.AMENDED) else None,
+    )
+
+
+def transition_values(job_id: int, transition: status.Transition, source_id: int | None = None) -> dict[str, Any]:
+    """Return the row of transitions for *transition*, without its id."""
+    return {
+        "job_id": job_id,
+        "seq": transition.seq,
+        "action": transition.action,
+        "from_status": transition.from_status,
+        "to_status": transition.to_status,
+        "from_state": transition.from_state,
+        "to_state": transition.to_state,
+        "last_seen_at": transition.last_seen_at,
+        "observed_at": transition.observed_at,
+        "server_date": transition.server_date,
+        "source_id": source_id,
+        "polls": transition.polls,
+        "actor": transition.actor,
+        "anomaly": transition.anomaly,
+        "reason": transition.reason,
+        **facts_values(transition.facts),
+    }

@@ -1,0 +1,61 @@
+"""The views, the SQL interface: one ``.sql`` file each, the same names and columns on both databases.
+
+Owns the files, the macros in which the two databases differ (``macros.sql``), and making and dropping the views. They
+hold no data, so ``env.py`` of the migrations drops them before the revisions run and makes today's after.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import sqlalchemy as sa
+
+from tracker import database
+
+VIEWS = ("report_jobs", "report_durations", "report_transitions")  # a view may use those before it
+
+
+def sql(name: str, dialect: str) -> str:
+    """Return the SELECT behind the view *name* for *dialect* (``sqlite`` or ``postgresql``)."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    def source(file: str) -> str:
+        return files(__package__).joinpath(file).read_text(encoding="utf-8")
+
+    environment = Environment(  # noqa: S701 - it is SQL, not HTML, and none of it comes from outside
+        loader=FunctionLoader(source), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["sqlite"] = dialect == "sqlite"
+    return environment.get_template(f"{name}.sql").render().strip()
+
+
+def create(connection: sa.Connection) -> None:
+    """Make the views; none may be there."""
+    for name in VIEWS:
+        database.execute(connection, f"CREATE VIEW {name} AS\n{sql(name, connection.dialect.name)}")
+
+
+def drop(connection: sa.Connection) -> None:
+    """Drop every report view that is there, those of another version included."""
+    present = sa.inspect(connection).get_view_names()
+    for name in (*reversed(VIEWS), *sorted(v for v in present if v.startswith("report_") and v not in VIEWS)):
+        if name in present:
+            connection.exec_driver_sql(f"DROP VIEW {name}")
+
+
+def problems(connection: sa.Connection) -> list[str]:
+    """Return a line for each view that is missing or altered. On PostgreSQL it makes temporary views: roll back."""
+    present = sa.inspect(connection).get_view_names()
+    found = [f"view {name} is missing" for name in VIEWS if name not in present]
+    for name in (n for n in VIEWS if n in present):
+        if connection.dialect.name == "sqlite":
+            row = connection.execute(sa.text("SELECT sql FROM sqlite_master WHERE name = :name"), {"name": name})
+            same = row.scalar_one() == f"CREATE VIEW {name} AS\n{sql(name, 'sqlite')}"
+        else:  # PostgreSQL keeps a parsed form: let it parse ours too, and compare
+            ours = sql(name, "postgresql")
+            database.execute(connection, f"CREATE TEMPORARY VIEW tracker_check_{name} AS {ours}")
+            query = sa.text("SELECT pg_get_viewdef(to_regclass(:a)) = pg_get_viewdef(to_regclass(:b))")
+            same = connection.execute(query, {"a": name, "b": f"pg_temp.tracker_check_{name}"}).scalar_one()
+        if not same:
+            found.append(f"view {name} is altered")
+    return found

@@ -1,0 +1,45 @@
+{# What the two databases say differently. Instants are microsecond-exact: SQLite's date functions count milliseconds,
+   so the seconds come from strftime('%s') and the six digits are taken as they are. #}
+{% macro now() -%}
+{% if sqlite %}strftime('%Y-%m-%d %H:%M:%f000', 'now'){% else %}clock_timestamp(){% endif %}
+{%- endmacro %}
+
+{% macro microseconds(t) -%}
+(CAST(strftime('%s', substr({{ t }}, 1, 19)) AS INTEGER) * 1000000 + CAST(substr({{ t }}, 21, 6) AS INTEGER))
+{%- endmacro %}
+
+{# Seconds from a to b, as a double; NULL if either is. #}
+{% macro seconds(a, b) -%}
+{% if sqlite -%}
+(({{ microseconds(b) }} - {{ microseconds(a) }}) / 1000000.0)
+{%- else -%}
+CAST(EXTRACT(EPOCH FROM ({{ b }} - {{ a }})) AS double precision)
+{%- endif %}
+{%- endmacro %}
+
+{% macro plus_days(t, days) -%}
+{% if sqlite -%}
+(strftime('%Y-%m-%d %H:%M:%S', substr({{ t }}, 1, 19), '+{{ days }} days') || substr({{ t }}, 20))
+{%- else -%}
+({{ t }} + interval '{{ days * 24 }} hours')
+{%- endif %}
+{%- endmacro %}
+
+{% macro greatest(a, b) -%}
+{% if sqlite %}max({{ a }}, {{ b }}){% else %}greatest({{ a }}, {{ b }}){% endif %}
+{%- endmacro %}
+
+{# The verdict on a row of jobs, as DESIGN.md has it; deadline.verdict() says the same in Python.
+   While Elevate says not_found a job is not *seen not done*: the last that was is where not_found began. #}
+{% macro verdict(j) -%}
+CASE
+        WHEN {{ j }}.state IN ('attested', 'withdrawn') THEN {{ j }}.state
+        WHEN {{ j }}.state = 'done' AND {{ j }}.ended_by <= {{ j }}.deadline_at THEN 'met'
+        WHEN {{ j }}.state = 'done' AND coalesce({{ j }}.ended_after, {{ j }}.submitted_at) >= {{ j }}.deadline_at THEN 'missed'
+        WHEN {{ j }}.state IN ('done', 'lost') THEN 'undecidable'
+        WHEN {{ j }}.deadline_at IS NULL OR {{ j }}.deadline_at > {{ now() }} THEN 'pending'
+        WHEN {{ j }}.state = 'failed' THEN 'overdue'
+        WHEN CASE {{ j }}.status WHEN 'not_found' THEN {{ j }}.status_after ELSE {{ j }}.seen_at END >= {{ j }}.deadline_at THEN 'overdue'
+        ELSE 'undecidable'
+    END
+{%- endmacro %}

@@ -1,0 +1,25 @@
+{% from 'macros.sql' import now, seconds, verdict %}
+SELECT
+    j.cluster,
+    j.jid,
+    j.kind,
+    j.reference,
+    j.state,
+    j.status,
+    CASE WHEN j.status IS NOT NULL THEN coalesce(j.status_after, j.submitted_at) END AS status_after,
+    j.status_by,
+    j.seen_at,
+    j.submitted_at,
+    j.registered_at,
+    j.registered_by,
+    j.received_at,
+    j.deadline_on,
+    {{ verdict('j') }} AS verdict,
+    CASE WHEN j.state = 'done' THEN coalesce(j.ended_after, j.submitted_at) ELSE j.ended_after END AS ended_after,
+    j.ended_by,
+    j.due_at AS next_poll_at,
+    {{ seconds('coalesce(j.submitted_at, j.registered_at)', 'coalesce(j.ended_by, ' ~ now() ~ ')') }} AS age_seconds,
+    j.polls,
+    j.failures,
+    j.last_error
+FROM jobs j
