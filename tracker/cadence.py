@@ -1,0 +1,195 @@
+"""When to ask about a job next: requests are spent where the vendor's calendar says that something may happen.
+
+Owns: the nights of waiting, the growing intervals afterwards, the polls around a deadline, and the backoff after an
+error of one job. Pure: the time and the random number are arguments. Leaves alone: the pauses of a whole cluster and
+its rate (``poller``), which also grows ``delay_per_poll`` when the cluster cannot keep up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from functools import lru_cache
+from math import sqrt
+from typing import Final
+from zoneinfo import ZoneInfo
+
+from tracker.status import Job, State, Status
+
+NIGHT_HOURS: Final = (timedelta(), timedelta(hours=2), timedelta(hours=6))
+"""When the polls of a night are, after local midnight, as time that passes (not as the clock on the wall shows it), so
+that each exists once in every night, however the clocks change in it."""
+NIGHT_DELAY: Final = timedelta(minutes=5)
+"""Elevate needs a moment after midnight to begin; ours."""
+NIGHT_SPREAD: Final = timedelta(minutes=10)
+"""All waiting jobs are polled in the same nights: spread, so that they do not come all at once; ours."""
+
+SHORTEST: Final = timedelta(seconds=15)
+LONGEST: Final = timedelta(hours=6)
+"""Bounds of a growing interval, before its jitter of ±10 %."""
+FIRST_WAIT: Final = timedelta(seconds=60)
+"""The wait after the first ``not_found``, or the first error; it doubles up to `LONGEST`; ours."""
+
+WINDOW: Final = timedelta(minutes=15)
+"""A job is polled in this window before its deadline, and in the one after it."""
+LAST_MINUTE: Final = timedelta(minutes=1)
+"""The poll before a deadline is due no later than this before it: the request has to be sent and answered in time."""
+LEAST: Final = timedelta(seconds=1)
+"""A poll moved into a window is no sooner than this after the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """What the cadence of one cluster depends on.
+
+    Attributes:
+        timezone: Where Elevate's next day begins.
+        archive_days: Days after the submission until its data is archived and the job can run.
+        delay_per_poll: What one request may cost in delay; already grown by the cluster's overload.
+    """
+
+    timezone: ZoneInfo
+    archive_days: int = 5
+    delay_per_poll: timedelta = timedelta(seconds=60)
+
+
+class Why(StrEnum):
+    """Why a poll is planned when it is, in words for a person."""
+
+    FIRST = "no answer yet"
+    REOPENED = "reopened"
+    NOT_FOUND = "not found: growing waits"
+    NIGHT = "before its archive day: three times a night"
+    ARCHIVED = "since its archive day: waits grow with its age"
+    RUNNING = "running: waits grow with its age"
+    BEFORE_DEADLINE = "just before its deadline"
+    AFTER_DEADLINE = "just after its deadline"
+    ERROR = "after an error: growing waits"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """When the next poll is due (aware UTC), and why then."""
+
+    due_at: datetime
+    why: Why
+
+
+def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, rhythm: Rhythm) -> Plan:
+    """Return when to ask about an open job next, after an answer.
+
+    A job that was never answered, or not since it was reopened, is due at once, which is *now*; any other later than
+    *now*. The growing interval is that of R. Barlow, L. Hunter, F. Proschan, "Optimum checking procedures", 1963.
+
+    Args:
+        job: The job as the answer left it.
+        deadline_at: Its deadline, None if not computed.
+        now: The time, aware UTC, not before the answer was complete.
+        u: Uniform random number in [0, 1): spreads an interval by ±10 %, also at its bounds, and a poll over its
+            night's or its deadline's window.
+        rhythm: The cluster's.
+
+    Raises:
+        ValueError: *job* has ended.
+    """
+    if job.state is not State.OPEN:
+        raise ValueError(f"the job is {job.state}: an ended job is not polled")
+    if job.seen_at is None:
+        return Plan(now, Why.FIRST)
+    if job.status_polls == 0:
+        return Plan(now, Why.REOPENED)
+    if job.status == Status.NOT_FOUND:
+        plan = Plan(now + _doubling(job.status_polls, u), Why.NOT_FOUND)
+    elif job.status == Status.RUNNING and job.status_by is not None:
+        plan = Plan(now + _growing(now - job.status_by, u, rhythm.delay_per_poll), Why.RUNNING)
+    else:
+        # A time in the future is a mistake, and must not keep the job from being polled.
+        began_at = min(job.facts.submitted_at or job.registered_at, now)
+        began_on = began_at.astimezone(rhythm.timezone).date()
+        archived_at = _midnight(rhythm.timezone, began_on + timedelta(days=rhythm.archive_days))
+        if now < archived_at:
+            plan = Plan(_next_night(began_on, now, u, rhythm.timezone), Why.NIGHT)
+        else:
+            plan = Plan(now + _growing(now - archived_at, u, rhythm.delay_per_poll), Why.ARCHIVED)
+    return _around_deadline(plan, deadline_at, job.seen_at, now, u)
+
+
+def retry_poll(failures: int, deadline_at: datetime | None, now: datetime, u: float) -> Plan:
+    """Return when to ask about a job again, after an error of its own; always later than *now*.
+
+    Args:
+        failures: Its errors in a row, this one included.
+        deadline_at: Its deadline, None if not computed.
+        now: The time, aware UTC.
+        u: Uniform random number in [0, 1): spreads the wait by ±10 %, also at its longest.
+
+    Raises:
+        ValueError: *failures* is not positive.
+    """
+    if failures < 1:
+        raise ValueError(f"{failures} failures: there is nothing to retry")
+    plan = Plan(now + _doubling(failures, u), Why.ERROR)
+    # The request may have been sent as long ago as that: one at a window's very edge does not serve it.
+    return _around_deadline(plan, deadline_at, now - LAST_MINUTE, now, u)
+
+
+def _jittered(interval: timedelta, u: float) -> timedelta:
+    """Return *interval* ±10 %. Applied after the bounds, lest all jobs at a bound wake together."""
+    return interval * (0.9 + 0.2 * u)
+
+
+def _doubling(times: int, u: float) -> timedelta:
+    doubled = FIRST_WAIT * 2 ** min(times - 1, 10)  # the tenth doubling is past LONGEST: no need of larger numbers
+    return _jittered(min(doubled, LONGEST), u)
+
+
+def _growing(age: timedelta, u: float, delay_per_poll: timedelta) -> timedelta:
+    interval = timedelta(seconds=sqrt(max(0.0, 2 * delay_per_poll.total_seconds() * age.total_seconds())))
+    return _jittered(min(max(interval, SHORTEST), LONGEST), u)
+
+
+@lru_cache(maxsize=8192)  # a few dates serve thousands of jobs, and the change of zones is the dear part
+def _midnight(timezone: ZoneInfo, day: date) -> datetime:
+    """Return the instant at which a local day begins, in UTC.
+
+    Where a change of the clocks skips midnight, fold=0 names the instant of the change (PEP 495): the day begins there.
+    """
+    return datetime(day.year, day.month, day.day, tzinfo=timezone).astimezone(UTC)
+
+
+def _next_night(began_on: date, now: datetime, u: float, timezone: ZoneInfo) -> datetime:
+    """Return the next poll of a night after the day *began_on*.
+
+    A poll at any time in a spread serves it: the next one is then the next spread's, whatever *u* was and is.
+    """
+    day = max(began_on + timedelta(days=1), now.astimezone(timezone).date())
+    while True:
+        for hours in NIGHT_HOURS:
+            opens_at = _midnight(timezone, day) + hours + NIGHT_DELAY
+            if opens_at > now:
+                return opens_at + NIGHT_SPREAD * u
+        day += timedelta(days=1)
+
+
+def _around_deadline(plan: Plan, deadline_at: datetime | None, asked_at: datetime, now: datetime, u: float) -> Plan:
+    """Return *plan*, or an earlier one if it would leave out the window before or after the deadline.
+
+    Args:
+        plan: The next poll, the deadline left aside.
+        deadline_at: The deadline, None if there is none.
+        asked_at: When the last request was sent: it serves the window it fell in.
+        now: The time.
+        u: Uniform random number in [0, 1): spreads the poll over the window, or what is left of it.
+    """
+    if deadline_at is None or asked_at >= deadline_at:
+        return plan
+    soonest = now + LEAST
+    opens_at, closes_at = deadline_at - WINDOW, deadline_at - LAST_MINUTE
+    why = Why.BEFORE_DEADLINE
+    if asked_at >= opens_at or soonest >= closes_at:
+        opens_at, closes_at, why = deadline_at, deadline_at + WINDOW, Why.AFTER_DEADLINE
+    begins_at = max(opens_at, soonest)
+    if plan.due_at < closes_at or begins_at >= closes_at:
+        return plan
+    return Plan(begins_at + (closes_at - begins_at) * u, why)
