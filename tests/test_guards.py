@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from tracker import database, guards
 from tracker.errors import GuardsMissing
+from tracker.models import Job, Transition
 
 NOW = "2026-01-05 10:00:00.000000"
 DIGEST = "0" * 64
@@ -327,11 +328,9 @@ def test_the_deadline_is_settled_by_the_first_poll(filled: sa.Engine) -> None:
 
 def test_plain_sql_registers_a_job(engine: sa.Engine) -> None:
     """An INSERT that gives cluster and jid only is a whole registration: open, due now, with its row in the history."""
-    before = database.now(engine.connect())
     with database.writing(engine) as connection:
+        before = database.now(connection)
         connection.exec_driver_sql("INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a'), ('w1', 'b')")
-    from tracker.models import Job, Transition
-
     with database.reading(engine) as connection:
         jobs = connection.execute(sa.select(Job.__table__).order_by(Job.id)).all()
         history = connection.execute(sa.select(Transition.__table__).order_by(Transition.id)).all()

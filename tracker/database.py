@@ -208,7 +208,7 @@ def require_schema(connection: sa.Connection) -> None:
         raise SchemaMismatch("the database is empty: run `tracker db upgrade`")
     if found < HEAD:
         raise SchemaMismatch(f"the database has revision {found}, this version needs {HEAD}: run `tracker db upgrade`")
-    raise SchemaMismatch(f"the database has revision {found}, newer than {HEAD} of this version: install a newer tracker")
+    raise SchemaMismatch(f"the database has revision {found}, newer than this version's: install a newer tracker")
 
 
 def migrations() -> Path:

@@ -252,9 +252,17 @@ class Segment(Base):
     sha256: Mapped[str]
 
 
-JOBS = sa.inspect(Job).local_table
-TRANSITIONS = sa.inspect(Transition).local_table
-CLUSTERS = sa.inspect(Cluster).local_table
+
+
+def _table(model: type[Base]) -> sa.Table:
+    table = model.__table__
+    assert isinstance(table, sa.Table)  # noqa: S101 - declared above; SQLAlchemy's type is wider
+    return table
+
+
+JOBS = _table(Job)
+TRANSITIONS = _table(Transition)
+CLUSTERS = _table(Cluster)
 """The tables for SQLAlchemy Core, which the poller's and the intake's speed needs."""
 
 

@@ -1,0 +1,113 @@
+"""A real HTTP server on loopback that answers about each jid as a test's script says, and a clock that a test sets."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+from tracker import database
+from tracker.elevate import Elevate
+from tracker.poller import Poller, first_contact
+from tracker.settings import ClusterSettings, Settings
+
+START = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
+
+
+class SetClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.now = now
+
+    def anchored(self, database_now: datetime) -> Callable[[], datetime]:
+        return lambda: self.now
+
+    def pass_(self, **time: float) -> None:
+        self.now += timedelta(**time)
+
+
+class Script:
+    """What the server says: a status (a str), an HTTP code (an int), or (code, headers), by jid or for all.
+
+    Attributes:
+        answers: By jid; overrides *default*.
+        default: For every other jid.
+        asked: The jids asked about, in order.
+        hold: When set, is called before each answer: a test can block there.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, str | int | tuple[int, dict[str, str]]] = {}
+        self.default: str | int | tuple[int, dict[str, str]] = "waiting"
+        self.asked: list[str] = []
+        self.hold: Callable[[str], None] | None = None
+        self.url = ""
+
+    @contextmanager
+    def serve(self) -> Iterator[Script]:
+        script = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                jid = parse_qs(urlsplit(self.path).query)["jid"][0]
+                script.asked.append(jid)
+                if script.hold:
+                    script.hold(jid)
+                said = script.answers.get(jid, script.default)
+                code, headers = said if isinstance(said, tuple) else (200 if isinstance(said, str) else said, {})
+                body = json.dumps({"jid": jid, "status": said}).encode() if isinstance(said, str) else b""
+                self.send_response(code)
+                for name, value in ({"Content-Type": "application/json"} | headers).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
+def cluster_settings(url: str, name: str = "w1", **settings: object) -> ClusterSettings:
+    fast = {"max_requests_per_second": 1e6, "api_key": SecretStr("hush"), "base_url": url, "name": name}
+    return ClusterSettings.model_validate(fast | settings)
+
+
+@contextmanager
+def polling(
+    engine: sa.Engine,
+    url: str,
+    clock: SetClock,
+    worker: str = "test",
+    settings: Settings | None = None,
+    **cluster: object,
+) -> Iterator[Poller]:
+    """Yield a poller of a cluster at *url*, as the daemon makes one; its jitter is none."""
+    configured, settings = cluster_settings(url, **cluster), settings or Settings()
+    with database.writing(engine) as connection:
+        source_id = first_contact(connection, configured, settings, "test")
+    timeout = timedelta(seconds=2)
+    with Elevate(url, configured.path, configured.api_key, timeout=timeout, pool_size=8) as client:
+        poller = Poller(engine, configured, settings, client, source_id, worker, clock=clock, rng=lambda: 0.5)
+        yield poller
+        poller.close()

@@ -1,0 +1,518 @@
+"""Claim, ask, decide, record: against a real HTTP server, on both databases."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.scripted import START, Script, SetClock, cluster_settings, polling
+from tracker import cadence, database
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Source, Worker, job_of, observed_values, transition_of
+from tracker.poller import LEASE, Poller, Tally, first_contact, note_absence
+from tracker.settings import Settings
+from tracker.status import Action, Anomaly, Cause, State, replay
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    with Script().serve() as script:
+        yield script
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def poller(engine: sa.Engine, script: Script, clock: SetClock) -> Iterator[Poller]:
+    with polling(engine, script.url, clock) as poller:
+        yield poller
+
+
+def add(engine: sa.Engine, *jids: str, cluster: str = "w1", **values: object) -> None:
+    """Register jobs as an intake does, an hour before the tests' clock starts."""
+    at = START - timedelta(hours=1)
+    with database.writing(engine) as connection:
+        for jid in jids:
+            row = {"cluster": cluster, "jid": jid, "registered_at": at, "submitted_at": at, "due_at": at} | values
+            connection.execute(sa.insert(JOBS).values(row))
+
+
+def job(engine: sa.Engine, jid: str) -> sa.Row[Any]:
+    with database.reading(engine) as connection:
+        return connection.execute(sa.select(JOBS).where(JOBS.c.jid == jid)).one()
+
+
+def cluster(engine: sa.Engine) -> sa.Row[Any]:
+    with database.reading(engine) as connection:
+        return connection.execute(sa.select(CLUSTERS).where(CLUSTERS.c.cluster == "w1")).one()
+
+
+def gaps(engine: sa.Engine) -> list[tuple[Any, ...]]:
+    with database.reading(engine) as connection:
+        rows = connection.execute(sa.select(Gap.__table__).order_by(Gap.id))
+        return [(row.began_at, row.ended_at, row.cause, row.detail) for row in rows]
+
+
+def histories_are_whole(engine: sa.Engine) -> None:
+    """Assert that each job is the replay of its transitions, but for what they do not tell."""
+    with database.reading(engine) as connection:
+        for row in connection.execute(sa.select(JOBS)).all():
+            query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == row.id).order_by(TRANSITIONS.c.seq)
+            replayed = replay(transition_of(t) for t in connection.execute(query)).job
+            untold = {"seen_at", "status_polls", "polls"}
+            told = {name: value for name, value in observed_values(job_of(row)).items() if name not in untold}
+            assert told == {name: getattr(replayed, name) for name in told}
+            assert job_of(row).facts == replayed.facts
+
+
+def run(poller: Poller) -> Tally:
+    return poller.run(threading.Event())
+
+
+def test_a_job_from_registration_to_done(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
+    """Each change is bounded by the request that last saw the old status and the answer that first showed the new."""
+    add(engine, "a")
+    assert run(poller) == Tally(asked=1, transitions=1)
+    first = job(engine, "a")
+    assert (first.status, first.status_after, first.status_by, first.seen_at) == ("waiting", None, START, START)
+    assert first.deadline_on.isoformat() == "2026-02-05"
+    assert first.due_at == START.replace(hour=23, minute=10)  # local midnight in Stockholm, and ten minutes
+    assert run(poller) == Tally()  # nothing is due
+    clock.now = first.due_at
+    assert run(poller) == Tally(asked=1)  # the same status is no transition
+    script.default = "done"
+    clock.now = job(engine, "a").due_at
+    assert run(poller) == Tally(asked=1, transitions=1)
+    done = job(engine, "a")
+    assert (done.state, done.ended_after, done.ended_by, done.due_at) == ("done", first.due_at, clock.now, None)
+    assert (done.polls, done.seq, done.leased_by) == (3, 2, None)
+    clock.pass_(days=400)
+    assert run(poller) == Tally()
+    assert script.asked == ["a", "a", "a"]
+    histories_are_whole(engine)
+    with database.reading(engine) as connection:
+        row = connection.exec_driver_sql("SELECT done_after, done_by, seconds_min, seconds_max FROM report_durations").one()
+    assert (row.seconds_min, row.seconds_max) == (
+        (done.ended_after - done.submitted_at).total_seconds(),
+        (done.ended_by - done.submitted_at).total_seconds(),
+    )
+
+
+def test_a_job_from_plain_sql_is_followed(engine: sa.Engine, poller: Poller, clock: SetClock) -> None:
+    """A row with cluster and jid only is polled, gets its deadline and has its registration."""
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql("INSERT INTO jobs (cluster, jid) VALUES ('w1', 'sql')")
+        clock.now = database.now(connection) + timedelta(seconds=1)
+    assert run(poller) == Tally(asked=1, transitions=1)
+    row = job(engine, "sql")
+    assert (row.status, row.deadline_on is None, row.deadline_at is None) == ("waiting", False, False)
+    histories_are_whole(engine)
+
+
+def test_a_first_answer_of_done_is_bounded_by_the_submission(engine: sa.Engine, poller: Poller, script: Script) -> None:
+    """A job whose first answer is `done` was done after its submission, and that is all we know."""
+    script.default = "done"
+    add(engine, "a")
+    add(engine, "unknown", submitted_at=None)
+    run(poller)
+    with database.reading(engine) as connection:
+        query = "SELECT jid, done_after, seconds_min, seconds_max, uncertainty_seconds FROM report_durations ORDER BY jid"
+        known, unknown = connection.exec_driver_sql(query).all()
+    assert (known.seconds_min, known.seconds_max, known.uncertainty_seconds) == (0, 3600, 3600)
+    assert (unknown.done_after, unknown.seconds_min, unknown.seconds_max, unknown.uncertainty_seconds) == (None, 0, None, None)
+
+
+def test_not_found_ends_a_job_only_after_polls_and_days(
+    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
+) -> None:
+    """`lost` takes five valid answers in a row over two days, and a reopened job is counted anew."""
+    script.default = "not_found"
+    add(engine, "a")
+    for _ in range(100):
+        run(poller)
+        row = job(engine, "a")
+        if row.state is not State.OPEN:
+            break
+        clock.now = row.due_at
+    assert row.state is State.LOST
+    assert row.status_polls >= 5
+    assert timedelta(days=2) <= row.ended_by - row.status_by < timedelta(days=2, hours=8)
+    with database.reading(engine) as connection:
+        last = connection.execute(sa.select(TRANSITIONS).order_by(TRANSITIONS.c.id.desc()).limit(1)).one()
+    assert (last.anomaly, last.to_state, last.source_id is None) == (Anomaly.NEVER_FOUND, State.LOST, False)
+    histories_are_whole(engine)
+
+
+def test_an_anomaly_is_kept_with_its_transition(
+    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
+) -> None:
+    """A job that vanishes and comes back, or says a word that nobody knows, stays open and is marked."""
+    add(engine, "a")
+    for status in ("waiting", "not_found", "waiting", "on_holiday"):
+        script.default = status
+        clock.now = max(clock.now, job(engine, "a").due_at)
+        run(poller)
+    with database.reading(engine) as connection:
+        rows = connection.execute(sa.select(TRANSITIONS).order_by(TRANSITIONS.c.seq)).all()
+    assert [row.anomaly for row in rows] == [None, None, "vanished", "reappeared", "unknown_status"]
+    assert job(engine, "a").state is State.OPEN
+    histories_are_whole(engine)
+
+
+@pytest.mark.parametrize(
+    ("said", "cause", "pause", "error"),
+    [
+        (401, Cause.KEY_REFUSED, timedelta(minutes=15), "KeyRefused http_401"),
+        (403, Cause.KEY_REFUSED, timedelta(minutes=15), "KeyRefused http_403"),
+        (404, Cause.UNREACHABLE, timedelta(minutes=15), "WrongTarget http_404"),
+        ((302, {"Location": "/x"}), Cause.UNREACHABLE, timedelta(minutes=15), "WrongTarget redirect"),
+        ((429, {"Retry-After": "120"}), Cause.RATE_LIMITED, timedelta(seconds=120), "RateLimited http_429"),
+        ((503, {"Retry-After": "999999"}), Cause.RATE_LIMITED, timedelta(hours=6), "RateLimited http_503"),
+    ],
+)
+def test_an_error_of_the_cluster_pauses_it_at_once(
+    engine: sa.Engine, script: Script, clock: SetClock, said: Any, cause: Cause, pause: timedelta, error: str
+) -> None:
+    """The cluster pauses, a gap opens when the request was sent, jobs stay due, and another one is asked first."""
+    add(engine, *"abcdefgh")
+    script.default = said
+    with polling(engine, script.url, clock, max_concurrency=1) as poller:
+        tally = run(poller)
+        assert 1 <= tally.asked <= 2  # what was under way ends; nothing more is sent
+        failed = job(engine, script.asked[0])
+        assert (failed.status, failed.failures, failed.due_at < START) == (None, 1, True)
+        assert failed.last_error is not None
+        assert failed.last_error.split()[0] == error.split()[0]
+        shared = cluster(engine)
+        assert (shared.pause_cause, shared.paused_until) == (cause, START + pause)
+        assert (shared.gap_began_at, shared.gap_cause) == (START, cause)
+        asked = list(script.asked)
+        assert run(poller) == Tally()  # paused
+        clock.now = shared.paused_until
+        assert run(poller).asked == 1  # one job is asked first, another than the one that failed
+        assert script.asked[len(asked)] not in asked
+        assert cluster(engine).paused_until > clock.now
+        clock.now = cluster(engine).paused_until
+        script.default = "waiting"
+        ended_at = clock.now
+        assert run(poller).failed == 0
+    assert gaps(engine) == [(START, ended_at, cause, shared.gap_detail)]
+    assert (cluster(engine).pause_cause, cluster(engine).gap_began_at) == (None, None)
+    with database.reading(engine) as connection:
+        left = connection.execute(sa.select(JOBS.c.jid).where(JOBS.c.status.is_(None))).scalars().all()
+    assert left == []
+    histories_are_whole(engine)
+
+
+def test_pauses_double_up_to_their_longest(engine: sa.Engine, script: Script, clock: SetClock, poller: Poller) -> None:
+    """15 minutes, 30, 60, and so on up to 6 hours, while the key is refused."""
+    add(engine, *"abc")
+    script.default = 403
+    pauses = []
+    for _ in range(8):
+        run(poller)
+        pauses.append((cluster(engine).paused_until - clock.now).total_seconds() / 60)
+        clock.now = cluster(engine).paused_until
+    assert pauses == [15, 30, 60, 120, 240, 360, 360, 360]
+    assert gaps(engine) == []  # written when observation resumes
+
+
+@pytest.mark.parametrize(("said", "cause"), [(500, Cause.UNREACHABLE), (400, Cause.BAD_ANSWER)])
+def test_three_different_jobs_have_to_fail(
+    engine: sa.Engine, script: Script, clock: SetClock, said: int, cause: Cause
+) -> None:
+    """One or two failing jobs back off by themselves; the third pauses the cluster, and the gap began with the first."""
+    add(engine, *"abcde")
+    script.answers = dict.fromkeys("ab", said)
+    with polling(engine, script.url, clock, max_concurrency=1) as poller:
+        run(poller)
+        assert cluster(engine).pause_cause is None
+        assert (job(engine, "a").failures, job(engine, "a").due_at) == (1, START + cadence.FIRST_WAIT)
+        assert job(engine, "a").last_error is not None
+        clock.pass_(minutes=1)
+        run(poller)
+        assert (job(engine, "a").failures, job(engine, "a").due_at) == (2, clock.now + 2 * cadence.FIRST_WAIT)
+        add(engine, "f", "g", "h")
+        script.default = said
+        began_at = clock.now  # the first of those that failed with no valid answer between
+        clock.pass_(minutes=2)
+        run(poller)
+    shared = cluster(engine)
+    assert (shared.pause_cause, shared.gap_began_at) == (cause, began_at)
+    assert shared.paused_until == clock.now + timedelta(seconds=30)
+
+
+def test_one_poisonous_job_never_stops_its_cluster(engine: sa.Engine, script: Script, clock: SetClock) -> None:
+    """A job whose every request is refused pauses the cluster once; then the others are followed, and it backs off."""
+    add(engine, "poison")
+    add(engine, *"abcdefgh", due_at=START - timedelta(minutes=30))
+    script.answers["poison"] = 403
+    with polling(engine, script.url, clock, max_concurrency=1) as poller:
+        run(poller)
+        assert cluster(engine).pause_cause is Cause.KEY_REFUSED
+        clock.now = cluster(engine).paused_until
+        run(poller)
+        run(poller)
+        assert cluster(engine).pause_cause is None
+        assert all(job(engine, jid).status == "waiting" for jid in "abcdefgh")
+        assert job(engine, "poison").due_at > clock.now
+        for _ in range(5):
+            clock.now = job(engine, "poison").due_at
+            run(poller)
+            assert cluster(engine).pause_cause is None
+        assert job(engine, "poison").failures >= 6
+
+
+def test_two_open_jobs_are_enough_for_a_gap(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
+    """Where fewer than three jobs are open, three failures in a row open the gap all the same."""
+    add(engine, "a")
+    script.default = 500
+    for _ in range(3):
+        run(poller)
+        clock.now = max(clock.now, job(engine, "a").due_at)
+    assert cluster(engine).gap_began_at == START
+    script.default = "waiting"
+    clock.now = max(clock.now, cluster(engine).paused_until)
+    run(poller)
+    assert gaps(engine) == [(START, clock.now, Cause.UNREACHABLE, "http_500")]
+
+
+def test_after_a_gap_nobody_sits_out_a_backoff(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
+    """The first valid answer makes jobs that failed during the gap due again."""
+    add(engine, *"abcd")
+    script.default = 500
+    for _ in range(12):
+        run(poller)
+        clock.now = max(clock.now + timedelta(seconds=1), cluster(engine).paused_until or clock.now)
+    script.default = "waiting"
+    clock.now = max(clock.now, cluster(engine).paused_until)
+    run(poller)
+    run(poller)
+    assert all(job(engine, jid).status == "waiting" for jid in "abcd")
+
+
+def test_an_error_is_not_a_status(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
+    """An error leaves status, bounds and seen_at as they were; the next answer counts from the last valid one."""
+    add(engine, "a")
+    run(poller)
+    before = job(engine, "a")
+    script.default = 500
+    clock.now = before.due_at
+    run(poller)
+    after = job(engine, "a")
+    for column in ("status", "status_by", "status_polls", "seen_at", "state", "seq"):
+        assert getattr(after, column) == getattr(before, column)
+    assert (after.failures, after.polls, after.last_error) == (1, 2, "Unavailable http_500")
+    script.default = "running"
+    clock.now = after.due_at
+    run(poller)
+    healed = job(engine, "a")
+    assert (healed.status_after, healed.status_by, healed.failures, healed.last_error) == (START, clock.now, 0, None)
+
+
+def test_an_operators_pause_holds(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
+    """While an operator's pause stands, nothing is asked, however long it takes."""
+    add(engine, "a")
+    with database.writing(engine) as connection:
+        connection.execute(sa.update(CLUSTERS).values(pause_cause=Cause.PAUSED, gap_began_at=START, gap_cause=Cause.PAUSED))
+    clock.pass_(days=30)
+    assert run(poller) == Tally()
+    with database.writing(engine) as connection:
+        connection.execute(sa.update(CLUSTERS).values(pause_cause=None))
+    run(poller)
+    assert gaps(engine) == [(START, clock.now, Cause.PAUSED, None)]
+
+
+def test_a_lost_lease_leaves_the_job_alone(engine: sa.Engine, poller: Poller, script: Script) -> None:
+    """An answer to a job that meanwhile belongs to another worker, or was withdrawn, is not recorded."""
+    add(engine, "a", "b")
+
+    def taken(jid: str) -> None:
+        with database.writing(engine) as connection:
+            other = "another" if jid == "a" else None
+            connection.execute(sa.update(JOBS).where(JOBS.c.jid == jid).values(leased_by=other))
+
+    script.hold = taken
+    assert run(poller) == Tally(asked=2, lost=2)
+    assert (job(engine, "a").status, job(engine, "a").leased_by) == (None, "another")
+    assert (job(engine, "b").status, job(engine, "b").polls) == (None, 0)
+
+
+def test_an_amendment_under_way_is_kept(engine: sa.Engine, poller: Poller, script: Script) -> None:
+    """The answer is decided on the job as it is when it is recorded, not as it was when it was asked about."""
+    add(engine, "a")
+
+    def amended(jid: str) -> None:
+        with database.writing(engine) as connection:
+            values = {"job_id": job(engine, "a").id, "seq": 1, "action": Action.AMENDED, "from_state": State.OPEN}
+            facts = {"kind": "export", "submitted_at": START - timedelta(hours=1)}
+            row = values | facts | {"to_state": State.OPEN, "observed_at": START, "actor": "x", "reason": "y"}
+            connection.execute(sa.insert(TRANSITIONS).values(row))
+            connection.execute(sa.update(JOBS).values(seq=1, **facts))
+
+    script.hold = amended
+    assert run(poller) == Tally(asked=1, transitions=1)
+    assert (job(engine, "a").kind, job(engine, "a").seq, job(engine, "a").status) == ("export", 2, "waiting")
+    histories_are_whole(engine)
+
+
+def test_a_lease_that_ended_is_claimed_again(engine: sa.Engine, poller: Poller, script: Script) -> None:
+    """The jobs of a daemon that was killed are polled by another once the lease is over, and not before."""
+    add(engine, "a")
+    with database.writing(engine) as connection:
+        now = database.now(connection)
+        connection.execute(sa.update(JOBS).values(leased_by="dead", leased_until=now + LEASE))
+    assert run(poller) == Tally()
+    with database.writing(engine) as connection:
+        connection.execute(sa.update(JOBS).values(leased_until=now - timedelta(seconds=1)))
+    assert run(poller) == Tally(asked=1, transitions=1)
+
+
+def test_two_pollers_record_each_transition_once(engine: sa.Engine, script: Script, clock: SetClock) -> None:
+    """Two workers on one database share the work: each job is asked once, and has one transition for its answer."""
+    jids = [f"j{i}" for i in range(300)]
+    add(engine, *jids)
+    tallies: list[Tally] = []
+
+    def work(name: str) -> None:
+        with polling(engine, script.url, clock, worker=name) as poller:
+            tallies.append(run(poller))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two", "three")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(tallies, Tally()) == Tally(asked=300, transitions=300)
+    assert sorted(script.asked) == sorted(jids)
+    histories_are_whole(engine)
+
+
+def test_stop_ends_what_is_under_way_and_gives_back_the_rest(engine: sa.Engine, script: Script, clock: SetClock) -> None:
+    """After stop, running requests end and are recorded, and claimed jobs are free for another worker at once."""
+    jids = [f"j{i}" for i in range(50)]
+    add(engine, *jids)
+    stop = threading.Event()
+    script.hold = lambda jid: stop.set()
+    with polling(engine, script.url, clock, max_concurrency=2) as poller:
+        tally = poller.run(stop)
+    assert 1 <= tally.asked <= 4
+    assert tally.transitions == tally.asked
+    with database.reading(engine) as connection:
+        assert connection.execute(sa.select(JOBS.c.id).where(JOBS.c.leased_by.is_not(None))).all() == []
+
+
+def test_the_rate_holds_over_all_daemons(engine: sa.Engine, script: Script, clock: SetClock) -> None:
+    """Requests of two workers together keep the cluster's rate."""
+    add(engine, *[f"j{i}" for i in range(30)])
+    began = threading.Event()
+
+    def work(name: str) -> None:
+        with polling(engine, script.url, clock, worker=name, max_requests_per_second=40) as poller:
+            began.wait()
+            run(poller)
+
+    from time import monotonic
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    at = monotonic()
+    began.set()
+    for thread in threads:
+        thread.join()
+    assert len(script.asked) == 30
+    assert monotonic() - at >= 29 / 40 - 0.05
+
+
+def test_poll_asks_out_of_turn(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
+    """A job can be asked about now, though it is not due and the cluster is paused by an error."""
+    add(engine, "a", "b")
+    run(poller)
+    script.default = "running"
+    with database.writing(engine) as connection:
+        later = clock.now + timedelta(hours=1)
+        connection.execute(sa.update(CLUSTERS).values(pause_cause=Cause.KEY_REFUSED, paused_until=later, gap_began_at=START,
+                                                      gap_cause=Cause.KEY_REFUSED))  # fmt: skip
+    clock.pass_(minutes=1)
+    assert poller.poll([job(engine, "a").id], threading.Event()) == Tally(asked=1, transitions=1)
+    assert (job(engine, "a").status, job(engine, "b").status) == ("running", "waiting")
+    assert cluster(engine).pause_cause is None
+
+
+def test_a_job_the_database_refuses_does_not_stop_the_others(
+    engine: sa.Engine, poller: Poller, clock: SetClock
+) -> None:
+    """A deadline past the end of the calendar is that job's trouble only."""
+    far = START.replace(year=9998, month=12, day=20)
+    add(engine, "a", "b")
+    add(engine, "far", received_at=far)
+    assert run(poller) == Tally(asked=3, failed=1, transitions=2)
+    assert (job(engine, "a").status, job(engine, "far").status, job(engine, "far").failures) == ("waiting", None, 1)
+    assert job(engine, "far").due_at > clock.now
+
+
+def test_overload_makes_polls_fewer(engine: sa.Engine, script: Script, clock: SetClock) -> None:
+    """A backlog of ten minutes of the rate makes intervals longer by the root of ten."""
+    add(engine, *[f"j{i}" for i in range(600)])
+    with polling(engine, script.url, clock, max_requests_per_second=1) as poller:
+        poller._is_due()
+        assert poller._rhythm.delay_per_poll == 10 * timedelta(seconds=60)
+        with database.writing(engine) as connection:
+            connection.execute(sa.update(JOBS).where(JOBS.c.id > 10).values(due_at=START + timedelta(days=1)))
+        poller._is_due()
+        assert poller._rhythm.delay_per_poll == timedelta(seconds=60)
+
+
+def test_a_configuration_that_differs_leaves_a_trace(engine: sa.Engine) -> None:
+    """`sources` has one row for each change of configuration, and none for a restart without one."""
+    settings = Settings()
+
+    def start(url: str) -> int:
+        with database.writing(engine) as connection:
+            return first_contact(connection, cluster_settings(url), settings, "1.0")
+
+    first = start("http://127.0.0.1:1")
+    assert start("http://127.0.0.1:1") == first
+    assert start("http://127.0.0.1:2") != first
+    third = start("http://127.0.0.1:1")
+    with database.reading(engine) as connection:
+        rows = connection.execute(sa.select(Source.__table__).order_by(Source.id)).all()
+    assert [row.base_url[-1] for row in rows] == ["1", "2", "1"]
+    assert rows[-1].id == third
+    assert (rows[0].lost_after_polls, rows[0].lost_after_seconds, rows[0].archive_days) == (5, 172800, 5)
+
+
+def test_an_absence_is_a_gap(engine: sa.Engine, poller: Poller, clock: SetClock) -> None:
+    """Polls missed while no daemon ran are in a gap from the last sign of life to the first answer."""
+    with database.writing(engine) as connection:
+        now = database.now(connection)
+        beat = now - timedelta(hours=2)
+        facts = {"host": "h", "pid": 1, "version": "1", "started_at": beat, "beat_at": beat}
+        connection.execute(sa.insert(Worker).values(worker="gone", stopped_at=None, **facts))
+        note_absence(connection, "w1", "test")
+    assert cluster(engine).gap_began_at is None  # no poll was missed
+    add(engine, "a", due_at=now - timedelta(hours=1))
+    with database.writing(engine) as connection:
+        note_absence(connection, "w1", "test")
+    assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (beat, Cause.NOT_RUNNING)
+    clock.now = now + timedelta(seconds=1)
+    run(poller)
+    assert gaps(engine) == [(beat, clock.now, Cause.NOT_RUNNING, None)]
+
+
+def test_the_key_is_in_no_row(engine: sa.Engine, poller: Poller, script: Script) -> None:
+    """Nothing that is stored holds the key."""
+    add(engine, "a", "b")
+    script.answers["b"] = 500
+    run(poller)
+    with database.reading(engine) as connection:
+        for table in sa.inspect(engine).get_table_names():
+            assert "hush" not in repr(connection.exec_driver_sql(f"SELECT * FROM {table}").all())
