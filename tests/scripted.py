@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from tracker import database
-from tracker.elevate import Elevate
-from tracker.poller import Poller, first_contact
+from tracker import poller
+from tracker.poller import Poller
 from tracker.settings import ClusterSettings, Settings
 
 START = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
@@ -94,20 +94,9 @@ def cluster_settings(url: str, name: str = "w1", **settings: object) -> ClusterS
 
 
 @contextmanager
-def polling(
-    engine: sa.Engine,
-    url: str,
-    clock: SetClock,
-    worker: str = "test",
-    settings: Settings | None = None,
-    **cluster: object,
-) -> Iterator[Poller]:
+def polling(engine: sa.Engine, url: str, clock: SetClock, worker: str = "test", **cluster: Any) -> Iterator[Poller]:
     """Yield a poller of a cluster at *url*, as the daemon makes one; its jitter is none."""
-    configured, settings = cluster_settings(url, **cluster), settings or Settings()
-    with database.writing(engine) as connection:
-        source_id = first_contact(connection, configured, settings, "test")
-    timeout = timedelta(seconds=2)
-    with Elevate(url, configured.path, configured.api_key, timeout=timeout, pool_size=8) as client:
-        poller = Poller(engine, configured, settings, client, source_id, worker, clock=clock, rng=lambda: 0.5)
-        yield poller
-        poller.close()
+    settings = Settings(request_timeout=timedelta(seconds=2))
+    configured = cluster_settings(url, **cluster)
+    with poller.polling(engine, configured, settings, worker, clock=clock, rng=lambda: 0.5) as made:
+        yield made

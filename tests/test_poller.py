@@ -98,7 +98,7 @@ def test_a_job_from_registration_to_done(engine: sa.Engine, poller: Poller, scri
     assert script.asked == ["a", "a", "a"]
     histories_are_whole(engine)
     with database.reading(engine) as connection:
-        row = connection.exec_driver_sql("SELECT done_after, done_by, seconds_min, seconds_max FROM report_durations").one()
+        row = connection.exec_driver_sql("SELECT seconds_min, seconds_max FROM report_durations").one()
     assert (row.seconds_min, row.seconds_max) == (
         (done.ended_after - done.submitted_at).total_seconds(),
         (done.ended_by - done.submitted_at).total_seconds(),
@@ -123,10 +123,11 @@ def test_a_first_answer_of_done_is_bounded_by_the_submission(engine: sa.Engine, 
     add(engine, "unknown", submitted_at=None)
     run(poller)
     with database.reading(engine) as connection:
-        query = "SELECT jid, done_after, seconds_min, seconds_max, uncertainty_seconds FROM report_durations ORDER BY jid"
-        known, unknown = connection.exec_driver_sql(query).all()
-    assert (known.seconds_min, known.seconds_max, known.uncertainty_seconds) == (0, 3600, 3600)
-    assert (unknown.done_after, unknown.seconds_min, unknown.seconds_max, unknown.uncertainty_seconds) == (None, 0, None, None)
+        columns = "done_after, seconds_min, seconds_max, uncertainty_seconds"
+        query = f"SELECT {columns} FROM report_durations ORDER BY jid"
+        known, unknown = (tuple(row) for row in connection.exec_driver_sql(query))
+    assert known[1:] == (0, 3600, 3600)
+    assert unknown == (None, 0, None, None)
 
 
 def test_not_found_ends_a_job_only_after_polls_and_days(
@@ -228,7 +229,7 @@ def test_pauses_double_up_to_their_longest(engine: sa.Engine, script: Script, cl
 def test_three_different_jobs_have_to_fail(
     engine: sa.Engine, script: Script, clock: SetClock, said: int, cause: Cause
 ) -> None:
-    """One or two failing jobs back off by themselves; the third pauses the cluster, and the gap began with the first."""
+    """One or two failing jobs back off by themselves; the third pauses the cluster. The gap began with the first."""
     add(engine, *"abcde")
     script.answers = dict.fromkeys("ab", said)
     with polling(engine, script.url, clock, max_concurrency=1) as poller:
@@ -284,7 +285,9 @@ def test_two_open_jobs_are_enough_for_a_gap(engine: sa.Engine, poller: Poller, s
     assert gaps(engine) == [(START, clock.now, Cause.UNREACHABLE, "http_500")]
 
 
-def test_after_a_gap_nobody_sits_out_a_backoff(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
+def test_after_a_gap_nobody_sits_out_a_backoff(
+    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
+) -> None:
     """The first valid answer makes jobs that failed during the gap due again."""
     add(engine, *"abcd")
     script.default = 500
@@ -321,7 +324,8 @@ def test_an_operators_pause_holds(engine: sa.Engine, poller: Poller, script: Scr
     """While an operator's pause stands, nothing is asked, however long it takes."""
     add(engine, "a")
     with database.writing(engine) as connection:
-        connection.execute(sa.update(CLUSTERS).values(pause_cause=Cause.PAUSED, gap_began_at=START, gap_cause=Cause.PAUSED))
+        values = {"pause_cause": Cause.PAUSED, "gap_began_at": START, "gap_cause": Cause.PAUSED}
+        connection.execute(sa.update(CLUSTERS).values(values))
     clock.pass_(days=30)
     assert run(poller) == Tally()
     with database.writing(engine) as connection:
@@ -395,7 +399,9 @@ def test_two_pollers_record_each_transition_once(engine: sa.Engine, script: Scri
     histories_are_whole(engine)
 
 
-def test_stop_ends_what_is_under_way_and_gives_back_the_rest(engine: sa.Engine, script: Script, clock: SetClock) -> None:
+def test_stop_ends_what_is_under_way_and_gives_back_the_rest(
+    engine: sa.Engine, script: Script, clock: SetClock
+) -> None:
     """After stop, running requests end and are recorded, and claimed jobs are free for another worker at once."""
     jids = [f"j{i}" for i in range(50)]
     add(engine, *jids)
@@ -439,8 +445,9 @@ def test_poll_asks_out_of_turn(engine: sa.Engine, poller: Poller, script: Script
     script.default = "running"
     with database.writing(engine) as connection:
         later = clock.now + timedelta(hours=1)
-        connection.execute(sa.update(CLUSTERS).values(pause_cause=Cause.KEY_REFUSED, paused_until=later, gap_began_at=START,
-                                                      gap_cause=Cause.KEY_REFUSED))  # fmt: skip
+        values = {"pause_cause": Cause.KEY_REFUSED, "paused_until": later}
+        gap = {"gap_began_at": START, "gap_cause": Cause.KEY_REFUSED}
+        connection.execute(sa.update(CLUSTERS).values(values | gap))
     clock.pass_(minutes=1)
     assert poller.poll([job(engine, "a").id], threading.Event()) == Tally(asked=1, transitions=1)
     assert (job(engine, "a").status, job(engine, "b").status) == ("running", "waiting")

@@ -74,7 +74,9 @@ def create_engine(url: str, *, make: bool = False) -> sa.Engine:
 
 def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
     if not url.database or url.database == ":memory:":
-        raise BadConfiguration("TRACKER_DATABASE_URL: a database in memory forgets: name a file, as sqlite:///tracker.db")
+        raise BadConfiguration(
+            "TRACKER_DATABASE_URL: a database in memory forgets: name a file, as sqlite:///tracker.db"
+        )
     path = Path(url.database)
 
     def connect() -> sqlite3.Connection:
@@ -108,7 +110,9 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     try:
-        engine = sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        # A server that vanished without a word is noticed within a minute.
+        alive = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10} | alive)
     except ModuleNotFoundError:
         raise BadConfiguration(
             "TRACKER_DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'tracker[postgres]'"

@@ -252,8 +252,6 @@ class Segment(Base):
     sha256: Mapped[str]
 
 
-
-
 def _table(model: type[Base]) -> sa.Table:
     table = model.__table__
     assert isinstance(table, sa.Table)  # noqa: S101 - declared above; SQLAlchemy's type is wider

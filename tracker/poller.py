@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from threading import Event
 from time import monotonic
@@ -134,7 +136,7 @@ class _Outcome:
     result: Answer | AskError | None
 
 
-def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings: Settings, version: str) -> int:
+def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings: Settings, release: str) -> int:
     """Make the cluster's row if there is none, and return the id of the row in ``sources`` for this configuration.
 
     A row is written when the configuration differs from the last one's: whoever points tracker at a fake server leaves
@@ -151,7 +153,7 @@ def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings:
         "archive_days": cluster.archive_days,
         "lost_after_polls": settings.lost_after_polls,
         "lost_after_seconds": int(settings.lost_after.total_seconds()),
-        "version": version,
+        "version": release,
     }
     last = connection.execute(
         sa.select(Source.__table__).where(Source.cluster == cluster.name).order_by(Source.id.desc()).limit(1)
@@ -183,6 +185,36 @@ def note_absence(connection: sa.Connection, cluster: str, worker: str) -> None:
             .where(CLUSTERS.c.cluster == cluster)
             .values(gap_began_at=last, gap_cause=Cause.NOT_RUNNING, gap_detail=None)
         )
+
+
+@contextmanager
+def polling(
+    engine: sa.Engine,
+    cluster: ClusterSettings,
+    settings: Settings,
+    worker: str,
+    *,
+    clock: Clock | None = None,
+    rng: Callable[[], float] = random.random,
+) -> Iterator[Poller]:
+    """Yield a poller of *cluster* with a client of its own; the configuration it starts with is on record."""
+    with database.writing(engine) as connection:
+        source_id = first_contact(connection, cluster, settings, version("tracker"))
+    client = Elevate(
+        cluster.base_url,
+        cluster.path,
+        cluster.api_key,
+        timeout=settings.request_timeout,
+        ca_bundle=cluster.ca_bundle,
+        proxy=cluster.proxy,
+        pool_size=cluster.max_concurrency,
+    )
+    with client:
+        poller = Poller(engine, cluster, settings, client, source_id, worker, clock=clock, rng=rng)
+        try:
+            yield poller
+        finally:
+            poller.close()
 
 
 class Poller:
@@ -615,9 +647,7 @@ class _Recording:
 
     def _few_open(self, connection: sa.Connection) -> bool:
         """Whether so few jobs are open that three different ones can never fail."""
-        query = sa.select(JOBS.c.id).where(
-            JOBS.c.cluster == self._cluster["cluster"], JOBS.c.due_at.is_not(None)
-        )
+        query = sa.select(JOBS.c.id).where(JOBS.c.cluster == self._cluster["cluster"], JOBS.c.due_at.is_not(None))
         return len(connection.execute(query.limit(THREE)).all()) < THREE
 
     def _pause(

@@ -1,0 +1,55 @@
+"""``tracker run``, the daemon, and ``tracker poll``, one question out of turn. Arguments and printing."""
+
+from __future__ import annotations
+
+import click
+
+from tracker.cli.output import Column, emit, example, format_option
+
+
+@click.command(epilog=example("tracker run", "tracker run --once   # for cron"))
+@click.option("--once", is_flag=True, help="Poll everything that is due, and exit.")
+def run(once: bool) -> None:
+    """Poll open jobs until SIGTERM or Ctrl-C, and record each transition.
+
+    What is under way when the first signal comes ends and is recorded; a second signal exits at once. Events go to
+    stderr, one line each: key=value on a terminal, JSON otherwise.
+    """
+    from tracker import daemon, logs, settings
+
+    effective = settings.load()
+    logs.setup()
+    tally = daemon.run(effective, once=once)
+    if once:
+        click.echo(
+            f"{tally.asked} asked, {tally.failed} failed, {tally.transitions} transitions recorded"
+            + (f", {tally.lost} left to another daemon" if tally.lost else ""),
+            err=True,
+        )
+
+
+@click.command(epilog=example("tracker poll ca24b4e2-34ab-406a-a4db-b30b0247837a"))
+@click.argument("jids", metavar="JID...", nargs=-1, required=True)
+@click.option("--cluster", metavar="NAME", help="Where the same jid is in several clusters.")
+@format_option
+def poll(jids: tuple[str, ...], cluster: str | None, format: str | None) -> int:
+    """Ask Elevate about jobs now, out of turn.
+
+    It keeps to the cluster's rate, and asks also while an error pauses the cluster: a valid answer ends that pause.
+    Exits with 69 when there was no valid answer about some job.
+    """
+    from tracker import daemon, logs, settings
+
+    effective = settings.load()
+    logs.setup()
+    asked = daemon.poll_now(effective, jids, cluster)
+    columns = ("cluster", "jid", "before", "status", "state", "next_poll_at", "last_error")
+    emit(
+        [(job.cluster, job.jid, job.before, job.status, job.state, job.next_poll_at, job.last_error) for job in asked],
+        [Column(name, optional=name == "before") for name in columns],
+        format,
+    )
+    left = [job.jid for job in asked if not job.was_asked]
+    if left:
+        click.echo(f"not asked, since another daemon is asking just now: {', '.join(left)}", err=True)
+    return 69 if any(job.last_error for job in asked) else 0

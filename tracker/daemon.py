@@ -1,0 +1,276 @@
+"""The daemon: runs the pollers until it is told to stop.
+
+Owns the scheduler (nothing else knows APScheduler), the signals, this daemon's row in ``workers`` and its heartbeat.
+Leaves alone: what a poll is (``poller``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from time import monotonic, time
+from types import FrameType
+from typing import Any
+
+import sqlalchemy as sa
+from apscheduler.executors.pool import ThreadPoolExecutor as PoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from tracker import database, guards, operate
+from tracker.errors import DatabaseUnavailable, Refused
+from tracker.logs import event
+from tracker.models import CLUSTERS, JOBS, Worker
+from tracker.poller import Poller, Tally, note_absence, polling
+from tracker.settings import Settings
+from tracker.status import Cause, State
+
+LOOK_SECONDS = 1  # how often each cluster is looked at for due jobs
+BEAT_SECONDS = 10  # a daemon whose last beat is older than a minute is taken for dead
+STEP_SECONDS = 2  # a wall clock that moves so much against the monotonic one was set, and the scheduler goes by it
+CLOSING_SECONDS = 20  # beyond the time for one request: to write what came of the last ones
+LONGEST_WAIT = 30  # between tries while the database is away
+
+
+class Stop(threading.Event):
+    """Set by SIGTERM and SIGINT while `listening`; a second signal ends the process at once."""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals, in the main thread, and give them back."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.is_set():
+                os._exit(128 + number)  # leases end by themselves
+            self.set()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(settings: Settings, *, once: bool = False, stop: Stop | None = None) -> Tally:
+    """Poll all configured clusters until *stop*, or *once* all that is due; return what was done.
+
+    Raises:
+        BadConfiguration: No cluster is configured, or the database is missing, of another version or without its
+            guards; each with the way out.
+        DatabaseUnavailable: At the start; later it is waited for.
+    """
+    stop = stop or Stop()
+    settings.cluster(next(iter(settings.clusters), None))  # says what to set if there is none
+    engine = database.open_database(settings.database_url)
+    try:
+        with database.reading(engine) as connection:
+            guards.check(connection)
+        with stop.listening(), _worker(engine, settings) as worker, ExitStack() as stack:
+            tasks = []
+            for name, cluster in settings.clusters.items():
+                poller = stack.enter_context(polling(engine, cluster, settings, worker))
+                with database.writing(engine) as connection:
+                    note_absence(connection, name, worker)
+                tasks.append(_Task(name, poller, stop))
+            if once:
+                _side_by_side([task.once for task in tasks])
+            else:
+                _keep_running(engine, worker, tasks, stop, settings.request_timeout.total_seconds())
+            if failure := next((task.failure for task in tasks if once and task.failure), None):
+                raise failure
+            return sum((task.tally for task in tasks), Tally())
+    finally:
+        engine.dispose()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came of asking about a job out of turn.
+
+    Attributes:
+        before: The status before.
+        was_asked: False: another daemon was asking just then.
+        last_error: Class and code, if there was no valid answer.
+    """
+
+    cluster: str
+    jid: str
+    before: str | None
+    status: str | None
+    state: State
+    next_poll_at: datetime | None
+    last_error: str | None
+    was_asked: bool
+
+
+def poll_now(settings: Settings, jids: Iterable[str], cluster: str | None = None) -> list[Asked]:
+    """Ask about open jobs now, within their clusters' rates, and return what came of it.
+
+    Raises:
+        Refused: A jid is unknown, ambiguous, of an ended job, or of a cluster that an operator paused; none was asked.
+        BadConfiguration, DatabaseUnavailable: As `run`.
+    """
+    engine = database.open_database(settings.database_url)
+    try:
+        with database.reading(engine) as connection:
+            guards.check(connection)
+            found = [operate.find(connection, jid, cluster) for jid in dict.fromkeys(jids)]
+            before = {row.id: row for row in _rows(connection, found)}
+            paused = sa.select(CLUSTERS.c.cluster).where(CLUSTERS.c.pause_cause == Cause.PAUSED)
+            by_operator = set(connection.execute(paused).scalars())
+        for job in found:
+            settings.cluster(job.cluster)
+            state = before[job.job_id].state
+            if state is not State.OPEN:
+                raise Refused(f"job {job.jid} is {state}, and only open jobs are polled: tracker show {job.jid}")
+            if job.cluster in by_operator:
+                raise Refused(f"cluster {job.cluster} was paused by an operator: tracker resume {job.cluster}")
+        for name in {job.cluster for job in found}:
+            with polling(engine, settings.cluster(name), settings, database.worker_name()) as poller:
+                poller.poll([job.job_id for job in found if job.cluster == name], threading.Event())
+        with database.reading(engine) as connection:
+            after = _rows(connection, found)
+    finally:
+        engine.dispose()
+    return [
+        Asked(
+            row.cluster,
+            row.jid,
+            before[row.id].status,
+            row.status,
+            row.state,
+            row.due_at,
+            row.last_error,
+            row.polls > before[row.id].polls,
+        )
+        for row in after
+    ]
+
+
+def _rows(connection: sa.Connection, found: list[operate.Found]) -> list[sa.Row[Any]]:
+    query = sa.select(JOBS).where(JOBS.c.id.in_([job.job_id for job in found])).order_by(JOBS.c.id)
+    return list(connection.execute(query))
+
+
+class _Task:
+    """One cluster's polling, as the scheduler calls it: whatever happens, the next run comes."""
+
+    def __init__(self, cluster: str, poller: Poller, stop: threading.Event) -> None:
+        self.tally = Tally()
+        self.failure: Exception | None = None
+        self._cluster = cluster
+        self._poller = poller
+        self._stop = stop
+        self._wait = 0.0
+        self._not_before = 0.0
+
+    def once(self) -> None:
+        """Run, and keep in `failure` what went wrong, if anything did."""
+        try:
+            self.tally += self._poller.run(self._stop)
+            self.failure = None
+        except Exception as error:
+            self.failure = error
+
+    def __call__(self) -> None:
+        if self._stop.is_set() or monotonic() < self._not_before:
+            return
+        self.once()
+        if self.failure is None:
+            self._wait = 0.0
+            return
+        self._wait = min(2 * self._wait + 1, LONGEST_WAIT)
+        self._not_before = monotonic() + self._wait
+        if isinstance(self.failure, DatabaseUnavailable):
+            told = {"cluster": self._cluster, "error": self.failure, "again_in_seconds": self._wait}
+            event("database_unavailable", logging.ERROR, **told)
+        else:
+            told = {"cluster": self._cluster, "error": f"{type(self.failure).__name__}: {self.failure}"}
+            event("run_failed", logging.ERROR, **told)
+            logging.getLogger("tracker").debug("run_failed", exc_info=self.failure)
+
+
+@contextmanager
+def _worker(engine: sa.Engine, settings: Settings) -> Iterator[str]:
+    """Enter this daemon into ``workers`` and yield its name; note at the end that it stopped."""
+    worker = database.worker_name()
+    release = version("tracker")
+    with database.writing(engine) as connection:
+        now = database.now(connection)
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": release}
+        connection.execute(sa.insert(Worker).values(worker=worker, started_at=now, beat_at=now, **facts))
+        counts = sa.select(JOBS.c.cluster, sa.func.count().label("jobs")).where(JOBS.c.due_at.is_not(None))
+        open_jobs = {row.cluster: row.jobs for row in connection.execute(counts.group_by(JOBS.c.cluster))}
+    shown = engine.url.render_as_string(hide_password=True)
+    event("started", worker=worker, version=release, database=shown, clusters=",".join(settings.clusters))
+    if settings.http_port is not None:
+        event("not_served", logging.WARNING, setting="http_port", note="this version serves no page and no metrics yet")
+    for cluster in sorted(set(open_jobs) - set(settings.clusters)):
+        event("not_configured", logging.WARNING, cluster=cluster, open_jobs=open_jobs[cluster])
+    try:
+        yield worker
+    finally:
+        try:
+            with database.writing(engine) as connection:
+                gone = sa.update(Worker).where(Worker.worker == worker)
+                connection.execute(gone.values(stopped_at=database.now(connection)))
+        except DatabaseUnavailable as error:
+            event("database_unavailable", logging.ERROR, error=error)
+        event("stopped", worker=worker)
+
+
+def _side_by_side(tasks: list[Callable[[], None]]) -> None:
+    """Run each task in a thread of its own, so that one slow cluster does not delay another."""
+    threads = [threading.Thread(target=task) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _keep_running(engine: sa.Engine, worker: str, tasks: list[_Task], stop: Stop, timeout: float) -> None:
+    """Run the scheduler until *stop*, and then until the last requests have ended and are recorded."""
+    scheduler = BackgroundScheduler(
+        timezone=UTC,
+        executors={"default": PoolExecutor(len(tasks) + 1)},
+        # One busy worker must not make another's run vanish (by default a run one second late is dropped).
+        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+    )
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a cluster that is busy for a second is no warning
+    for task in tasks:
+        scheduler.add_job(task, "interval", seconds=LOOK_SECONDS, next_run_time=datetime.now(UTC))
+    scheduler.add_job(_beat, "interval", (engine, worker), seconds=BEAT_SECONDS)
+    scheduler.start()
+    drift = time() - monotonic()
+    while not stop.wait(LOOK_SECONDS):
+        moved = time() - monotonic() - drift
+        if abs(moved) > STEP_SECONDS:
+            event("clock_set", logging.WARNING, by_seconds=round(moved, 1))
+            drift += moved
+            for job in scheduler.get_jobs():
+                job.modify(next_run_time=datetime.now(UTC))
+    event("stopping")
+    closing = threading.Thread(target=scheduler.shutdown, daemon=True)  # it has no time-out of its own
+    closing.start()
+    closing.join(timeout + CLOSING_SECONDS)
+    if closing.is_alive():
+        event("stopped_hard", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
+        os._exit(1)
+
+
+def _beat(engine: sa.Engine, worker: str) -> None:
+    try:
+        with database.writing(engine) as connection:
+            beat = sa.update(Worker).where(Worker.worker == worker)
+            connection.execute(beat.values(beat_at=database.now(connection)))
+    except DatabaseUnavailable as error:
+        event("database_unavailable", logging.WARNING, error=error)
+
