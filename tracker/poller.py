@@ -67,6 +67,7 @@ CAUSES = {
     Unavailable: Cause.UNREACHABLE,
     BadAnswer: Cause.BAD_ANSWER,
 }
+_FREE = {"leased_by": None, "leased_until": None}
 AT_ONCE = (KeyRefused, WrongTarget, RateLimited)  # these speak of the cluster, whichever job was asked about
 
 
@@ -448,7 +449,7 @@ class Poller:
             if failures is not None:
                 plan = cadence.retry_poll(failures + 1, None, outcome.claimed.now(), self._rng())
                 values = {"failures": failures + 1, "last_error": type(error).__name__, "due_at": plan.due_at}
-                connection.execute(sa.update(JOBS).where(ours).values(**values, leased_by=None, leased_until=None))
+                connection.execute(sa.update(JOBS).where(ours).values(values | _FREE))
         return Tally(asked=1, failed=1)
 
 
@@ -560,7 +561,7 @@ class _Recording:
         if job.state is State.OPEN:
             plan = cadence.next_poll(job, update["deadline_at"], now, poller._rng(), poller._rhythm)
         update |= {"due_at": plan.due_at if plan else None, "failures": 0, "last_error": None}
-        self._updates.append({"b_id": row.id, **update})
+        self._updates.append({"id": row.id, **update, **_FREE})
         if transition is not None:
             self._transitions.append((row.jid, row.id, transition))
             self._event(
@@ -637,11 +638,12 @@ class _Recording:
                 self._pause(kind, cause, min(failing.values()), now, error.code, None)
         self._failures.append(
             {
-                "b_id": row.id,
+                "id": row.id,
                 "polls": row.polls + 1,
                 "failures": failures,
                 "last_error": f"{kind.__name__} {error.code}",
                 "due_at": due_at,
+                **_FREE,
             }
         )
 
@@ -678,17 +680,13 @@ class _Recording:
     def _execute(self, connection: sa.Connection, not_asked: list[int]) -> None:
         """Write the transitions, then the jobs: a transition whose job was not changed rolls back with it."""
         poller = self._poller
-        if self._transitions:
-            rows = [transition_values(job_id, t, poller._source_id) for _, job_id, t in self._transitions]
-            connection.execute(sa.insert(TRANSITIONS), rows)
-        for values in (self._updates, self._failures):
-            if values:
-                columns: dict[str, Any] = {name: sa.bindparam(name) for name in values[0] if name != "b_id"}
-                update = sa.update(JOBS).where(JOBS.c.id == sa.bindparam("b_id"))
-                connection.execute(update.values(**columns, leased_by=None, leased_until=None), values)
+        rows = [transition_values(job_id, t, poller._source_id) for _, job_id, t in self._transitions]
+        database.insert_rows(connection, TRANSITIONS, rows)
+        database.update_rows(connection, JOBS, self._updates)
+        database.update_rows(connection, JOBS, self._failures)
         if not_asked:
             release = sa.update(JOBS).where(JOBS.c.id.in_(not_asked), JOBS.c.leased_by == poller._worker)
-            connection.execute(release.values(leased_by=None, leased_until=None))
+            connection.execute(release.values(_FREE))
 
     def _event(self, name: str, level: int = logging.INFO, **fields: object) -> None:
         self._events.append((name, level, fields))
