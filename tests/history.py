@@ -1,0 +1,87 @@
+"""Jobs in any state, made as they come about: registered with SQL, then answered by way of the pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+
+from tracker import database
+from tracker.deadline import deadline
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, job_of, observed_values, transition_of, transition_values
+from tracker.status import Answer, Decision, Job, LostRule, Past, State, decide, replay
+
+ZONE = ZoneInfo("Europe/Stockholm")
+LOST_RULE = LostRule(polls=2, duration=timedelta())
+
+
+def register(engine: sa.Engine, jid: str, cluster: str = "w1", *, at: datetime | None = None, **declared: Any) -> int:
+    """Register a job *at* a time, now by default, its deadline computed, and return its id."""
+    with database.writing(engine) as connection:
+        at = at or database.now(connection)
+        due = deadline(declared.get("received_at"), declared.get("submitted_at"), at, ZONE)
+        values = {"cluster": cluster, "jid": jid, "registered_at": at, "registered_by": "alice", "due_at": at}
+        values |= {"deadline_on": due.on, "deadline_at": due.at} | declared
+        return int(connection.execute(sa.insert(JOBS).values(values).returning(JOBS.c.id)).scalar_one())
+
+
+def record(engine: sa.Engine, job_id: int, decide_: Callable[[Job, Past], Decision], **working: Any) -> None:
+    """Write a decision, as the poller and an operator do."""
+    with database.writing(engine) as connection:
+        row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one()
+        decision = decide_(job_of(row), replay(map(transition_of, _history(connection, job_id))).past)
+        if decision.transition is not None:
+            connection.execute(sa.insert(TRANSITIONS).values(transition_values(job_id, decision.transition)))
+        values = observed_values(decision.job) | working
+        if decision.job.state is not State.OPEN:
+            values["due_at"] = None
+        connection.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(values))
+
+
+def answer(engine: sa.Engine, job_id: int, *answers: tuple[str, datetime], due_at: datetime | None = None) -> None:
+    """Record each (status, when the request was sent); an answer takes a second. *due_at*: the poll after the last."""
+    for status, sent_at in answers:
+
+        said = Answer(status, sent_at, sent_at + timedelta(seconds=1))
+        record(engine, job_id, partial(_decided, said), due_at=due_at or sent_at + timedelta(hours=6))
+
+
+def _decided(said: Answer, job: Job, past: Past) -> Decision:
+    return decide(job, said, LOST_RULE, past)
+
+
+def _history(connection: sa.Connection, job_id: int) -> list[sa.Row[Any]]:
+    query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == job_id).order_by(TRANSITIONS.c.seq)
+    return list(connection.execute(query))
+
+
+def change(engine: sa.Engine, job_id: int, **values: Any) -> None:
+    """Change working columns of a job."""
+    with database.writing(engine) as connection:
+        connection.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(values))
+
+
+def stand(engine: sa.Engine, cluster: str, **values: Any) -> None:
+    """Give *cluster* a row with these values."""
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(CLUSTERS).values(cluster=cluster, **values))
+
+
+def job(engine: sa.Engine, job_id: int) -> sa.Row[Any]:
+    """Return the job's row, checked to be the replay of its transitions."""
+    with database.reading(engine) as connection:
+        row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one()
+        replayed = replay(map(transition_of, _history(connection, job_id))).job
+    told = ("state", "status", "status_after", "status_by", "ended_after", "ended_by", "seq")
+    assert [getattr(row, name) for name in told] == [getattr(replayed, name) for name in told]
+    return row
+
+
+def last(engine: sa.Engine, job_id: int) -> sa.Row[Any]:
+    """Return the job's newest transition."""
+    with database.reading(engine) as connection:
+        return _history(connection, job_id)[-1]
