@@ -1,0 +1,406 @@
+"""Looking: ``tracker jobs``, ``show``, ``clusters`` and ``status``. Arguments and printing.
+
+What is looked at comes from `tracker.reports.overview`; here are the words and the columns. Each command reads one
+state of the database, and has closed it before it prints: a pager that waits holds nobody up.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tracker.cli.output import Column, chosen, emit, example, format_option, human, plain, utc
+from tracker.status import Action, Kind, State
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from tracker.cadence import Rhythm
+    from tracker.settings import Settings
+
+ROWS = 50
+"""Rows of ``tracker jobs`` in a table, unless told otherwise; ours: what a person scrolls through."""
+_LONG = 15
+"""Characters of a status in the table of jobs; a word that nobody documented may have 255. ``show`` has all of it."""
+
+
+@contextmanager
+def opened() -> Iterator[tuple[Settings, sa.Engine]]:
+    """Yield the settings, keys left unread, and the database that they name."""
+    from tracker import database, settings
+
+    effective = settings.load(keys=False)
+    engine = database.open_database(effective.database_url)
+    try:
+        yield effective, engine
+    finally:
+        engine.dispose()
+
+
+@click.command(
+    epilog=example(
+        "tracker jobs",
+        "tracker jobs --state failed --state lost",
+        "tracker jobs --past-deadline --cluster w1a2b3c4d",
+        "tracker jobs --reference DSR-1042 --format json",
+    )
+)
+@click.option("--state", multiple=True, type=click.Choice([state.value for state in State]), help="What we concluded.")
+@click.option("--status", multiple=True, metavar="WORD", help="What Elevate said last, verbatim.")
+@click.option("--cluster", multiple=True, metavar="NAME", help="Of this cluster.")
+@click.option("--kind", multiple=True, type=click.Choice([kind.value for kind in Kind]), help="As it was declared.")
+@click.option("--reference", multiple=True, metavar="TICKET", help="Of this request.")
+@click.option(
+    "--past-deadline", is_flag=True, help="The deadline is past, and the verdict missed, overdue or undecidable."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"At most N jobs. Default: {ROWS} in a table, all in csv and json.",
+)
+@format_option
+def jobs(past_deadline: bool, limit: int | None, format: str | None, **wanted: tuple[str, ...]) -> None:
+    """List jobs, the most urgent first.
+
+    First those that somebody still waits for (open, failed, lost), the nearest deadline first; then the settled ones,
+    the last to end first. A filter may be repeated: any of its values will do, and all filters must.
+
+    A table shows what fits; csv and json have every column of the view report_jobs.
+    """
+    from tracker import database, operate
+    from tracker.reports import overview
+
+    for name, values in wanted.items():
+        if not all(operate.is_text(value) for value in values):
+            raise click.UsageError(f"--{name} has a control character, or bytes that are not UTF-8, in it.")
+    is_table = chosen(format) == "table"
+    most = limit or (ROWS if is_table else None)
+    with opened() as (_, engine), database.reading(engine) as connection:
+        rows = overview.jobs(connection, wanted, past_deadline=past_deadline, limit=most and most + 1)
+    if is_more := most is not None and len(rows) > most:
+        rows.pop()
+    if is_table:
+        columns = [
+            Column("jid"),
+            Column("state"),
+            Column("verdict"),
+            Column("deadline_on", "deadline", optional=True),
+            Column("age_seconds", "age", optional=True),
+            Column("kind", optional=True),
+            Column("reference", optional=True),
+        ]
+        # Of one cluster only, its name is what a narrow terminal can best do without.
+        several = len({row.cluster for row in rows}) > 1
+        columns.insert(0 if several else len(columns), Column("cluster", optional=not several))
+        cells = [[_state(row) if one.name == "state" else getattr(row, one.name) for one in columns] for row in rows]
+        emit(cells, columns, "table", empty="No job is like that.")
+    else:
+        emit(rows, list(overview.REPORT_JOBS.c.keys()), format)
+    if is_more:
+        click.echo(f"There are more than these {most}: narrow them down, or say --limit N.", err=True)
+
+
+def _state(row: sa.Row[Any]) -> str:
+    """Return what we concluded and, where that does not say it, what Elevate said last: ``open: waiting``."""
+    if row.status in (None, row.state):
+        return str(row.state)
+    return f"{row.state}: {row.status if len(row.status) <= _LONG else row.status[:_LONG] + '…'}"
+
+
+@click.command(
+    epilog=example(
+        "tracker show ca24b4e2-34ab-406a-a4db-b30b0247837a",
+        "tracker show ca24b4e2-34ab-406a-a4db-b30b0247837a --cluster w1a2b3c4d --format json",
+    )
+)
+@click.argument("jid")
+@click.option("--cluster", metavar="NAME", help="Where several clusters have a job with this jid.")
+@format_option
+def show(jid: str, cluster: str | None, format: str | None) -> None:
+    """Show one job: what was declared, what was observed, its next poll and why, and its timeline.
+
+    Each change happened between two instants: not before the request that last saw the old status was sent, and no
+    later than the answer that first showed the new one was complete. Elevate itself gives no times.
+
+    As csv it is the timeline only; as json one object with the job and its timeline.
+    """
+    import sqlalchemy as sa
+
+    from tracker import database, models, operate
+    from tracker.reports import overview
+
+    with opened() as (settings, engine), database.reading(engine) as connection:
+        found = operate.find(connection, jid, cluster)
+        now = database.now(connection)
+        row = connection.execute(sa.select(models.JOBS).where(models.JOBS.c.id == found.job_id)).one()
+        [seen] = overview.jobs(connection, {"cluster": [found.cluster], "jid": [jid]})
+        changes = overview.timeline(connection, found.cluster, jid)
+        clusters = sa.select(models.CLUSTERS).where(models.CLUSTERS.c.cluster == found.cluster)
+        standing = connection.execute(clusters).one_or_none()
+        rhythm = _rhythm(connection, settings, found.cluster)
+    why = _why(row, standing, rhythm)
+    meaning = overview.verdict_meaning(seen.verdict, seen.state)
+    match chosen(format):
+        case "csv":
+            emit(changes, list(overview.REPORT_TRANSITIONS.c.keys()), "csv")
+        case "json":
+            extra = {"deadline_at": row.deadline_at, "extended_on": row.extended_on, "status_polls": row.status_polls}
+            job = seen._asdict() | extra | {"verdict_meaning": meaning, "next_poll_why": why}
+            document = {"job": job, "timeline": [change._asdict() for change in changes]}
+            click.echo(json.dumps(document, indent=2, default=_json))  # ASCII only: no text of a server's in it is raw
+        case _:
+            facts = _facts(row, seen, meaning, why, now, settings.timezone)
+            columns = [Column(name) for name in facts]
+            emit([list(facts.values())], columns, "table", title=plain(f"Job {jid}"), records=True)
+            click.echo()
+            emit(
+                [_change(change, row.submitted_at, overview.ANOMALIES) for change in changes],
+                ["#", "not before", "no later than", "change", "note"],
+                "table",
+                title="Timeline",
+            )
+
+
+def _json(value: object) -> str:
+    if isinstance(value, datetime):
+        return utc(value).isoformat(timespec="microseconds")
+    if isinstance(value, date):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _facts(
+    row: sa.Row[Any], seen: sa.Row[Any], meaning: str, why: str, now: datetime, timezone: str
+) -> dict[str, object]:
+    """Return what a person reads about a job, by heading."""
+    facts: dict[str, object] = {
+        "cluster": row.cluster,
+        "kind": _declared(row.kind.value),
+        "reference": _declared(row.reference),
+        "request received": _declared(row.received_at),
+        "submitted": _declared(row.submitted_at),
+        "registered": f"{_time(row.registered_at)} by {row.registered_by}",
+        "state": row.state.value,
+        "status": "not answered yet",
+    }
+    if row.status is not None:
+        times = f"{row.status_polls} {'answer' if row.status_polls == 1 else 'answers'} in a row"
+        facts["status"] = f"{row.status}; began {_between(seen.status_after, row.status_by)}; {times}"
+        facts["last seen"] = row.seen_at
+    if row.ended_by is not None:
+        facts["ended"] = _between(seen.ended_after, row.ended_by)
+        if row.state is State.ATTESTED:
+            facts["ended"] = f"by {_time(row.ended_by)}, as an operator says"
+        elif row.state is State.WITHDRAWN:
+            facts["ended"] = row.ended_by
+    facts["deadline"] = "computed at the first answer"
+    if row.deadline_at is not None:
+        away = f"in {human(row.deadline_at - now)}" if row.deadline_at > now else _ago(row.deadline_at, now)
+        facts["deadline"] = f"{row.deadline_on} in {timezone}; it ends {_time(row.deadline_at)}, {away}"
+    if row.extended_on is not None:
+        facts["extended"] = _declared(row.extended_on)
+    facts["verdict"] = f"{seen.verdict}: {meaning}"
+    facts["next poll"] = why if row.due_at is None else f"{_time(row.due_at)}, {_when(row.due_at, now)}; {why}"
+    in_a_row = f", {row.failures} of them failed in a row" if row.failures else ""
+    facts["polls"] = f"{row.polls}{in_a_row}"
+    facts["last error"] = row.last_error
+    return {heading: value for heading, value in facts.items() if value is not None}
+
+
+def _change(change: sa.Row[Any], submitted_at: datetime | None, anomalies: dict[Any, str]) -> list[object]:
+    """Return a row of the timeline's table: number, both bounds, what changed, and what is to be said about it."""
+    moved = change.from_state != change.to_state
+    notes = [f"{change.anomaly}: {anomalies[change.anomaly]}"] if change.anomaly else []
+    after: object = None
+    if change.action == Action.OBSERVED:
+        what = change.to_status
+        if change.from_status not in (None, change.to_status):
+            what = f"{change.from_status} -> {change.to_status}"
+        if moved and change.to_status != change.to_state:
+            what += f" ({change.to_state})"
+        after = change.last_seen_at
+        if after is None and submitted_at is not None:
+            after = f"{_time(submitted_at)} (declared)"
+    else:
+        what = change.action
+        if moved and change.from_state is not None:
+            what += f" (was {change.from_state})"
+        notes.append(f"by {change.actor}" + (f": {change.reason}" if change.reason else ""))
+        if change.action == Action.ATTESTED and change.server_date is not None:
+            notes.append(f"done by {_time(change.server_date)}, as they say")
+    return [change.seq, after, change.observed_at, what, "; ".join(notes)]
+
+
+def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhythm:
+    """Return the cadence of *cluster*: as configured here, else as the last daemon had it, else by the defaults."""
+    from zoneinfo import ZoneInfo
+
+    import sqlalchemy as sa
+
+    from tracker.cadence import Rhythm
+    from tracker.models import Source
+
+    if cluster in settings.clusters:
+        configured = settings.clusters[cluster]
+        return Rhythm(configured.zone, configured.archive_days, settings.delay_per_poll)
+    query = sa.select(Source.timezone, Source.archive_days).where(Source.cluster == cluster).order_by(Source.id.desc())
+    source = connection.execute(query.limit(1)).one_or_none()
+    if source is None:
+        return Rhythm(settings.zone, delay_per_poll=settings.delay_per_poll)
+    try:
+        zone = ZoneInfo(source.timezone)
+    except (LookupError, ValueError, OSError):  # a zone that this machine does not know
+        zone = settings.zone
+    return Rhythm(zone, source.archive_days, settings.delay_per_poll)
+
+
+def _why(row: sa.Row[Any], standing: sa.Row[Any] | None, rhythm: Rhythm) -> str:
+    """Return why the next poll of the job in *row* is planned as it is, or why there is none."""
+    from tracker import cadence, models
+
+    job = models.job_of(row)
+    if job.state is not State.OPEN:
+        return "none: an ended job is not polled"
+    if row.failures:
+        failed = "1 error" if row.failures == 1 else f"{row.failures} errors in a row"
+        why = f"{failed}: waits grow"
+    else:
+        # As it was planned: after the last answer. What it comes to now would be another plan.
+        why = cadence.next_poll(job, row.deadline_at, job.seen_at or job.registered_at, 0.5, rhythm).why
+    if standing is not None and standing.pause_cause is not None:
+        why += f"; but cluster {row.cluster} is paused: {_paused(standing)}"
+    return why
+
+
+def _declared(value: object) -> str:
+    if value is None:
+        return "unknown"
+    return f"{_time(value) if isinstance(value, datetime) else value} (declared)"
+
+
+def _time(at: datetime) -> str:
+    return utc(at).isoformat(" ", "seconds")
+
+
+def _between(after: datetime | None, by: datetime) -> str:
+    return f"by {_time(by)}" if after is None else f"between {_time(after)} and {_time(by)}"
+
+
+def _ago(at: datetime, now: datetime) -> str:
+    return f"{human(max(now - at, timedelta()))} ago"
+
+
+def _when(at: datetime, now: datetime) -> str:
+    return f"in {human(at - now)}" if at > now else f"due for {human(now - at)}"
+
+
+@click.command(epilog=example("tracker clusters", "tracker clusters --format json"))
+@format_option
+def clusters(format: str | None) -> None:
+    """Show a row for each cluster that is configured or has jobs.
+
+    A poll is behind when it has been due for more than a minute. The next deadline is the nearest that is still ahead
+    of a job that is open, failed or lost.
+    """
+    from dataclasses import astuple, fields
+
+    from tracker import database
+    from tracker.reports import overview
+
+    with opened() as (settings, engine), database.reading(engine) as connection:
+        rows = overview.clusters(connection, settings.clusters)
+    if chosen(format) != "table":
+        emit(map(astuple, rows), [field.name for field in fields(overview.ClusterRow)], format)
+        return
+    emit(
+        [
+            (
+                row.cluster,
+                row.open,
+                row.polls_behind,
+                row.answered_at,
+                _paused(row),
+                _gap(row),
+                row.next_deadline_on,
+                row.configured,
+            )
+            for row in rows
+        ],
+        [
+            "cluster",
+            "open",
+            "polls behind",
+            "last answer",
+            Column("paused"),
+            Column("gap"),
+            Column("next deadline", optional=True),
+            Column("configured", optional=True),
+        ],
+        "table",
+        empty="No cluster is configured, and none is in the database.",
+    )
+
+
+def _paused(row: Any) -> str | None:
+    if row.pause_cause is None:
+        return None
+    return f"{row.pause_cause} until {'resumed' if row.paused_until is None else _time(row.paused_until)}"
+
+
+def _gap(row: Any) -> str | None:
+    if row.gap_began_at is None:
+        return None
+    detail = f": {row.gap_detail}" if row.gap_detail else ""
+    return f"{row.gap_cause} since {_time(row.gap_began_at)}{detail}"
+
+
+@click.command(epilog=example("tracker status", "tracker status > now.txt || mail -s 'See to it' ops < now.txt"))
+@click.pass_context
+def status(ctx: click.Context) -> None:
+    """Show on one screen how everything stands; exit with 1 when something needs a person.
+
+    Then each such thing is one line: what it is, and what to do about it. Times are UTC, by the database's clock.
+    """
+    from tracker import database
+    from tracker.reports import overview
+
+    with opened() as (settings, engine), database.reading(engine) as connection:
+        seen = overview.overview(connection, settings.clusters)
+    daemons = [f"{row.host}:{row.pid}, beat {_ago(row.beat_at, seen.now)}" for row in seen.alive]
+    gaps = [f"{row.cluster}: {_gap(row)}" for row in seen.clusters if row.gap_began_at is not None]
+    pauses = [f"{row.cluster}: {_paused(row)}" for row in seen.clusters if row.pause_cause is not None]
+    behind = sum(row.polls_behind for row in seen.clusters)
+    anomalies = [f"{count} {word} ({overview.ANOMALIES[word]})" for word, count in seen.anomalies.items()]
+    overdue = seen.count(State.OPEN, State.FAILED, verdict="overdue")
+    unseen = seen.count(State.OPEN, verdict="undecidable")
+    screen: dict[str, object] = {
+        "now": seen.now,
+        "daemons alive": "; ".join(daemons) or "none",
+        "open jobs": seen.count(State.OPEN),
+        "failed, lost": f"{seen.count(State.FAILED)}, {seen.count(State.LOST)}",
+        "polls behind": behind,
+        "gaps now": "; ".join(gaps) or "none",
+        "pauses": "; ".join(pauses) or "none",
+        "deadlines": f"{seen.near} within 7 days; past: {overdue} overdue, {unseen} undecidable",
+        "anomalies": f"{'; '.join(anomalies) or 'none'} in the last 24 hours",
+        "last seal": seen.sealed_at or "no seal yet",
+    }
+    emit([list(screen.values())], list(screen), "table", records=True)
+    click.echo()
+    needs = overview.needs(seen)
+    for need in needs:
+        line = plain(str(need))
+        if sys.stdout.isatty():  # elsewhere each is one line, for grep
+            line = click.wrap_text(line, shutil.get_terminal_size().columns, subsequent_indent="  ")
+        click.echo(line)
+    if needs:
+        ctx.exit(1)
+    click.echo("Nothing needs a person.")

@@ -1,0 +1,321 @@
+"""What an operator looks at: jobs, one job's timeline, the clusters, and what needs a person.
+
+Owns these queries, what counts as behind, alive, near and in need of a person, and the words that explain a verdict or
+an anomaly. How it is shown is the reader's (``cli``); what the columns mean is the views' and ``models``'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from tracker import database
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Seal, UtcDateTime, Worker
+from tracker.status import Anomaly, Cause, State
+
+BEHIND: Final = timedelta(seconds=60)
+"""A poll that is due for longer than this is behind."""
+FAR_BEHIND: Final = timedelta(minutes=15)
+"""One that is behind for longer than this needs a person: no short outage or burst of registrations explains it."""
+ALIVE: Final = timedelta(seconds=60)
+"""A daemon that has not beaten for longer than this is dead."""
+NEAR: Final = timedelta(days=7)
+"""A deadline that is no farther ahead than this is near."""
+RECENT: Final = timedelta(hours=24)
+"""Anomalies are told for so long."""
+
+UNSETTLED: Final = (State.OPEN, State.FAILED, State.LOST)
+"""The states in which somebody still waits for the job: it is polled, or a person has to decide."""
+
+ANOMALIES: Final = {
+    Anomaly.UNKNOWN_STATUS: "a status that nobody documented; the job stays open",
+    Anomaly.BACKWARDS: "an earlier status after a later one",
+    Anomaly.VANISHED: "not found, although it was there before",
+    Anomaly.REAPPEARED: "there again after it had vanished",
+    Anomaly.NEVER_FOUND: "never found: a wrong jid, or the wrong cluster",
+}
+"""Each anomaly in plain words."""
+
+_VERDICTS: Final = {
+    "met": "Elevate reported the job done in time; that the person was informed is not shown",
+    "missed": "it was seen not done at or after the deadline, and done later",
+    "pending": "not done, and the deadline is ahead",
+    "overdue": "it was seen not done at or after the deadline",
+    "attested": "an operator says that it was done; Elevate was not seen to say so",
+    "withdrawn": "an operator closed it",
+}
+_UNDECIDABLE: Final = {
+    State.DONE: "the deadline lies between the bounds of its end",
+    State.LOST: "the job is lost: nobody can say whether it was done",
+}
+
+
+def verdict_meaning(verdict: str, state: str) -> str:
+    """Return in plain words what *verdict*, of a job in *state*, says, and no more than that."""
+    if verdict == "undecidable":
+        return _UNDECIDABLE.get(State(state), "the deadline is past, and the job was not seen since")
+    if verdict == "overdue" and state == State.FAILED:
+        return "it failed, and the deadline is past"
+    return _VERDICTS[verdict]
+
+
+def _view(name: str, columns: str) -> sa.TableClause:
+    """Return the view *name*; a column's name tells its type, which SQLite does not."""
+    types: dict[str, sa.types.TypeEngine[Any]] = {"_on": sa.Date(), "_at": UtcDateTime(), "_by": UtcDateTime()}
+    types |= {"after": UtcDateTime(), "_date": UtcDateTime()}
+
+    def column(name: str) -> sa.ColumnClause[Any]:
+        ours = (kind for ending, kind in types.items() if name.endswith(ending) and name != "registered_by")
+        return sa.column(name, next(ours, None))
+
+    return sa.table(name, *map(column, columns.split()))
+
+
+REPORT_JOBS = _view(
+    "report_jobs",
+    "cluster jid kind reference state status status_after status_by seen_at submitted_at registered_at registered_by "
+    "received_at deadline_on verdict ended_after ended_by next_poll_at age_seconds polls failures last_error",
+)
+REPORT_TRANSITIONS = _view(
+    "report_transitions",
+    "id cluster jid kind reference seq action from_status to_status from_state to_state last_seen_at observed_at "
+    "server_date base_url actor anomaly reason seal_id",
+)
+
+
+def jobs(
+    connection: sa.Connection,
+    wanted: Mapping[str, Collection[str]],
+    *,
+    past_deadline: bool = False,
+    limit: int | None = None,
+) -> list[sa.Row[Any]]:
+    """Return rows of ``report_jobs``, the most urgent first.
+
+    First those that somebody still waits for (open, failed, lost), the nearest deadline first; then those that are
+    settled, the last to end first.
+
+    Args:
+        connection: In any transaction.
+        wanted: By column of the view, the values that are wanted; an empty collection wants all.
+        past_deadline: Only those whose deadline is past and the verdict missed, overdue or undecidable.
+        limit: At most so many.
+    """
+    j = REPORT_JOBS.c
+    unsettled = j.state.in_(UNSETTLED)
+    query = sa.select(REPORT_JOBS).where(*(j[column].in_(values) for column, values in wanted.items() if values))
+    if past_deadline:
+        # A lost job is undecidable from the start: the view does not tell whether its deadline is past.
+        past = sa.select(JOBS.c.id).where(
+            JOBS.c.cluster == j.cluster, JOBS.c.jid == j.jid, JOBS.c.deadline_at <= database.now(connection)
+        )
+        query = query.where(j.verdict.in_(("missed", "overdue", "undecidable")), past.exists())
+    query = query.order_by(
+        sa.case((unsettled, 0), else_=1),
+        sa.case((unsettled, j.deadline_on)).nulls_last(),
+        j.ended_by.desc().nulls_last(),
+        j.registered_at.desc(),
+        j.cluster,
+        j.jid,
+    )
+    return list(connection.execute(query.limit(limit)))
+
+
+def timeline(connection: sa.Connection, cluster: str, jid: str) -> list[sa.Row[Any]]:
+    """Return a job's rows of ``report_transitions``, oldest first."""
+    t = REPORT_TRANSITIONS.c
+    query = sa.select(REPORT_TRANSITIONS).where(t.cluster == cluster, t.jid == jid).order_by(t.seq)
+    return list(connection.execute(query))
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRow:
+    """A cluster, as an operator sees it.
+
+    Attributes:
+        cluster: Its name.
+        configured: It is in the settings of whoever looks.
+        open: Open jobs.
+        polls_behind: Polls that are due for longer than `BEHIND`, whether a daemon has claimed them or not.
+        behind_since: When the oldest of them was due.
+        answered_at: The last valid answer was complete.
+        paused_until: None while paused: until an operator resumes it.
+        pause_cause: None: it is not paused.
+        gap_began_at: None: no gap is open.
+        gap_cause: Why nothing could be observed since.
+        gap_detail: An operator's reason, or the code of an error.
+        next_deadline_on: The nearest day that is a deadline still ahead of an unsettled job.
+    """
+
+    cluster: str
+    configured: bool
+    open: int = 0
+    polls_behind: int = 0
+    behind_since: datetime | None = None
+    answered_at: datetime | None = None
+    paused_until: datetime | None = None
+    pause_cause: Cause | None = None
+    gap_began_at: datetime | None = None
+    gap_cause: Cause | None = None
+    gap_detail: str | None = None
+    next_deadline_on: date | None = None
+
+
+def clusters(connection: sa.Connection, configured: Collection[str]) -> list[ClusterRow]:
+    """Return a row for each cluster that is configured or in the database, by name."""
+    now = database.now(connection)
+    j = JOBS.c
+    behind = j.due_at < now - BEHIND
+    query = sa.select(
+        j.cluster,
+        sa.func.count().filter(j.state == State.OPEN).label("open"),
+        sa.func.count().filter(behind).label("polls_behind"),
+        sa.func.min(j.due_at).filter(behind).label("behind_since"),
+        sa.func.min(j.deadline_on).filter(j.state.in_(UNSETTLED), j.deadline_at > now).label("next_deadline_on"),
+    ).group_by(j.cluster)
+    counted = {row.cluster: row._asdict() for row in connection.execute(query)}
+    standing = {row.cluster: row._asdict() for row in connection.execute(sa.select(CLUSTERS))}
+    rows = []
+    for name in sorted({*configured, *counted, *standing}):
+        row: dict[str, Any] = {"cluster": name, "configured": name in configured}
+        row |= counted.get(name, {}) | standing.get(name, {})
+        row.pop("next_request_at", None)  # a daemon's own business
+        rows.append(ClusterRow(**row))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """How everything stands at once.
+
+    Attributes:
+        now: The database's time.
+        alive: Rows of ``workers`` that beat within `ALIVE` and were not stopped.
+        last_beat_at: The newest beat of any daemon, None if there never was one.
+        clusters: From `clusters`.
+        unsettled: Unsettled jobs by (state, verdict).
+        near: Unsettled jobs whose deadline is near.
+        anomalies: By word, those of the last `RECENT`.
+        sealed_at: The last seal, None if there is none.
+    """
+
+    now: datetime
+    alive: list[sa.Row[Any]]
+    last_beat_at: datetime | None
+    clusters: list[ClusterRow]
+    unsettled: dict[tuple[State, str], int]
+    near: int
+    anomalies: dict[Anomaly, int]
+    sealed_at: datetime | None
+
+    def count(self, *states: State, verdict: str | None = None) -> int:
+        """Return how many jobs are in one of these unsettled states, with *verdict* if one is given."""
+        return sum(n for (state, its), n in self.unsettled.items() if state in states and verdict in (None, its))
+
+
+def overview(connection: sa.Connection, configured: Collection[str]) -> Overview:
+    """Return how everything stands at the database's time."""
+    now = database.now(connection)
+    j, r, t = JOBS.c, REPORT_JOBS.c, TRANSITIONS.c
+    alive = (
+        sa.select(sa.inspect(Worker).local_table)
+        .where(Worker.stopped_at.is_(None), Worker.beat_at >= now - ALIVE)
+        .order_by(Worker.started_at)
+    )
+    unsettled = (
+        sa.select(r.state, r.verdict, sa.func.count()).where(r.state.in_(UNSETTLED)).group_by(r.state, r.verdict)
+    )
+    near = sa.select(sa.func.count()).where(j.state.in_(UNSETTLED), j.deadline_at > now, j.deadline_at <= now + NEAR)
+    recent = (
+        sa.select(t.anomaly, sa.func.count())
+        .where(t.anomaly.is_not(None), t.observed_at >= now - RECENT)
+        .group_by(t.anomaly)
+        .order_by(t.anomaly)
+    )
+    return Overview(
+        now=now,
+        alive=list(connection.execute(alive)),
+        last_beat_at=connection.execute(sa.select(sa.func.max(Worker.beat_at))).scalar_one(),
+        clusters=clusters(connection, configured),
+        unsettled={(State(row[0]), row[1]): row[2] for row in connection.execute(unsettled)},
+        near=connection.execute(near).scalar_one(),
+        anomalies={row[0]: row[1] for row in connection.execute(recent)},
+        sealed_at=connection.execute(sa.select(sa.func.max(Seal.sealed_at))).scalar_one(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One thing that needs a person: what it is, and what to do about it."""
+
+    what: str
+    way_out: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.way_out}"
+
+
+def needs(seen: Overview) -> list[Need]:
+    """Return what needs a person, the gravest first.
+
+    A done job whose verdict is missed or undecidable is not among it: nothing that anyone does changes that any more.
+    """
+    found: list[Need] = []
+    if (open_jobs := seen.count(State.OPEN)) and not seen.alive:
+        beat = f" (last beat {_told(seen.last_beat_at)})" if seen.last_beat_at else ""
+        found.append(Need(f"No daemon is alive{beat}, and {_jobs(open_jobs)} open", "start one: `tracker run`."))
+    for cluster in seen.clusters:
+        name = cluster.cluster
+        since = ""
+        if cluster.gap_cause is cluster.pause_cause:  # else the gap began before, and tells of something else
+            since = f" since {_told(cluster.gap_began_at)} ({cluster.gap_detail or 'no detail'})"
+        resume = f"`tracker resume {name}`"
+        match cluster.pause_cause:
+            case Cause.KEY_REFUSED:
+                way_out = f"put a valid key in place and restart `tracker run`; {resume} then asks at once."
+                found.append(Need(f"The key of cluster {name} is refused{since}", way_out))
+            case Cause.UNREACHABLE:
+                way_out = f"check base_url, path and the network; {resume} then asks at once."
+                found.append(Need(f"Cluster {name} cannot be reached{since}", way_out))
+            case Cause.PAUSED:
+                found.append(Need(f"Cluster {name} is paused by hand{since}", f"{resume} when it may be asked again."))
+            case _:
+                if cluster.behind_since is not None and cluster.behind_since < seen.now - FAR_BEHIND:
+                    what = (
+                        f"Cluster {name} has {cluster.polls_behind} polls behind, the oldest since "
+                        f"{_told(cluster.behind_since)}"
+                    )
+                    found.append(Need(what, _catch_up(cluster)))
+    if overdue := seen.count(State.OPEN, State.FAILED, verdict="overdue"):
+        way_out = "see `tracker jobs --past-deadline`; tell whoever answers the person."
+        found.append(Need(f"{_jobs(overdue)} overdue: not done at the deadline", way_out))
+    if unseen := seen.count(State.OPEN, verdict="undecidable"):
+        way_out = "see `tracker jobs --past-deadline`; `tracker poll JID` asks now."
+        found.append(Need(f"{_jobs(unseen)} undecidable: not seen since the deadline", way_out))
+    if lost := seen.count(State.LOST):
+        way_out = "see `tracker jobs --state lost`; check jid and cluster, then reopen or withdraw."
+        found.append(Need(f"{_jobs(lost)} lost: Elevate knows no such jid", way_out))
+    if failed := seen.count(State.FAILED):
+        way_out = "see `tracker jobs --state failed`; submit it again, add the new jid, withdraw the old."
+        found.append(Need(f"{_jobs(failed)} in state failed: Elevate said error", way_out))
+    return found
+
+
+def _catch_up(cluster: ClusterRow) -> str:
+    if not cluster.configured:
+        return "it is not configured here; see that some `tracker run` has it in its settings."
+    if cluster.pause_cause is not None:
+        return f"it is paused ({cluster.pause_cause}) until {_told(cluster.paused_until)}; see `tracker clusters`."
+    return "see that `tracker run` has it in its settings; if it has, raise max_requests_per_second, or start another."
+
+
+def _jobs(count: int) -> str:
+    return "1 job is" if count == 1 else f"{count} jobs are"
+
+
+def _told(at: datetime | None) -> str:
+    return "an operator resumes it" if at is None else at.isoformat(" ", "seconds")
