@@ -9,23 +9,20 @@ twice the plain loop on SQLite, three times on PostgreSQL, and 0.6 of the bare c
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from threading import Event
-from time import monotonic, sleep
+from time import monotonic
 
 import requests
 import sqlalchemy as sa
 
 from tests.conftest import serve_postgres
+from tests.nginx import nginx
 from tests.scripted import cluster_settings
 from tracker import database
 from tracker.models import JOBS, TRANSITIONS
@@ -33,44 +30,7 @@ from tracker.poller import polling
 from tracker.settings import Settings
 from tracker.status import Action, State
 
-CONFIG = """
-worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
-events {{ worker_connections 256; }}
-http {{
-  access_log off; keepalive_requests 1000000;
-  client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-  uwsgi_temp_path {folder}; scgi_temp_path {folder};
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{ default_type application/json; return 200 '{{"jid": "$arg_jid", "status": "waiting"}}'; }}
-  }}
-}}
-"""
-PORT = 18089
 PATH = "/api/v2/event-data/job-status"
-
-
-@contextmanager
-def nginx() -> Iterator[str]:
-    """Serve a fixed status on loopback with a server that is not ours, and yield its URL."""
-    binary = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if binary is None:
-        raise SystemExit("nginx is not installed (Debian: apt-get install nginx-light)")
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "nginx.conf").write_text(CONFIG.format(folder=folder, port=PORT))
-        server = subprocess.Popen([binary, "-c", f"{folder}/nginx.conf", "-e", f"{folder}/error.log"])
-        url = f"http://127.0.0.1:{PORT}"
-        try:
-            for _ in range(100):
-                try:
-                    requests.get(url, timeout=1)
-                    break
-                except requests.ConnectionError:
-                    sleep(0.05)
-            yield url
-        finally:
-            server.terminate()
-            server.wait()
 
 
 def fill(engine: sa.Engine, jids: list[str]) -> None:
@@ -138,7 +98,7 @@ def main() -> int:
     def measure(name: str, work: Callable[[], float]) -> None:
         measured.setdefault(name, []).append(work())
 
-    with tempfile.TemporaryDirectory() as folder, nginx() as url, serve_postgres() as server:
+    with tempfile.TemporaryDirectory() as folder, nginx("waiting") as url, serve_postgres() as server:
         for turn in range(options.rounds):
             measure("bare client", lambda: bare(url, [f"b{i}" for i in range(options.jobs)], options.threads))
             made = {

@@ -1,0 +1,155 @@
+"""What the README says is so: its commands, settings, examples and queries."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import sqlalchemy as sa
+
+from tracker import cli, database
+from tracker.reports import views
+from tracker.settings import DEFAULT_PATH, ClusterSettings, Settings
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of the tables in *text*, without their headings."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line, before in zip(lines[1:], lines, strict=False)
+        if not line.startswith("|---") and not line.startswith(("| command |", "| setting |", "| key |")) and before
+    ]
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(commands(cli.root))
+
+
+def test_every_command_is_in_the_table_and_no_other() -> None:
+    """The table of commands is complete, and promises none that is not there."""
+    told = {tuple(row[0].strip("`").split()[1:]) for row in rows(section("Commands"))}
+    assert told == set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_help_ends_with_an_example(path: tuple[str, ...]) -> None:
+    """Whoever asks for help sees a line to try."""
+    with click.Context(COMMANDS[path], info_name="tracker " + " ".join(path)) as context:
+        shown = COMMANDS[path].get_help(context)
+    assert re.search(r"\n  Examples?\b.*\n +tracker ", shown, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "line", [line for block in blocks("sh") for line in re.sub(r"\\\n\s*", "", block).splitlines() if "tracker" in line]
+)
+def test_every_command_line_is_one(line: str) -> None:
+    """Each command and each option that a fenced block uses exists."""
+    for part in re.split(r"&&", line):
+        words = shlex.split(part, comments=True)
+        if not words or Path(words[0]).name != "tracker":
+            continue
+        path = next(tuple(words[1:n]) for n in (3, 2) if tuple(words[1:n]) in COMMANDS)
+        options = {name for parameter in COMMANDS[path].params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= options
+
+
+def test_every_setting_is_in_the_table_with_its_default() -> None:
+    """The table of settings is complete, and its defaults are the program's."""
+    told = {row[0].strip("`"): row[1].strip("`") for row in rows(section("Settings")) if row[0].startswith("`TRACKER_")}
+    names = [name for name in Settings.model_fields if name != "clusters"]
+    assert set(told) == {f"TRACKER_{name.upper()}" for name in names}
+    for name in ("database_url", "timezone", "lost_after_polls"):
+        assert told[f"TRACKER_{name.upper()}"] == str(Settings.model_fields[name].default)
+    assert told["TRACKER_LOST_AFTER"] == f"{Settings.model_fields['lost_after'].default.days} days"
+    assert told["TRACKER_DELAY_PER_POLL"] == f"{Settings.model_fields['delay_per_poll'].default.seconds} s"
+    assert told["TRACKER_REQUEST_TIMEOUT"] == f"{Settings.model_fields['request_timeout'].default.seconds} s"
+
+
+def test_every_key_of_a_cluster_is_in_the_table() -> None:
+    """So is that of a cluster's settings."""
+    told = {row[0].strip("`"): row[2].strip("`") for row in rows(section("Settings")) if len(row) == 4}
+    assert set(told) == {name for name in ClusterSettings.model_fields if name != "name"} | {"api_key_file"}
+    assert told["path"] == DEFAULT_PATH
+    for name in ("archive_days", "max_concurrency"):
+        assert told[name] == str(ClusterSettings.model_fields[name].default)
+    assert float(told["max_requests_per_second"]) == ClusterSettings.model_fields["max_requests_per_second"].default
+
+
+def test_every_view_is_in_the_table() -> None:
+    """So is that of the views."""
+    told = {row[0].strip("`") for row in rows(section("Ask in SQL"))} - {"view"}
+    assert told == set(views.VIEWS)
+
+
+def test_the_configuration_of_several_clusters_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of tracker.toml is valid."""
+    from tracker import settings
+
+    (text,) = blocks("toml")
+    for name in ("w1a2b3c4d", "w5e6f7a8b"):
+        key = tmp_path / f"{name}.key"
+        key.write_text("secret")
+        key.chmod(0o600)
+    (tmp_path / "tracker.toml").write_text(text.replace("/etc/tracker", str(tmp_path)))
+    assert set(settings.load(cwd=tmp_path).clusters) == {"w1a2b3c4d", "w5e6f7a8b"}
+
+
+def test_all_four_ways_register_a_job(
+    url: str, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Command, CSV, SQL and Python as they stand register their jobs, and the three queries find them."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
+    monkeypatch.setenv("TRACKER_CLUSTER", "w1a2b3c4d")
+    monkeypatch.setenv("TRACKER_API_KEY", "secret")
+    (tmp_path / "jobs.csv").write_text(blocks("csv")[0])
+    lines = [re.sub(r"\\\n\s*", "", block).strip() for block in blocks("sh")]
+    for line in (next(line for line in lines if line.startswith(f"tracker {word}")) for word in ("add", "import")):
+        assert cli.main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    insert, *queries = blocks("sql")
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql(insert)
+    code = re.sub(r'create_engine\("[^"]*"\)', f'create_engine("{url}")', blocks("python")[0])
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - it is what a reader would run
+    names["engine"].dispose()
+    with database.reading(engine) as connection:
+        jobs = connection.exec_driver_sql("SELECT jid, reference FROM report_jobs ORDER BY jid").all()
+        found = [connection.exec_driver_sql(query).all() for query in queries]
+    assert [row.reference for row in jobs] == ["DSR-1042", "DSR-1044", "DSR-1043", "DSR-1042"]
+    assert len(queries) == 3
+    assert {row.jid for row in found[2]} == {jobs[0].jid, jobs[3].jid}
+
+
+def test_the_two_commands_are_one_line_each() -> None:
+    """The README begins with a line that shows all of it, and one that passes the tests."""
+    demo, tests = blocks("sh")[:2]
+    assert demo.count("\n") == 1
+    assert demo.endswith("/tracker demo\n")
+    assert tests.count("\n") == 1
+    assert "/pytest" in tests
