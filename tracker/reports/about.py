@@ -1,0 +1,74 @@
+"""What a report is about: which jobs were asked for, and what it says of itself.
+
+Owns the filters that all reports share, as a value and as conditions of a query. Reading what a person typed is the
+command line's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from tracker.errors import InvalidField
+from tracker.status import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which jobs a report is about; the default is all.
+
+    Attributes:
+        since: Submitted (else, where that is unknown, registered) at this instant or later; aware.
+        until: Submitted (else registered) before this instant; aware.
+        clusters: Of one of these clusters; empty: of any.
+        kinds: Of one of these kinds; empty: of any.
+
+    Raises:
+        InvalidField: A time has no offset, or *since* is not before *until*.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    clusters: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, at in (("since", self.since), ("until", self.until)):
+            if at is not None and at.tzinfo is None:
+                raise InvalidField(name, f"{at} has no offset, so nobody knows which instant it is")
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise InvalidField("until", f"{self.until} is not after since, {self.since}: no job can lie between them")
+
+    def conditions(self, columns: sa.ColumnCollection[str, Any]) -> list[sa.ColumnElement[bool]]:
+        """Return what a row must meet that has the columns cluster, kind, submitted_at and registered_at."""
+        began_at = sa.func.coalesce(columns["submitted_at"], columns["registered_at"])
+        found: list[sa.ColumnElement[bool]] = []
+        if self.since is not None:
+            found.append(began_at >= self.since)
+        if self.until is not None:
+            found.append(began_at < self.until)
+        if self.clusters:
+            found.append(columns["cluster"].in_(self.clusters))
+        if self.kinds:
+            found.append(columns["kind"].in_(self.kinds))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What every report says of itself.
+
+    Attributes:
+        as_of: The database's time when it was read: nothing later is in it.
+        version: Of the tracker that made it.
+        filters: Which jobs were asked for.
+        jobs: How many of them it is about.
+    """
+
+    as_of: datetime
+    version: str
+    filters: Filters
+    jobs: int
