@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -36,7 +38,7 @@ class Word(StrEnum):
 
 
 def printed(
-    rows: Sequence[Sequence[object]], columns: Sequence[Column | str], format: str | None, width: int = 80, **more: bool
+    rows: Sequence[Sequence[object]], columns: Sequence[Column | str], format: str | None, width: int = 80, **more: Any
 ) -> str:
     """Return what `emit` prints on a terminal of *width* columns."""
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +57,7 @@ COLUMNS = ("seen_at", "on", "age", "late", "none", "word")
 
 def test_times_are_utc_with_offset_and_durations_human_in_tables() -> None:
     [_, line] = printed([ROW], COLUMNS, "table", 200).splitlines()
-    assert line.split("  ") == ["2026-11-24 10:00:00+00:00", "2026-01-02", "2d 3h", "yes ", "", "    done"]
+    assert re.split(" {2,}", line) == ["2026-11-24 10:00:00+00:00", "2026-01-02", "2d 3h", "yes", "done"]
 
 
 def test_csv_has_iso_times_with_microseconds_and_seconds() -> None:
@@ -130,7 +132,10 @@ def test_a_shown_duration_never_says_more_than_was_observed(seconds: float) -> N
 # Safety
 
 NASTY = st.text(
-    st.one_of(st.sampled_from("=+-@\t\r\n\x1b\x07\x9b\x7f\u202e,;'\"＝a1 [/bold]:smile:\\"), st.characters(codec="utf-8"))
+    st.one_of(
+        st.sampled_from("=+-@\t\r\n\x1b\x07\x9b\x7f\u202e,;'\"＝a1 [/bold]:smile:\\"),
+        st.characters(codec="utf-8"),
+    )
 )
 
 
@@ -249,7 +254,7 @@ def test_a_terminal_gets_a_table_and_a_pipe_csv(
     assert capsys.readouterr().out == "the_a\n1\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     emit([[1]], ["the_a"])
-    assert capsys.readouterr().out.splitlines()[0].strip().endswith("the a")
+    assert click.unstyle(capsys.readouterr().out).splitlines()[0].strip() == "the a"
 
 
 def test_csv_and_json_are_written_as_rows_come() -> None:
@@ -368,7 +373,7 @@ def test_help_groups_the_commands_under_headings(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert lines.index("Start:") < lines.index("Keep:")
     for name, (_, _, summary) in cli.COMMANDS.items():
-        assert any(line.split() == [name, *summary.split()] for line in lines), f"{name} is on one line with its summary"
+        assert any(line.split() == [name, *summary.split()] for line in lines), f"{name} is not on one line"
 
 
 def every_command() -> Iterator[tuple[str, click.Command]]:
@@ -394,17 +399,14 @@ def test_every_help_ends_with_an_example_of_that_command() -> None:
 
 
 def test_help_imports_nothing_but_click() -> None:
+    """Of what is not the standard library: what takes long to import is imported when a command needs it."""
     program = (
-        "import sys; from tracker.cli import main; main(['--help']); "
-        "print({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names, "
-        "{name for name in sys.modules if name.startswith('tracker')}, 'importlib.metadata' in sys.modules)"
+        "import sys; before = set(sys.modules); from tracker.cli import main; main(['--help']); "
+        "names = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(*sorted(names - sys.stdlib_module_names))"
     )
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", f"import site; site.main(); {program}"], capture_output=True, text=True)
-    before = subprocess.run([sys.executable, "-c", "import sys; print({n.partition('.')[0] for n in sys.modules})"], capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert before.returncode == 0
-    loaded = done.stdout.splitlines()[-1]
-    assert "click" in loaded
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["click", "tracker"]
 
 
 def test_help_answers_in_under_twice_the_time_of_importing_click() -> None:

@@ -195,7 +195,8 @@ def _csv_cell(value: object) -> object:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        value = _CONTROL.sub(lambda match: match[0] if match[0] in "\t\r\n" else "\ufffd", value)
+        # A lone carriage return would end the row for many a reader, and csv quotes line ends of its own kind only.
+        value = _CONTROL.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", value)
         return f"'{value}" if value.startswith(_FORMULA) else value
     return value
 
