@@ -1,0 +1,1085 @@
+"""The client against a real server on loopback that misbehaves in every way we could think of."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import logging
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from tests.hostile import JSON, Hostile, Wire, free_port, wait_until
+from tests.hostile import http as response
+from tracker.elevate import Elevate
+from tracker.errors import (
+    AskError,
+    BadAnswer,
+    BadConfiguration,
+    KeyRefused,
+    RateLimited,
+    Unavailable,
+    WrongTarget,
+)
+from tracker.settings import DEFAULT_PATH
+from tracker.status import Answer
+
+KEY = "k3y-that-must-stay-secret"
+JID = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
+GOOD = json.dumps({"jid": JID, "status": "waiting"})
+SHORT = timedelta(seconds=0.25)
+
+Play = Callable[[Wire], object]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def client(url: str, **options: Any) -> Elevate:
+    return Elevate(url, DEFAULT_PATH, SecretStr(KEY), **options)
+
+
+def ask(play: Play, jid: str = JID, **options: Any) -> Answer:
+    """Ask a server that does *play* once."""
+    with Hostile(play) as server, client(server.url, **options) as elevate:
+        return elevate.ask(jid, now)
+
+
+def error_of(play: Play, **options: Any) -> AskError:
+    with pytest.raises(AskError) as caught:
+        ask(play, **options)
+    return caught.value
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+# One question, one answer
+
+
+def test_an_answer_has_the_status_and_the_times_around_it() -> None:
+    """sent_at is read before the server sees the request, completed_at after the last byte; Date is the server's."""
+    instants: list[tuple[str, datetime]] = []
+
+    def clock() -> datetime:
+        instants.append(("clock", now()))
+        return instants[-1][1]
+
+    def play(wire: Wire) -> None:
+        instants.append(("server", now()))
+        data = response(GOOD.encode(), "200 OK", f"Content-Length: {len(GOOD)}", "Date: Tue, 24 Nov 2026 10:00:00 GMT")
+        wire.send(data[:-1])
+        time.sleep(0.05)
+        instants.append(("last byte", now()))
+        wire.send(data[-1:])
+
+    with Hostile(play) as server, client(server.url) as elevate:
+        answer = elevate.ask(JID, clock)
+    assert [name for name, _ in instants] == ["clock", "server", "last byte", "clock"]
+    assert answer == Answer("waiting", instants[0][1], instants[3][1], datetime(2026, 11, 24, 10, tzinfo=UTC))
+
+
+def test_the_request_is_the_documented_one() -> None:
+    """GET, the path, the jid, the key in its header, and no compression."""
+    with Hostile() as server, client(server.url) as elevate:
+        elevate.ask(JID, now)
+    lines = server.requests[0].decode().split("\r\n")
+    assert lines[0] == f"GET {DEFAULT_PATH}?jid={JID} HTTP/1.1"
+    assert {f"Host: 127.0.0.1:{server.port}", f"Api-Key: {KEY}", "Accept-Encoding: identity"} < set(lines)
+
+
+@pytest.mark.parametrize(
+    "jid",
+    ["a&jid=b", "a#b", "a b", "ä/ö?x=%41+\\", "../..", "a;b", "\u2028\U0001f600", "x\r\nHost: evil", "%00", "a" * 255],
+)
+def test_no_jid_alters_the_url(jid: str) -> None:
+    """Whatever a jid holds reaches the server as the value of one parameter, and nothing else."""
+    with Hostile() as server, client(server.url) as elevate:
+        assert elevate.ask(jid, now).status == "waiting"
+    first = server.requests[0].split(b"\r\n")[0].decode()
+    assert first.startswith(f"GET {DEFAULT_PATH}?jid=")
+    assert not set(first.removeprefix(f"GET {DEFAULT_PATH}?jid=").removesuffix(" HTTP/1.1")) & set("&#;+?/= ")
+    assert server.requests[0].count(b"\r\nHost:") == 1
+
+
+def test_a_jid_that_no_url_can_carry_is_the_jobs_own_error() -> None:
+    """A lone surrogate ends as BadAnswer, so that one poisonous job cannot stop its cluster; nothing is sent."""
+    with Hostile() as server, client(server.url) as elevate:
+        with pytest.raises(BadAnswer, match="jid"):
+            elevate.ask("\ud800", now)
+        assert server.requests == []
+
+
+def test_one_connection_serves_many_questions() -> None:
+    """Answers of every honest framing leave the connection usable."""
+
+    def play(wire: Wire) -> None:
+        if wire.number % 2:
+            body = json.dumps({"jid": wire.jid, "status": "x"}).encode()
+            pieces = [body[:9], body[9:]]
+            chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+            wire.send(response(chunks + b"0\r\n\r\n", "200 OK", "Transfer-Encoding: chunked"))
+        else:
+            wire.answer("x")
+
+    with Hostile(play) as server, client(server.url) as elevate:
+        assert {elevate.ask(f"jid {number}", now).status for number in range(10)} == {"x"}
+    assert (server.connections, len(server.requests)) == (1, 10)
+
+
+def test_threads_share_a_client() -> None:
+    """Eight threads on four kept connections each get the answer to their own question, under their own deadline."""
+    with Hostile(lambda wire: wire.answer(wire.jid)) as server, client(server.url) as elevate:
+        jids = [f"jid {number}" for number in range(200)]
+        with ThreadPoolExecutor(8) as pool:
+            assert [answer.status for answer in pool.map(lambda jid: elevate.ask(jid, now), jids)] == jids
+
+
+def test_a_clock_that_is_set_back_cannot_turn_an_answer_over() -> None:
+    """completed_at is never before sent_at."""
+    instants = iter([datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)])
+    with Hostile() as server, client(server.url) as elevate:
+        answer = elevate.ask(JID, lambda: next(instants))
+    assert answer.completed_at == answer.sent_at == datetime(2026, 1, 2, tzinfo=UTC)
+
+
+# What is an answer, and what is none
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (f'{{"jid": "{JID}", "status": "mystery word Ω"}}', "mystery word Ω"),
+        (f' {{"status":"waiting","more":[1,{{"x":null}}],"jid":"{JID}"}}\n', "waiting"),
+        ("\ufeff" + GOOD, "waiting"),
+        (f'{{"jid": "{JID}", "status": "\\u00e4\\ud83d\\ude00"}}', "ä😀"),
+        (f'{{"jid": "{JID}", "status": "{"s" * 255}"}}', "s" * 255),
+    ],
+)
+def test_what_is_an_answer(body: str, status: str) -> None:
+    """A status is taken verbatim, unknown words included; further members and a byte order mark change nothing."""
+    assert ask(lambda wire: wire.reply(body)).status == status
+
+
+@pytest.mark.parametrize(
+    "kind", [JSON, "content-type:application/json;charset=UTF-8", 'Content-Type: Application/JSON ; x; charset="utf8"']
+)
+def test_json_may_be_called_so_in_several_ways(kind: str) -> None:
+    """Case, blanks, quotes and parameters of the content type are as RFC 9110 has them."""
+    assert ask(lambda wire: wire.reply(GOOD, kind=kind)).status == "waiting"
+
+
+NO_STATUS: list[Any] = [None, 1, True, [], {}, ["done"], "", "s" * 256, "a\nb", "\0", "\x7f", "\x85", "\x1b[2J"]
+NO_STATUS += ["\ud800", "\udc00done"]
+
+
+def with_member(text: str) -> str:
+    return GOOD[:-1] + f", {text}}}"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("", "not_json"),
+        ("null", "not_object"),
+        ('"done"', "not_object"),
+        (f"[{GOOD}]", "not_object"),
+        ("{}", "other_jid"),
+        (GOOD[:-1], "not_json"),
+        (GOOD + GOOD, "not_json"),
+        (GOOD.replace('"', "'"), "not_json"),
+        (GOOD.encode("utf-16"), "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (GOOD.encode().replace(b"waiting", b"\xed\xa0\x80"), "not_json"),
+        (GOOD.encode().replace(b"waiting", b"wait\x00ing"), "not_json"),
+        ("[" * 60000, "not_json"),
+        ('{"a":' * 10000, "not_json"),
+        (with_member('"status": "done"'), "not_json"),
+        (with_member('"x": {"y": 1, "y": 1}'), "not_json"),
+        (with_member('"x": NaN'), "not_json"),
+        (with_member('"x": -Infinity'), "not_json"),
+        (with_member(f'"x": {"9" * 60000}'), "not_json"),
+        (json.dumps({"jid": JID}), "bad_status"),
+        *((json.dumps({"jid": JID, "status": status}), "bad_status") for status in NO_STATUS),
+        (json.dumps({"status": "done"}), "other_jid"),
+        (json.dumps({"jid": JID.upper(), "status": "done"}), "other_jid"),
+        (json.dumps({"jid": [JID], "status": "done"}), "other_jid"),
+        (json.dumps({"jid": JID + " ", "status": "done"}), "other_jid"),
+    ],
+)
+def test_what_is_no_answer(body: str | bytes, code: str) -> None:
+    """Anything but one unambiguous answer about this job is BadAnswer, and never a status."""
+    error = error_of(lambda wire: wire.reply(body))
+    assert (type(error), error.code) == (BadAnswer, code)
+
+
+@pytest.mark.parametrize(
+    ("kind", "header", "code"),
+    [
+        ("", "X: y", "content_type"),
+        ("Content-Type: text/html", "X: y", "content_type"),
+        ("Content-Type: text/html; x=application/json", "X: y", "content_type"),
+        ("Content-Type: application/json; charset=utf-16", "X: y", "content_type"),
+        (JSON, "Content-Type: text/html", "content_type"),
+        (JSON, "Content-Encoding: gzip", "content_encoding"),
+        (JSON, "Content-Encoding: identity, br", "content_encoding"),
+    ],
+)
+def test_a_body_that_is_called_something_else_is_refused(kind: str, header: str, code: str) -> None:
+    """The headers must call it JSON in UTF-8, uncompressed."""
+    error = error_of(lambda wire: wire.reply(GOOD, "200 OK", header, kind=kind))
+    assert (type(error), error.code) == (BadAnswer, code)
+
+
+def test_a_compressed_body_is_neither_read_nor_unpacked() -> None:
+    """A bomb is refused by its headers."""
+    bomb = gzip.compress(bytes(20_000_000))
+    with at_most(1):
+        assert error_of(lambda wire: wire.reply(bomb, "200 OK", "Content-Encoding: gzip")).code == "content_encoding"
+
+
+def endless(head: bytes, piece: bytes) -> Play:
+    def play(wire: Wire) -> None:
+        wire.send(head)
+        for _ in range(4000):  # 4 MB at least, if it is let
+            wire.send(piece)
+
+    return play
+
+
+CHUNKED = response(b"", "200 OK", "Transfer-Encoding: chunked")
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        lambda wire: wire.reply(b" " * 65536 + GOOD.encode()),
+        lambda wire: wire.reply(b"x" * 10_000_000),
+        endless(response(b""), b"x" * 1000),
+        endless(CHUNKED, b"3e8\r\n" + b"x" * 1000 + b"\r\n"),
+        endless(CHUNKED, b"-1\r\n" + b"x" * 1000),  # http.client takes this for: read to the end
+        endless(CHUNKED + b"2\r\n{}\r\n0\r\n", b"Trailer: " + b"x" * 1000 + b"\r\n"),
+        endless(b"", b"HTTP/1.1 100 Continue\r\nX: " + b"x" * 1000 + b"\r\n\r\n"),
+    ],
+    ids=["padded", "declared", "undeclared", "chunks", "negative-chunk", "trailers", "interim"],
+)
+def test_no_answer_is_read_beyond_the_cap(play: Play) -> None:
+    """64 KiB are read of an answer, however it is framed; what goes on is cut off at once."""
+    with at_most(1):
+        error = error_of(play)
+    assert (type(error), error.code) == (BadAnswer, "too_large")
+
+
+def test_an_answer_may_be_long() -> None:
+    """Below the cap, padding and further members are the server's affair."""
+    assert ask(lambda wire: wire.reply(" " * 60_000 + GOOD)).status == "waiting"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\nContent-Type: application/json\r\n\r\n123456",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: -7\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Type: application/json\r\n\r\n" + GOOD.encode(),
+        b"HTTP/1.1 200 OK\r\n\xff\xfe\x00: \x80\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+def test_broken_http_is_no_answer(head: bytes) -> None:
+    """What does not speak HTTP, or breaks its rules, is BadAnswer."""
+
+    def play(wire: Wire) -> None:
+        wire.send(head)
+        wire.close()
+
+    assert type(error_of(play)) is BadAnswer
+
+
+def test_odd_header_bytes_do_not_spoil_an_answer() -> None:
+    """Bytes beyond ASCII in a header that nobody needs are ignored, and a Date that is none is None."""
+    answer = ask(lambda wire: wire.reply(GOOD, "200 \xff\xfe", "X-Odd: \xff\x80", "Date: \xe4\xf6"))
+    assert (answer.status, answer.server_date) == ("waiting", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "date"),
+    [
+        ("Tue, 24 Nov 2026 10:00:00 GMT", datetime(2026, 11, 24, 10, tzinfo=UTC)),
+        ("Tuesday, 24-Nov-26 10:00:00 GMT", datetime(2026, 11, 24, 10, tzinfo=UTC)),
+        ("Tue Nov 24 10:00:00 2026", datetime(2026, 11, 24, 10, tzinfo=UTC)),
+        ("Tue, 24 Nov 2026 12:00:00 +0200", datetime(2026, 11, 24, 10, tzinfo=UTC)),
+        ("Tue, 24 Nov 2026 10:00:00 -0000", datetime(2026, 11, 24, 10, tzinfo=UTC)),
+        ("now", None),
+        ("", None),
+        ("0", None),
+        ("Tue, 31 Feb 2026 10:00:00 GMT", None),
+        ("Tue, 24 Nov 2026 10:00:00 +99999999999", None),
+        ("Fri, 31 Dec 9999 23:00:00 -0200", None),
+        ("Thu, 01 Jan 1900 00:00:00 GMT", None),
+        ("Tue, 24 Nov " + "9" * 5000 + " 10:00:00 GMT", None),
+    ],
+)
+def test_the_servers_date_is_aware_utc_or_none(text: str, date: datetime | None) -> None:
+    """Every form of RFC 9110, 5.6.7, and e-mail's; rubbish never costs an answer."""
+    answer = ask(lambda wire: wire.answer("done", f"Date: {text}"))
+    assert (answer.status, answer.server_date) == ("done", date)
+    assert answer.server_date is None or answer.server_date.tzinfo is UTC
+
+
+# HTTP codes
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind"),
+    [
+        ((401, 403), KeyRefused),
+        ((404, 300, 301, 302, 303, 304, 305, 307, 308, 399), WrongTarget),
+        ((408, 500, 501, 502, 503, 504, 520, 599), Unavailable),
+        ((429,), RateLimited),
+        ((400, 402, 405, 406, 407, 409, 410, 414, 418, 422, 451, 499), BadAnswer),
+        ((201, 202, 203, 204, 205, 206, 299, 101, 102, 103, 199, 600, 999), BadAnswer),
+    ],
+)
+def test_what_each_code_means(codes: tuple[int, ...], kind: type[AskError]) -> None:
+    """Only 200 can be an answer, even if the body of another is one; the code word names the code."""
+    following = iter(codes)
+    with Hostile(lambda wire: wire.reply(GOOD, f"{next(following)} X")) as server, client(server.url) as elevate:
+        for code in codes:
+            before = now()
+            with pytest.raises(AskError) as caught:
+                elevate.ask(JID, now)
+            assert (type(caught.value), caught.value.code) == (kind, f"http_{code}")
+            assert before <= caught.value.sent_at <= now()
+
+
+def test_an_interim_100_is_passed_over() -> None:
+    """100 Continue before the answer is what RFC 9110 allows at any time."""
+
+    def play(wire: Wire) -> None:
+        wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        wire.answer()
+
+    assert ask(play).status == "waiting"
+
+
+def test_an_error_is_told_by_its_headers() -> None:
+    """A body that drips behind a 503 does not turn it into a time-out."""
+
+    def play(wire: Wire) -> None:
+        wire.send(response(b"", "503 X", "Content-Length: 1000"))
+        wire.drip(b"x" * 1000)
+
+    assert error_of(play, timeout=SHORT).code == "http_503"
+
+
+SIX_HOURS = timedelta(hours=6)
+
+
+@pytest.mark.parametrize(
+    ("text", "pause"),
+    [
+        ("0", timedelta(0)),
+        ("120", timedelta(seconds=120)),
+        (" 007 ", timedelta(seconds=7)),
+        ("21600", SIX_HOURS),
+        ("21601", SIX_HOURS),
+        ("9" * 5000, SIX_HOURS),
+        ("Tue, 24 Nov 2026 10:00:30 GMT", timedelta(seconds=30)),
+        ("Tuesday, 24-Nov-26 10:00:30 GMT", timedelta(seconds=30)),
+        ("Tue Nov 24 10:00:30 2026", timedelta(seconds=30)),
+        ("Tue, 24 Nov 2026 09:00:00 GMT", timedelta(0)),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", SIX_HOURS),
+        ("-5", None),
+        ("1.5", None),
+        ("1e3", None),
+        ("5, 10", None),
+        ("\xb2", None),
+        ("soon", None),
+        ("", None),
+        ("Tue, 99 Nov 2026 10:00:30 GMT", None),
+    ],
+)
+def test_every_form_of_retry_after(text: str, pause: timedelta | None) -> None:
+    """Seconds or a date (by the server's own clock), from 0 to 6 h; with rubbish in it a 503 is a plain one."""
+    codes = cycle(("429 X", "503 X"))
+    headers = f"Retry-After: {text}", "Date: Tue, 24 Nov 2026 10:00:00 GMT"
+    with Hostile(lambda wire: wire.reply("", next(codes), *headers)) as server, client(server.url) as elevate:
+        with pytest.raises(RateLimited) as limited:
+            elevate.ask(JID, now)
+        assert (limited.value.code, limited.value.retry_after) == ("http_429", pause)
+        with pytest.raises(AskError) as busy:
+            elevate.ask(JID, now)
+        assert type(busy.value) is (Unavailable if pause is None else RateLimited)
+        assert getattr(busy.value, "retry_after", None) == pause
+
+
+def test_a_retry_after_date_counts_by_our_clock_where_the_server_tells_none() -> None:
+    """Without a Date header the wait is what is left by our own clock."""
+    until = format_datetime(now().replace(microsecond=0) + timedelta(minutes=10), usegmt=True)
+    error = error_of(lambda wire: wire.reply("", "429 X", f"Retry-After: {until}"))
+    assert isinstance(error, RateLimited)
+    assert error.retry_after is not None
+    assert timedelta(minutes=9) < error.retry_after <= timedelta(minutes=10)
+
+
+# Nothing but the one host is ever asked
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_never_followed(code: int) -> None:
+    """The key does not go to where a redirect points, another host or the same."""
+    with Hostile() as other:
+        error = error_of(lambda wire: wire.reply("", f"{code} X", f"Location: {other.url}{DEFAULT_PATH}?jid={JID}"))
+        assert type(error) is WrongTarget
+        assert other.connections == 0
+
+
+def test_the_environment_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Proxy variables and .netrc are ignored: the key goes to the configured host alone, and no login goes with it."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login netrc-user password netrc-secret\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    with Hostile() as proxy, Hostile() as server:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        with client(server.url) as elevate:
+            elevate.ask(JID, now)
+        assert proxy.connections == 0
+        assert b"uthorization" not in server.requests[0]
+
+
+def test_a_cookie_is_not_kept() -> None:
+    """What one answer sets does not go with the next question: no server can mark us."""
+    with Hostile(lambda wire: wire.answer("x", "Set-Cookie: mark=1")) as server, client(server.url) as elevate:
+        elevate.ask(JID, now)
+        elevate.ask(JID, now)
+    assert b"ookie" not in server.requests[1]
+
+
+# One deadline for the whole request
+
+
+def times_out(url: str, *, within: float = 0.75, **options: Any) -> bool:
+    """Return whether asking there ends with the timeout's error; AssertionError if not in time."""
+    with client(url, **{"timeout": SHORT} | options) as elevate, at_most(within), pytest.raises(Unavailable) as caught:
+        elevate.ask(JID, now)
+    return caught.value.code == "timeout"
+
+
+HEAD = response(b"", "200 OK", f"Content-Length: {len(GOOD)}")
+
+
+def drip_body(wire: Wire) -> None:
+    wire.send(HEAD)
+    wire.drip(GOOD.encode())
+
+
+def drip_chunk_sizes(wire: Wire) -> None:
+    wire.send(CHUNKED)
+    wire.drip(b"1;" + b"x" * 500)
+
+
+def drip_trailers(wire: Wire) -> None:
+    wire.send(CHUNKED + b"%x\r\n%s\r\n0\r\n" % (len(GOOD), GOOD.encode()))
+    wire.drip(b"X: y\r\n" * 100)
+
+
+def half_a_body(wire: Wire) -> None:
+    wire.send(HEAD + GOOD[:9].encode())
+    wire.stall()
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        Wire.stall,
+        lambda wire: wire.drip(HEAD + b"X" * 500),
+        lambda wire: wire.drip(cycle([b"HTTP/1.1 100 Continue\r\n\r\n"])),
+        lambda wire: wire.drip(cycle([b"X: y\r\n"])) if wire.send(HEAD[:-2]) is None else None,
+        drip_body,
+        drip_chunk_sizes,
+        drip_trailers,
+        half_a_body,
+    ],
+    ids=["silence", "head", "interim", "headers", "body", "chunk-sizes", "trailers", "half"],
+)
+def test_dripping_ends_at_the_deadline(play: Play) -> None:
+    """However the bytes drip, all of it together ends at the deadline, and the next question is answered as ever."""
+    with Hostile(play) as server, client(server.url, timeout=SHORT) as elevate:
+        with at_most(0.75), pytest.raises(Unavailable) as caught:
+            elevate.ask(JID, now)
+        assert caught.value.code == "timeout"
+        server.play = Wire.answer
+        assert elevate.ask(JID, now).status == "waiting"
+        assert server.connections == 2
+
+
+def test_a_silent_tls_handshake_ends_at_the_deadline() -> None:
+    """A server that accepts and never speaks TLS costs no more than the deadline."""
+    with Hostile(greet=Wire.stall) as server:
+        assert times_out(f"https://127.0.0.1:{server.port}")
+
+
+def test_a_connection_that_is_never_taken_ends_at_the_deadline() -> None:
+    """A full backlog, where connecting itself hangs, costs no more than the deadline."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        try:
+            for filler in fillers:
+                filler.setblocking(False)
+                filler.connect_ex(address)
+            assert times_out(f"http://127.0.0.1:{address[1]}")
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+def test_a_slow_look_up_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """getaddrinfo knows no timeout, and blocks nobody past the deadline. (No test can make a real resolver slow.)"""
+    real = socket.getaddrinfo
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.6)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with Hostile() as server:
+        assert times_out(server.url, within=0.5)
+
+
+def test_a_dead_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a name has several addresses, one that never answers does not eat the time of the others."""
+    with Hostile() as server, socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        dead.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(dead.getsockname())
+        addresses = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", dead.getsockname()),
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.port)),
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: addresses)
+        try:
+            with client(server.url, timeout=2 * SHORT) as elevate:
+                assert elevate.ask(JID, now).status == "waiting"
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+# The way there is broken
+
+
+def test_a_refused_connection() -> None:
+    """Nobody listens: Unavailable."""
+    with client(f"http://127.0.0.1:{free_port()}") as elevate, pytest.raises(Unavailable) as caught:
+        elevate.ask(JID, now)
+    assert caught.value.code == "refused"
+
+
+def test_a_name_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that the resolver does not know is Unavailable."""
+
+    def unknown(*args: Any, **kwargs: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)  # the real one may take seconds to say so without a network
+    with client("https://no-such-cluster.invalid") as elevate, pytest.raises(Unavailable, match="invalid") as caught:
+        elevate.ask(JID, now)
+    assert caught.value.code == "dns"
+
+
+@pytest.mark.parametrize(
+    ("sent", "end", "kind", "code"),
+    [
+        (b"", Wire.reset, Unavailable, "reset"),
+        (b"", Wire.close, Unavailable, "reset"),
+        (b"HTTP/1.1 200 OK\r\nContent-", Wire.reset, Unavailable, "reset"),
+        (HEAD + GOOD[:9].encode(), Wire.reset, Unavailable, "reset"),
+        (HEAD + GOOD[:9].encode(), Wire.close, BadAnswer, "truncated"),
+        (HEAD, Wire.close, BadAnswer, "truncated"),
+        (CHUNKED + b"ff\r\n{", Wire.close, BadAnswer, "truncated"),
+        (CHUNKED + b"1\r\n{\r\n", Wire.close, BadAnswer, "truncated"),
+        (response(GOOD[:-5].encode()), Wire.close, BadAnswer, "not_json"),
+        (HEAD[:-2], Wire.close, BadAnswer, "truncated"),
+    ],
+)
+def test_a_connection_that_ends_in_the_middle(
+    sent: bytes, end: Callable[[Wire], None], kind: type[AskError], code: str
+) -> None:
+    """A connection that breaks is Unavailable, an answer that ends before its end is BadAnswer; neither is a status."""
+
+    def play(wire: Wire) -> None:
+        wire.send(sent)
+        time.sleep(0.02)  # a reset overtakes what was sent just before
+        end(wire)
+
+    with Hostile(play) as server, client(server.url) as elevate:
+        with pytest.raises(AskError) as caught:
+            elevate.ask(JID, now)
+        assert (type(caught.value), caught.value.code) == (kind, code)
+        assert len(server.requests) == 1
+
+
+def test_a_connection_closed_while_idle_is_not_noticed() -> None:
+    """A server that closes after each answer, as it may, costs a connection and no error."""
+
+    def play(wire: Wire) -> None:
+        wire.answer()
+        wire.close()
+
+    with Hostile(play) as server, client(server.url) as elevate:
+        for count in range(1, 4):
+            elevate.ask(JID, now)
+            wait_until(lambda count=count: server.connections == count)  # type: ignore[misc]  # a default binds it
+            time.sleep(0.02)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("end", [Wire.close, Wire.reset])
+def test_a_stale_connection_is_tried_once_more(end: Callable[[Wire], None]) -> None:
+    """A kept connection that breaks under the question is replaced, once, and sent_at is the second request's."""
+
+    def play(wire: Wire) -> None:
+        if wire.number == 1:
+            end(wire)
+        else:
+            wire.answer()
+
+    with Hostile(play) as server, client(server.url) as elevate:
+        elevate.ask(JID, now)
+        instants = iter(datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3))
+        answer = elevate.ask(JID, lambda: next(instants))
+    assert (answer.sent_at.day, answer.completed_at.day) == (2, 3)
+    assert (server.connections, len(server.requests)) == (2, 3)
+
+
+def test_a_server_that_breaks_every_connection_is_not_asked_for_ever() -> None:
+    """The one repetition of a stale connection is the only one."""
+    with Hostile() as server, client(server.url) as elevate:
+        elevate.ask(JID, now)
+        server.play = Wire.close
+        with pytest.raises(Unavailable, match="closed"):
+            elevate.ask(JID, now)
+        assert len(server.requests) == 3
+
+
+def test_left_over_bytes_are_no_answer_to_the_next_question() -> None:
+    """What a server says unasked after an answer is thrown away with its connection."""
+
+    def play(wire: Wire) -> None:
+        wire.answer()
+        if wire.number == 0:
+            time.sleep(0.02)
+            body = json.dumps({"jid": "second", "status": "done"})
+            wire.send(response(body.encode(), "200 OK", f"Content-Length: {len(body)}"))
+
+    with Hostile(play) as server, client(server.url) as elevate:
+        elevate.ask("first", now)
+        time.sleep(0.05)
+        assert elevate.ask("second", now).status == "waiting"
+        assert server.connections == 2
+
+
+def test_a_closed_client_says_so_as_an_error_of_ours() -> None:
+    """close() ends the kept connections; asking afterwards is Unavailable and not some library's error."""
+    ended = threading.Event()
+
+    def play(wire: Wire) -> None:
+        wire.answer()
+        assert wire.connection.recv(1) == b""
+        ended.set()
+
+    with Hostile(play) as server:
+        elevate = client(server.url)
+        elevate.ask(JID, now)
+        elevate.close()
+        assert ended.wait(1)
+        with pytest.raises(Unavailable):
+            elevate.ask(JID, now)
+
+
+# TLS and proxies
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PEM file with a self-signed certificate for localhost, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    both = folder / "both.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    files = ["-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "crt.pem"]
+    try:
+        subprocess.run([*command.split(), *files], check=True, capture_output=True, cwd=folder)
+    except FileNotFoundError:
+        pytest.skip("there is no openssl command")
+    both.write_bytes((folder / "crt.pem").read_bytes() + (folder / "key.pem").read_bytes())
+    return both
+
+
+@pytest.fixture
+def tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+def test_tls_with_the_given_authorities(tls: ssl.SSLContext, certificate: Path) -> None:
+    """A server that the CA bundle vouches for is asked, on one connection."""
+    with Hostile(tls=tls) as server, client(server.url, ca_bundle=certificate) as elevate:
+        assert elevate.ask(JID, now).status == "waiting"
+        assert elevate.ask(JID, now).status == "waiting"
+        assert server.connections == 1
+
+
+def test_a_dripping_tls_server_ends_at_the_deadline(tls: ssl.SSLContext, certificate: Path) -> None:
+    """The deadline holds under TLS as well, in the head and in the body."""
+    with Hostile(drip_body, tls=tls) as server:
+        for server.play in (drip_body, lambda wire: wire.drip(HEAD)):
+            assert times_out(server.url, ca_bundle=certificate)
+
+
+def test_a_dripping_server_behind_an_https_proxy_ends_at_the_deadline(tls: ssl.SSLContext, certificate: Path) -> None:
+    """TLS within TLS reads by another way, and obeys the same deadline and the same cap."""
+    with Hostile(drip_body, tls=tls) as server, Hostile(lambda wire: wire.tunnel(server.port), tls=tls) as proxy:
+        assert times_out(server.url, ca_bundle=certificate, proxy=proxy.url, timeout=2 * SHORT)
+        server.play = endless(response(b""), b"x" * 1000)
+        with client(server.url, ca_bundle=certificate, proxy=proxy.url) as elevate:
+            with pytest.raises(BadAnswer) as caught, at_most(2):
+                elevate.ask(JID, now)
+            assert caught.value.code == "too_large"
+
+
+def test_a_slow_handshake_may_take_all_the_time_that_is_left(
+    tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only connecting shares its time with a name's other addresses."""
+
+    def greet(wire: Wire) -> None:
+        time.sleep(0.6)
+        with tls.wrap_socket(wire.connection, server_side=True) as connection:
+            connection.recv(65536)
+            connection.sendall(response(GOOD.encode(), "200 OK", f"Content-Length: {len(GOOD)}"))
+
+    with Hostile(greet=greet) as server:
+        address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.port))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [address, address])
+        options = {"ca_bundle": certificate, "timeout": timedelta(seconds=1)}
+        with client(f"https://localhost:{server.port}", **options) as elevate:
+            assert elevate.ask(JID, now).status == "waiting"
+
+
+def test_a_stale_tls_connection_is_tried_once_more(tls: ssl.SSLContext, certificate: Path) -> None:
+    """Breaking under TLS looks different to Python, and is the same to us."""
+    for end in (Wire.close, Wire.reset):
+        with Hostile(tls=tls) as server, client(server.url, ca_bundle=certificate) as elevate:
+            server.play = lambda wire, end=end: end(wire) if wire.number == 1 else wire.answer()  # type: ignore[misc]
+            elevate.ask(JID, now)
+            assert elevate.ask(JID, now).status == "waiting"
+            assert len(server.requests) == 3
+
+
+def test_an_untrusted_certificate_gets_no_request(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, certificate: Path
+) -> None:
+    """What cannot be verified is WrongTarget and never sees the key; the environment cannot vouch for it either."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, str(certificate))
+    with Hostile(tls=tls) as server, client(server.url) as elevate:
+        with pytest.raises(WrongTarget, match=r"self-signed certificate.*ca_bundle") as caught:
+            elevate.ask(JID, now)
+        assert caught.value.code == "tls_unverified"
+        assert server.requests == []
+
+
+def test_a_certificate_for_another_host_gets_no_request(tls: ssl.SSLContext, certificate: Path) -> None:
+    """A trusted certificate must also be for the host that is asked."""
+    with Hostile(tls=tls) as server, client(f"https://127.0.0.1:{server.port}", ca_bundle=certificate) as elevate:
+        with pytest.raises(WrongTarget, match=r"mismatch|not valid for"):
+            elevate.ask(JID, now)
+        assert server.requests == []
+
+
+def test_what_speaks_no_tls_gets_no_request() -> None:
+    """A plain server behind https:// is WrongTarget; one that hangs up in the handshake is Unavailable."""
+
+    def plain(wire: Wire) -> None:
+        wire.connection.recv(100)
+        wire.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    def hang_up(wire: Wire) -> None:
+        wire.connection.recv(65536)
+
+    for greet, kind, code in ((plain, WrongTarget, "tls"), (hang_up, Unavailable, "reset")):
+        with Hostile(greet=greet) as server, client(f"https://localhost:{server.port}") as elevate:
+            with pytest.raises(AskError) as caught:
+                elevate.ask(JID, now)
+            assert (type(caught.value), caught.value.code) == (kind, code)
+
+
+def test_tls_secrets_are_not_written_down(
+    tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SSLKEYLOGFILE, which would let whoever recorded the traffic read the key, is ignored."""
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "secrets"))
+    with Hostile(tls=tls) as server, client(server.url, ca_bundle=certificate) as elevate:
+        elevate.ask(JID, now)
+    assert not (tmp_path / "secrets").exists()
+
+
+@pytest.mark.parametrize("over_tls", [False, True], ids=["http-proxy", "https-proxy"])
+def test_a_proxy_passes_on_what_it_cannot_read(tls: ssl.SSLContext, certificate: Path, over_tls: bool) -> None:
+    """The configured proxy gets its own login and the host's name; the key and the jid pass it encrypted."""
+    with Hostile(tls=tls) as server:
+        with Hostile(lambda wire: wire.tunnel(server.port), tls=tls if over_tls else None) as proxy:
+            scheme, _, place = proxy.url.partition("://")
+            options = {"ca_bundle": certificate, "proxy": f"{scheme}://user:pass@{place}"}
+            with client(server.url, **options) as elevate:
+                assert elevate.ask(JID, now).status == "waiting"
+                assert elevate.ask(JID, now).status == "waiting"
+        assert (proxy.connections, server.connections) == (1, 1)
+    assert proxy.requests[0].startswith(b"CONNECT localhost:")
+    assert b"Proxy-Authorization: Basic dXNlcjpwYXNz" in proxy.requests[0]
+    seen = b"".join(proxy.passed + proxy.requests)
+    assert KEY.encode() not in seen
+    assert JID.encode() not in seen
+    assert b"Proxy-" not in server.requests[0]
+    assert KEY.encode() in server.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("play", "code", "words"),
+    [
+        (lambda wire: wire.reply("", "407 pass", kind=""), "proxy", r"407.*check proxy"),
+        (lambda wire: wire.send(b"nonsense\r\n\r\n"), "proxy", "no HTTP"),
+        (Wire.close, "reset", "closed"),
+        (lambda wire: wire.drip(cycle([b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"])), "timeout", "in the time"),
+    ],
+)
+def test_a_proxy_that_makes_no_connection(play: Play, code: str, words: str) -> None:
+    """What the proxy refuses is Unavailable, within the deadline, and its login is not told."""
+    with Hostile(play) as proxy, at_most(0.75):
+        options = {"proxy": f"http://user:pass@127.0.0.1:{proxy.port}", "timeout": SHORT}
+        with client("https://cluster.invalid", **options) as elevate, pytest.raises(Unavailable, match=words) as caught:
+            elevate.ask(JID, now)
+        assert caught.value.code == code
+        assert "pass" not in str(caught.value)
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"base_url": "http://cluster.example.com"}, r"base_url.*https://"),
+        ({"base_url": "http://10.0.0.1:8080"}, r"base_url.*https://"),
+        ({"base_url": "http://localhost.example.com"}, r"base_url.*https://"),
+        ({"base_url": "http://127.0.0.1.example.com"}, r"base_url.*https://"),
+        ({"base_url": "http://0.0.0.0"}, r"base_url.*https://"),
+        ({"base_url": "http://localhost@example.com"}, "base_url"),
+        ({"base_url": "https://user:secret@example.com"}, "base_url"),
+        ({"base_url": "ftp://example.com"}, "base_url"),
+        ({"base_url": "example.com"}, "base_url"),
+        ({"base_url": "https://"}, "base_url"),
+        ({"base_url": "https://*.example.com"}, "base_url"),
+        ({"base_url": "https://a..b"}, "base_url"),
+        ({"base_url": f"https://{'a' * 64}.com"}, "base_url"),
+        ({"base_url": "https://example.com:99999"}, "base_url"),
+        ({"base_url": "https://example.com/prefix"}, "base_url"),
+        ({"base_url": "https://example.com?x"}, "base_url"),
+        ({"base_url": "https://example.com#x"}, "base_url"),
+        ({"base_url": "https://exam ple.com"}, "base_url"),
+        ({"base_url": "https://[::1"}, "base_url"),
+        ({"path": "status"}, "path"),
+        ({"path": "/status?x=1"}, "path"),
+        ({"path": "/a b"}, "path"),
+        ({"path": "/a\r\nX: y"}, "path"),
+        ({"api_key": SecretStr("")}, "api_key"),
+        ({"api_key": SecretStr("secret\r\nX: y")}, "api_key"),
+        ({"api_key": SecretStr(" secret")}, "api_key"),
+        ({"api_key": SecretStr("sécret")}, "api_key"),
+        ({"timeout": timedelta(0)}, "request_timeout"),
+        ({"ca_bundle": Path("/no/such.pem")}, "ca_bundle.*No such file"),
+        ({"ca_bundle": Path(__file__)}, "ca_bundle.*PEM"),
+        ({"proxy": "socks5://user:secret@proxy"}, "proxy"),
+        ({"proxy": "proxy:3128"}, "proxy"),
+        ({"proxy": f"http://user:secret@{'a' * 64}.com"}, "proxy"),
+        ({"base_url": "http://127.0.0.1:1", "proxy": "http://user:secret@127.0.0.1:2"}, "proxy"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_at_once(arguments: dict[str, Any], words: str) -> None:
+    """The constructor names the setting, and no secret; http:// is for this machine only."""
+    given: dict[str, Any] = {"base_url": "https://example.com", "path": DEFAULT_PATH, "api_key": SecretStr(KEY)}
+    with pytest.raises(BadConfiguration, match=words) as caught:
+        Elevate(**given | arguments)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.8.7", "[::1]", "LocalHost"])
+def test_http_is_accepted_on_this_machine(host: str) -> None:
+    """The simulator is asked without TLS."""
+    client(f"http://{host}:8080").close()
+
+
+def test_ipv6_loopback_is_asked() -> None:
+    """An address in brackets reaches its server, with a Host header in the right form."""
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with listener, ThreadPoolExecutor(1) as pool:
+        port = listener.getsockname()[1]
+
+        def serve() -> bytes:
+            connection, _ = listener.accept()
+            with connection:
+                seen = connection.recv(65536)
+                connection.sendall(response(GOOD.encode(), "200 OK", f"Content-Length: {len(GOOD)}"))
+            return seen
+
+        served = pool.submit(serve)
+        with client(f"http://[::1]:{port}") as elevate:
+            assert elevate.ask(JID, now).status == "waiting"
+        assert f"Host: [::1]:{port}".encode() in served.result()
+
+
+# The key
+
+
+def everything_about(error: BaseException) -> str:
+    """Return what the most talkative of reporters could say: the whole chain, with the locals of all its frames."""
+    told = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return "".join(told.format()) + repr(error) + repr(vars(error))
+
+
+LEAKS: dict[str, Play] = {
+    "answer": Wire.answer,
+    "silence": Wire.stall,
+    "closed": Wire.close,
+    "reset": Wire.reset,
+    "garbage": lambda wire: wire.send(b"\0\r\n\r\n"),
+    "bad-header": lambda wire: wire.send(b"HTTP/1.1 200 OK\r\nbad\r\nContent-Length: 0\r\n\r\n"),
+    "echo": lambda wire: wire.reply(wire.head),
+    "echo-as-code": lambda wire: wire.reply("", "500 " + KEY, f"X: {KEY}"),
+    "truncated": half_a_body,
+    "forbidden": lambda wire: wire.reply(wire.head, "403 X"),
+    "redirect": lambda wire: wire.reply("", "302 X", f"Location: /?key={KEY}"),
+    "limited": lambda wire: wire.reply("", "429 X", f"Retry-After: {KEY}"),
+}
+
+
+@pytest.mark.parametrize("play", LEAKS.values(), ids=LEAKS)
+def test_the_key_is_told_to_nobody(
+    play: Play, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No log line of any level and library, no error with all its frames, no repr and no output holds the key."""
+    monkeypatch.setattr(http.client.HTTPConnection, "debuglevel", 1)  # as someone does who looks for an error
+    caplog.set_level(logging.DEBUG)
+    told = ""
+    chain: list[BaseException | None] = []
+    with Hostile(play) as server, client(server.url, timeout=SHORT) as elevate:
+        for _ in range(2):  # the second may meet a kept connection
+            try:
+                elevate.ask(JID, now)
+            except AskError as error:
+                told += everything_about(error)
+                chain += [error.__cause__, error.__context__]
+        told += repr(elevate) + repr(vars(elevate)) + repr(vars(vars(elevate)["_template"]))
+        assert server.requests
+        assert all(KEY.encode() not in request.split(b"\r\n")[0] for request in server.requests)
+    out, err = capfd.readouterr()
+    assert "urllib3" in caplog.text  # it did log
+    assert KEY not in told + caplog.text + out + err
+    assert not any(chain)
+
+
+def test_the_key_is_told_to_nobody_where_no_connection_is_made(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor does an error before the first byte hold it, even when raised while another is handled."""
+    caplog.set_level(logging.DEBUG)
+    for url in (f"http://127.0.0.1:{free_port()}", f"https://127.0.0.1:{free_port()}"):
+        with client(url) as elevate:
+            try:
+                raise KeyError("the caller's own")
+            except KeyError:
+                with pytest.raises(Unavailable) as caught:
+                    elevate.ask(JID, now)
+            assert KEY not in everything_about(caught.value) + caplog.text
+
+
+# Whatever else may come
+
+
+@pytest.fixture(scope="module")
+def any_server() -> Iterator[tuple[Hostile, Elevate]]:
+    with Hostile() as server, client(server.url) as elevate:
+        yield server, elevate
+
+
+HEADS = st.sampled_from(
+    [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n", HEAD, HEAD[:-2], b"HTTP/1."]
+)
+TEXT = st.text() | st.sampled_from(["jid", "status", JID, "done"])
+BODIES = st.binary() | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=8,
+).map(lambda value: b"\r\n" + json.dumps(value).encode("utf-8", "surrogatepass"))
+
+
+@given(head=HEADS, body=BODIES)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+def test_any_bytes_are_an_answer_or_an_error_of_ours(
+    any_server: tuple[Hostile, Elevate], head: bytes, body: bytes
+) -> None:
+    """Whatever a server sends, ask() returns an answer about this very job or raises an AskError, and nothing else."""
+    server, elevate = any_server
+
+    def play(wire: Wire) -> None:
+        wire.send(head + body)
+        wire.close()
+
+    server.play = play
+    try:
+        answer = elevate.ask(JID, now)
+    except AskError as error:
+        assert error.sent_at <= now()  # noqa: PT017  # an answer is as good
+    else:
+        document = json.loads(body)
+        assert document["jid"] == JID
+        assert document["status"] == answer.status
