@@ -23,6 +23,9 @@ HEADINGS = ("Start", "Register", "Follow", "Decide", "Report", "Keep")
 COMMANDS = {
     "demo": ("Start", "tracker.cli.demo:demo", "See all of it on this machine, in about 20 seconds."),
     "config": ("Start", "tracker.cli.config:config", "What the settings are, and where each comes from."),
+    "db": ("Start", "tracker.cli.db:db", "Make the database, bring it up to date, check it."),
+    "add": ("Register", "tracker.cli.intake:add", "Register jobs by their jids."),
+    "import": ("Register", "tracker.cli.intake:import_", "Register the jobs in a file: CSV or JSON Lines."),
     "run": ("Follow", "tracker.cli.run:run", "The daemon: poll open jobs, record each transition."),
     "poll": ("Follow", "tracker.cli.run:poll", "Ask about jobs now, out of turn."),
     "jobs": ("Follow", "tracker.cli.look:jobs", "List jobs, the most urgent first."),

@@ -1,0 +1,104 @@
+"""``tracker db``: make the schema and check it. Arguments and printing.
+
+What it should be is said by `tracker.models`, `tracker.guards` and `tracker.reports.views`; the check of the tables
+puts Alembic's differences into words. CHECKs are not compared: neither the models nor Alembic know them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tracker.cli.output import example, plain
+from tracker.errors import SchemaMismatch
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+
+@click.group(epilog=example("tracker db upgrade", "tracker db check"))
+def db() -> None:
+    """Make the database, bring it up to date, check it."""
+
+
+@db.command(epilog=example("tracker db upgrade", "TRACKER_DATABASE_URL=sqlite:////srv/tracker.db tracker db upgrade"))
+def upgrade() -> None:
+    """Bring the schema to this version, and make guards and views anew.
+
+    Makes a SQLite file that is missing; a PostgreSQL database must be there. All or nothing, and harmless to repeat.
+    """
+    from tracker import database, settings
+
+    database.upgrade(settings.load(keys=False).database_url, lambda line: click.echo(plain(line)))
+
+
+@db.command(epilog=example("tracker db check"))
+def check() -> int:
+    """Check that schema, guards and views are as this version makes them.
+
+    Names each thing that is missing or altered, and then exits with 1. Changes nothing.
+    """
+    from tracker import database, settings
+
+    engine = database.create_engine(settings.load(keys=False).database_url)
+    # On PostgreSQL the views' check makes temporary ones, which no reading transaction may; they are rolled back.
+    looking = database.reading(engine) if engine.dialect.name == "sqlite" else engine.connect()
+    try:
+        with looking as connection:
+            database.require_schema(connection)
+            problems = _problems(connection)
+            connection.rollback()
+    except SchemaMismatch as error:  # all else would follow from it
+        click.echo(plain(str(error)))
+        return 1
+    finally:
+        engine.dispose()
+    for problem in problems:
+        click.echo(plain(problem))
+    if problems:
+        click.echo("Find out who changed it. `tracker db upgrade` makes guards and views anew.", err=True)
+        return 1
+    shown = engine.url.render_as_string(hide_password=True)
+    click.echo(plain(f"{shown}: schema, guards and views are as version {database.HEAD} makes them."))
+    return 0
+
+
+def _problems(connection: sa.Connection) -> list[str]:
+    """Return a line for each thing that is not as this version makes it."""
+    from tracker import guards
+    from tracker.reports import views
+
+    return [*_table_problems(connection), *guards.problems(connection), *views.problems(connection)]
+
+
+def _table_problems(connection: sa.Connection) -> list[str]:
+    """Return a line for each difference between the tables and the models; others' tables and indexes are theirs."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from tracker.models import Base
+
+    def ours(thing: object, name: str | None, kind: str, reflected: bool, model: object) -> bool:
+        return not (kind in ("table", "index") and reflected and model is None)
+
+    context = MigrationContext.configure(connection, opts={"include_object": ours})
+    return [_told(difference) for difference in compare_metadata(context, Base.metadata)]
+
+
+def _told(difference: Any) -> str:
+    """Return one of Alembic's differences (a tuple, or a list of them about one column) in words."""
+    if isinstance(difference, list):
+        _, _, table, column, *_ = difference[0]
+        what = ", ".join(change[0].removeprefix("modify_") for change in difference)
+        return f"column {table}.{column} is altered: {what}"
+    match difference:
+        case ("add_column", _, table, column):
+            return f"column {table}.{column.name} is missing"
+        case ("remove_column", _, table, column):
+            return f"column {table}.{column.name} is not tracker's"
+        case (action, thing, *_):
+            verb, _, kind = action.partition("_")
+            name = thing.name if kind == "table" else f"{thing.name} of table {thing.table.name}"
+            return f"{kind} {name} is " + ("missing" if verb == "add" else "not tracker's")
+    return str(difference)
