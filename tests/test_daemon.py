@@ -205,6 +205,20 @@ def test_once_polls_what_is_due_and_exits(engine: sa.Engine, script: Script, url
     histories_are_whole(engine)
 
 
+def test_daemons_of_long_ago_are_not_listed_for_ever(engine: sa.Engine, script: Script, url: str) -> None:
+    """Runs of cron would fill the table; the last sign of life stays, however old."""
+    with database.writing(engine) as connection:
+        now = database.now(connection)
+        for days in (40, 50, 60):
+            at = now - timedelta(days=days)
+            facts = {"host": "h", "pid": 1, "version": "1", "started_at": at, "beat_at": at, "stopped_at": at}
+            connection.execute(sa.insert(Worker).values(worker=f"old{days}", **facts))
+    tracker("run", "--once", env=environment(url, script.url))
+    with database.reading(engine) as connection:
+        left = connection.execute(sa.select(Worker.worker).where(Worker.worker.like("old%"))).scalars().all()
+    assert left == ["old40"]
+
+
 def test_poll_asks_now(engine: sa.Engine, script: Script, url: str) -> None:
     """`tracker poll JID` asks out of turn and prints what came of it; it refuses what must not be asked."""
     add(engine, "a", "gone")

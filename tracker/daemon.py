@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from time import monotonic, time
 from types import FrameType
@@ -36,6 +36,7 @@ LOOK_SECONDS = 1  # how often each cluster is looked at for due jobs
 BEAT_SECONDS = 10  # a daemon whose last beat is older than a minute is taken for dead
 STEP_SECONDS = 2  # a wall clock that moves so much against the monotonic one was set, and the scheduler goes by it
 CLOSING_SECONDS = 20  # beyond the time for one request: to write what came of the last ones
+FORGOTTEN = timedelta(days=30)  # how long a daemon that stopped is listed
 LONGEST_WAIT = 30  # between tries while the database is away
 
 
@@ -173,9 +174,10 @@ class _Task:
         self._not_before = 0.0
 
     def once(self) -> None:
-        """Run, and keep in `failure` what went wrong, if anything did."""
+        """Run until nothing is due, and keep in `failure` what went wrong, if anything did."""
         try:
-            self.tally += self._poller.run(self._stop)
+            while (tally := self._poller.run(self._stop)).asked:
+                self.tally += tally
             self.failure = None
         except Exception as error:
             self.failure = error
@@ -205,6 +207,10 @@ def _worker(engine: sa.Engine, settings: Settings) -> Iterator[str]:
     release = version("tracker")
     with database.writing(engine) as connection:
         now = database.now(connection)
+        # One run of cron a row: the old ones go, but for the last sign of life, which tells how long nobody ran.
+        last_sign = sa.func.coalesce(Worker.stopped_at, Worker.beat_at)
+        last = sa.select(sa.func.max(last_sign)).scalar_subquery()
+        connection.execute(sa.delete(Worker).where(last_sign < now - FORGOTTEN, last_sign < last))
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": release}
         connection.execute(sa.insert(Worker).values(worker=worker, started_at=now, beat_at=now, **facts))
         counts = sa.select(JOBS.c.cluster, sa.func.count().label("jobs")).where(JOBS.c.due_at.is_not(None))

@@ -334,9 +334,10 @@ class Poller:
             result = error
             if isinstance(error, AT_ONCE) and claimed.job_id not in self._poisonous:
                 self._halt.set()  # at once, and not when it is recorded
-        except Exception:
-            event("poll_crashed", logging.ERROR, cluster=self._cluster.name, jid=claimed.jid)
-            logging.getLogger("tracker").exception("poll_crashed")
+        except Exception as error:  # a fault of ours: the job backs off, and the others go on
+            told = {"cluster": self._cluster.name, "jid": claimed.jid, "error": repr(error)}
+            event("poll_crashed", logging.ERROR, **told)
+            result = BadAnswer("internal", "a fault of tracker's own", sent_at=claimed.now())
         results.put(_Outcome(claimed, result))
 
     def _is_due(self) -> bool:
