@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,13 +27,31 @@ ROWS = {  # a row for each append-only table
 }
 
 
-@pytest.fixture
-def filled(engine: sa.Engine) -> sa.Engine:
-    """A database with a job (its registration row comes by itself) and a row in each append-only table."""
+def fill(engine: sa.Engine) -> sa.Engine:
+    """Put in a job (its registration row comes by itself) and a row for each append-only table."""
     run(engine, "INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a')")
     for statement in ROWS.values():
         run(engine, statement)
     return engine
+
+
+@pytest.fixture
+def filled(engine: sa.Engine) -> sa.Engine:
+    """A filled database of the test's own."""
+    return fill(engine)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def unchanged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
+    """A filled database for all tests in which everything is refused."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{shutil.copy(request.getfixturevalue('sqlite_template'), tmp_path_factory.mktemp('guards'))}"
+    else:
+        make: Callable[..., str] = request.getfixturevalue("make_postgres")
+        url = make(request.getfixturevalue("postgres_template"))
+    engine = database.open_database(url)
+    yield fill(engine)
+    engine.dispose()
 
 
 def run(engine: sa.Engine, *statements: str) -> None:
@@ -65,42 +85,42 @@ def only(engine: sa.Engine, dialect: str) -> None:
 
 
 @pytest.mark.parametrize("table", guards.APPEND_ONLY)
-def test_history_is_neither_updated_nor_deleted(filled: sa.Engine, table: str) -> None:
+def test_history_is_neither_updated_nor_deleted(unchanged: sa.Engine, table: str) -> None:
     """UPDATE and DELETE of an append-only row are refused, of all rows and of one."""
     column = "version" if table == "sources" else "cause" if table == "gaps" else "rows"
     change = "actor = 'x'" if table == "transitions" else f"{column} = {column}"
-    refused(filled, f"UPDATE {table} SET {change}")
-    refused(filled, f"DELETE FROM {table}")
+    refused(unchanged, f"UPDATE {table} SET {change}")
+    refused(unchanged, f"DELETE FROM {table}")
     key = "part" if table == "segments" else "id"
-    refused(filled, f"DELETE FROM {table} WHERE {key} = 1")
+    refused(unchanged, f"DELETE FROM {table} WHERE {key} = 1")
 
 
-def test_jobs_are_not_deleted(filled: sa.Engine) -> None:
+def test_jobs_are_not_deleted(unchanged: sa.Engine) -> None:
     """A job stays, also one whose history somebody would be rid of."""
-    refused(filled, "DELETE FROM jobs")
+    refused(unchanged, "DELETE FROM jobs")
 
 
 @pytest.mark.parametrize("table", [*guards.APPEND_ONLY, "jobs"])
-def test_truncate_is_refused(filled: sa.Engine, table: str) -> None:
+def test_truncate_is_refused(unchanged: sa.Engine, table: str) -> None:
     """TRUNCATE is refused, with CASCADE and under the replica role too."""
-    only(filled, "postgresql")
-    refused(filled, f"TRUNCATE {table}")
-    refused(filled, f"TRUNCATE {table} CASCADE")
-    refused(filled, "SET LOCAL session_replication_role = replica", f"TRUNCATE {table} CASCADE")
+    only(unchanged, "postgresql")
+    refused(unchanged, f"TRUNCATE {table}")
+    refused(unchanged, f"TRUNCATE {table} CASCADE")
+    refused(unchanged, "SET LOCAL session_replication_role = replica", f"TRUNCATE {table} CASCADE")
 
 
 @pytest.mark.parametrize("table", [*guards.APPEND_ONLY, "jobs"])
-def test_replica_role_does_not_walk_past(filled: sa.Engine, table: str) -> None:
+def test_replica_role_does_not_walk_past(unchanged: sa.Engine, table: str) -> None:
     """session_replication_role = replica switches ordinary triggers off, not these."""
-    only(filled, "postgresql")
+    only(unchanged, "postgresql")
     replica = "SET LOCAL session_replication_role = replica"
-    refused(filled, replica, f"DELETE FROM {table}")
+    refused(unchanged, replica, f"DELETE FROM {table}")
     if table != "jobs":
-        refused(filled, replica, f"UPDATE {table} SET {'seq = 9' if table == 'transitions' else 'cluster = cluster'}"
+        refused(unchanged, replica, f"UPDATE {table} SET {'seq = 9' if table == 'transitions' else 'cluster = cluster'}"
                 if table != "seals" else "UPDATE seals SET rows = 9")  # fmt: skip
     else:
-        refused(filled, replica, "UPDATE jobs SET jid = 'b'")
-        refused(filled, replica, "INSERT INTO jobs (cluster, jid, state) VALUES ('w1', 'b', 'done')")
+        refused(unchanged, replica, "UPDATE jobs SET jid = 'b'")
+        refused(unchanged, replica, "INSERT INTO jobs (cluster, jid, state) VALUES ('w1', 'b', 'done')")
 
 
 def with_id(statement: str, columns: str, values: str) -> str:
@@ -110,24 +130,24 @@ def with_id(statement: str, columns: str, values: str) -> str:
 
 @pytest.mark.parametrize("way", ["INSERT OR REPLACE", "REPLACE", "INSERT OR IGNORE", "INSERT OR FAIL"])
 @pytest.mark.parametrize("table", [*guards.APPEND_ONLY, "jobs"])
-def test_no_row_is_replaced_by_its_id(filled: sa.Engine, table: str, way: str) -> None:
+def test_no_row_is_replaced_by_its_id(unchanged: sa.Engine, table: str, way: str) -> None:
     """SQLite's REPLACE deletes past a DELETE trigger: refused by the primary key, whatever conflict clause is given."""
-    only(filled, "sqlite")
+    only(unchanged, "sqlite")
     insert = "INSERT INTO jobs (cluster, jid) VALUES ('w9', 'z')" if table == "jobs" else ROWS[table]
     if table == "segments":
         statement = insert
     else:
         statement = with_id(insert, "id", "1").replace(DIGEST, "1" * 64).replace("(1, 1, 1, 'obs", "(1, 1, 77, 'obs")
-    refused(filled, statement.replace("INSERT", way, 1))
+    refused(unchanged, statement.replace("INSERT", way, 1))
 
 
 @pytest.mark.parametrize("way", ["INSERT OR REPLACE", "REPLACE", "INSERT OR IGNORE"])
 @pytest.mark.parametrize("table", ["transitions", "seals", "segments", "jobs"])
-def test_no_row_is_replaced_by_its_other_key(filled: sa.Engine, table: str, way: str) -> None:
+def test_no_row_is_replaced_by_its_other_key(unchanged: sa.Engine, table: str, way: str) -> None:
     """The same by each other unique key: (job_id, seq), checkpoint_sha256, (seal_id, part), (cluster, jid)."""
-    only(filled, "sqlite")
+    only(unchanged, "sqlite")
     statement = "INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a')" if table == "jobs" else ROWS[table]
-    refused(filled, statement.replace("INSERT", way, 1))
+    refused(unchanged, statement.replace("INSERT", way, 1))
 
 
 def test_update_or_replace_is_refused(filled: sa.Engine) -> None:
@@ -141,7 +161,7 @@ def test_update_or_replace_is_refused(filled: sa.Engine) -> None:
 
 
 @pytest.mark.parametrize("table", ["transitions", "seals", "segments", "jobs"])
-def test_upsert_does_not_update(filled: sa.Engine, table: str) -> None:
+def test_upsert_does_not_update(unchanged: sa.Engine, table: str) -> None:
     """INSERT … ON CONFLICT DO UPDATE is an UPDATE, and refused as one."""
     key = {
         "transitions": "(job_id, seq)",
@@ -151,7 +171,7 @@ def test_upsert_does_not_update(filled: sa.Engine, table: str) -> None:
     }[table]
     change = {"transitions": "actor = 'x'", "jobs": "kind = 'export'"}.get(table, "rows = 9")
     statement = "INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a')" if table == "jobs" else ROWS[table]
-    refused(filled, f"{statement} ON CONFLICT {key} DO UPDATE SET {change}")
+    refused(unchanged, f"{statement} ON CONFLICT {key} DO UPDATE SET {change}")
 
 
 @pytest.mark.parametrize(
@@ -177,10 +197,10 @@ def test_upsert_does_not_update(filled: sa.Engine, table: str) -> None:
         "polls = NULL",
     ],
 )
-def test_a_registration_claims_nothing_observed(filled: sa.Engine, claim: str) -> None:
+def test_a_registration_claims_nothing_observed(unchanged: sa.Engine, claim: str) -> None:
     """An INSERT into jobs that claims a state, a status or anything else that only a poll shows is refused."""
     column, value = claim.split(" = ")
-    refused(filled, f"INSERT INTO jobs (cluster, jid, {column}) VALUES ('w1', 'b', {value})")
+    refused(unchanged, f"INSERT INTO jobs (cluster, jid, {column}) VALUES ('w1', 'b', {value})")
 
 
 @pytest.mark.parametrize("column", ["received_at", "submitted_at", "registered_at", "due_at", "deadline_at"])
@@ -188,9 +208,9 @@ def test_a_registration_claims_nothing_observed(filled: sa.Engine, claim: str) -
     "value",
     ["infinity", "-infinity", "1969-12-31 23:59:59.999999", "9999-01-01 00:00:00.000000", "yesterday-ish", "", "17"],
 )
-def test_no_instant_of_another_shape(filled: sa.Engine, column: str, value: str) -> None:
+def test_no_instant_of_another_shape(unchanged: sa.Engine, column: str, value: str) -> None:
     """A time is a real instant that Python can hold; infinity and words are none."""
-    refused(filled, f"INSERT INTO jobs (cluster, jid, {column}) VALUES ('w1', 'b', '{value}')")
+    refused(unchanged, f"INSERT INTO jobs (cluster, jid, {column}) VALUES ('w1', 'b', '{value}')")
 
 
 @pytest.mark.parametrize(
@@ -210,29 +230,29 @@ def test_no_instant_of_another_shape(filled: sa.Engine, column: str, value: str)
         b"2026-01-05 10:00:00.000000",
     ],
 )
-def test_sqlite_takes_one_shape_of_time(filled: sa.Engine, value: object) -> None:
+def test_sqlite_takes_one_shape_of_time(unchanged: sa.Engine, value: object) -> None:
     """Text in any other shape would compare wrongly without a word, so SQLite's CHECK refuses it."""
-    only(filled, "sqlite")
-    with pytest.raises(sa.exc.IntegrityError), database.writing(filled) as connection:
+    only(unchanged, "sqlite")
+    with pytest.raises(sa.exc.IntegrityError), database.writing(unchanged) as connection:
         connection.exec_driver_sql("INSERT INTO jobs (cluster, jid, submitted_at) VALUES ('w1', 'b', ?)", (value,))
 
 
 @pytest.mark.parametrize("value", ["infinity", "2026-02-30", "1969-12-31", "2026-1-5", "2026-01-05 10:00:00.000000x"])
-def test_no_day_of_another_shape(filled: sa.Engine, value: str) -> None:
+def test_no_day_of_another_shape(unchanged: sa.Engine, value: str) -> None:
     """A day is a real one."""
-    if filled.dialect.name == "postgresql" and value == "2026-1-5":
+    if unchanged.dialect.name == "postgresql" and value == "2026-1-5":
         pytest.skip("PostgreSQL reads it, and stores a date")
-    refused(filled, f"INSERT INTO jobs (cluster, jid, extended_on) VALUES ('w1', 'b', '{value}')")
+    refused(unchanged, f"INSERT INTO jobs (cluster, jid, extended_on) VALUES ('w1', 'b', '{value}')")
 
 
 @pytest.mark.parametrize("jid", ["", "x" * 256, "a\nb", "a\x1bb", "a\x7fb", "a\x9bb", "\t", "a\x00b"])
 @pytest.mark.parametrize("column", ["jid", "reference", "cluster", "registered_by"])
-def test_no_text_that_is_empty_overlong_or_holds_controls(filled: sa.Engine, column: str, jid: str) -> None:
+def test_no_text_that_is_empty_overlong_or_holds_controls(unchanged: sa.Engine, column: str, jid: str) -> None:
     """Empty or over-long text and control characters are refused in every text that a person declares."""
     values = {"cluster": "w1", "jid": "b"} | {column: jid}
     names = ", ".join(values)
     marks = ", ".join(f":{name}" for name in values)
-    with pytest.raises(sa.exc.DBAPIError), database.writing(filled) as connection:
+    with pytest.raises(sa.exc.DBAPIError), database.writing(unchanged) as connection:
         connection.execute(sa.text(f"INSERT INTO jobs ({names}) VALUES ({marks})"), values)
 
 
@@ -244,14 +264,14 @@ def test_text_at_the_limits_goes_in(filled: sa.Engine) -> None:
 
 
 @pytest.mark.parametrize("change", ["kind = 'erasure'", "kind = ''", "kind = NULL"])
-def test_no_unknown_kind(filled: sa.Engine, change: str) -> None:
+def test_no_unknown_kind(unchanged: sa.Engine, change: str) -> None:
     """A kind that tracker does not know is refused."""
-    refused(filled, f"INSERT INTO jobs (cluster, jid, kind) VALUES ('w1', 'b', {change.split(' = ')[1]})")
+    refused(unchanged, f"INSERT INTO jobs (cluster, jid, kind) VALUES ('w1', 'b', {change.split(' = ')[1]})")
 
 
-def test_no_unknown_state(filled: sa.Engine) -> None:
+def test_no_unknown_state(unchanged: sa.Engine) -> None:
     """A state that tracker does not know is refused on UPDATE too."""
-    refused(filled, "UPDATE jobs SET state = 'finished'")
+    refused(unchanged, "UPDATE jobs SET state = 'finished'")
 
 
 @pytest.mark.parametrize(
@@ -269,12 +289,12 @@ def test_no_unknown_state(filled: sa.Engine) -> None:
         "id = 9",
     ],
 )
-def test_declared_columns_do_not_change_by_update(filled: sa.Engine, change: str) -> None:
+def test_declared_columns_do_not_change_by_update(unchanged: sa.Engine, change: str) -> None:
     """Facts change by an amendment only: not alone, and not along with a rising seq."""
-    if change == "id = 9" and filled.dialect.name == "postgresql":
+    if change == "id = 9" and unchanged.dialect.name == "postgresql":
         change = "id = DEFAULT"
-    refused(filled, f"UPDATE jobs SET {change}")
-    refused(filled, f"UPDATE jobs SET {change}, seq = seq + 1")
+    refused(unchanged, f"UPDATE jobs SET {change}")
+    refused(unchanged, f"UPDATE jobs SET {change}, seq = seq + 1")
 
 
 AMENDMENT = (
@@ -360,10 +380,10 @@ def test_registration_rows_come_under_the_replica_role_and_by_copy(filled: sa.En
     assert missing == 0
 
 
-def test_an_id_is_given_by_the_database(filled: sa.Engine) -> None:
+def test_an_id_is_given_by_the_database(unchanged: sa.Engine) -> None:
     """Plain INSERT cannot choose its place in the history on PostgreSQL."""
-    only(filled, "postgresql")
-    refused(filled, with_id(ROWS["transitions"], "id", "77").replace("(77, 1, 1,", "(77, 1, 9,"))
+    only(unchanged, "postgresql")
+    refused(unchanged, with_id(ROWS["transitions"], "id", "77").replace("(77, 1, 1,", "(77, 1, 9,"))
 
 
 def drop(engine: sa.Engine, name: str) -> str:
