@@ -52,7 +52,7 @@ def curl(line: str, jid: str = "") -> dict[str, str]:
     name, value = words[words.index("-H") + 1].split(": ")
     url = urlsplit(words[-1].replace("jid=JID", f"jid={jid}"))
     assert url.hostname == "127.0.0.1"
-    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=5)
+    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
     try:
         connection.request(method, f"{url.path}?{url.query}", headers={name: value})
         response = connection.getresponse()
@@ -86,7 +86,7 @@ def test_the_greeting_works_as_printed_and_a_signal_ends_it(number: signal.Signa
         assert curl(ask, created["jid"])["status"] in ("done", "not_found")
 
         process.send_signal(number)
-        out, err = process.communicate(timeout=5)
+        out, err = process.communicate(timeout=30)
         assert (process.returncode, out.strip()) == (0, "")
         logged, ended = err.splitlines()
         assert re.fullmatch(rf"\S+ \S+ created export {created['jid']}, runs from .*, done at .*", logged)
@@ -102,10 +102,10 @@ def test_a_seed_repeats_its_jids_and_open_connections_do_not_hold_it() -> None:
         with running("--seed", "7") as (process, greeting):
             jids.append(curl(greeting[-2])["jid"])
             address = urlsplit(shlex.split(greeting[-1])[-1])
-            kept = http.client.HTTPConnection(address.hostname or "", address.port, timeout=5)
+            kept = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
             kept.connect()
             process.terminate()
-            process.communicate(timeout=5)
+            process.communicate(timeout=30)
             kept.close()
             assert process.returncode == 0
     assert jids[0] == jids[1]

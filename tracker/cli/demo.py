@@ -54,6 +54,7 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     click.echo(f"Simulating {days} days; Ctrl-C ends it.", err=True)
     from tracker import demo as scene
 
+    level = logging.getLogger("tracker").level
     logging.getLogger("tracker").setLevel(logging.ERROR)  # a vanished job is part of the scene, not news
     caught: list[int] = []
     stop = Event()
@@ -69,6 +70,7 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
         with _telling() as told:
             outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, told=told)
     finally:
+        logging.getLogger("tracker").setLevel(level)
         for number, action in before.items():
             signal.signal(number, action)
     if caught:
