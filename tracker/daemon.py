@@ -1,7 +1,7 @@
 """The daemon: runs the pollers until it is told to stop.
 
 Owns the scheduler (nothing else knows APScheduler), the signals, this daemon's row in ``workers`` and its heartbeat.
-Leaves alone: what a poll is (``poller``).
+Leaves alone: what a poll is (``poller``), and what is served (``web``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from apscheduler.executors.pool import ThreadPoolExecutor as PoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from tracker import database, guards, operate
+from tracker import database, guards, operate, web
 from tracker.errors import DatabaseUnavailable, Refused
 from tracker.logs import event
 from tracker.models import CLUSTERS, JOBS, Worker
@@ -74,7 +74,8 @@ def run(settings: Settings, *, once: bool = False, stop: Stop | None = None) -> 
     try:
         with database.reading(engine) as connection:
             guards.check(connection)
-        with stop.listening(), _worker(engine, settings) as worker, ExitStack() as stack:
+        served = _page(settings) if not once else nullcontext()
+        with stop.listening(), served, _worker(engine, settings) as worker, ExitStack() as stack:
             tasks = []
             for name, cluster in settings.clusters.items():
                 poller = stack.enter_context(polling(engine, cluster, settings, worker))
@@ -201,6 +202,20 @@ class _Task:
 
 
 @contextmanager
+def _page(settings: Settings) -> Iterator[None]:
+    """Serve the page, if a port is set, until the end."""
+    if settings.http_port is None:
+        yield
+        return
+    maker = web.Maker(settings.database_url, settings.zone)
+    with web.serving(settings.http_port, maker):
+        try:
+            yield
+        finally:
+            maker.close()
+
+
+@contextmanager
 def _worker(engine: sa.Engine, settings: Settings) -> Iterator[str]:
     """Enter this daemon into ``workers`` and yield its name; note at the end that it stopped."""
     worker = database.worker_name()
@@ -217,8 +232,6 @@ def _worker(engine: sa.Engine, settings: Settings) -> Iterator[str]:
         open_jobs = {row.cluster: row.jobs for row in connection.execute(counts.group_by(JOBS.c.cluster))}
     shown = engine.url.render_as_string(hide_password=True)
     event("started", worker=worker, version=release, database=shown, clusters=",".join(settings.clusters))
-    if settings.http_port is not None:
-        event("not_served", logging.WARNING, setting="http_port", note="this version serves no page and no metrics yet")
     for cluster in sorted(set(open_jobs) - set(settings.clusters)):
         event("not_configured", logging.WARNING, cluster=cluster, open_jobs=open_jobs[cluster])
     try:
@@ -239,7 +252,8 @@ def _side_by_side(tasks: list[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive():
+            thread.join(0.5)  # so that signals are heard meanwhile
 
 
 def _keep_running(engine: sa.Engine, worker: str, tasks: list[_Task], stop: Stop, timeout: float) -> None:

@@ -119,7 +119,9 @@ def simulate(
         with fake.serve(port) as url:
             click.echo(_greeting(url, api_key, speed, timezone, archive_days))
             sys.stdout.flush()
-            threading.Event().wait()
+            # Not for ever: a signal that comes just before the wait begins would not wake it.
+            while not threading.Event().wait(0.5):
+                pass
     except KeyboardInterrupt:
         click.echo("ended", err=True)
 
