@@ -1,14 +1,14 @@
 """How tables come out: for a person at a terminal, as CSV, or as JSON.
 
-Owns the look of times, durations and missing values, and the safety of what is printed: no text from the server or the
-database moves a terminal's cursor, or becomes a formula in a spreadsheet. Fetches nothing.
+Owns the look of times and missing values, and the safety of what is printed: no text from the server or the database
+moves a terminal's cursor, or becomes a formula in a spreadsheet. The words for durations are `tracker.reports.words`'.
+Fetches nothing.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import shutil
 import sys
@@ -21,12 +21,14 @@ from typing import Any, TypeVar
 
 import click
 
+from tracker.reports.words import CONTROL
+from tracker.reports.words import human as human
+from tracker.reports.words import plain as plain
+
 FORMATS = ("table", "csv", "json")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""C0, DEL and C1 drive terminals; the others reorder or break what is read (Unicode TR 9, bidirectional controls)."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection)."""
 _GAP = 2
@@ -106,7 +108,7 @@ def emit(
             separator = "["
             for row in rows:
                 line = json.dumps(dict(zip(names, map(_json_value, row), strict=True)), ensure_ascii=False)
-                sys.stdout.write(f"{separator}\n  {_CONTROL.sub(_escaped, line)}")
+                sys.stdout.write(f"{separator}\n  {CONTROL.sub(_escaped, line)}")
                 separator = ","
             sys.stdout.write("[]\n" if separator == "[" else "\n]\n")
         case _:
@@ -115,29 +117,6 @@ def emit(
                 _print_table(cells, shown, title, records)
             else:
                 click.echo(empty, err=True)
-
-
-def human(seconds: float | timedelta, *, up: bool = False) -> str:
-    """Return a duration in its two largest units, such as ``2d 3h``, rounded down, or up if *up*.
-
-    Down keeps a lower bound true, up an upper one. Below 10 s there is one decimal.
-    """
-    if isinstance(seconds, timedelta):
-        seconds = seconds.total_seconds()
-    if not math.isfinite(seconds):
-        return str(seconds)
-    if seconds < 0:
-        return "-" + human(-seconds, up=not up)
-    rounded = math.ceil if up else math.floor
-    if rounded(seconds * 10) < 100:
-        return f"{rounded(seconds * 10) / 10:.1f}s" if seconds else "0s"
-    units = (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s"))
-    for unit, size, smaller, its_unit in units:
-        steps = rounded(seconds / smaller)  # in the smaller unit, so that 59.5 min up is 1h, not 0h 60m
-        if steps * smaller >= size:
-            whole, rest = divmod(steps, size // smaller)
-            return f"{whole}{unit} {rest}{its_unit}" if rest else f"{whole}{unit}"
-    return f"{rounded(seconds)}s"
 
 
 def utc(at: datetime) -> datetime:
@@ -149,11 +128,6 @@ def utc(at: datetime) -> datetime:
     if at.tzinfo is None:
         raise ValueError(f"{at} has no offset")
     return at.astimezone(UTC)
-
-
-def plain(text: str) -> str:
-    """Return *text* on one line and without control characters: they become spaces (blanks) or ``\\ufffd`` (others)."""
-    return _CONTROL.sub(lambda match: " " if match[0].isspace() else "\ufffd", text)
 
 
 def _is_duration(column: Column) -> bool:
@@ -196,7 +170,7 @@ def _csv_cell(value: object) -> object:
         return str(value).lower()
     if isinstance(value, str):
         # A lone carriage return would end the row for many a reader, and csv quotes line ends of its own kind only.
-        value = _CONTROL.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", value)
+        value = CONTROL.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", value)
         return f"'{value}" if value.startswith(_FORMULA) else value
     return value
 

@@ -1,0 +1,44 @@
+"""How figures and foreign text read to a person, wherever they are shown: at a terminal or on the page.
+
+Owns the words for a duration and the safety of text; the look is the reader's (``cli.output``, ``page``). Pure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import timedelta
+from typing import Final
+
+CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""C0, DEL and C1 drive terminals; the others reorder or break what is read (Unicode TR 9, bidirectional controls)."""
+NOTE: Final = "<!--note-->"
+"""On the page: where whoever serves it may put a word of their own. Nothing else reads so: all text is escaped."""
+
+
+def human(seconds: float | timedelta, *, up: bool = False) -> str:
+    """Return a duration in its two largest units, such as ``2d 3h``, rounded down, or up if *up*.
+
+    Down keeps a lower bound true, up an upper one. Below 10 s there is one decimal.
+    """
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    if not math.isfinite(seconds):
+        return str(seconds)
+    if seconds < 0:
+        return "-" + human(-seconds, up=not up)
+    rounded = math.ceil if up else math.floor
+    if rounded(seconds * 10) < 100:
+        return f"{rounded(seconds * 10) / 10:.1f}s" if seconds else "0s"
+    units = (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s"))
+    for unit, size, smaller, its_unit in units:
+        steps = rounded(seconds / smaller)  # in the smaller unit, so that 59.5 min up is 1h, not 0h 60m
+        if steps * smaller >= size:
+            whole, rest = divmod(steps, size // smaller)
+            return f"{whole}{unit} {rest}{its_unit}" if rest else f"{whole}{unit}"
+    return f"{rounded(seconds)}s"
+
+
+def plain(text: str) -> str:
+    """Return *text* on one line and without control characters: they become spaces (blanks) or ``\\ufffd`` (others)."""
+    return CONTROL.sub(lambda match: " " if match[0].isspace() else "\ufffd", text)
