@@ -19,6 +19,7 @@ The map of the rooms, each of which says at its top what it owns and what it lea
     intake      register one job or a million
     poller      claim, ask, decide, record
     operate     an operator's decisions: withdraw, reopen, pause, resume
+    reconcile   compare a list of submitted jids with what is registered
     daemon      APScheduler, signals, heartbeat
     logs        one line an event
     reports/    the query module: one file a report; views/ has one .sql file a view

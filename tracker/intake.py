@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
@@ -108,6 +108,8 @@ class Row(NamedTuple):
 
 
 Outcome: TypeAlias = Registered | Refused
+Value: TypeAlias = str | datetime | None
+"""Of a declared fact."""
 _Key: TypeAlias = tuple[str, str]
 
 
@@ -220,7 +222,9 @@ def register_many(
             outcomes.append(Registered(*one.key, already=False, deadline=one.deadline))
         else:
             facts, due = recorded[one.key]
-            differences = _differences(facts, one.facts)
+            differences = {
+                name: (_told(there), _told(given)) for name, (there, given) in compare(facts, one.facts).items()
+            }
             again = Registered(*one.key, already=True, deadline=due)
             outcomes.append(Conflict(*one.key, differences) if differences else again)
     return outcomes
@@ -360,10 +364,19 @@ def _instant(field: str, at: object, now: datetime) -> datetime | None:
     return at.astimezone(UTC)
 
 
-def _check(
-    declared: Registration, cluster_of: Callable[[str | None], str], zone: ZoneInfo, now: datetime
-) -> _Job:
-    """Return *declared* as it can be registered at *now*; raise InvalidField for the first value that cannot be."""
+def check(
+    declared: Registration, cluster_of: Callable[[str | None], str], now: datetime
+) -> tuple[tuple[str, str], Facts]:
+    """Return what is declared, as the key (cluster, jid) and the facts that `register` would record at *now*.
+
+    Args:
+        declared: Not checked yet.
+        cluster_of: Returns the name of a cluster, of the one that is meant by None, or raises.
+        now: The database's time.
+
+    Raises:
+        InvalidField: For the first value that cannot be.
+    """
     jid = _text("jid", declared.jid)
     cluster = cluster_of(None if declared.cluster is None else _text("cluster", declared.cluster))
     try:
@@ -382,14 +395,19 @@ def _check(
         )
     if reference is not None and (not isinstance(reference, str) or reference.strip()):
         reference = _text("reference", reference)
+    return (cluster, jid), Facts(kind, reference or None, received_at, submitted_at)
+
+
+def _check(
+    declared: Registration, cluster_of: Callable[[str | None], str], zone: ZoneInfo, now: datetime
+) -> _Job:
+    """Return *declared* as it can be registered at *now*; raise InvalidField for the first value that cannot be."""
+    key, facts = check(declared, cluster_of, now)
+    received_at, submitted_at = facts.received_at, facts.submitted_at
     # Within SKEW a submission may be ahead of our clock; that it is not after its registration holds all the same.
     registered_at = max(now, submitted_at or now, received_at or now)
-    return _Job(
-        (cluster, jid),
-        Facts(kind, reference or None, received_at, submitted_at),
-        registered_at,
-        _deadline(received_at, submitted_at if received_at is None else None, registered_at, zone),
-    )
+    due = _deadline(received_at, submitted_at if received_at is None else None, registered_at, zone)
+    return _Job(key, facts, registered_at, due)
 
 
 _deadline = lru_cache(deadline)  # most jobs of a piece are counted from few days
@@ -488,18 +506,21 @@ def _deadline_of(row: sa.Row[Any], zone: ZoneInfo) -> Deadline:
     return due if row.deadline_at is None else Deadline(due.basis, row.deadline_on, row.deadline_at)
 
 
-def _differences(recorded: Facts, declared: Facts) -> dict[str, tuple[str, str]]:
-    """Return what is declared otherwise than it is recorded; what is left out does not differ."""
+def compare(recorded: Facts, declared: Facts) -> dict[str, tuple[Value, Value]]:
+    """Return what is declared otherwise than it is recorded, by column: (recorded, declared).
 
-    def told(value: str | date | None) -> str:
-        return "unknown" if value is None else str(value)
-
-    differences = {}
+    What is left out of the declaration does not differ; an extension is an operator's decision, and not compared.
+    """
+    differences: dict[str, tuple[Value, Value]] = {}
     for name in ("kind", "reference", "received_at", "submitted_at"):
         there, given = getattr(recorded, name), getattr(declared, name)
         if given is not None and given is not Kind.UNKNOWN and given != there:
-            differences[name] = told(there), told(given)
+            differences[name] = there, given
     return differences
+
+
+def _told(value: Value) -> str:
+    return "unknown" if value is None else str(value)
 
 
 class _TooLong(Exception):

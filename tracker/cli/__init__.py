@@ -37,6 +37,7 @@ COMMANDS = {
     "pause": ("Decide", "tracker.cli.operate:pause", "Stop polling a cluster."),
     "resume": ("Decide", "tracker.cli.operate:resume", "Poll a paused cluster again."),
     "report": ("Report", "tracker.cli.report:report", "How long jobs take, with bounds."),
+    "reconcile": ("Report", "tracker.cli.reconcile:reconcile", "Compare the company's own list of jids with ours."),
     "simulate": ("Start", "tracker.cli.simulate:simulate", "Serve a fake Elevate on this machine."),
 }
 """By command: its heading, where it is, and its line in ``tracker --help``. A new command is one line here."""

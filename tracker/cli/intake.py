@@ -180,7 +180,7 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
             settings.cluster(cluster)  # once, not for each row
         rows = intake.read(file, settings.zone, cluster=cluster, kind=kind)
         try:
-            with _progress(file) as (tell, moved):
+            with progress(file) as (tell, moved):
                 for piece in intake.register_rows(engine, rows, settings=settings, dry_run=dry_run):
                     for row, outcome in piece:
                         counts.plain_dates += row.plain_dates
@@ -211,7 +211,7 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
 
 
 @contextmanager
-def _progress(file: BinaryIO) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+def progress(file: BinaryIO) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
     """Yield what tells a line on standard error, and what moves the bar there on to so many rows, if a person sees it.
 
     The bar goes by the bytes read, where the size is known.

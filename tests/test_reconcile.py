@@ -1,0 +1,400 @@
+"""``tracker reconcile`` on both databases: what it finds, and that it finds nothing else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tests import history
+from tracker import cli, database, intake, reconcile, status
+from tracker.models import JOBS
+from tracker.settings import ClusterSettings, Settings
+from tracker.status import Facts, Kind
+
+Run = Callable[..., tuple[int, str, str]]
+
+AT = datetime(2026, 1, 30, 9, 0, tzinfo=UTC)
+TWO = Settings(clusters={name: ClusterSettings(name=name) for name in ("w1", "w2")})
+HEAD = ["finding", "line", "cluster", "jid", "field", "here", "there", "problem"]
+
+
+@pytest.fixture
+def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that reconciles standard input on the test's database: exit code, stdout and stderr."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
+    monkeypatch.setenv("TRACKER_CLUSTER", "w1")
+
+    def run(text: str | bytes, *args: str, file: str = "-") -> tuple[int, str, str]:
+        stdin = text if isinstance(text, bytes) else text.encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = cli.main(["reconcile", file, *args])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def cells(text: str) -> list[list[str]]:
+    head, *rows = csv.reader(io.StringIO(text))
+    assert head == HEAD
+    return rows
+
+
+def test_all_agree(engine: sa.Engine, run: Run) -> None:
+    """The same jobs with the same facts, or fewer, are no finding; counts say what was compared."""
+    history.register(engine, "a", kind="export", reference="DSR-1", received_at=AT, submitted_at=AT)
+    history.register(engine, "b", submitted_at=AT)
+    text = "jid;kind;submitted_at\n a ;export;2026-01-30T10:00+01:00\nb;;\na;;\nb;unknown;\n"
+    code, out, err = run(text)
+    assert (code, cells(out)) == (0, [])
+    assert err == "All agree: 2 jobs in 4 rows in the file, 2 registered in w1.\n"
+    assert run('{"jid": "a", "reference": "DSR-1"}\n{"jid": "b"}\n', "--format", "json")[:2] == (0, "[]\n")
+
+
+def test_each_disagreement_is_named(engine: sa.Engine, run: Run) -> None:
+    """Missing here, missing there, other facts, contradicting rows and wrong rows, by line."""
+    history.register(engine, "a", kind="export", submitted_at=AT)
+    history.register(engine, "b", kind="export", reference="DSR-1", submitted_at=AT)
+    history.register(engine, "c", kind="removal")
+    history.register(engine, "y")
+    history.register(engine, "x")
+    history.register(engine, "elsewhere", "w2")
+    text = (
+        "jid,kind,reference,submitted_at\n"
+        "new,export,,\n"
+        "a,removal,DSR-2,2026-01-30T10:00:00.5+01:00\n"
+        "b,export,,\n"
+        "c,export,,\n"
+        "c,removal,DSR-3,\n"
+        "a,removal,,\n"
+        "new,removal,,\n"
+        ",export,,\n"
+        "d,delete,,\n"
+        "e,,eve@example.com,\n"
+        "f,,,yesterday\n"
+        "g\n"
+    )
+    code, out, err = run(text)
+    assert code == 1
+    found, day = cells(out), "2026-01-30"
+    assert [row[:7] for row in found] == [
+        ["missing_here", "2", "w1", "new", "", "", ""],
+        ["contradicts", "2", "w1", "new", "kind", "", "export"],
+        ["differs", "3", "w1", "a", "kind", "export", "removal"],
+        ["differs", "3", "w1", "a", "reference", "", "DSR-2"],
+        ["differs", "3", "w1", "a", "submitted_at", f"{day}T09:00:00.000000+00:00", f"{day}T09:00:00.500000+00:00"],
+        ["contradicts", "5", "w1", "c", "kind", "removal", "export"],
+        ["contradicts", "6", "w1", "c", "kind", "removal", "removal"],
+        ["differs", "6", "w1", "c", "reference", "", "DSR-3"],
+        ["contradicts", "8", "w1", "new", "kind", "", "removal"],
+        ["wrong_row", "9", "", "", "jid", "", ""],
+        ["wrong_row", "10", "", "d", "kind", "", ""],
+        ["wrong_row", "11", "", "e", "reference", "", ""],
+        ["wrong_row", "12", "", "", "submitted_at", "", ""],
+        ["wrong_row", "13", "", "", "", "", ""],
+        ["missing_there", "", "w1", "x", "", "", ""],
+        ["missing_there", "", "w1", "y", "", "", ""],
+    ]
+    problems = [row[7] for row in found if row[0] == "wrong_row"]
+    assert [problem.split(":")[0] for problem in problems] == [
+        "is empty",
+        "'delete' is no kind",
+        "has an @ in it",
+        "'yesterday' is no time",
+        "has 1 cells, where the header has 4",
+    ]
+    assert "eve@" not in out + err
+    assert err == (
+        "They do not agree: 5 wrong_row, 4 contradicts, 4 differs, 1 missing_here, 2 missing_there. Compared: 4 jobs "
+        "in 12 rows in the file, 5 registered in w1. A wrong row's job counts as not in the file.\n"
+    )
+    made = json.loads(run(text, "--format", "json")[1])
+    assert made[0] == dict.fromkeys(HEAD) | {"finding": "missing_here", "line": 2, "cluster": "w1", "jid": "new"}
+    assert len(made) == 16
+
+
+def test_what_is_registered_is_what_was_amended_last(engine: sa.Engine, run: Run) -> None:
+    """The facts of the first declaration differ after an amendment; the amended ones agree."""
+    job = history.register(engine, "a", kind="export")
+    facts = Facts(Kind.REMOVAL, "DSR-9", None, None)
+    amend = partial(status.amend, facts=facts, at=datetime.now(UTC), actor="bob", reason="mistaken")
+    history.record(engine, job, lambda job, past: amend(job), kind="removal", reference="DSR-9")
+    assert run("jid,kind\na,removal\n")[0] == 0
+    assert cells(run("jid,kind\na,export\n")[1]) == [["differs", "2", "w1", "a", "kind", "removal", "export", ""]]
+
+
+def missing(out: str) -> list[tuple[str, str, str]]:
+    return [(row[0], row[2], row[3]) for row in cells(out)]
+
+
+def test_the_scope_is_of_the_clusters_named(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of clusters that neither the file nor --cluster names are not missed; one only in the database will do."""
+    for cluster in ("w1", "w2", "old"):
+        history.register(engine, "a", cluster)
+        history.register(engine, "b", cluster)
+    assert missing(run("jid\na\n")[1]) == [("missing_there", "w1", "b")]
+    assert missing(run("jid,cluster\na,w1\na,old\n")[1]) == [
+        ("missing_there", "old", "b"),
+        ("missing_there", "w1", "b"),
+    ]
+    assert missing(run("jid,cluster\na,w1\nb,w1\n", "--cluster", "w2")[1]) == [
+        ("missing_there", "w2", "a"),
+        ("missing_there", "w2", "b"),
+    ]
+    assert missing(run("jid\nb\n", "--cluster", "old")[1]) == [("missing_there", "old", "a")]
+    assert cells(run("jid,cluster\na,w9\n")[1])[0][3:5] == ["a", "cluster"]
+
+
+def test_an_empty_list_agrees_with_nothing(
+    engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A header alone means the one cluster that is configured; of several it must be said which."""
+    history.register(engine, "a")
+    assert run("jid\n")[0] == 1
+    assert missing(run("jid\n")[1]) == [("missing_there", "w1", "a")]
+    monkeypatch.delenv("TRACKER_CLUSTER")
+    (tmp_path / "tracker.toml").write_text("[clusters.w1]\n[clusters.w2]\n")
+    code, out, err = run("jid\n")
+    assert (code, out) == (1, "")
+    assert "cluster: several are configured, so say which one: w1, w2" in err
+    assert run("jid\n", "--cluster", "w2")[0] == 0
+
+
+def test_the_scope_is_within_since_and_until(
+    engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By submission, else registration, whole days in the legal zone; jobs of the file are found outside it too."""
+    monkeypatch.setattr(reconcile, "_LOOKED_UP", 2)
+    zone = ZoneInfo("Europe/Stockholm")
+    noon = datetime(2026, 3, 28, 12, tzinfo=zone)
+    for n in range(5):  # over the night in which a day has 23 hours
+        history.register(engine, f"s{n}", submitted_at=noon + timedelta(days=n), at=noon + timedelta(days=90))
+        history.register(engine, f"r{n}", at=noon + timedelta(days=n), kind="export")
+    edge = datetime(2026, 3, 30, tzinfo=zone)
+    history.register(engine, "edge", submitted_at=edge)
+    history.register(engine, "before", submitted_at=edge - timedelta(microseconds=1))
+
+    def missed(*args: str, text: str = "jid\n") -> set[str]:
+        code, out, _ = run(text, *args)
+        assert code == bool(cells(out))
+        return {row[3] for row in cells(out) if row[0] == "missing_there"}
+
+    assert missed("--until", "2026-03-29") == {"s0", "r0", "s1", "r1", "before"}
+    assert missed("--since", "2026-03-30", "--until", "2026-03-31") == {"edge", "s2", "r2", "s3", "r3"}
+    assert missed("--since", "2026-03-29T22:00Z", "--until", "2026-03-30T10:00Z") == {"edge"}
+    text = "jid,kind\nedge,\ns0,\ns1,\ns4,\nr0,\nr4,removal\nnone,\n"
+    code, out, err = run(text, "--since", "2026-03-30", "--until", "2026-03-30T01:00+02:00")
+    assert code == 1
+    assert cells(out) == [
+        ["differs", "7", "w1", "r4", "kind", "export", "removal", ""],
+        ["missing_here", "8", "w1", "none", "", "", "", ""],
+    ]
+    window = "submitted (else registered) from 2026-03-29 22:00:00+00:00 until before 2026-03-29 23:00:00+00:00"
+    assert f"7 jobs in the file, 1 registered in w1, {window}." in err
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("text", "args", "code", "problem"),
+    [
+        (b"", (), 1, "the file is empty"),
+        (b"jid,name\n", (), 1, "line 1: there is no column 'name'"),
+        ("jid\na\n".encode("utf-16"), (), 1, "not UTF-8"),
+        (b"jid\na\n", ("--cluster", "w9"), 1, "cluster: 'w9' is not configured"),
+        (b"jid\na\n", ("--since", "soon"), 2, "Invalid value for '--since': 'soon' is no time: write it as"),
+        (b"jid\na\n", ("--since", "2026-01-30 10:00"), 2, "has no offset"),
+        (b"jid\na\n", ("--until", "9999-12-31"), 2, "Invalid value for '--until'"),
+        (b"jid\na\n", ("--since", "2026-01-30", "--until", "2026-01-29"), 2, "2026-01-29 is not after --since"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_error(
+    run: Run, text: bytes, args: tuple[str, ...], code: int, problem: str
+) -> None:
+    """A file that is none, an unknown cluster and a date that is none are refused, with nothing on stdout."""
+    found, out, err = run(text, *args)
+    assert (found, out) == (code, "")
+    assert problem in err
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_file_or_a_configuration_that_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is named, with the exit code that import has for it."""
+    code, _, err = run("", file="nowhere.csv")
+    assert code == 2
+    assert "No such file" in err
+    monkeypatch.delenv("TRACKER_CLUSTER")
+    code, out, err = run("jid\na\n")
+    assert (code, out) == (78, "")
+    assert "no cluster is configured" in err
+
+
+def test_hostile_text_does_no_harm(engine: sa.Engine, run: Run) -> None:
+    """No control character reaches a terminal, and no cell becomes a formula."""
+    history.register(engine, "=1+1", reference="\u202egnp")
+    history.register(engine, "+4")
+    text = b"jid,reference\n=1+1,-3\n=2+2,\nb\x1b[2J,\nc\xff,\n"
+    for format in ("table", "csv", "json"):
+        code, out, err = run(text, "--format", format)
+        assert code == 1
+        assert not set("\x1b\u202e") & set(out + err)
+    found = cells(run(text, "--format", "csv")[1])
+    assert [(row[0], row[3]) for row in found] == [
+        ("differs", "'=1+1"),
+        ("missing_here", "'=2+2"),
+        ("wrong_row", "b\ufffd[2J"),
+        ("wrong_row", "c\\udcff"),
+        ("missing_there", "'+4"),
+    ]
+    assert found[0][4:7] == ["reference", "\ufffdgnp", "'-3"]
+
+
+def test_a_table_is_for_a_person(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty columns are left out, a time has its microseconds, and what is too much is said, not shown."""
+    monkeypatch.setenv("COLUMNS", "100")
+    history.register(engine, "a", submitted_at=AT)
+    _, out, err = run("jid,submitted_at\na,2026-01-30T09:00:00.000001Z\n", "--format", "table")
+    assert [line.rstrip() for line in out.splitlines()] == [
+        "finding  line  jid  field         here                       there",
+        "differs     2  a    submitted_at  2026-01-30 09:00:00+00:00  2026-01-30 09:00:00.000001+00:00",
+    ]
+    assert run("jid\na\n", "--format", "table")[1] == ""
+    monkeypatch.setattr("tracker.cli.reconcile.SHOWN", 2)
+    _, out, err = run("jid\nb\nc\nd\n", "--format", "table")
+    assert len(out.splitlines()) == 3
+    assert err.startswith("These are 2 of 4 findings; --format csv has all.\nThey do not agree: 3 missing_here, ")
+
+
+def test_plain_dates_are_told(engine: sa.Engine, run: Run) -> None:
+    """As by import: a day is its start in the legal zone."""
+    history.register(engine, "a", submitted_at=datetime(2026, 1, 29, 23, tzinfo=UTC))
+    code, _, err = run("jid,submitted_at\na,2026-01-30\n")
+    assert code == 0
+    assert "Plain dates that were taken as that day's start in Europe/Stockholm: 1.\n" in err
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_terminal_shows_how_far_it_is(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The bar is on stderr, and the findings alone on stdout."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal)
+    file = tmp_path / "jobs.csv"
+    file.write_text("jid\n" + "".join(f"j{n}\n" for n in range(2_500)))
+    code, out, _ = run("", file=str(file))
+    assert code == 1
+    assert len(cells(out)) == 2_500
+    assert "2,500 rows" in terminal.getvalue()
+
+
+def test_nothing_is_written_and_no_transaction_waits_for_the_file(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each transaction only reads, and none is open while a row is awaited, however slowly a pipe brings them."""
+    monkeypatch.setattr(intake, "PIECE", 2)
+    history.register(engine, "a")
+    open_now = 0
+    real = database.reading
+
+    @contextmanager
+    def counted(engine: sa.Engine) -> Iterator[sa.Connection]:
+        nonlocal open_now
+        open_now += 1
+        with real(engine) as connection:
+            yield connection
+        open_now -= 1
+
+    def writing(engine: sa.Engine) -> Any:
+        raise AssertionError("it writes")
+
+    def rows() -> Iterator[intake.Row]:
+        for line, jid in enumerate("abcde", 2):
+            assert open_now == 0
+            yield intake.Row(line, intake.Registration(jid, "w1"))
+
+    monkeypatch.setattr(database, "reading", counted)
+    monkeypatch.setattr(database, "writing", writing)
+    told: list[int] = []
+    made = reconcile.reconcile(engine, rows(), settings=TWO, moved=told.append)
+    assert told == [2, 4, 5]
+    assert (made.rows, made.jobs, made.registered) == (5, 5, 1)
+    assert [found.jid for found in made.findings] == ["b", "c", "d", "e"]
+
+
+FACTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "kind": st.sampled_from(["export", "removal"]),
+        "reference": st.sampled_from(["DSR-1", "DSR-2"]),
+        "submitted_at": st.sampled_from([AT, AT + timedelta(microseconds=1)]),
+        "received_at": st.sampled_from([AT, AT - timedelta(days=1)]),
+    },
+)
+KEYS = st.tuples(st.sampled_from(["w1", "w2"]), st.sampled_from("abcdef"))
+
+
+@given(
+    here=st.dictionaries(KEYS, FACTS, max_size=8),
+    there=st.lists(st.tuples(KEYS, FACTS), min_size=1, max_size=10),
+    since=st.none() | st.just(AT + timedelta(microseconds=1)),
+)
+@hypothesis_settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_it_finds_what_the_plainest_comparison_finds(
+    engine: sa.Engine,
+    here: dict[tuple[str, str], dict[str, Any]],
+    there: list[tuple[tuple[str, str], dict[str, Any]]],
+    since: datetime | None,
+) -> None:
+    """Whatever is registered and whatever the file says: each finding, and no other."""
+    with database.reading(engine) as connection:  # the clusters of each example are its own
+        offset = connection.execute(sa.select(sa.func.count()).select_from(JOBS)).scalar_one()
+    names = {name: f"{name}-{offset}" for name in ("w1", "w2")}
+    settings = Settings(clusters={name: ClusterSettings(name=name) for name in names.values()})
+    for (cluster, jid), facts in here.items():
+        history.register(engine, jid, names[cluster], **facts)
+    rows = [
+        intake.Row(line, intake.Registration(jid, names[cluster], **facts))
+        for line, ((cluster, jid), facts) in enumerate(there, 2)
+    ]
+    made = reconcile.reconcile(engine, rows, settings=settings, since=since)
+
+    expected: set[tuple[object, ...]] = set()
+    in_file = {key for key, _ in there}
+    for key in in_file:
+        lines = [(line, facts) for line, (one, facts) in enumerate(there, 2) if one == key]
+        cluster, jid = names[key[0]], key[1]
+        if key not in here:
+            expected.add(("missing_here", lines[0][0], cluster, jid, None, None, None))
+        for field in ("kind", "reference", "submitted_at", "received_at"):
+            said = {facts[field]: line for line, facts in reversed(lines) if field in facts}
+            recorded = here.get(key, {}).get(field, "unknown" if field == "kind" and key in here else None)
+            for value, line in said.items():
+                if len(said) > 1:
+                    expected.add(("contradicts", line, cluster, jid, field, recorded, value))
+                elif key in here and value != recorded:
+                    expected.add(("differs", line, cluster, jid, field, recorded, value))
+    for key, facts in here.items():
+        within = since is None or "submitted_at" not in facts or facts["submitted_at"] >= since  # registered: now
+        if key not in in_file and within and key[0] in {cluster for cluster, _ in in_file}:
+            expected.add(("missing_there", None, names[key[0]], key[1], None, None, None))
+    assert len(made.findings) == len(expected)
+    assert {tuple(found[:7]) for found in made.findings} == expected

@@ -1,0 +1,154 @@
+"""``tracker reconcile``: arguments and printing; what is compared is in `tracker.reconcile`.
+
+The findings go to standard output, and the summary to standard error: a file of findings is a table and nothing else.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, time, timedelta
+from typing import TYPE_CHECKING, BinaryIO
+from zoneinfo import ZoneInfo
+
+import click
+
+from tracker.cli.intake import progress
+from tracker.cli.look import opened
+from tracker.cli.output import Column, chosen, emit, example, format_option, plain, utc
+from tracker.errors import InvalidField
+
+if TYPE_CHECKING:
+    from tracker.reconcile import Finding, Reconciliation
+
+SHOWN = 100
+"""Findings in a table; ours: more than a person reads, and a terminal lays out at once."""
+
+
+@click.command(
+    epilog=example(
+        "tracker reconcile submitted.csv",
+        "tracker reconcile submitted.csv --since 2026-11-01 --until 2026-11-30 --format csv > findings.csv",
+        "export-jobs | tracker reconcile - --cluster w1a2b3c4d",
+    )
+)
+@click.argument("file", type=click.File("rb"))
+@click.option(
+    "--cluster",
+    metavar="NAME",
+    help="For rows that name none, and in the scope even so; may be left out where one is configured.",
+)
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Miss in the file only what was submitted (else registered) then or later: a time with its offset, or a day.",
+)
+@click.option(
+    "--until", metavar="TIME", help="Miss in the file only what was submitted (else registered) before, or on that day."
+)
+@format_option
+def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str | None, format: str | None) -> int:
+    """Compare the company's own list of submitted jobs with what is registered.
+
+    FILE (- for standard input) is CSV or JSON Lines, as for `tracker import`; of its columns only jid must be there.
+    The findings, of which any makes the exit code 1:
+
+    \b
+      missing_here   in the file, and not registered: nobody follows it
+      missing_there  registered, and not in the file
+      differs        a fact is registered (here) otherwise than the file says
+                     (there); one that the file leaves out is not compared
+      contradicts    rows of the file give one job different values of a fact,
+                     each of which is a finding
+      wrong_row      a row that cannot be read; its job counts as not there
+
+    A registered job should be in the file if it is within the scope: the clusters that the file names (and --cluster),
+    and, with --since and --until, what was submitted then; a job of which that is unknown goes by its registration.
+    Days are those of the legal time zone. A job in the file may be registered at any time. Where jobs are submitted
+    all the time, say --until with the time up to which the file goes.
+
+    Nothing is written to the database; what is wrong here is put right by `tracker import`.
+    """
+    from tracker import intake
+    from tracker import reconcile as _reconcile
+
+    with opened() as (settings, engine):
+        begin, end = _bound("since", since, settings.zone), _bound("until", until, settings.zone)
+        if begin is not None and end is not None and begin >= end:
+            raise click.BadParameter(f"{until} is not after --since {since}", param_hint="'--until'")
+        with progress(file) as (_, moved):
+            made = _reconcile.reconcile(
+                engine,
+                intake.read(file, settings.zone, cluster=cluster),
+                settings=settings,
+                cluster=cluster,
+                since=begin,
+                until=end,
+                moved=moved,
+            )
+    if chosen(format) != "table":
+        emit(made.findings, _reconcile.Finding._fields, format)
+    elif made.findings:
+        _print_table(made.findings)
+    if made.plain_dates:
+        start = f"start in {settings.timezone}"
+        click.echo(f"Plain dates that were taken as that day's {start}: {made.plain_dates}.", err=True)
+    click.echo(_summary(made), err=True)
+    return 1 if made.findings else 0
+
+
+def _bound(name: str, text: str | None, zone: ZoneInfo) -> datetime | None:
+    """Return the instant that an option means; ``until`` means the whole of a day."""
+    from tracker import intake
+
+    if text is None:
+        return None
+    try:
+        at, is_day = intake.parse_time(name, text.strip(), zone)
+        if is_day and name == "until":
+            at = datetime.combine(at.astimezone(zone).date() + timedelta(days=1), time(), zone)
+    except InvalidField as error:
+        raise click.BadParameter(error.problem, param_hint=f"'--{name}'") from None
+    except OverflowError:
+        raise click.BadParameter(f"{text} is the last day there is", param_hint=f"'--{name}'") from None
+    return at
+
+
+def _print_table(findings: list[Finding]) -> None:
+    """Print the first findings for a person: no column that is empty, nor the cluster where there is one only."""
+    shown = findings[:SHOWN]
+    several = len({found.cluster for found in shown}) > 1
+    columns = [
+        Column(name)
+        for place, name in enumerate(shown[0]._fields)
+        if any(found[place] is not None for found in shown) and (name != "cluster" or several)
+    ]
+    # A time as text has its microseconds: they may be all that differs.
+    cells = [
+        [str(value) if isinstance(value := getattr(found, one.name), datetime) else value for one in columns]
+        for found in shown
+    ]
+    emit(cells, columns, "table")
+    if len(findings) > SHOWN:
+        click.echo(f"These are {SHOWN} of {len(findings)} findings; --format csv has all.", err=True)
+
+
+def _summary(made: Reconciliation) -> str:
+    """Return in words what was compared, and what came of it."""
+    from tracker.reconcile import Disagreement
+
+    scope = made.scope
+    rows = "" if made.rows == made.jobs else f" in {_counted(made.rows, 'row')}"
+    where = f" in {', '.join(scope.clusters)}" if scope.clusters else ""
+    since = f" from {utc(scope.since).isoformat(' ')}" if scope.since else ""
+    until = f" until before {utc(scope.until).isoformat(' ')}" if scope.until else ""
+    when = f", submitted (else registered){since}{until}" if since or until else ""
+    compared = f"{_counted(made.jobs, 'job')}{rows} in the file, {made.registered} registered{plain(where)}{when}"
+    if not made.findings:
+        return f"All agree: {compared}."
+    counts = made.count()
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    hint = " A wrong row's job counts as not in the file." if counts[Disagreement.WRONG_ROW] else ""
+    return f"They do not agree: {found}. Compared: {compared}.{hint}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
