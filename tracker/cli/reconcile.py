@@ -65,7 +65,7 @@ def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str
     Days are those of the legal time zone. A job in the file may be registered at any time. Where jobs are submitted
     all the time, say --until with the time up to which the file goes.
 
-    Nothing is written to the database; what is wrong here is put right by `tracker import`.
+    Nothing is written to the database; `tracker import` of the same file registers what is missing here.
     """
     from tracker import intake
     from tracker import reconcile as _reconcile
