@@ -31,6 +31,7 @@ from datetime import datetime
 from importlib.metadata import version
 from itertools import chain
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
@@ -38,6 +39,7 @@ from tracker import database
 from tracker.errors import InvalidField
 from tracker.models import JOBS, UtcDateTime
 from tracker.reports.about import About, Filters
+from tracker.reports.as_of import LEGAL_ZONE, shadows
 from tracker.reports.survival import quantiles
 from tracker.status import Kind, State, Status
 
@@ -127,6 +129,8 @@ def durations(
     until: datetime | None = None,
     cluster: str | Collection[str] = (),
     kind: str | Collection[str] = (),
+    as_of: datetime | None = None,
+    zone: ZoneInfo = LEGAL_ZONE,
 ) -> Durations:
     """Return how long jobs took to reach ``done``, with open jobs as "at least this old" (Kaplan–Meier).
 
@@ -139,20 +143,22 @@ def durations(
         until: Only jobs submitted (else registered) before this instant; aware.
         cluster: Only of this one, or of these. One that has no job is no error.
         kind: Only of this one, or of these (``export``, ``removal``, ``unknown``).
+        as_of: What could be known at this time (aware; `tracker.reports.as_of`); None: what is known now.
+        zone: The legal time zone; it matters to no figure here.
 
     Raises:
-        InvalidField: A time without offset, *since* not before *until*, or a kind that is none.
+        InvalidField: A time without offset, *since* not before *until*, *as_of* in the future, or a kind that is none.
         DatabaseUnavailable: The database did not answer.
     """
     filters = Filters(since, until, _several(cluster), tuple(map(_kind, _several(kind))))
-    as_of = database.now(connection)
-    cohorts = _cohorts(connection, filters)
+    told_at = as_of or database.now(connection)
+    cohorts = _cohorts(connection, filters, shadows(connection, Filters(), as_of, zone, _REPORT_DURATIONS.name))
     rows = tuple(_row(*key, cohorts[key]) for key in sorted(cohorts))
     everything = _Cohort()
     while cohorts:
         everything.take(cohorts.popitem()[1])
     total = _row(None, None, everything)
-    return Durations(About(as_of, version("tracker"), filters, total.jobs), rows, total)
+    return Durations(About(told_at, version("tracker"), filters, total.jobs), rows, total)
 
 
 def _several(names: str | Collection[str]) -> tuple[str, ...]:
@@ -197,12 +203,14 @@ class _Cohort:
         self.unended += other.unended
 
 
-def _cohorts(connection: sa.Connection, filters: Filters) -> dict[tuple[str, Kind], _Cohort]:
-    """Return the jobs by cluster and kind."""
+def _cohorts(
+    connection: sa.Connection, filters: Filters, then: tuple[sa.CTE, ...]
+) -> dict[tuple[str, Kind], _Cohort]:
+    """Return the jobs by cluster and kind; *then*: as they were."""
     cohorts: defaultdict[tuple[str, str], _Cohort] = defaultdict(_Cohort)
     d = _REPORT_DURATIONS.c
     done = sa.select(d.cluster, d.kind, d.seconds_min, d.seconds_max).where(*filters.conditions(d))
-    for cluster, kind, seconds_min, seconds_max in _stream(connection, done):
+    for cluster, kind, seconds_min, seconds_max in _stream(connection, done.add_cte(*then)):
         cohort = cohorts[cluster, kind]
         cohort.states[State.DONE] += 1
         cohort.done_min.append(seconds_min)
@@ -218,7 +226,7 @@ def _cohorts(connection: sa.Connection, filters: Filters) -> dict[tuple[str, Kin
         .add_columns(began_at, not_done_at)
         .where(j.state != State.DONE, *filters.conditions(JOBS.c))
     )
-    for cluster, kind, state, began, not_done in _stream(connection, others):
+    for cluster, kind, state, began, not_done in _stream(connection, others.add_cte(*then)):
         cohort = cohorts[cluster, kind]
         cohort.states[state] += 1
         if state != State.WITHDRAWN:

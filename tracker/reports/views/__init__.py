@@ -6,6 +6,7 @@ hold no data, so ``env.py`` of the migrations drops them before the revisions ru
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from importlib.resources import files
 
 import sqlalchemy as sa
@@ -15,8 +16,14 @@ from tracker import database
 VIEWS = ("report_jobs", "report_durations", "report_transitions")  # a view may use those before it
 
 
-def sql(name: str, dialect: str) -> str:
-    """Return the SELECT behind the view *name* for *dialect* (``sqlite`` or ``postgresql``)."""
+def sql(name: str, dialect: str, as_of: datetime | None = None) -> str:
+    """Return the SELECT behind the view *name* for *dialect* (``sqlite`` or ``postgresql``).
+
+    Args:
+        name: One of `VIEWS`.
+        dialect: The database's.
+        as_of: What it takes for the time it is (aware); None: the database's clock says.
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     def source(file: str) -> str:
@@ -26,6 +33,7 @@ def sql(name: str, dialect: str) -> str:
         loader=FunctionLoader(source), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["sqlite"] = dialect == "sqlite"
+    environment.globals["as_of"] = as_of and f"{as_of.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
     return environment.get_template(f"{name}.sql").render().strip()
 
 

@@ -1,7 +1,11 @@
 {# What the two databases say differently. Instants are microsecond-exact: SQLite's date functions count milliseconds,
    so the seconds come from strftime('%s') and the six digits are taken as they are. #}
 {% macro now() -%}
-{% if sqlite %}strftime('%Y-%m-%d %H:%M:%f000', 'now'){% else %}clock_timestamp(){% endif %}
+{% if as_of and sqlite %}'{{ as_of }}'
+{%- elif as_of %}CAST('{{ as_of }}+00' AS timestamptz)
+{%- elif sqlite %}strftime('%Y-%m-%d %H:%M:%f000', 'now')
+{%- else %}clock_timestamp()
+{%- endif %}
 {%- endmacro %}
 
 {% macro microseconds(t) -%}
