@@ -1,0 +1,968 @@
+"""The reports as a page: one file of HTML, without a script or a request, to be read, printed or served.
+
+Owns which figures are on the page, in which order and how many of each; they are aggregated by the database and cut off
+there, so that a million jobs make no longer a page than a hundred. What a column means is the views'; the curves are
+``survival``'s, the shapes ``pictures``', the look is in ``templates/``. The same data and as-of time give the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
+from heapq import heappush, heappushpop
+from importlib.metadata import version
+from importlib.resources import files
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+from markupsafe import Markup
+
+from tracker import database
+from tracker.errors import InvalidField, Refused
+from tracker.models import UtcDateTime
+from tracker.reports import pictures
+from tracker.reports.about import Filters
+from tracker.reports.as_of import LEGAL_ZONE, shadows
+from tracker.reports.durations import Bounds, Row
+from tracker.reports.durations import _cohorts as cohorts
+from tracker.reports.durations import _row as row_of
+from tracker.reports.overview import ANOMALIES, UNSETTLED, verdict_meaning
+from tracker.reports.survival import kaplan_meier
+from tracker.reports.words import NOTE, human, plain
+from tracker.status import Action, Anomaly, State, Status
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+LIMIT: Final = 200
+"""Rows of a table: what a person scrolls through. The commands list all."""
+POINTS: Final = 48
+"""Instants at which jobs in flight are counted; as many rows has the table."""
+AHEAD: Final = timedelta(days=31)
+"""Deadlines are drawn for so long ahead: no legal month is longer."""
+LINES: Final = 12
+"""Clusters on the time line, and panels of durations by month, at most."""
+
+MARK: Final = '<meta name="generator" content="tracker'
+"""In the head of each page: by this it is known for one of ours."""
+MET: Final = (
+    "Met means: Elevate reported the job done in time. That the person was informed of it is not shown: no system here "
+    "sees that."
+)
+_DECLARED: Final = ("received", "extended to")
+"""Headings over times that people declared: nobody observed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: As it is shown.
+        is_number: It stands on the right.
+        at: The instant in full, where the text is one.
+        is_code: It is a jid, a reference or a status: shown letter by letter.
+    """
+
+    text: str
+    is_number: bool = False
+    at: str = ""
+    is_code: bool = False
+
+    @property
+    def is_long(self) -> bool:
+        """It may be broken; others stand on one line."""
+        return len(self.text) > (40 if self.is_code else 28)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures.
+
+    Attributes:
+        caption: What they are.
+        columns: (heading, whether people declared what stands below).
+        rows: The first cell of each is its heading.
+        more: What is left out, and which command lists it.
+    """
+
+    caption: str
+    columns: Sequence[tuple[str, bool]]
+    rows: Sequence[Sequence[Cell]]
+    more: str = ""
+
+    def is_number(self, column: int) -> bool:
+        """Return whether a column, counted from 0, has numbers: its heading stands on the right, too."""
+        return any(row[column].is_number for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawing, and what its colours mean: (class, word)."""
+
+    svg: Markup
+    caption: str
+    legend: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(slots=True)
+class Section:
+    """A part of the page."""
+
+    name: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    empty: str = ""
+
+
+def render(
+    connection: sa.Connection,
+    filters: Filters | None = None,
+    *,
+    as_of: datetime | None = None,
+    zone: ZoneInfo = LEGAL_ZONE,
+    names: Collection[str] | None = None,
+) -> str:
+    """Return the page.
+
+    Args:
+        connection: In a transaction that sees one state of the database throughout (`tracker.database.reading`).
+        filters: Which jobs it is about; default all.
+        as_of: What could be known then (aware); default: now, by the database's clock.
+        zone: The legal time zone (setting ``timezone``), by which *as_of* computes deadlines.
+        names: Of the reports (`NAMES`) that are on it; default all.
+
+    Raises:
+        InvalidField: There is no such report; the message lists what there is.
+        DatabaseUnavailable: The database did not answer.
+    """
+    wanted = tuple(NAMES if names is None else names)
+    for name in wanted:
+        if name not in NAMES:
+            raise InvalidField("report", f"{name[:80]!r} is none of {', '.join(NAMES)}")
+    data = _Data(connection, filters or Filters(), as_of, zone)
+    sections = [section for name in NAMES if name in wanted for section in _SECTIONS[name](data)]
+    jobs = data.value(sa.select(sa.func.count()).select_from(_JOBS))
+    title = "GDPR jobs" if len(wanted) > 1 else f"GDPR jobs: {wanted[0]}"
+    return _template().render(
+        title=title,
+        sections=sections,
+        as_of=_instant(data.at),
+        is_past=as_of is not None,
+        jobs=f"{jobs:,} job{'' if jobs == 1 else 's'}",
+        is_empty=not jobs,
+        version=version("tracker"),
+        filters=_filters(data.filters),
+        met=MET,
+        note=Markup(NOTE),  # noqa: S704 - ours
+    )
+
+
+def write(
+    path: Path,
+    connection: sa.Connection,
+    filters: Filters | None = None,
+    *,
+    as_of: datetime | None = None,
+    zone: ZoneInfo = LEGAL_ZONE,
+    names: Collection[str] | None = None,
+) -> None:
+    """Write the page to *path*: whole or not at all. The arguments are those of `render`.
+
+    Raises:
+        Refused: It cannot be written there; what was there still is.
+        InvalidField, DatabaseUnavailable: As `render`.
+    """
+    save(path, render(connection, filters, as_of=as_of, zone=zone, names=names))
+
+
+def save(path: Path, page: str) -> None:
+    """Write *page* to *path*: whole or not at all.
+
+    Raises:
+        Refused: It cannot be written there; what was there still is.
+    """
+    temporary = None
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
+            path.write_text(page, encoding="utf-8")
+            return
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            temporary = Path(file.name)
+            file.write(page)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # the file is made readable by its owner alone
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+        raise Refused(f"the page cannot be written to {path}: {error.strerror}; name another file with -o") from error
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    folder = files(__package__).joinpath("templates")
+
+    def source(name: str) -> str:
+        return folder.joinpath(name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["style"] = Markup(source("page.css"))  # noqa: S704 - ours
+    return environment.get_template("page.html")
+
+
+def _filters(filters: Filters) -> str:
+    """Return in words which jobs were asked for."""
+    said = []
+    if filters.clusters:
+        said.append(f"cluster {', '.join(filters.clusters)}")
+    if filters.kinds:
+        said.append(f"kind {', '.join(filters.kinds)}")
+    if filters.since:
+        said.append(f"submitted (else registered) from {filters.since.astimezone(UTC).isoformat(' ')}")
+    if filters.until:
+        said.append(f"submitted (else registered) before {filters.until.astimezone(UTC).isoformat(' ')}")
+    return plain("; ".join(said))
+
+
+# -- what the sections read ----------------------------------------------------------------------------------------
+
+
+def _view(name: str, columns: str) -> sa.TableClause:
+    """Return the view *name*: a column's name tells its type, which SQLite does not."""
+
+    def kind(column: str) -> sa.types.TypeEngine[Any] | None:
+        if column.endswith("_on"):
+            return sa.Date()
+        if column.endswith(("_at", "_after", "_by")):
+            return UtcDateTime()
+        return None
+
+    return sa.table(name, *(sa.column(column, kind(column)) for column in columns.split()))
+
+
+_JOBS: Final = _view(
+    "report_jobs",
+    "cluster jid kind reference state status seen_at submitted_at registered_at received_at deadline_on verdict "
+    "ended_after ended_by",
+)
+_DURATIONS: Final = _view("report_durations", "cluster jid")
+_MONTHLY: Final = _view(
+    "report_monthly",
+    "cluster kind month submitted open done failed lost attested withdrawn done_within_1d done_within_7d "
+    "done_within_14d median_seconds p95_seconds met missed undecidable pending overdue",
+)
+_DEADLINES: Final = _view(
+    "report_deadlines",
+    "cluster jid kind reference state received_at received_at_first amendments basis deadline_on deadline_at "
+    "extended_on done_after done_by verdict days_left",
+)
+_REQUESTS: Final = _view(
+    "report_requests", "reference jobs open done not_done received_at deadline_on done_after done_by verdict"
+)
+_ANOMALIES: Final = _view(
+    "report_anomalies", "id cluster jid kind reference action from_status to_status observed_at anomaly"
+)
+_GAPS: Final = _view("report_gaps", "cluster began_at ended_at is_open cause detail seconds open_jobs")
+_COVERAGE: Final = _view("report_coverage", "cluster jid covered_share longest_unobserved_seconds")
+_STEPS: Final = _view("transitions", "job_id action from_status to_status from_state to_state observed_at")
+
+
+@dataclass(slots=True)
+class _Data:
+    """The database as the sections see it: as if there were no other jobs than those asked for, now or then."""
+
+    connection: sa.Connection
+    filters: Filters
+    as_of: datetime | None
+    zone: ZoneInfo
+    at: datetime = field(init=False)
+    shadows: tuple[sa.CTE, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.at = self.as_of or database.now(self.connection)
+        views = (_JOBS, _DURATIONS, _MONTHLY, _DEADLINES, _REQUESTS, _ANOMALIES, _COVERAGE)
+        names = (view.name for view in views)
+        self.shadows = shadows(self.connection, self.filters, self.as_of, self.zone, *names)
+
+    def rows(self, query: sa.Select[Any]) -> Iterable[Any]:
+        """Yield the rows of *query*, a few thousand at a time."""
+        options = {"yield_per": 10_000}
+        with self.connection.execute(query.add_cte(*self.shadows), execution_options=options) as result:
+            yield from result
+
+    def value(self, query: sa.Select[Any]) -> Any:
+        return self.connection.execute(query.add_cte(*self.shadows)).scalar_one()
+
+    def seconds(self, since: sa.ColumnElement[Any], until: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Return the seconds from *since* to *until*, to the microsecond, computed by the database."""
+        if self.connection.dialect.name != "sqlite":
+            return sa.cast(sa.extract("epoch", until - since), sa.Double())
+
+        def microseconds(at: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+            whole = sa.cast(sa.func.strftime("%s", sa.func.substr(at, 1, 19)), sa.Integer())
+            return whole * 1_000_000 + sa.cast(sa.func.substr(at, 21, 6), sa.Integer())
+
+        return (microseconds(until) - microseconds(since)) / sa.literal(1e6)
+
+    def gaps(self) -> list[sa.Row[Any]]:
+        """Return the rows of ``report_gaps`` that overlap the time asked for, newest first."""
+        g, f = _GAPS.c, self.filters
+        query = sa.select(_GAPS).order_by(g.began_at.desc(), g.cluster)
+        if f.clusters:
+            query = query.where(g.cluster.in_(f.clusters))
+        if f.since is not None:
+            query = query.where(g.is_open | (g.ended_at >= f.since))
+        if f.until is not None:
+            query = query.where(g.began_at < f.until)
+        counted = replace(f, since=None, until=None)  # these choose the gaps, not which jobs were open meanwhile
+        ctes = shadows(self.connection, counted, self.as_of, self.zone, _GAPS.name)
+        return list(self.connection.execute(query.add_cte(*ctes)))
+
+
+# -- cells ---------------------------------------------------------------------------------------------------------
+
+_NONE: Final = Cell("–")
+
+
+def _text(value: object) -> Cell:
+    return _NONE if value is None or value == "" else Cell(plain(str(value)))
+
+
+def _code(value: object) -> Cell:
+    return _NONE if value is None else Cell(plain(str(value)), is_code=True)
+
+
+def _number(value: int | None) -> Cell:
+    return _NONE if value is None else Cell(f"{value:,}", is_number=True)
+
+
+def _day(value: date | None) -> Cell:
+    return _NONE if value is None else Cell(value.isoformat())
+
+
+def _instant(value: datetime | None) -> Cell:
+    if value is None:
+        return _NONE
+    at = value.astimezone(UTC)
+    return Cell(at.strftime("%Y-%m-%d %H:%M:%S"), at=at.isoformat(timespec="microseconds"))
+
+
+def _seconds(value: float | None, *, up: bool = False, none: str = "–") -> Cell:
+    return Cell(none) if value is None else Cell(human(float(value), up=up), is_number=True)
+
+
+def _bounds(pair: Bounds) -> Cell:
+    """Return both bounds of a duration in few words."""
+    if pair.seconds_min is None:
+        return Cell("not reached")
+    low = human(pair.seconds_min)
+    if pair.seconds_max is None:
+        return Cell(f"{low} or more", is_number=True)
+    high = human(pair.seconds_max, up=True)
+    return Cell(low if low == high else f"{low} to {high}", is_number=True)
+
+
+def _table(caption: str, headings: str, rows: Iterable[Sequence[Cell]], more: str = "") -> Table:
+    """Return a table; *headings* are separated by commas."""
+    columns = [(heading, heading in _DECLARED) for heading in headings.split(", ")]
+    return Table(caption, columns, list(rows), more)
+
+
+def _more(shown: int, total: int, order: str, command: str) -> str:
+    if total <= shown:
+        return ""
+    return f"The first {shown:,} of {total:,}, {order}. All of them: {command} --format csv"
+
+
+# -- the sections --------------------------------------------------------------------------------------------------
+
+
+def _durations(data: _Data) -> list[Section]:
+    by = cohorts(data.connection, Filters(), data.shadows)
+    rows = [row_of(*key, by[key]) for key in sorted(by)]
+    section = Section("durations", "How long jobs take")
+    late = _late(data)
+    if not rows:
+        section.empty = "No registered job is like that."
+        return [section]
+    total = rows[0] if len(rows) == 1 else None
+    everything = by.pop(next(iter(sorted(by))))
+    for key in sorted(by):
+        everything.take(by.pop(key))
+    total = total or row_of(None, None, everything)
+    section.text.append(
+        "From submission (where that is unknown, registration) to done. Elevate gives no times, so each figure is a "
+        "pair: at least so long, and at most. A job that is not done counts as at least as old as when it was last "
+        "seen not done (Kaplan–Meier); withdrawn jobs are left out."
+    )
+    lower = list(kaplan_meier(everything.done_min, everything.unended))
+    upper = list(kaplan_meier(everything.done_max, [*everything.unended, *everything.unbounded]))
+    end = max([at for at, _ in (*lower[-1:], *upper[-1:])], default=0.0) * 1.03
+    end = max(end, max(everything.unended, default=0.0) if not lower else 0.0, 60.0)
+    done = total.median
+    if done.seconds_min is None:
+        words = "Half of the jobs are not done yet."
+    elif done.seconds_max is None:
+        words = f"Half are done after {human(done.seconds_min)} at the earliest."
+    else:
+        latest = human(done.seconds_max, up=True)
+        words = f"Half are done after {human(done.seconds_min)} at the earliest, {latest} at the latest."
+    early = [(at, 1 - left) for at, left in lower]
+    sure = [(at, 1 - left) for at, left in upper]
+    svg = pictures.completion(
+        "curve", "Share of jobs done, by time since submission", words, pictures.Band(sure, early, end)
+    )
+    legend = [("band", "between the two bounds: what the observations leave open")]
+    section.pictures.append(Picture(svg, f"Share of jobs done, by time since submission. {words}", legend))
+    section.tables.append(_curve_table(sure, early, end))
+    # These are rare, and there is little room: a column only where there are any.
+    rare = [name for name in ("failed", "lost", "attested", "withdrawn") if getattr(total, name)]
+    section.tables.append(
+        _table(
+            "By this time half (median), nine tenths (p90), nineteen twentieths (p95) and all are done",
+            ", ".join(("cluster, kind, jobs, median, p90, p95, max, done, open", *rare)),
+            [_duration_row(row, rare) for row in ([*rows, total] if len(rows) > 1 else rows)],
+        )
+    )
+    return [section, late]
+
+
+def _duration_row(row: Row, rare: Sequence[str]) -> list[Cell]:
+    counts = [row.done, row.open, *(getattr(row, name) for name in rare)]
+    quantiles = [_bounds(pair) for pair in (row.median, row.p90, row.p95, row.max)]
+    return [_text(row.cluster or "all"), _text(row.kind or "all"), _number(row.jobs), *quantiles, *map(_number, counts)]
+
+
+def _curve_table(sure: Sequence[tuple[float, float]], early: Sequence[tuple[float, float]], end: float) -> Table:
+    """Return the figures of the picture at round times."""
+    step = next(s for s in (60, 300, 900, 3600, 3 * 3600, 6 * 3600, *(86400 * n for n in (1, 2, 5, 10, 30, 100, 365))
+                            ) if end / s <= 12 or s == 365 * 86400)  # fmt: skip
+    times = [i * step for i in range(1, ceil(end / step) + 1)]
+
+    def share(curve: Sequence[tuple[float, float]], at: float) -> Cell:
+        value = 0.0
+        low, high = 0, len(curve)
+        while low < high:
+            middle = (low + high) // 2
+            if curve[middle][0] <= at:
+                low = middle + 1
+            else:
+                high = middle
+        if low:
+            value = curve[low - 1][1]
+        return Cell(f"{100 * value:.1f} %", is_number=True)
+
+    # Where the curves cross (see durations), the pair is put in order, as the quantiles are.
+    rows = []
+    for at in times:
+        pair = sorted((share(sure, at), share(early, at)), key=lambda cell: float(cell.text[:-2]))
+        rows.append([Cell(human(at)), *pair])
+    return _table("Share of jobs done by then", "time since submission, at least, at most", rows)
+
+
+def _late(data: _Data) -> Section:
+    """How late registrations came: only from then on is a job followed."""
+    section = Section("registrations", "How late registrations came")
+    section.text.append(
+        "A job is followed from its registration on. What Elevate did with it before that, nobody saw: the later it is "
+        "registered, the wider its bounds. Counted from the declared submission; jobs without one are left out."
+    )
+    j = _JOBS.c
+    lateness: defaultdict[tuple[str, str], array[float]] = defaultdict(lambda: array("d"))
+    unknown = 0
+    for cluster, kind, late in data.rows(sa.select(j.cluster, j.kind, data.seconds(j.submitted_at, j.registered_at))):
+        if late is None:
+            unknown += 1
+        else:
+            lateness[cluster, kind].append(late)
+    rows = []
+    for key in sorted(lateness):
+        ordered = sorted(lateness.pop(key))
+        ranks = [ordered[ceil(share * len(ordered)) - 1] for share in (0.5, 0.95, 1.0)]
+        rows.append([*map(_text, key), _number(len(ordered)), *(_seconds(rank, up=True) for rank in ranks)])
+    if rows:
+        section.tables.append(
+            _table("Registered so long after submission (nearest rank)", "cluster, kind, jobs, median, p95, max", rows)
+        )
+    else:
+        section.empty = "No job has a declared time of submission."
+    if unknown and rows:
+        section.text.append(f"Without a declared submission: {unknown:,}.")
+    return section
+
+
+_WAYS_OUT: Final = {
+    (State.OPEN, "overdue"): "tell whoever answers the person; tracker jobs --past-deadline",
+    (State.OPEN, "undecidable"): "tracker poll JID asks now",
+    (State.FAILED, "overdue"): "submit it again, add the new jid, withdraw the old",
+    (State.FAILED, "pending"): "submit it again, add the new jid, withdraw the old",
+    (State.LOST, "undecidable"): "check jid and cluster, then reopen or withdraw",
+}
+_GRAVITY: Final = ("overdue", "undecidable", "missed", "pending", "attested", "withdrawn", "met")
+
+
+def _verdicts(data: _Data) -> Section:
+    section = Section("person", "What needs a person")
+    j = _JOBS.c
+    query = sa.select(j.state, j.verdict, sa.func.count())
+    counted = {(State(row[0]), row[1]): row[2] for row in data.rows(query.group_by(j.state, j.verdict))}
+    order = sorted(counted, key=lambda key: (key not in _WAYS_OUT, _GRAVITY.index(key[1]), key[0]))
+    needed = sum(counted[key] for key in order if key in _WAYS_OUT)
+    if not counted:
+        section.empty = "No registered job is like that."
+        return section
+    if needed:
+        section.text.append(f"{needed:,} job{' needs' if needed == 1 else 's need'} somebody to decide or to act.")
+    else:
+        section.text.append("No job needs anybody.")
+    rows = [
+        [
+            Cell(verdict),
+            Cell(state),
+            _number(counted[state, verdict]),
+            Cell(verdict_meaning(verdict, state)),
+            _text(_WAYS_OUT.get((state, verdict), "nothing")),
+        ]
+        for state, verdict in order
+    ]
+    caption = "Jobs by verdict on the legal deadline, and what is to be done"
+    section.tables.append(_table(caption, "verdict, state, jobs, it says, to do", rows))
+    return section
+
+
+_ORDER: Final = (None, Status.CREATED, Status.STARTED, Status.WAITING, Status.RUNNING, Status.NOT_FOUND)
+
+
+def _in_flight(data: _Data) -> list[Section]:
+    section = Section("statuses", "Jobs in flight")
+    section.text.append(
+        "Open jobs by the status that Elevate last told, as it was known at each time: a change is counted when it was "
+        "observed."
+    )
+    counts = _counts_over_time(data)
+    if counts is None:
+        section.empty = "No registered job is like that."
+        return [section]
+    times, by_status = counts
+    most: Counter[str | None] = Counter({status: max(values) for status, values in by_status.items()})
+    known = [status for status in _ORDER if status in by_status and most[status]]
+    foreign = sorted((s for s in by_status if s not in _ORDER and most[s]), key=lambda s: (-most[s], s or ""))
+    series: list[tuple[int, str, list[int]]] = [
+        (_ORDER.index(status), "not answered yet" if status is None else str(status), by_status[status])
+        for status in known
+    ]
+    if foreign:
+        rest = [sum(values) for values in zip(*(by_status[status] for status in foreign), strict=True)]
+        name = foreign[0] if len(foreign) == 1 and foreign[0] else f"{len(foreign)} unknown statuses"
+        name = plain(str(name))
+        series.append((len(_ORDER), name if len(name) <= 40 else f"{name[:39]}…", rest))
+    total = [sum(values) for values in zip(*(values for *_, values in series), strict=True)] or [0] * len(times)
+    words = f"{total[-1]:,} open at the end; at most {max(total):,} at once."
+    svg = pictures.layers(
+        "flight", "Open jobs over time, by status", words, times, [(colour, values) for colour, _, values in series]
+    )
+    legend = [(f"s{colour}", name) for colour, name, _ in series]
+    section.pictures.append(Picture(svg, f"Open jobs over time, by status. {words}", legend))
+    columns = [("at the end of", False), *((name, False) for _, name, _ in series), ("open", False)]
+    rows = [
+        [_short_time(at, times), *(_number(values[i]) for *_, values in series), _number(total[i])]
+        for i, at in reversed(list(enumerate(times)))
+    ]
+    section.tables.append(Table("Open jobs over time, by status; newest first", columns, rows))
+    return [section]
+
+
+def _short_time(at: datetime, times: Sequence[datetime]) -> Cell:
+    return Cell(at.strftime("%Y-%m-%d %H:%M"), at=at.isoformat())
+
+
+def _counts_over_time(data: _Data) -> tuple[list[datetime], dict[str | None, list[int]]] | None:
+    """Return instants and, by status, how many jobs were open in it then; None: no job."""
+    t = _STEPS.c
+    theirs: list[sa.ColumnElement[bool]] = []
+    if data.filters != Filters():
+        theirs.append(t.job_id.in_(sa.select(sa.column("id")).select_from(sa.table("jobs"))))
+    since = data.value(sa.select(sa.func.min(t.observed_at, type_=UtcDateTime())).where(*theirs))
+    if since is None:
+        return None
+    hourly = data.at - since <= timedelta(days=10)
+    length = 13 if hourly else 10
+    if data.connection.dialect.name == "sqlite":
+        bucket = sa.func.substr(t.observed_at, 1, length, type_=sa.String())
+    else:
+        bucket = sa.func.to_char(t.observed_at, "YYYY-MM-DD HH24" if hourly else "YYYY-MM-DD", type_=sa.String())
+    query = (
+        sa.select(bucket, t.from_state, t.from_status, t.to_state, t.to_status, sa.func.count())
+        .where(t.action != Action.AMENDED, *theirs)
+        .group_by(bucket, t.from_state, t.from_status, t.to_state, t.to_status)
+    )
+    changes: defaultdict[datetime, Counter[str | None]] = defaultdict(Counter)
+    step = timedelta(hours=1) if hourly else timedelta(days=1)
+    for text, from_state, from_status, to_state, to_status, number in data.rows(query):
+        at = datetime.strptime(text, "%Y-%m-%d %H" if hourly else "%Y-%m-%d").replace(tzinfo=UTC) + step
+        if from_state == State.OPEN:
+            changes[at][from_status] -= number
+        if to_state == State.OPEN:
+            changes[at][to_status] += number
+    first = min(changes) - step
+    buckets = max(1, ceil((data.at - first) / step))
+    every = ceil(buckets / (POINTS - 1))
+    times = [first + i * every * step for i in range((buckets - 1) // every + 1)]
+    if len(times) > 1 and data.at - times[-1] < every * step / 2:
+        times.pop()
+    times.append(data.at)
+    now: Counter[str | None] = Counter()
+    pending = sorted(changes)
+    found: list[Counter[str | None]] = []
+    for at in times:
+        while pending and (pending[0] <= at or at == data.at):
+            for status, number in changes[pending.pop(0)].items():
+                now[status] += number
+        found.append(now.copy())
+    statuses = {status for each in found for status in each}
+    return times, {status: [each[status] for each in found] for status in statuses}
+
+
+def _monthly(data: _Data) -> list[Section]:
+    section = Section("monthly", "Month by month")
+    m = _MONTHLY.c
+    query = sa.select(_MONTHLY).order_by(m.month.desc(), m.cluster, m.kind)
+    rows = list(data.rows(query))
+    if not rows:
+        section.empty = "No registered job is like that."
+        return [section]
+    section.text.append(
+        "By the month of submission (where that is unknown, of registration). Median and p95 are upper bounds, nearest "
+        "rank, over all but withdrawn jobs; an unfinished one counts as longer than any, so that they may not be "
+        "reached yet. They cannot be averaged over months, clusters or kinds. In the pictures the dot is the median "
+        "and the upper end p95; an arrow where that is not reached, a question mark where neither is."
+    )
+    panels: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
+    for row in reversed(rows):
+        panels[row.cluster, row.kind].append(row)
+    for number, key in enumerate(sorted(panels)[:LINES]):
+        newest = panels[key][-24:]
+        items = [pictures.Whisker(row.month, row.median_seconds, row.p95_seconds) for row in newest]
+        title = f"Duration by month: {plain(' '.join(key))}"
+        words = f"Median and p95 of {len(newest)} months; the figures are in the table."
+        svg = pictures.whiskers(f"months-{number}", title, words, items)
+        section.pictures.append(Picture(svg, title))
+    head = "month, cluster, kind, submitted, median, p95, open, done, failed, lost, attested, withdrawn, "
+    head += "within 1 d, within 7 d, within 14 d, met, missed, undecidable, pending, overdue"
+    names = head.split(", ")[6:12]
+    within = ["done_within_1d", "done_within_7d", "done_within_14d"]
+    section.tables.append(
+        _table(
+            "Jobs by month of submission, newest first",
+            head,
+            [
+                [
+                    Cell(row.month),
+                    _text(row.cluster),
+                    _text(row.kind),
+                    _number(row.submitted),
+                    _seconds(row.median_seconds, up=True, none="not reached"),
+                    _seconds(row.p95_seconds, up=True, none="not reached"),
+                    *(_number(getattr(row, name)) for name in (*names, *within)),
+                    *(_number(getattr(row, name)) for name in head.split(", ")[15:]),
+                ]
+                for row in rows[:LIMIT]
+            ],
+            _more(min(LIMIT, len(rows)), len(rows), "newest first", "tracker report monthly"),
+        )
+    )
+    return [section]
+
+
+def _deadlines(data: _Data) -> list[Section]:
+    section = Section("deadlines", "Deadlines")
+    j = _JOBS.c
+    section.text.append(
+        "One calendar month after the request was received (where that is unknown, after submission, else after "
+        f"registration). {MET}"
+    )
+    total = data.value(sa.select(sa.func.count()).select_from(_JOBS))
+    if not total:
+        section.empty = "No registered job is like that."
+        return [_verdicts(data), section]
+    _draw_ahead(data, section)
+    unsettled = j.state.in_(UNSETTLED)
+    urgent = (
+        sa.select(j.cluster, j.jid)
+        .order_by(
+            sa.case((unsettled, 0), else_=1),
+            sa.case((unsettled, j.deadline_on)).nulls_last(),
+            j.ended_by.desc().nulls_last(),
+            j.registered_at.desc(),
+            j.cluster,
+            j.jid,
+        )
+        .limit(LIMIT)
+    )
+    keys = [(row.cluster, row.jid) for row in data.rows(urgent)]
+    d = _DEADLINES.c
+    by = {
+        (row.cluster, row.jid): row
+        for row in data.rows(sa.select(_DEADLINES).where(d.jid.in_(sorted({jid for _, jid in keys}))))
+    }
+    section.tables.append(
+        _table(
+            "Legal deadlines, the most urgent first",
+            "job, verdict, state, last day, days left, kind, reference, cluster, counted from, received, extended to, "
+            "done after, done by",
+            [
+                [
+                    _code(row.jid),
+                    _text(row.verdict),
+                    _text(row.state),
+                    _day(row.deadline_on),
+                    _number(row.days_left),
+                    _text(row.kind),
+                    _code(row.reference),
+                    _text(row.cluster),
+                    _text(row.basis),
+                    _instant(row.received_at),
+                    _day(row.extended_on),
+                    _instant(row.done_after),
+                    _instant(row.done_by),
+                ]
+                for row in (by[key] for key in keys if key in by)
+            ],
+            _more(len(keys), total, "the most urgent first", "tracker report deadlines"),
+        )
+    )
+    return [_verdicts(data), section]
+
+
+def _draw_ahead(data: _Data, section: Section) -> None:
+    """Draw the deadlines of jobs for which somebody still waits: those that are past, and the next 31 days."""
+    j = _JOBS.c
+    query = (
+        sa.select(j.deadline_on, j.verdict, sa.func.count())
+        .where(j.state.in_(UNSETTLED), j.deadline_on.is_not(None))
+        .group_by(j.deadline_on, j.verdict)
+    )
+    today = data.at.date()
+    past, later, ahead = 0, 0, Counter[date]()
+    for on, verdict, number in data.rows(query):
+        if verdict != "pending" and on < today:
+            past += number
+        elif on > today + AHEAD:
+            later += number
+        else:
+            ahead[on] += number
+    first = min([*ahead, today])
+    days = [first + timedelta(days=i) for i in range((today + AHEAD - first).days + 1)]
+    items = [("past", past, True), *((day.strftime("%d %b"), ahead[day], False) for day in days)]
+    words = f"{past:,} past, {sum(ahead.values()):,} within the next 31 days, {later:,} later."
+    title = "Unfinished jobs by the last day of their deadline"
+    section.pictures.append(Picture(pictures.bars("ahead", title, words, items), f"{title}. {words}"))
+    rows = [[Cell("past"), _number(past)], *([_day(day), _number(ahead[day])] for day in days if ahead[day])]
+    if later:
+        rows.append([Cell("later"), _number(later)])
+    section.tables.append(_table(f"{title}: open, failed and lost ones", "last day, jobs", rows))
+
+
+def _requests(data: _Data) -> list[Section]:
+    section = Section("requests", "Requests")
+    j, r = _JOBS.c, _REQUESTS.c
+    total = data.value(sa.select(sa.func.count(sa.distinct(j.reference))).where(j.reference.is_not(None)))
+    if not total:
+        section.empty = "No job has a reference, which groups the jobs of one person's request."
+        return [section]
+    unfinished = r.open + r.not_done > 0
+    query = (
+        sa.select(_REQUESTS)
+        .order_by(
+            sa.case((unfinished, 0), else_=1), r.deadline_on.nulls_last(), r.done_by.desc().nulls_last(), r.reference
+        )
+        .limit(LIMIT)
+    )
+    section.text.append(
+        "The jobs of one person's request, an export and a removal for instance, share a reference. The verdict is the "
+        "worst of its jobs."
+    )
+    rows = [
+        [
+            _code(row.reference),
+            _number(row.jobs),
+            _number(row.open),
+            _number(row.done),
+            _number(row.not_done),
+            _text(row.verdict),
+            _day(row.deadline_on),
+            _instant(row.received_at),
+            _instant(row.done_after),
+            _instant(row.done_by),
+        ]
+        for row in data.rows(query)
+    ]
+    head = "reference, jobs, open, done, not done, verdict, last day, received, done after, done by"
+    more = _more(len(rows), total, "unfinished ones first", "tracker report requests")
+    section.tables.append(_table("Requests, the most urgent first", head, rows, more))
+    return [section]
+
+
+def _anomalies(data: _Data) -> list[Section]:
+    section = Section("anomalies", "Anomalies")
+    a = _ANOMALIES.c
+    counts = sa.select(a.anomaly, sa.func.count()).group_by(a.anomaly).order_by(a.anomaly)
+    counted = [(Anomaly(row[0]), row[1]) for row in data.rows(counts)]
+    if not counted:
+        section.empty = "Elevate has answered nothing that surprises."
+        return [section]
+    section.tables.append(
+        _table(
+            "Anomalies by kind",
+            "anomaly, number, it means",
+            [[Cell(anomaly), _number(number), Cell(ANOMALIES[anomaly])] for anomaly, number in counted],
+        )
+    )
+    query = sa.select(_ANOMALIES).order_by(a.id.desc()).limit(LIMIT)
+    rows = [
+        [
+            _code(row.jid),
+            _text(row.cluster),
+            _text(row.kind),
+            _text(row.anomaly),
+            _code(row.from_status),
+            _code(row.to_status),
+            _instant(row.observed_at),
+        ]
+        for row in data.rows(query)
+    ]
+    more = _more(len(rows), sum(number for _, number in counted), "newest first", "tracker report anomalies")
+    head = "job, cluster, kind, anomaly, from, to, observed"
+    section.tables.append(_table("Anomalies, newest first", head, rows, more))
+    return [section]
+
+
+def _gaps(data: _Data) -> list[Section]:
+    section = Section("gaps", "Gaps")
+    section.text.append("Stretches in which nothing could be observed of a cluster: bounds that span one are wide.")
+    f, rows = data.filters, data.gaps()
+    if not rows:
+        section.empty = "No gap: all clusters could be observed throughout."
+        return [section]
+    longest: defaultdict[str, float] = defaultdict(float)
+    for row in rows:
+        longest[row.cluster] += float(row.seconds)
+    began = f.since or min(row.began_at for row in rows)
+    ended = min(f.until, data.at) if f.until is not None else data.at
+    shown = sorted(sorted(longest, key=lambda name: (-longest[name], name))[:LINES])
+    lines = []
+    for name in shown:
+        spans = [
+            pictures.Span(
+                max((row.began_at - began).total_seconds(), 0.0),
+                (min(row.ended_at or data.at, ended) - began).total_seconds(),
+                bool(row.is_open),
+                f"{row.began_at:%Y-%m-%d %H:%M} {row.cause} {human(float(row.seconds))}",
+            )
+            for row in rows
+            if row.cluster == name
+        ]
+        lines.append((plain(name), spans))
+    unobserved = sum(longest.values())
+    still = sum(bool(row.is_open) for row in rows)
+    words = f"{len(rows):,} gap{'' if len(rows) == 1 else 's'}, {human(unobserved)} in all; {still} still open."
+    title = "Gaps by cluster"
+    legend = [("gap", "nothing observed"), *([("gap open", "still so")] if still else [])]
+    svg = pictures.timeline("gaps-line", title, words, began, ended, lines)
+    section.pictures.append(Picture(svg, f"{title}. {words}", legend))
+    section.tables.append(
+        _table(
+            "Gaps, newest first",
+            "began, cluster, ended, length, cause, detail, open jobs",
+            [
+                [
+                    _instant(row.began_at),
+                    _text(row.cluster),
+                    Cell("still open") if row.is_open else _instant(row.ended_at),
+                    _seconds(row.seconds),
+                    _text(row.cause),
+                    _text(row.detail),
+                    _number(row.open_jobs),
+                ]
+                for row in rows[:LIMIT]
+            ],
+            _more(min(LIMIT, len(rows)), len(rows), "newest first", "tracker report gaps"),
+        )
+    )
+    return [section]
+
+
+_SHARES: Final = ((0.999, "99.9 % and more"), (0.99, "99 % to 99.9 %"), (0.9, "90 % to 99 %"), (0.5, "50 % to 90 %"))
+
+
+def _coverage(data: _Data) -> list[Section]:
+    section = Section("coverage", "Coverage")
+    section.text.append(
+        "Which share of each job's life was observed, and the longest stretch in which it was not. A job is observed "
+        "from one valid answer to the next, unless a gap lies between."
+    )
+    counted: Counter[str] = Counter()
+    least: list[tuple[float, str, str, float]] = []  # a heap of those with the least share
+    c = _COVERAGE.c
+    query = sa.select(c.cluster, c.jid, c.covered_share, c.longest_unobserved_seconds)
+    for cluster, jid, covered, unobserved in data.rows(query):
+        if covered is None:
+            counted["unknown"] += 1
+            continue
+        counted[next((words for bound, words in _SHARES if covered >= bound), "less than 50 %")] += 1
+        item = (-float(covered), cluster, jid, float(unobserved or 0))
+        (heappush if len(least) < LIMIT else heappushpop)(least, item)
+    if not counted:
+        section.empty = "No registered job is like that."
+        return [section]
+    order = [*(words for _, words in _SHARES), "less than 50 %", "unknown"]
+    section.tables.append(
+        _table(
+            "Jobs by the share of their life that was observed",
+            "share, jobs",
+            [[Cell(words), _number(counted[words])] for words in order if counted[words]],
+        )
+    )
+    rows = [
+        [_code(jid), _text(cluster), Cell(f"{-100 * share:.2f} %", is_number=True), _seconds(unobserved, up=True)]
+        for share, cluster, jid, unobserved in sorted(least, key=lambda one: (-one[0], -one[3], one[1], one[2]))
+    ]
+    more = _more(len(rows), counted.total(), "the least observed first", "tracker report coverage")
+    section.tables.append(
+        _table("Coverage, the least observed first", "job, cluster, observed, longest unobserved", rows, more)
+    )
+    return [section]
+
+
+_SECTIONS: Final[dict[str, Callable[[_Data], list[Section]]]] = {
+    "deadlines": _deadlines,
+    "durations": _durations,
+    "statuses": _in_flight,
+    "monthly": _monthly,
+    "requests": _requests,
+    "anomalies": _anomalies,
+    "gaps": _gaps,
+    "coverage": _coverage,
+}
+NAMES: Final = tuple(_SECTIONS)
+"""The reports that are on the page, in its order."""
