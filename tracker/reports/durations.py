@@ -152,12 +152,12 @@ def durations(
     """
     filters = Filters(since, until, _several(cluster), tuple(map(_kind, _several(kind))))
     told_at = as_of or database.now(connection)
-    cohorts = _cohorts(connection, filters, shadows(connection, Filters(), as_of, zone, _REPORT_DURATIONS.name))
-    rows = tuple(_row(*key, cohorts[key]) for key in sorted(cohorts))
-    everything = _Cohort()
+    cohorts = cohorts_of(connection, filters, shadows(connection, Filters(), as_of, zone, _REPORT_DURATIONS.name))
+    rows = tuple(row_of(*key, cohorts[key]) for key in sorted(cohorts))
+    everything = Cohort()
     while cohorts:
         everything.take(cohorts.popitem()[1])
-    total = _row(None, None, everything)
+    total = row_of(None, None, everything)
     return Durations(About(told_at, version("tracker"), filters, total.jobs), rows, total)
 
 
@@ -177,7 +177,7 @@ def _seconds() -> array[float]:
 
 
 @dataclass(slots=True)
-class _Cohort:
+class Cohort:
     """The jobs of one row, as the curves need them: seconds, 8 bytes each, where a list would take 32.
 
     Attributes:
@@ -194,7 +194,7 @@ class _Cohort:
     unbounded: array[float] = field(default_factory=_seconds)
     unended: array[float] = field(default_factory=_seconds)
 
-    def take(self, other: _Cohort) -> None:
+    def take(self, other: Cohort) -> None:
         """Add the jobs of *other*."""
         self.states += other.states
         self.done_min += other.done_min
@@ -203,11 +203,11 @@ class _Cohort:
         self.unended += other.unended
 
 
-def _cohorts(
+def cohorts_of(
     connection: sa.Connection, filters: Filters, then: tuple[sa.CTE, ...]
-) -> dict[tuple[str, Kind], _Cohort]:
-    """Return the jobs by cluster and kind; *then*: as they were."""
-    cohorts: defaultdict[tuple[str, str], _Cohort] = defaultdict(_Cohort)
+) -> dict[tuple[str, Kind], Cohort]:
+    """Return the jobs by cluster and kind; *then*: as they were (`tracker.reports.as_of.shadows`)."""
+    cohorts: defaultdict[tuple[str, str], Cohort] = defaultdict(Cohort)
     d = _REPORT_DURATIONS.c
     done = sa.select(d.cluster, d.kind, d.seconds_min, d.seconds_max).where(*filters.conditions(d))
     for cluster, kind, seconds_min, seconds_max in _stream(connection, done.add_cte(*then)):
@@ -240,7 +240,8 @@ def _stream(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Sequen
         yield from result
 
 
-def _row(cluster: str | None, kind: Kind | None, cohort: _Cohort) -> Row:
+def row_of(cluster: str | None, kind: Kind | None, cohort: Cohort) -> Row:
+    """Return the figures of *cohort*, the jobs of one *cluster* and *kind* (None: of all)."""
     lower = quantiles(cohort.done_min, cohort.unended, SHARES)
     upper = quantiles(cohort.done_max, chain(cohort.unended, cohort.unbounded), SHARES)
     median, p90, p95, longest = (Bounds(*sorted(pair, key=_or_infinity)) for pair in zip(lower, upper, strict=True))

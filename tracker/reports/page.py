@@ -34,9 +34,7 @@ from tracker.models import UtcDateTime
 from tracker.reports import pictures
 from tracker.reports.about import Filters
 from tracker.reports.as_of import LEGAL_ZONE, shadows
-from tracker.reports.durations import Bounds, Row
-from tracker.reports.durations import _cohorts as cohorts
-from tracker.reports.durations import _row as row_of
+from tracker.reports.durations import Bounds, Row, cohorts_of, row_of
 from tracker.reports.overview import ANOMALIES, UNSETTLED, verdict_meaning
 from tracker.reports.survival import kaplan_meier
 from tracker.reports.words import NOTE, human, plain
@@ -398,7 +396,7 @@ def _more(shown: int, total: int, order: str, command: str) -> str:
 
 
 def _durations(data: _Data) -> list[Section]:
-    by = cohorts(data.connection, Filters(), data.shadows)
+    by = cohorts_of(data.connection, Filters(), data.shadows)
     rows = [row_of(*key, by[key]) for key in sorted(by)]
     section = Section("durations", "How long jobs take")
     late = _late(data)
