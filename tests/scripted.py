@@ -50,6 +50,7 @@ class Script:
         self.asked: list[str] = []
         self.hold: Callable[[str], None] | None = None
         self.url = ""
+        self.date: str | None = None  # the Date header; None: the server's own
 
     @contextmanager
     def serve(self) -> Iterator[Script]:
@@ -66,7 +67,9 @@ class Script:
                 said = script.answers.get(jid, script.default)
                 code, headers = said if isinstance(said, tuple) else (200 if isinstance(said, str) else said, {})
                 body = json.dumps({"jid": jid, "status": said}).encode() if isinstance(said, str) else b""
-                self.send_response(code)
+                self.send_response(code) if script.date is None else self.send_response_only(code)
+                if script.date is not None:
+                    self.send_header("Date", script.date)
                 for name, value in ({"Content-Type": "application/json"} | headers).items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))

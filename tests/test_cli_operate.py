@@ -213,7 +213,7 @@ def test_an_automatic_pause_can_be_taken_over_and_ended(engine: sa.Engine, run: 
     assert run("pause", "w1", "--reason", "x")[1].splitlines() == [
         "Cluster w1 is paused until `tracker resume w1`.",
         f"It was paused until {at} (key_refused).",
-        f"Its gap since {at} (key_refused: http_403) goes on, with its own cause; your reason is not kept.",
+        f"Its gap since {at} (key_refused: http_403) goes on, with its own cause; your reason is kept with it.",
     ]
 
 

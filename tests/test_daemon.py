@@ -131,7 +131,7 @@ def test_a_second_signal_exits_at_once(
     daemon = start()
     assert asked.wait(20)
     daemon.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    time.sleep(0.8)
     daemon.send_signal(signal.SIGINT)
     assert daemon.wait(5) == 128 + signal.SIGINT
     go_on.set()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from tracker import database, guards
+from tests.conftest import run_sql
+from tracker import cli, database, guards
 from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
 from tracker.models import Base, Job, UtcDateTime
 from tracker.reports import views
@@ -150,6 +152,44 @@ def test_a_server_that_does_not_answer_is_unavailable() -> None:
     with pytest.raises(DatabaseUnavailable) as caught:
         database.open_database("postgresql+psycopg://u:hush@127.0.0.1:1/none")
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [("db", "check"), ("db", "upgrade"), ("jobs",), ("status",), ("add", "a"), ("run",)])
+def test_a_file_that_is_no_database_is_told_in_a_line(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged file is no traceback."""
+    (tmp_path / "g.db").write_bytes(os.urandom(5000))
+    for name, value in (("DATABASE_URL", "sqlite:///g.db"), ("CLUSTER", "w1"), ("API_KEY", "k")):
+        monkeypatch.setenv(f"TRACKER_{name}", value)
+    assert cli.main(words) == 78
+    assert "no SQLite database, or is damaged" in capsys.readouterr().err
+
+
+def test_a_role_without_rights_is_told_in_a_line(
+    postgres_of_its_own: Callable[..., str],
+    postgres_template: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the role may not do is told, without the statement, and the password in the URL is not."""
+    url = sa.make_url(postgres_of_its_own(postgres_template))
+    role = f"r{os.urandom(4).hex()}"
+    run_sql(url, f"CREATE ROLE {role} LOGIN PASSWORD 'hush'")
+    run_sql(url, f"GRANT SELECT ON alembic_version TO {role}")
+    try:
+        text = url.set(username=role).render_as_string(hide_password=False)
+        monkeypatch.setenv("TRACKER_DATABASE_URL", f"{text}&password=hush")
+        assert cli.main(["jobs"]) == 78
+        told = capsys.readouterr()
+        assert "permission denied" in told.err
+        assert "SELECT" not in told.err
+        cli.main(["db", "check"])
+        told = capsys.readouterr()
+        assert "hush" not in told.out + told.err
+    finally:
+        run_sql(url, f"DROP OWNED BY {role}")
+        run_sql(url, f"DROP ROLE {role}")
 
 
 def test_times_are_aware_utc(engine: sa.Engine) -> None:

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from tracker import database, guards
-from tracker.errors import GuardsMissing
+from tracker.errors import BadConfiguration, GuardsMissing
 from tracker.models import Job, Transition
 
 NOW = "2026-01-05 10:00:00.000000"
@@ -66,7 +66,7 @@ def refused(engine: sa.Engine, *statements: str) -> None:
     with engine.connect() as connection:
         for statement in statements[:-1]:
             database.execute(connection, statement)
-        with pytest.raises(sa.exc.DBAPIError):
+        with pytest.raises((sa.exc.DBAPIError, BadConfiguration)):
             database.execute(connection, statements[-1])
     assert contents(engine) == before
 
@@ -150,6 +150,20 @@ def test_no_row_is_replaced_by_its_other_key(unchanged: sa.Engine, table: str, w
     refused(unchanged, statement.replace("INSERT", way, 1))
 
 
+def test_no_segment_is_replaced_by_its_hidden_rowid(unchanged: sa.Engine) -> None:
+    """A table with a key of two columns has SQLite's rowid for a third way."""
+    only(unchanged, "sqlite")
+    insert = (
+        ROWS["segments"].replace("INTO segments (", "INTO segments (rowid, ").replace("VALUES (1, 1", "VALUES (1, 1, 2")
+    )
+    refused(unchanged, insert.replace("INSERT", "INSERT OR REPLACE"))
+
+
+def test_an_open_job_keeps_its_next_poll(unchanged: sa.Engine) -> None:
+    """Without one it would never be polled again, and nothing would say so."""
+    refused(unchanged, "UPDATE jobs SET due_at = NULL")
+
+
 def test_update_or_replace_is_refused(filled: sa.Engine) -> None:
     """UPDATE OR REPLACE cannot push a job over another one."""
     only(filled, "sqlite")
@@ -194,11 +208,15 @@ def test_upsert_does_not_update(unchanged: sa.Engine, table: str) -> None:
         f"leased_until = '{NOW}'",
         "due_at = NULL",
         "state = NULL",
+        "registered_at = '2099-01-01 00:00:00.000000'",
+        "submitted_at = '2099-01-01 00:00:00.000000'",
+        "received_at = '2099-01-01 00:00:00.000000'",
+        "due_at = '2099-01-01 00:00:00.000000'",
         "polls = NULL",
     ],
 )
 def test_a_registration_claims_nothing_observed(unchanged: sa.Engine, claim: str) -> None:
-    """An INSERT into jobs that claims a state, a status or anything else that only a poll shows is refused."""
+    """An INSERT into jobs that claims what only a poll shows, or a time that is still to come, is refused."""
     column, value = claim.split(" = ")
     refused(unchanged, f"INSERT INTO jobs (cluster, jid, {column}) VALUES ('w1', 'b', {value})")
 
@@ -423,3 +441,40 @@ def test_check_names_an_altered_guard(engine: sa.Engine) -> None:
         expected = ["guard guard_gaps_change is altered", "guard guard_jobs_claim is altered"]
     with database.reading(engine) as connection:
         assert sorted(guards.problems(connection)) == expected
+
+
+@pytest.mark.parametrize(
+    ("meddling", "told"),
+    [
+        (
+            "DROP TRIGGER guard_gaps_change ON gaps;"
+            "CREATE TRIGGER guard_gaps_change BEFORE UPDATE OF detail OR DELETE ON gaps FOR EACH ROW"
+            " EXECUTE FUNCTION tracker_refuse(); ALTER TABLE gaps ENABLE ALWAYS TRIGGER guard_gaps_change",
+            "guard guard_gaps_change is altered",
+        ),
+        ("CREATE RULE r AS ON INSERT TO transitions DO INSTEAD NOTHING", "rule r is not tracker's"),
+        ("CREATE TABLE child () INHERITS (gaps)", "table child is not tracker's, and inherits from one of them"),
+        ("ALTER TABLE jobs ENABLE ROW LEVEL SECURITY", "table jobs has row security, which hides rows"),
+        ("ALTER TABLE jobs DROP CONSTRAINT ck_jobs_state", "constraint ck_jobs_state is missing"),
+    ],
+)
+def test_check_names_what_stands_in_a_guards_stead(engine: sa.Engine, meddling: str, told: str) -> None:
+    """A guard on some columns only, a rule, a child table, row security, a CHECK that is gone: each is found."""
+    only(engine, "postgresql")
+    run(engine, *meddling.split(";"))
+    with database.reading(engine) as connection:
+        assert guards.problems(connection) == [told]
+
+
+def test_check_names_a_missing_check_on_sqlite(engine: sa.Engine) -> None:
+    """Whoever edits the schema's text in place is found too."""
+    only(engine, "sqlite")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA writable_schema = ON")
+        connection.exec_driver_sql(
+            "UPDATE sqlite_master SET sql = replace(sql, 'CONSTRAINT ck_jobs_state CHECK', 'CONSTRAINT mine CHECK')"
+            " WHERE name = 'jobs'"
+        )
+        connection.commit()
+    with database.reading(engine) as connection:
+        assert guards.problems(connection) == ["constraint ck_jobs_state is missing"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -259,7 +260,9 @@ def test_pausing_again_is_harmless(engine: sa.Engine) -> None:
 def test_a_pause_by_hand_takes_over_from_an_automatic_one_and_leaves_its_gap(engine: sa.Engine, now: datetime) -> None:
     gap = {"gap_began_at": now, "gap_cause": Cause.UNREACHABLE, "gap_detail": "timeout"}
     stand(engine, "w1", pause_cause=Cause.UNREACHABLE, paused_until=now, **gap)
-    assert pause(engine)[1] == Standing(Cause.PAUSED, None, now, Cause.UNREACHABLE, "timeout")
+    _, after = pause(engine)
+    assert (after.pause_cause, after.gap_began_at, after.gap_cause) == (Cause.PAUSED, now, Cause.UNREACHABLE)
+    assert re.fullmatch(rf"timeout; paused 20\S+ \S+: {WHY}", after.gap_detail or "")
 
 
 @pytest.mark.parametrize(("cause", "lasts"), [(Cause.PAUSED, None), (Cause.KEY_REFUSED, timedelta(hours=1))])

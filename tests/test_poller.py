@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import cadence, database
+from tracker.errors import DatabaseUnavailable
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Source, Worker, job_of, observed_values, transition_of
 from tracker.poller import LEASE, Poller, Tally, first_contact, note_absence
 from tracker.settings import Settings
@@ -455,15 +456,18 @@ def test_poll_asks_out_of_turn(engine: sa.Engine, poller: Poller, script: Script
 
 
 def test_a_job_the_database_refuses_does_not_stop_the_others(
-    engine: sa.Engine, poller: Poller, clock: SetClock
+    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A deadline past the end of the calendar is that job's trouble only."""
-    far = START.replace(year=9998, month=12, day=20)
-    add(engine, "a", "b")
-    add(engine, "far", received_at=far)
+    """What cannot be written about one job is that job's trouble only, and is told without its values."""
+    add(engine, "a", "b", "odd")
+    script.answers["odd"] = "running"
+    with database.writing(engine) as connection:  # a transition that is in the way of the next one
+        values = {"job_id": job(engine, "odd").id, "seq": 1, "action": "amended", "to_state": "open"}
+        connection.execute(sa.insert(TRANSITIONS).values(values | {"observed_at": START}))
     assert run(poller) == Tally(asked=3, failed=1, transitions=2)
-    assert (job(engine, "a").status, job(engine, "far").status, job(engine, "far").failures) == ("waiting", None, 1)
-    assert job(engine, "far").due_at > clock.now
+    assert (job(engine, "a").status, job(engine, "odd").status, job(engine, "odd").failures) == ("waiting", None, 1)
+    assert job(engine, "odd").due_at > clock.now
+    assert "INSERT" not in caplog.text
 
 
 def test_overload_makes_polls_fewer(engine: sa.Engine, script: Script, clock: SetClock) -> None:
@@ -476,6 +480,50 @@ def test_overload_makes_polls_fewer(engine: sa.Engine, script: Script, clock: Se
             connection.execute(sa.update(JOBS).where(JOBS.c.id > 10).values(due_at=START + timedelta(days=1)))
         poller._is_due()
         assert poller._rhythm.delay_per_poll == timedelta(seconds=60)
+
+
+def test_a_clock_that_was_set_back_stops_nothing(engine: sa.Engine, poller: Poller) -> None:
+    """Reservations and leases of a clock that was ahead by a day do not hold for a day."""
+    add(engine, "a")
+    with database.writing(engine) as connection:
+        ahead = database.now(connection) + timedelta(days=1)
+        connection.execute(sa.update(CLUSTERS).values(next_request_at=ahead))
+        connection.execute(sa.update(JOBS).values(leased_by="dead", leased_until=ahead))
+    assert run(poller) == Tally(asked=1, transitions=1)
+
+
+def test_an_odd_date_of_the_server_is_left_out(engine: sa.Engine, poller: Poller, script: Script) -> None:
+    """The server's Date is a side clock: one that no database holds must not cost the answer."""
+    add(engine, "a")
+    script.date = "Fri, 31 Dec 9999 23:59:59 GMT"
+    assert run(poller) == Tally(asked=1, transitions=1)
+    with database.reading(engine) as connection:
+        dates = connection.execute(sa.select(TRANSITIONS.c.server_date)).scalars().all()
+    assert dates == [None, None]
+
+
+def test_answers_that_are_there_are_kept_when_the_next_claim_fails(
+    engine: sa.Engine, script: Script, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database going away at a claim costs none of what is under way."""
+    add(engine, *[f"j{i}" for i in range(100)])
+    with polling(engine, script.url, clock, max_requests_per_second=1000, max_concurrency=2) as poller:
+        claim, claims = poller._claim, 0
+
+        def failing(room: int) -> Any:
+            nonlocal claims
+            claims += 1
+            if claims > 1:
+                raise DatabaseUnavailable("gone")
+            return claim(80)
+
+        monkeypatch.setattr(poller, "_claim", failing)
+        with pytest.raises(DatabaseUnavailable):
+            run(poller)
+    with database.reading(engine) as connection:
+        query = sa.select(sa.func.count()).select_from(JOBS)
+        assert connection.execute(query.where(JOBS.c.status == "waiting")).scalar_one() == 80
+        assert connection.execute(query.where(JOBS.c.leased_by.is_not(None))).scalar_one() == 0
 
 
 def test_a_configuration_that_differs_leaves_a_trace(engine: sa.Engine) -> None:

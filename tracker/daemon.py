@@ -29,28 +29,33 @@ from tracker.errors import DatabaseUnavailable, Refused
 from tracker.logs import event
 from tracker.models import CLUSTERS, JOBS, Worker
 from tracker.poller import Poller, Tally, note_absence, polling
-from tracker.settings import Settings
+from tracker.settings import Settings, mask_url
 from tracker.status import Cause, State
 
 LOOK_SECONDS = 1  # how often each cluster is looked at for due jobs
 BEAT_SECONDS = 10  # a daemon whose last beat is older than a minute is taken for dead
 STEP_SECONDS = 2  # a wall clock that moves so much against the monotonic one was set, and the scheduler goes by it
+SAME_SIGNAL_SECONDS = 0.5  # a wrapper that signals us and our group sends one signal twice
 CLOSING_SECONDS = 20  # beyond the time for one request: to write what came of the last ones
 FORGOTTEN = timedelta(days=30)  # how long a daemon that stopped is listed
 LONGEST_WAIT = 30  # between tries while the database is away
 
 
 class Stop(threading.Event):
-    """Set by SIGTERM and SIGINT while `listening`; a second signal ends the process at once."""
+    """Set by SIGTERM and SIGINT while `listening`; a second signal, a moment later, ends the process at once."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take the signals, in the main thread, and give them back."""
+        first = 0.0
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.is_set():
+            nonlocal first
+            if not self.is_set():
+                first = monotonic()
+                self.set()
+            elif monotonic() - first > SAME_SIGNAL_SECONDS:
                 os._exit(128 + number)  # leases end by themselves
-            self.set()
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -230,7 +235,7 @@ def _worker(engine: sa.Engine, settings: Settings) -> Iterator[str]:
         connection.execute(sa.insert(Worker).values(worker=worker, started_at=now, beat_at=now, **facts))
         counts = sa.select(JOBS.c.cluster, sa.func.count().label("jobs")).where(JOBS.c.due_at.is_not(None))
         open_jobs = {row.cluster: row.jobs for row in connection.execute(counts.group_by(JOBS.c.cluster))}
-    shown = engine.url.render_as_string(hide_password=True)
+    shown = mask_url(settings.database_url)
     event("started", worker=worker, version=release, database=shown, clusters=",".join(settings.clusters))
     for cluster in sorted(set(open_jobs) - set(settings.clusters)):
         event("not_configured", logging.WARNING, cluster=cluster, open_jobs=open_jobs[cluster])

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
+from tracker.settings import mask_url
 
 HEAD = "0001"  # the revision this version needs; a test compares it with the migrations
 
@@ -130,14 +131,20 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
 
 
 def _translate(context: sa.engine.ExceptionContext) -> None:
-    """Turn what the network, the disk or another process can cause into DatabaseUnavailable."""
-    original = context.original_exception
-    if not isinstance(context.sqlalchemy_exception, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+    """Turn what the network, the disk, an administrator or another process can cause into an error of ours.
+
+    What remains SQLAlchemy's is what a statement of ours can be wrong about: a constraint, or a value.
+    """
+    original, error = context.original_exception, context.sqlalchemy_exception
+    if not isinstance(error, sa.exc.DBAPIError) or isinstance(error, (sa.exc.IntegrityError, sa.exc.DataError)):
         return
     lines = str(original).strip().splitlines()
     text = lines[0] if lines else type(original).__name__
-    if "no such table" in text or "no such column" in text:
-        return  # a schema of another version: `require_schema` has the words for it
+    if isinstance(error, (sa.exc.ProgrammingError, sa.exc.NotSupportedError)):
+        hint = "check the rights of its role, the URL, and the schema: tracker db check"
+        raise BadConfiguration(f"the database refuses: {text} ({hint})") from original
+    if "not a database" in text or "malformed" in text:
+        raise BadConfiguration(f"the file is no SQLite database, or is damaged ({text}): restore a copy") from original
     raise DatabaseUnavailable(f"the database is not available: {text}") from original
 
 
@@ -285,7 +292,7 @@ def upgrade(url: str, told: Callable[[str], None] = lambda line: None) -> None:
         command.upgrade(config, "head")
     finally:
         engine.dispose()
-    shown = engine.url.render_as_string(hide_password=True)
+    shown = mask_url(url)
     if before == HEAD:
         told(f"{shown} has this version's schema ({HEAD}); guards and views made anew")
     else:

@@ -7,6 +7,8 @@ superuser or the tables' owner can always drop a trigger: only what has left the
 
 from __future__ import annotations
 
+import re
+
 import sqlalchemy as sa
 
 from tracker import database
@@ -18,13 +20,14 @@ APPEND_ONLY: dict[str, tuple[tuple[str, ...], ...]] = {
     "sources": (("id",),),
     "gaps": (("id",),),
     "seals": (("id",), ("checkpoint_sha256",)),
-    "segments": (("seal_id", "part"),),
+    "segments": (("seal_id", "part"), ("rowid",)),  # rowid: SQLite's own key, where the primary key is of two columns
 }
 SEALED = ("transitions", "sources", "gaps")  # what the sealer reads by id, so that their writers take its lock, shared
 SEAL_LOCK = 0x7472616B  # the advisory lock between writers (shared) and the sealer (exclusive): "trak"
 
 FACTS = ("kind", "reference", "received_at", "submitted_at", "extended_on")  # what an amendment may change
 FIXED = ("id", "cluster", "jid", "registered_at", "registered_by")
+NEVER_AHEAD = ("received_at", "submitted_at", "registered_at", "due_at")  # of the clock, in a registration
 # What only an observation may claim, and the value it has before the first.
 UNOBSERVED = {
     "state": "'open'",
@@ -34,13 +37,14 @@ UNOBSERVED = {
 }
 
 
-def _jobs_rules(differs: str, same: str, transitions: str) -> tuple[str, str]:
+def _jobs_rules(differs: str, same: str, transitions: str, soon: str) -> tuple[str, str]:
     """Return the conditions under which an INSERT, and an UPDATE, of jobs is refused.
 
     Args:
         differs: The operator that tells two values apart, NULL included.
         same: Its opposite.
         transitions: The table's name, qualified where the database needs it.
+        soon: An instant a little ahead of the database's clock: nothing is declared beforehand.
     """
     claims = " OR ".join(f"NEW.{column} {differs} {value}" for column, value in UNOBSERVED.items())
     amended = (
@@ -57,11 +61,27 @@ def _jobs_rules(differs: str, same: str, transitions: str) -> tuple[str, str]:
         f"{changed(FIXED)}"
         f" OR ({changed(FACTS)} OR ({settled} AND {changed(('deadline_on', 'deadline_at'))})) AND NOT ({amended})"
     )
-    return f"{claims} OR NEW.due_at {same} NULL", update
+    lasting = f"NEW.state = 'open' AND NEW.due_at {same} NULL"  # it would never be polled again
+    early = " OR ".join(f"NEW.{column} > {soon}" for column in NEVER_AHEAD)
+    return f"{claims} OR {lasting} OR {early}", f"{update} OR ({lasting})"
 
 
-_REFUSED_CLAIM = "tracker: a registration claims nothing observed: give declared columns only"
-_REFUSED_CHANGE = "tracker: declared facts change by `tracker amend` only"
+CHECKS = {  # the columns that have one, by table; its name is ck_TABLE_COLUMN
+    "jobs": "cluster jid reference registered_by kind state status_polls seq polls failures "
+    "received_at submitted_at registered_at deadline_at status_after status_by seen_at "
+    "ended_after ended_by due_at leased_until extended_on deadline_on",
+    "transitions": "action from_state to_state anomaly kind reference seq polls last_seen_at observed_at "
+    "server_date received_at submitted_at extended_on",
+    "sources": "cluster archive_days lost_after_polls lost_after_seconds recorded_at",
+    "gaps": "cluster cause began_at ended_at order",
+    "clusters": "cluster pause_cause gap_cause answered_at paused_until gap_began_at next_request_at",
+    "workers": "started_at beat_at stopped_at",
+    "seals": "last_transition_id last_gap_id last_source_id rows sealed_at",
+    "segments": "cluster rows",
+}
+
+_REFUSED_CLAIM = "tracker: a registration claims nothing observed and nothing in the future: give declared columns only"
+_REFUSED_CHANGE = "tracker: declared facts change by an amendment only, and an open job has a next poll"
 
 
 def sqlite() -> dict[str, str]:
@@ -84,7 +104,8 @@ def sqlite() -> dict[str, str]:
             message = f"tracker: {table} is append-only: {event} refused"
             trigger(f"guard_{table}_{event.lower()}", f"BEFORE {event}", table, message)
         replace(table, keys)
-    claims, update = _jobs_rules("IS NOT", "IS", "transitions")
+    soon = "strftime('%Y-%m-%d %H:%M:%f000', 'now', '+1 minute')"
+    claims, update = _jobs_rules("IS NOT", "IS", "transitions", soon)
     trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs are never deleted: withdraw it")
     replace("jobs", (("id",), ("cluster", "jid")))
     trigger("guard_jobs_claim", "BEFORE INSERT", "jobs", _REFUSED_CLAIM, claims)
@@ -121,7 +142,8 @@ def _postgresql_triggers() -> dict[str, tuple[str, str, int]]:
 
 def _postgresql_functions(schema: str) -> dict[str, str]:
     """Return each function's body by its name."""
-    claims, update = _jobs_rules("IS DISTINCT FROM", "IS NOT DISTINCT FROM", f"{schema}.transitions")
+    soon = "clock_timestamp() + interval '1 minute'"
+    claims, update = _jobs_rules("IS DISTINCT FROM", "IS NOT DISTINCT FROM", f"{schema}.transitions", soon)
     refuse = "USING ERRCODE = 'restrict_violation'"
     facts = ", ".join(FACTS)
     return {
@@ -211,20 +233,52 @@ def problems(connection: sa.Connection) -> list[str]:
     found = [f"guard {name} is missing" for name in expected if name not in actual]
     found += [f"guard {name} is altered" for name in expected if name in actual and actual[name] != expected[name]]
     found += [f"trigger {name} is not tracker's" for name in actual if name not in expected]
-    return found
+    if connection.dialect.name != "sqlite":
+        found += _bypasses(connection)
+    return found + _missing_checks(connection)
+
+
+def _bypasses(connection: sa.Connection) -> list[str]:
+    """Return a line for each thing on our tables that PostgreSQL would do in a guard's stead."""
+    ours = "(SELECT oid FROM pg_class WHERE relname IN :tables AND relnamespace = current_schema()::regnamespace)"
+    queries = (
+        f"SELECT 'rule ' || rulename || ' is not tracker''s' FROM pg_rewrite WHERE ev_class IN {ours}",
+        "SELECT 'table ' || inhrelid::regclass || ' is not tracker''s, and inherits from one of them'"
+        f" FROM pg_inherits WHERE inhparent IN {ours}",
+        "SELECT 'table ' || relname || ' has row security, which hides rows' FROM pg_class"
+        f" WHERE relrowsecurity AND oid IN {ours}",
+    )
+    statements = [sa.text(query).bindparams(sa.bindparam("tables", expanding=True)) for query in queries]
+    return [row for each in statements for row in connection.execute(each, {"tables": [*CHECKS]}).scalars()]
+
+
+def _missing_checks(connection: sa.Connection) -> list[str]:
+    """Return a line for each CHECK that is gone, by its name."""
+    expected = {f"ck_{table}_{column}" for table, columns in CHECKS.items() for column in columns.split()}
+    if connection.dialect.name == "sqlite":
+        texts = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE type = 'table'").scalars()
+        present = {name for text in texts if text for name in re.findall(r"CONSTRAINT (ck_\w+) CHECK", text)}
+    else:
+        query = (
+            "SELECT conname FROM pg_constraint WHERE contype = 'c' AND convalidated"
+            " AND connamespace = current_schema()::regnamespace"
+        )
+        present = set(connection.exec_driver_sql(query).scalars())
+    return [f"constraint {name} is missing" for name in sorted(expected - present)]
 
 
 def _postgresql_state(connection: sa.Connection) -> tuple[dict[str, object], dict[str, object]]:
     bodies = _postgresql_functions(_schema(connection))
     config = ["search_path=pg_catalog, pg_temp"]
     expected: dict[str, object] = {
-        name: (table, function, kind, "A", None, bodies[function], config)
+        name: (table, function, kind, "A", None, "", bodies[function], config)
         for name, (table, function, kind) in _postgresql_triggers().items()
     }
     tables = [*APPEND_ONLY, "jobs"]
     rows = connection.execute(
         sa.text(
-            "SELECT t.tgname, c.relname, p.proname, t.tgtype, t.tgenabled::text, t.tgqual, p.prosrc, p.proconfig"
+            "SELECT t.tgname, c.relname, p.proname, t.tgtype, t.tgenabled::text, t.tgqual, t.tgattr::text, p.prosrc,"
+            " p.proconfig"
             " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid"
             " WHERE NOT t.tgisinternal AND c.relname IN :tables"
             " AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"

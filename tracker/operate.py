@@ -195,6 +195,9 @@ def pause(
     values: dict[str, Any] = {"pause_cause": Cause.PAUSED, "paused_until": None}
     if before.gap_began_at is None:
         values |= {"gap_began_at": database.now(connection), "gap_cause": Cause.PAUSED, "gap_detail": reason}
+    else:  # what the gap was before stays in it, and from when on it is ours too
+        told = f"paused {database.now(connection).isoformat(' ', 'seconds')}: {reason}"
+        values["gap_detail"] = "; ".join(filter(None, (before.gap_detail, told)))
     return before, _change(connection, cluster, values)
 
 

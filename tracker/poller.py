@@ -11,6 +11,7 @@ that is not given back ends by itself. Lock order: the cluster's row, then jobs 
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,7 @@ FLUSH_SECONDS = 0.25  # an answer is written at the latest this long after it ca
 AHEAD = timedelta(seconds=10)  # how far ahead requests are reserved in the cluster's rate
 LEASE = timedelta(minutes=2)  # how long a claimed job is ours; whoever crashes delays its jobs by no more
 MISSED = timedelta(seconds=60)  # a poll that comes later than this was missed; a beat that does is a dead daemon's
+MEASURE_SECONDS = 60  # how often the backlog is counted while there is one
 THREE = 3  # different jobs have to fail before an error is held against the cluster
 
 PAUSES = {  # first pause of a cluster, doubling up to the second
@@ -257,6 +259,7 @@ class Poller:
         self._clock = clock or DatabaseClock()
         self._rng = rng
         self._threads = ThreadPoolExecutor(cluster.max_concurrency, thread_name_prefix=f"ask-{cluster.name}")
+        self._measured = monotonic()  # when the overload was
         self._halt = Event()  # the cluster was paused: what is claimed and not asked yet is given back
         self._failing: dict[Cause, dict[int, datetime]] = {}  # jobs that failed since the last valid answer
         self._fails_in_row = 0
@@ -280,29 +283,38 @@ class Poller:
 
     def poll(self, job_ids: Sequence[int], stop: Event) -> Tally:
         """Ask about these open jobs now, out of turn but within the rate; those that another daemon asks are left."""
-        left = list(job_ids)
+        left = set(job_ids)
 
         def claim(room: int) -> list[_Claimed]:
-            piece, left[:] = left[:room], left[room:]
-            return self._claim(room, piece) if piece else []
+            claimed = self._claim(room, sorted(left)[:BATCH]) if left else []
+            left.difference_update(one.job_id for one in claimed)
+            return claimed
 
-        return self._work(stop, claim)
+        tally = Tally()
+        while left and (asked := self._work(stop, claim)).asked:
+            tally += asked
+        return tally
 
     def _work(self, stop: Event, claim: Callable[[int], list[_Claimed]]) -> Tally:
         """Keep claimed jobs flying until *claim* has no more, and record what comes of them as it comes."""
         results: SimpleQueue[_Outcome] = SimpleQueue()
         low_water = max(4 * self._cluster.max_concurrency, 64)
         flying, landed, flush_at, more = 0, list[_Outcome](), 0.0, True
-        tally = Tally()
+        tally, failure = Tally(), None
         self._halt.clear()
         while True:
             if more and flying < low_water and not stop.is_set() and not self._halt.is_set():
-                claimed = claim(BATCH - flying)
+                try:
+                    claimed = claim(BATCH - flying)
+                except DatabaseUnavailable as error:  # first what is under way, then the error
+                    claimed, failure = [], error
                 more = bool(claimed)
                 for one in claimed:
                     self._threads.submit(self._ask, one, stop, results)
                 flying += len(claimed)
             if not flying and not landed:
+                if failure is not None:
+                    raise failure
                 return tally
             try:
                 landed_before = len(landed)
@@ -344,17 +356,25 @@ class Poller:
         """Return whether any job is due, without a lock; also measure the overload."""
         with database.reading(self._engine) as connection:
             now = self._clock.anchored(database.now(connection))()
-            due = sa.select(sa.literal(1)).where(JOBS.c.cluster == self._cluster.name, JOBS.c.due_at <= now)
+            due = self._due(now)
             shared = connection.execute(sa.select(CLUSTERS).where(CLUSTERS.c.cluster == self._cluster.name)).one()
             if shared.pause_cause is not None:
                 return shared.paused_until is not None and shared.paused_until <= now
-            # A minute's requests more than the rate allows is a backlog, and the polls have to become fewer.
-            a_minute = 60 * self._cluster.max_requests_per_second
-            most = int(min(100 * a_minute, 1_000_000))
-            count = connection.execute(sa.select(sa.func.count()).select_from(due.limit(most).subquery())).scalar_one()
-            overload = max(1.0, count / a_minute)
-            self._rhythm = replace(self._rhythm, delay_per_poll=self._delay_per_poll * overload)
-            return count > 0
+            if connection.execute(due.limit(1)).first() is None:
+                return False
+            self._measure_overload(connection, due)
+            return True
+
+    def _due(self, now: datetime) -> sa.Select[Any]:
+        return sa.select(sa.literal(1)).where(JOBS.c.cluster == self._cluster.name, JOBS.c.due_at <= now)
+
+    def _measure_overload(self, connection: sa.Connection, due: sa.Select[Any]) -> None:
+        """Let `delay_per_poll` grow by the backlog, in minutes of the cluster's rate, so that polls become fewer."""
+        a_minute = 60 * self._cluster.max_requests_per_second
+        most = math.ceil(min(100 * a_minute, 1_000_000))
+        count = connection.execute(sa.select(sa.func.count()).select_from(due.limit(most).subquery())).scalar_one()
+        self._rhythm = replace(self._rhythm, delay_per_poll=self._delay_per_poll * max(1.0, count / a_minute))
+        self._measured = monotonic()
 
     def _claim(self, room: int, job_ids: Sequence[int] | None = None) -> list[_Claimed]:
         """Lease up to *room* due jobs, oldest first, and reserve their requests in the cluster's rate.
@@ -372,11 +392,16 @@ class Poller:
                 if shared.paused_until is None or shared.paused_until > now:
                     return []
                 probing, room = True, 1
-            start = max(shared.next_request_at or database_now, database_now)
             per_second = self._cluster.max_requests_per_second
+            start = max(shared.next_request_at or database_now, database_now)
+            # Nobody reserves so far ahead: the database's clock was set back, and must not stop the cluster.
+            if start > database_now + AHEAD + timedelta(seconds=BATCH / per_second):
+                start = database_now
             room = min(room, 1 + int((database_now + AHEAD - start).total_seconds() * per_second))
-            if room <= 0 and job_ids is None:
+            if room <= 0:
                 return []
+            if monotonic() - self._measured > MEASURE_SECONDS:
+                self._measure_overload(connection, self._due(now))
             jobs = self._choice(now, database_now, room, probing, job_ids)
             if connection.dialect.name == "postgresql":
                 jobs = jobs.with_for_update(skip_locked=True)
@@ -399,10 +424,15 @@ class Poller:
         self, now: datetime, database_now: datetime, room: int, probing: bool, job_ids: Sequence[int] | None
     ) -> sa.Select[tuple[int]]:
         """Return the query of the ids to claim."""
-        free = sa.or_(JOBS.c.leased_until.is_(None), JOBS.c.leased_until < database_now)
+        # A lease that ends later than any that is made now is of a clock that has been set back since.
+        free = sa.or_(
+            JOBS.c.leased_until.is_(None),
+            JOBS.c.leased_until < database_now,
+            JOBS.c.leased_until > database_now + LEASE + timedelta(seconds=1),
+        )
         ours = sa.select(JOBS.c.id).where(JOBS.c.cluster == self._cluster.name, free)
         if job_ids is not None:
-            return ours.where(JOBS.c.id.in_(job_ids), JOBS.c.due_at.is_not(None))
+            return ours.where(JOBS.c.id.in_(job_ids), JOBS.c.due_at.is_not(None)).order_by(JOBS.c.id).limit(room)
         if probing:
             near = ours.where(JOBS.c.due_at.is_not(None)).order_by(JOBS.c.due_at).limit(2 * BATCH).scalar_subquery()
             return sa.select(JOBS.c.id).where(JOBS.c.id.in_(near)).order_by(JOBS.c.failures, JOBS.c.due_at).limit(1)
@@ -443,7 +473,8 @@ class Poller:
 
     def _set_aside(self, outcome: _Outcome, error: Exception) -> Tally:
         """Let a job whose answer the database refuses back off, and tell of it: it takes a person."""
-        event("record_failed", logging.ERROR, cluster=self._cluster.name, jid=outcome.claimed.jid, error=error)
+        told = {"cluster": self._cluster.name, "jid": outcome.claimed.jid, "error": _short(error)}
+        event("record_failed", logging.ERROR, **told)
         ours = sa.and_(JOBS.c.id == outcome.claimed.job_id, JOBS.c.leased_by == self._worker)
         with database.writing(self._engine) as connection:
             failures = connection.execute(sa.select(JOBS.c.failures).where(ours)).scalar_one_or_none()
@@ -452,6 +483,12 @@ class Poller:
                 values = {"failures": failures + 1, "last_error": type(error).__name__, "due_at": plan.due_at}
                 connection.execute(sa.update(JOBS).where(ours).values(values | _FREE))
         return Tally(asked=1, failed=1)
+
+
+def _short(error: Exception) -> str:
+    """Return what the database said, without the statement and its values."""
+    said = str(getattr(error, "orig", error)).strip().splitlines()
+    return f"{type(error).__name__}: {said[0] if said else ''}"
 
 
 def _past(history: list[Transition]) -> Past:

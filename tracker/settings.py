@@ -236,7 +236,9 @@ class ClusterSettings(BaseModel):
     timezone: Zone = DEFAULT_TIMEZONE
     archive_days: Annotated[Count, Field(ge=1, le=365, description="a whole number of days from 1 to 365")] = 5
     max_requests_per_second: Annotated[
-        float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False, description="a number above 0")
+        float,
+        BeforeValidator(_no_bool),
+        Field(ge=0.001, le=1e6, allow_inf_nan=False, description="a number from 0.001 to 1000000"),
     ] = 10.0
     max_concurrency: Annotated[Count, Field(ge=1, le=1000, description="a whole number from 1 to 1000")] = 4
     ca_bundle: File | None = None
@@ -294,7 +296,7 @@ class Settings(BaseModel):
     checkpoint_url: HookUrl | None = None
     alert_url: HookUrl | None = None
     ping_url: HookUrl | None = None
-    lost_after_polls: Annotated[Count, Field(ge=1, description="a whole number of at least 1")] = 5
+    lost_after_polls: Annotated[Count, Field(ge=1, le=10_000, description="a whole number from 1 to 10000")] = 5
     lost_after: Duration = timedelta(days=2)
     delay_per_poll: Duration = timedelta(seconds=60)
     request_timeout: Duration = timedelta(seconds=10)

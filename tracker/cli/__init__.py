@@ -110,4 +110,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        # What the database refuses for a reason that nobody foresaw is told in a line as well; faults of ours are not.
+        if not any(base.__module__.startswith("sqlalchemy.") for base in type(error).__mro__):
+            raise
+        said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        click.echo(f"tracker: error: the database refuses: {said} (tracker db check)", err=True)
+        return 69
     return code if isinstance(code, int) else 0

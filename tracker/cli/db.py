@@ -41,7 +41,8 @@ def check() -> int:
     """
     from tracker import database, settings
 
-    engine = database.create_engine(settings.load(keys=False).database_url)
+    url = settings.load(keys=False).database_url
+    engine = database.create_engine(url)
     # On PostgreSQL the views' check makes temporary ones, which no reading transaction may; they are rolled back.
     looking = database.reading(engine) if engine.dialect.name == "sqlite" else engine.connect()
     try:
@@ -59,7 +60,7 @@ def check() -> int:
     if problems:
         click.echo("Find out who changed it. `tracker db upgrade` makes guards and views anew.", err=True)
         return 1
-    shown = engine.url.render_as_string(hide_password=True)
+    shown = settings.mask_url(url)
     click.echo(plain(f"{shown}: schema, guards and views are as version {database.HEAD} makes them."))
     return 0
 

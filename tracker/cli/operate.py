@@ -213,7 +213,7 @@ def pause(cluster: str, reason: str) -> None:
     if before.pause_cause is not None:
         click.echo(f"It was paused {_how(before)}.", err=True)
     if before.gap_began_at is not None:
-        click.echo(f"Its gap{_since(before)} goes on, with its own cause; your reason is not kept.", err=True)
+        click.echo(f"Its gap{_since(before)} goes on, with its own cause; your reason is kept with it.", err=True)
 
 
 @click.command(epilog=example("tracker resume w1a2b3c4d", "tracker resume w1a2b3c4d --reason 'new key in place'"))
