@@ -86,10 +86,10 @@ def test_views_are_checked(engine: sa.Engine) -> None:
         connection.rollback()
     with database.writing(engine) as connection:
         connection.exec_driver_sql("DROP VIEW report_jobs")
-        connection.exec_driver_sql("DROP VIEW report_transitions")
-        connection.exec_driver_sql("CREATE VIEW report_transitions AS SELECT 1 AS id")
+        connection.exec_driver_sql("DROP VIEW report_durations")
+        connection.exec_driver_sql("CREATE VIEW report_durations AS SELECT 1 AS id")
     with engine.connect() as connection:
-        assert views.problems(connection) == ["view report_jobs is missing", "view report_transitions is altered"]
+        assert views.problems(connection) == ["view report_jobs is missing", "view report_durations is altered"]
         connection.rollback()
 
 

@@ -131,7 +131,7 @@ def _overlapping(gaps: sa.TableClause, filters: Filters) -> Iterator[sa.ColumnEl
     if filters.clusters:
         yield gaps.c.cluster.in_(filters.clusters)
     if filters.since is not None:
-        yield gaps.c.is_open | (gaps.c.ended_at >= filters.since)
+        yield (gaps.c.is_open == 1) | (gaps.c.ended_at >= filters.since)
     if filters.until is not None:
         yield gaps.c.began_at < filters.until
 

@@ -13,7 +13,19 @@ import sqlalchemy as sa
 
 from tracker import database
 
-VIEWS = ("report_jobs", "report_durations", "report_transitions")  # a view may use those before it
+VIEWS = (  # a view may use those before it
+    "report_jobs",
+    "report_durations",
+    "report_transitions",
+    "report_statuses",
+    "report_monthly",
+    "report_deadlines",
+    "report_requests",
+    "report_anomalies",
+    "report_gaps",
+    "report_coverage",
+    "report_clusters",
+)
 
 
 def sql(name: str, dialect: str, as_of: datetime | None = None) -> str:

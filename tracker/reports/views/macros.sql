@@ -39,11 +39,53 @@ CAST(EXTRACT(EPOCH FROM ({{ b }} - {{ a }})) AS double precision)
 CASE
         WHEN {{ j }}.state IN ('attested', 'withdrawn') THEN {{ j }}.state
         WHEN {{ j }}.state = 'done' AND {{ j }}.ended_by <= {{ j }}.deadline_at THEN 'met'
-        WHEN {{ j }}.state = 'done' AND coalesce({{ j }}.ended_after, {{ j }}.submitted_at) >= {{ j }}.deadline_at THEN 'missed'
+        WHEN {{ j }}.state = 'done' AND {{ begin(j ~ '.ended_after', j ~ '.submitted_at', j ~ '.ended_by') }} >= {{ j }}.deadline_at THEN 'missed'
         WHEN {{ j }}.state IN ('done', 'lost') THEN 'undecidable'
         WHEN {{ j }}.deadline_at IS NULL OR {{ j }}.deadline_at > {{ now() }} THEN 'pending'
         WHEN {{ j }}.state = 'failed' THEN 'overdue'
         WHEN CASE {{ j }}.status WHEN 'not_found' THEN {{ j }}.status_after ELSE {{ j }}.seen_at END >= {{ j }}.deadline_at THEN 'overdue'
         ELSE 'undecidable'
     END
+{%- endmacro %}
+
+{% macro plus_seconds(t, seconds) -%}
+{% if sqlite -%}
+(strftime('%Y-%m-%d %H:%M:%S', substr({{ t }}, 1, 19), '{{ seconds }} seconds') || substr({{ t }}, 20))
+{%- else -%}
+({{ t }} + interval '{{ seconds }} seconds')
+{%- endif %}
+{%- endmacro %}
+
+{% macro least(a, b) -%}
+{% if sqlite %}min({{ a }}, {{ b }}){% else %}least({{ a }}, {{ b }}){% endif %}
+{%- endmacro %}
+
+{# Not before this: the request that last saw another status was sent, or, where none had been seen, the submission;
+   a submission that was declared later than what was observed after it says nothing. #}
+{% macro begin(seen, submitted, by) -%}
+CASE WHEN {{ seen }} IS NULL AND {{ submitted }} > {{ by }} THEN {{ by }} ELSE coalesce({{ seen }}, {{ submitted }}) END
+{%- endmacro %}
+
+{# The month of an instant, YYYY-MM: in UTC, since SQLite knows no time zone. #}
+{% macro month(t) -%}
+{% if sqlite %}substr({{ t }}, 1, 7){% else %}to_char({{ t }} AT TIME ZONE 'UTC', 'YYYY-MM'){% endif %}
+{%- endmacro %}
+
+{# Whole days, rounded down. #}
+{% macro days(seconds) -%}
+{% if sqlite -%}
+CASE
+        WHEN {{ seconds }} >= 0 THEN CAST({{ seconds }} / 86400 AS INTEGER)
+        ELSE -CAST((86399.999999 - {{ seconds }}) / 86400 AS INTEGER)
+    END
+{%- else -%}
+CAST(floor({{ seconds }} / 86400) AS integer)
+{%- endif %}
+{%- endmacro %}
+
+{# All gaps, the open ones with NULL for their end. #}
+{% macro all_gaps() -%}
+SELECT cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+    UNION ALL
+    SELECT cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 {%- endmacro %}

@@ -1,4 +1,4 @@
-{% from 'macros.sql' import greatest, plus_days, seconds %}
+{% from 'macros.sql' import begin, greatest, plus_days, seconds %}
 SELECT
     d.cluster,
     d.jid,
@@ -16,7 +16,7 @@ SELECT
 FROM (
     SELECT
         j.cluster, j.jid, j.kind, j.reference, j.submitted_at, j.registered_at,
-        coalesce(j.ended_after, j.submitted_at) AS done_after, j.ended_by AS done_by, j.polls
+        {{ begin('j.ended_after', 'j.submitted_at', 'j.ended_by') }} AS done_after, j.ended_by AS done_by, j.polls
     FROM jobs j
     WHERE j.state = 'done'
 ) d

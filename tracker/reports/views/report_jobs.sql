@@ -1,4 +1,4 @@
-{% from 'macros.sql' import now, seconds, verdict %}
+{% from 'macros.sql' import begin, now, seconds, verdict %}
 SELECT
     j.cluster,
     j.jid,
@@ -6,7 +6,7 @@ SELECT
     j.reference,
     j.state,
     j.status,
-    CASE WHEN j.status IS NOT NULL THEN coalesce(j.status_after, j.submitted_at) END AS status_after,
+    CASE WHEN j.status IS NOT NULL THEN {{ begin('j.status_after', 'j.submitted_at', 'j.status_by') }} END AS status_after,
     j.status_by,
     j.seen_at,
     j.submitted_at,
@@ -15,7 +15,7 @@ SELECT
     j.received_at,
     j.deadline_on,
     {{ verdict('j') }} AS verdict,
-    CASE WHEN j.state = 'done' THEN coalesce(j.ended_after, j.submitted_at) ELSE j.ended_after END AS ended_after,
+    CASE WHEN j.state = 'done' THEN {{ begin('j.ended_after', 'j.submitted_at', 'j.ended_by') }} ELSE j.ended_after END AS ended_after,
     j.ended_by,
     j.due_at AS next_poll_at,
     {{ seconds('coalesce(j.submitted_at, j.registered_at)', 'coalesce(j.ended_by, ' ~ now() ~ ')') }} AS age_seconds,
