@@ -229,8 +229,10 @@ def test_it_ends_with_the_report_and_three_commands_that_work(
     assert cli.main(["demo", "--jobs", "6", "--days", "1", "--database", path.name]) == 0
     out, err = capfd.readouterr()
     assert out.splitlines()[0].startswith("cluster,kind,jobs,")
-    place, *commands = err.splitlines()[-4:]
+    place, *commands, page = err.splitlines()[-5:]
     assert place == f"The database is {path}. Try on it:"
+    assert page == f"All reports as a page, for a browser: {path.with_suffix('.html').as_uri()}"
+    assert "6 jobs, as of" in path.with_suffix(".html").read_text(encoding="utf-8")
     for command in commands:
         variable, program, *arguments = shlex.split(command)
         assert program == "tracker"
@@ -238,6 +240,20 @@ def test_it_ends_with_the_report_and_three_commands_that_work(
         assert cli.main(arguments) == 0, command
         out, err = capfd.readouterr()
         assert "seq" in out or "cluster" in out
+
+
+def test_the_page_of_an_earlier_demo_is_replaced_and_no_other_file(tmp_path: Path) -> None:
+    """What stands where the page goes is refused before anything is made, unless it is a page of ours."""
+    page = tmp_path / "demo.html"
+    page.write_text("<title>my own</title>", encoding="utf-8")
+    with pytest.raises(BadConfiguration, match=r"demo\.html, where the demo writes its page, is none of tracker's"):
+        demo.make_way(tmp_path / "demo.db")
+    assert not (tmp_path / "demo.db").exists()
+    page.unlink()
+    database.upgrade(demo.url_of(tmp_path / "demo.db"))
+    assert demo.write_page(tmp_path / "demo.db") == page
+    (tmp_path / "demo.db").unlink()
+    demo.make_way(tmp_path / "demo.db")
 
 
 def test_a_bound_without_the_truth_fails_it(

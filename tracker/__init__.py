@@ -21,6 +21,7 @@ The map of the rooms, each of which says at its top what it owns and what it lea
     operate     an operator's decisions: withdraw, reopen, pause, resume
     reconcile   compare a list of submitted jids with what is registered
     daemon      APScheduler, signals, heartbeat
+    web         the page over HTTP, on this machine alone
     logs        one line an event
     reports/    the query module: one file a report; views/ has one .sql file a view
     simulator   a fake Elevate on loopback, with its own clock

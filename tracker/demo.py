@@ -32,6 +32,7 @@ from tracker.errors import BadConfiguration
 from tracker.intake import register
 from tracker.models import JOBS, TRANSITIONS
 from tracker.poller import Poller, Tally, first_contact
+from tracker.reports import page
 from tracker.settings import ClusterSettings, Settings
 from tracker.simulator import CREATE_PATHS, DEFAULT_KEY, Simulator
 from tracker.status import Action, Kind, State, Status
@@ -212,10 +213,13 @@ def make_way(path: Path) -> None:
 
     Raises:
         BadConfiguration: What is there is not a demo's, is in use, or somebody has registered jobs of their own in it;
-            or it cannot be made there. Nothing was changed.
+            or it cannot be made there; or where its page goes there is another file. Nothing was changed.
     """
     way_out = "name another file with --database, or move this one away"
     try:
+        beside = page_of(path)
+        if beside.exists() and page.MARK.encode() not in beside.read_bytes()[:1000]:
+            raise BadConfiguration(f"{beside}, where the demo writes its page, is none of tracker's: {way_out}")
         if path.exists():
             with path.open("rb") as file:
                 header = file.read(100)
@@ -235,6 +239,24 @@ def make_way(path: Path) -> None:
     except (sqlite3.Error, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadConfiguration(f"no database can be made at {path} ({reason}): {way_out}") from error
+
+
+def page_of(path: Path) -> Path:
+    """Return where the page of the database at *path* is written: beside it."""
+    return path.with_suffix(".html")
+
+
+def write_page(path: Path) -> Path:
+    """Write the reports on the database at *path* as a page beside it, and return where.
+
+    Raises:
+        Refused: It cannot be written there.
+    """
+    engine = database.open_database(url_of(path))
+    with database.reading(engine) as connection:
+        page.write(page_of(path), connection)
+    engine.dispose()
+    return page_of(path)
 
 
 def url_of(path: Path) -> str:

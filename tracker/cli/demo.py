@@ -79,7 +79,9 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
         ctx.exit(128 + caught[0])
     click.echo(f"{_line(outcome.progress)}\nThat took {outcome.seconds:.0f} s.\n", err=True)
     _report(path)
+    page = scene.write_page(path)
     click.echo(f"\n{_shown(outcome)}\n\n{_place(path, outcome)}", err=True)
+    click.echo(f"All reports as a page, for a browser: {page.absolute().as_uri()}", err=True)
     if outcome.wrong:
         ctx.exit(1)
 

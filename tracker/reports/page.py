@@ -329,7 +329,7 @@ class _Data:
         if f.clusters:
             query = query.where(g.cluster.in_(f.clusters))
         if f.since is not None:
-            query = query.where(g.is_open | (g.ended_at >= f.since))
+            query = query.where((g.is_open == 1) | (g.ended_at >= f.since))
         if f.until is not None:
             query = query.where(g.began_at < f.until)
         counted = replace(f, since=None, until=None)  # these choose the gaps, not which jobs were open meanwhile
@@ -788,7 +788,7 @@ def _requests(data: _Data) -> list[Section]:
     if not total:
         section.empty = "No job has a reference, which groups the jobs of one person's request."
         return [section]
-    unfinished = r.open + r.not_done > 0
+    unfinished = sa.and_(r.done_by.is_(None), r.verdict.not_in(("attested", "withdrawn")))
     query = (
         sa.select(_REQUESTS)
         .order_by(
@@ -916,8 +916,8 @@ _SHARES: Final = ((0.999, "99.9 % and more"), (0.99, "99 % to 99.9 %"), (0.9, "9
 def _coverage(data: _Data) -> list[Section]:
     section = Section("coverage", "Coverage")
     section.text.append(
-        "Which share of each job's life was observed, and the longest stretch in which it was not. A job is observed "
-        "from one valid answer to the next, unless a gap lies between."
+        "Which share of each job's life, from its registration to its end or now, was observed, and the longest "
+        "stretch in which it was not. What no gap of its cluster covers counts as observed."
     )
     counted: Counter[str] = Counter()
     least: list[tuple[float, str, str, float]] = []  # a heap of those with the least share
