@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.history import LOST_RULE, ZONE, record, register
+from tests.history import LOST_RULE, ZONE, answer, record, register, stand
 from tracker import database, status
 from tracker.deadline import add_months, deadline
+from tracker.errors import InvalidField
 from tracker.models import (
     CLUSTERS,
     JOBS,
@@ -24,21 +25,26 @@ from tracker.models import (
     observed_values,
     transition_of,
 )
+from tracker.reports import as_of as room
+from tracker.reports import tables, views
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
+from tracker.reports.durations import Durations, durations
+from tracker.reports.tables import NAMES, read
 from tracker.status import Answer, Facts, Kind, State, replay
 
 BEGAN = datetime(2025, 1, 7, 9, 0, 0, 123_456, tzinfo=UTC)
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
-GAPS = sa.inspect(Gap).local_table
 WORDS = ["created", "waiting", "waiting", "running", "running", "done", "done", "error", "not_found", "a new word"]
 
 
 class World:
     """Jobs, operators and outages on one database; `live` lets something happen, chosen by a seed, later each time."""
 
-    def __init__(self, engine: sa.Engine, seed: int) -> None:
+    def __init__(self, engine: sa.Engine, seed: int, *, plain_sql: float = 0.3) -> None:
+        """Of the jobs, the share *plain_sql* has no deadline until it is first answered."""
         self.engine = engine
+        self.plain_sql = plain_sql
         self.random = random.Random(seed)
         self.clock = BEGAN
         self.jobs: list[int] = []
@@ -75,7 +81,7 @@ class World:
     def register(self) -> None:
         facts = self.facts()
         due = self.due(facts, self.clock, self.clock)
-        if self.random.random() < 0.3:  # by plain SQL
+        if self.random.random() < self.plain_sql:
             due = dict.fromkeys(due)
         values = facts_values(facts) | due
         jid, cluster = f"j{next(self.numbers)}", self.random.choice(["w1", "w2"])
@@ -157,6 +163,43 @@ def history(connection: sa.Connection, job_id: int) -> list[status.Transition]:
     return [transition_of(row) for row in connection.execute(query)]
 
 
+def everything(engine: sa.Engine, as_of: datetime | None, filters: Filters = Filters()) -> dict[str, object]:  # noqa: B008
+    """Return all reports as of a time, as they come out."""
+    with database.reading(engine) as connection:
+        found: dict[str, object] = {}
+        for name in NAMES:
+            table = read(connection, name, filters, as_of=as_of)
+            found[name] = (repr(table.about), table.columns, [repr(tuple(row)) for row in table.rows])
+        found["quantiles"] = repr(quantiles(connection, as_of, filters))
+    return found
+
+
+def quantiles(connection: sa.Connection, as_of: datetime | None, filters: Filters) -> Durations:
+    return durations(
+        connection,
+        since=filters.since,
+        until=filters.until,
+        cluster=filters.clusters,
+        kind=filters.kinds,
+        as_of=as_of,
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_it_says_the_same_whatever_is_observed_since(engine: sa.Engine, seed: int) -> None:
+    """All reports, with and without filters, are the same bytes when history has gone on, deadlines included."""
+    world = World(engine, seed)
+    some = Filters(since=BEGAN + DAY, until=BEGAN + 60 * DAY, clusters=("w1",), kinds=(Kind.EXPORT, Kind.REMOVAL))
+    told: dict[datetime, tuple[object, object]] = {}
+    for events in (0, 20, 25, 25):
+        at = world.live(events)
+        told[at] = everything(engine, at), everything(engine, at, some)
+    world.live(40)
+    for at, then in told.items():
+        assert (everything(engine, at), everything(engine, at, some)) == then
+    assert len({str(then) for then in told.values()}) == len(told)  # it did change in between
+
+
 @pytest.mark.parametrize("seed", [5, 6])
 def test_a_job_is_the_replay_of_its_transitions_then(engine: sa.Engine, seed: int) -> None:
     """Every declared, derived and observed column is what the decisions' own replay and the legal clock say."""
@@ -186,3 +229,132 @@ def test_a_job_is_the_replay_of_its_transitions_then(engine: sa.Engine, seed: in
             registered = connection.scalars(sa.select(JOBS.c.id).where(JOBS.c.registered_at <= at))
             assert ids == set(registered)
     assert states == set(State)
+
+
+UNSEEN = {"overdue", "undecidable"}
+"""Verdicts on an open job past its deadline: which one it is depends on the last sight, which no row keeps."""
+
+
+def known(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a row as the live view has it can be known later; the rest is None."""
+    unknown: set[str] = set()
+    if name == "statuses" and row["left_by"] is None:
+        unknown = {"left_after", "seconds_min"}
+    elif name == "monthly":
+        row = row | {"overdue": row["overdue"] + row["undecidable"]}
+        unknown = {"undecidable"}
+    elif (name == "deadlines" and row["state"] == "open") or name == "requests":
+        unknown = {"verdict"} if row["verdict"] in UNSEEN else set()
+    elif name == "gaps" and row["is_open"]:
+        unknown = {"detail"}
+    elif name == "coverage":
+        unknown = {"covered_share", "longest_unobserved_seconds"}
+    return row | dict.fromkeys(unknown)
+
+
+def rows_of(connection: sa.Connection, name: str, at: datetime) -> list[dict[str, Any]]:
+    table = read(connection, name, as_of=at)
+    return [known(name, dict(zip(table.columns, row, strict=True))) for row in table.rows]
+
+
+@pytest.mark.parametrize("seed", [7])
+def test_it_says_what_the_views_said_then(engine: sa.Engine, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the last sights do not matter, all columns are those of the live views, their clock showing that time."""
+    world = World(engine, seed, plain_sql=0)
+    told: dict[tuple[datetime, str], list[dict[str, Any]]] = {}
+
+    def clock_only(
+        connection: sa.Connection, filters: Filters, as_of: datetime, zone: object, *names: str
+    ) -> tuple[sa.CTE, ...]:
+        dialect = connection.dialect.name
+        return tuple(room._cte(view, views.sql(view, dialect, as_of=as_of)) for view in room._needed(names, dialect))
+
+    for events in (20, 40, 30):
+        at = world.live(events)
+        with monkeypatch.context() as patch, database.reading(engine) as connection:
+            patch.setattr(tables, "shadows", clock_only)
+            told |= {(at, name): rows_of(connection, name, at) for name in NAMES}
+    world.live(20)
+    for (at, name), then in told.items():
+        with database.reading(engine) as connection:
+            assert rows_of(connection, name, at) == then, name
+    assert all(any(rows for (_, report), rows in told.items() if report == name) for name in NAMES)
+
+
+def test_a_gap_is_open_until_its_end_is_known(engine: sa.Engine) -> None:
+    """It is open from its beginning to its end, the same while it is and afterwards, but for one nobody saw begin."""
+    gap = {"cluster": "w1", "began_at": BEGAN, "ended_at": BEGAN + 2 * HOUR, "cause": "paused", "detail": "a; resumed"}
+    stand(engine, "w1", gap_began_at=BEGAN, gap_cause="paused", gap_detail="a")
+
+    def seen(at: datetime, *columns: str) -> list[list[Any]]:
+        with database.reading(engine) as connection:
+            table = read(connection, "gaps", as_of=at)
+            return [[row[table.columns.index(column)] for column in columns] for row in table.rows]
+
+    shown = ("began_at", "ended_at", "is_open", "cause", "detail", "seconds")
+    still_open = [[BEGAN, None, True, "paused", None, 3600.0]]
+    assert seen(BEGAN - HOUR, *shown) == []
+    assert seen(BEGAN + HOUR, *shown) == still_open
+    with database.writing(engine) as connection:
+        connection.execute(sa.update(CLUSTERS).values(gap_began_at=None, gap_cause=None, gap_detail=None))
+        connection.execute(sa.insert(Gap).values(gap))
+        absent = {"began_at": BEGAN + 3 * HOUR, "ended_at": BEGAN + 5 * HOUR, "cause": "not_running", "detail": None}
+        connection.execute(sa.insert(Gap).values(gap | absent))
+    assert seen(BEGAN - HOUR, *shown) == []
+    assert seen(BEGAN + HOUR, *shown) == still_open
+    ended = [BEGAN, BEGAN + 2 * HOUR, False, "paused", "a; resumed", 7200.0]
+    assert seen(BEGAN + 2 * HOUR, *shown) == [ended]
+    assert seen(BEGAN + 4 * HOUR, *shown) == [ended]  # no daemon ran to say so
+    assert seen(BEGAN + 5 * HOUR, "cause", "is_open") == [["paused", False], ["not_running", False]]
+
+
+def test_a_later_amendment_does_not_move_the_deadline(engine: sa.Engine) -> None:
+    """Before it the deadline is as it was, whether the row holds it, the poller filled it in late, or none is there."""
+    due = deadline(None, None, BEGAN, ZONE)
+    plain: dict[str, dict[str, Any]] = {"filled": {}, "plain": {"deadline_on": None, "deadline_at": None}}
+    for jid, given in plain.items():
+        job_id = register(engine, jid, at=BEGAN, **given)
+        facts = Facts(received_at=BEGAN - 20 * DAY)
+        moved = deadline(facts.received_at, None, BEGAN, ZONE)
+        record(
+            engine,
+            job_id,
+            lambda job, past: status.amend(job, facts, BEGAN + DAY, "alice", "the mail"),  # noqa: B023 - called here
+            **facts_values(facts),
+            deadline_on=moved.on,
+            deadline_at=moved.at,
+        )
+    register(engine, "wrong", at=BEGAN, deadline_on=BEGAN.date(), deadline_at=BEGAN)  # plain SQL knows no law
+
+    def deadlines(at: datetime) -> dict[str, date]:
+        with database.reading(engine) as connection:
+            table = read(connection, "deadlines", as_of=at)
+            jid, on = table.columns.index("jid"), table.columns.index("deadline_on")
+            return {row[jid]: row[on] for row in table.rows}
+
+    assert deadlines(BEGAN) == dict.fromkeys(("filled", "plain", "wrong"), due.on)
+    assert deadlines(BEGAN + DAY) == {"filled": moved.on, "plain": moved.on, "wrong": due.on}
+
+
+def test_an_open_job_is_as_old_as_its_transitions_show(engine: sa.Engine) -> None:
+    """Sights after the last transition are left out: it is censored where the status before was last seen."""
+    job_id = register(engine, "a", at=BEGAN, submitted_at=BEGAN)
+    answer(engine, job_id, ("waiting", BEGAN + HOUR), ("waiting", BEGAN + 5 * HOUR), ("running", BEGAN + 9 * HOUR))
+    answer(engine, job_id, ("running", BEGAN + 20 * HOUR))
+    with database.reading(engine) as connection:
+        for at, seen in ((8 * HOUR, None), (10 * HOUR, BEGAN + 5 * HOUR), (30 * HOUR, BEGAN + 5 * HOUR)):
+            ctes = shadows(connection, Filters(), BEGAN + at, ZONE)
+            assert connection.scalars(sa.select(JOBS.c.seen_at).add_cte(*ctes)).all() == [seen]
+
+
+@pytest.mark.parametrize("at", [datetime(2998, 1, 1, tzinfo=UTC), datetime(2025, 1, 1)])  # noqa: DTZ001 - refused
+def test_a_time_that_cannot_be_is_refused(engine: sa.Engine, at: datetime) -> None:
+    """Nobody knows the future, or which instant a time without offset is; and there is a list of the reports."""
+    with database.reading(engine) as connection:
+        for name in NAMES:
+            with pytest.raises(InvalidField, match=r"^as_of: "):
+                read(connection, name, as_of=at)
+        with pytest.raises(InvalidField, match=r"^as_of: "):
+            durations(connection, as_of=at)
+        with pytest.raises(InvalidField, match=f"there is none 'duration'; there are: {', '.join(NAMES)}"):
+            read(connection, "duration")

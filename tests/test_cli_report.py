@@ -1,22 +1,29 @@
-"""``tracker report durations`` as a person and a program read it, on both databases."""
+"""``tracker report`` as a person and a program read it, on both databases."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
+from pathlib import Path
 
+import click
 import pytest
 import sqlalchemy as sa
 
 from tests.history import answer, record, register, stand
 from tracker import cli, database, status
+from tracker.reports.about import Filters
 from tracker.reports.durations import Row, durations
+from tracker.reports.tables import NAMES, read
+from tracker.status import Kind
 
 BEGAN = datetime(2026, 11, 2, 9, 0, 0, 250_000, tzinfo=UTC)
 DAY, HOUR, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(seconds=1)
@@ -40,8 +47,10 @@ def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     return run
 
 
-def job(engine: sa.Engine, jid: str, cluster: str = "w1a2b3c4d", kind: str = "export", at: datetime = BEGAN) -> int:
-    return register(engine, jid, cluster, at=at, kind=kind, submitted_at=at)
+def job(
+    engine: sa.Engine, jid: str, cluster: str = "w1a2b3c4d", kind: str = "export", at: datetime = BEGAN, **more: str
+) -> int:
+    return register(engine, jid, cluster, at=at, kind=kind, submitted_at=at, **more)
 
 
 def ended(engine: sa.Engine, job_id: int, word: str = "done", after: timedelta = 5 * DAY) -> None:
@@ -195,7 +204,16 @@ def test_nothing_is_no_error(run: Run, format: str) -> None:
         (["durations", "--kind", "exports"], "'--kind': 'exports' is not one of 'export', 'removal', 'unknown'"),
         (["durations", "--cluster", "w1"], "'--cluster': there is no cluster 'w1'; there are: w1a2b3c4d, w9"),
         (["durations", "--cluster", "w9", "--cluster", "\x1b[1m\udcff\u202e"], "there are: w1a2b3c4d, w9"),
-        (["duration"], "There is no report 'duration'; there are: durations"),
+        (["duration"], f"There is no report 'duration'; there are: {', '.join(NAMES)}\n"),
+        *((["durations", "--as-of", value], f"'--as-of': {told}") for value, told in (
+            ("soon", "'soon' is no date"),
+            ("2026-11-01T10:00", "'2026-11-01T10:00' has no offset"),
+            ("2998-01-01T10:00+01:00", "2998-01-01 10:00:00+01:00 is in the future; the database's time is 20"),
+            ("2998-01-01", "2998-01-01 has not ended yet, so nobody knows all of it: give a time with its offset"),
+        )),
+        (["coverage", "--as-of", "2998-01-01T10:00+01:00"], "is in the future"),
+        (["deadlines", "--working-days", "SEE"], "'--working-days': there is no country 'SEE'; close ones are: SE"),
+        (["coverage", "--working-days", "SE"], "No such option '--working-days'"),
     ],
 )
 @pytest.mark.usefixtures("jobs")
@@ -253,3 +271,173 @@ def test_help_has_an_example_and_waits_for_no_database(run: Run) -> None:
         assert "Example" in shown.stdout
         assert "tracker report durations" in shown.stdout
         assert "How long jobs take" in shown.stdout
+
+
+def outputs(run: Run, *args: str) -> dict[str, str]:
+    """Return what each report and format prints, but for when it was made."""
+    found = {}
+    for name in NAMES:
+        for format in ("csv", "json"):
+            code, out, _ = run(name, "--format", format, *args)
+            assert code == 0
+            found[f"{name}.{format}"] = out
+    return found
+
+
+@pytest.mark.usefixtures("jobs")
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("args", [(), ("--cluster", "w1a2b3c4d", "--kind", "export", "--since", "2026-11-01")])
+def test_every_report_says_what_python_says(run: Run, engine: sa.Engine, name: str, args: tuple[str, ...]) -> None:
+    """Its CSV and JSON have the rows of the query module, its table those columns that fit 80 columns."""
+    answer(engine, job(engine, "g", reference="DSR-1"), ("never heard of", BEGAN + HOUR))
+    stand(engine, "w1a2b3c4d", gap_began_at=BEGAN, gap_cause="unreachable", gap_detail="timeout")
+    since = datetime(2026, 10, 31, 23, tzinfo=UTC)
+    asked = Filters(since=since, clusters=("w1a2b3c4d",), kinds=(Kind.EXPORT,)) if args else Filters()
+    code, out, _ = run(name, "--format", "json", *args)
+    assert code == 0
+    document = json.loads(out)
+    as_of = datetime.fromisoformat(document["as_of"])
+    with database.reading(engine) as connection:
+        table = read(connection, name, asked)
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert (document["report"], document["version"], document["jobs"]) == (name, version("tracker"), table.about.jobs)
+    assert table.about.jobs == (5 if args else 7)
+    assert table.about.as_of - as_of < timedelta(minutes=2)
+    assert len(rows) == len(document["rows"]) > 0
+    moving = {"days_left", "seconds", "seconds_max", "covered_share", "longest_unobserved_seconds"}  # with the clock
+    for row, told in zip(rows, document["rows"], strict=True):
+        assert list(told) == list(table.columns)
+        for column in set(row) - moving:
+            value = row[column]
+            if isinstance(value, datetime):
+                value = value.isoformat(timespec="microseconds")
+            elif isinstance(value, date):
+                value = value.isoformat()
+            assert told[column] == value, column
+    code, out, err = run(name, "--format", "csv", *args)
+    assert code == 0
+    assert list(csv.DictReader(io.StringIO(out)))[-1].keys() == set(table.columns)
+    assert len(list(csv.reader(io.StringIO(out)))) == len(rows) + 1
+    assert ("7 jobs, as of 20" in err) is not bool(args)
+    code, out, _ = run(name, "--format", "table", *args)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert f"tracker {version('tracker')}; filters: {'cluster' if args else 'none'}" in out
+
+
+@pytest.mark.usefixtures("jobs")
+def test_as_of_says_the_same_whatever_came_since(run: Run, engine: sa.Engine) -> None:
+    """CSV and JSON as of a time are the same bytes for ever; a date means its end in the legal time zone."""
+    then = outputs(run, "--as-of", "2026-11-09")
+    assert outputs(run, "--as-of", "2026-11-09T23:00:00Z") == then
+    late = job(engine, "late", at=BEGAN + 10 * DAY)
+    answer(engine, late, ("waiting", BEGAN + 11 * DAY), ("never heard of", BEGAN + 12 * DAY))
+    assert outputs(run, "--as-of", "2026-11-09") == then
+    assert outputs(run, "--as-of", "2026-11-16") != then
+    _, out, _ = run("durations", "--as-of", "2026-11-09", "--format", "table")
+    assert out.startswith("From submission to done: 5 jobs, as of 2026-11-09 23:00:00+00:00\n")
+    assert "What could be known then" in out
+
+
+def test_working_days_are_added(run: Run, engine: sa.Engine) -> None:
+    """The day stands beside the deadline, in all formats; the verdict and the deadline stay as they were."""
+    register(engine, "a", received_at=datetime(2026, 1, 31, 12, tzinfo=UTC), at=BEGAN)
+    _, plain, _ = run("deadlines", "--format", "csv")
+    _, out, _ = run("deadlines", "--working-days", "SE", "--format", "csv")
+    [row] = csv.DictReader(io.StringIO(out))
+    assert (row["deadline_on"], row.pop("working_day_on")) == ("2026-02-28", "2026-03-02")
+    assert row == {**next(csv.DictReader(io.StringIO(plain))), "days_left": row["days_left"]}
+    _, out, _ = run("deadlines", "--working-days", "se", "--format", "table")
+    assert "2026-02-28  2026-03-02" in out
+
+
+@pytest.mark.usefixtures("jobs")
+def test_output_is_the_same_in_a_file(run: Run, tmp_path: Path) -> None:
+    """-o FILE holds what standard output would, in the format that its name tells unless another is asked for."""
+    for name, format in (("a.csv", "csv"), ("a.JSON", "json"), ("a", "csv"), ("a.txt", "csv")):
+        code, out, _ = run("anomalies", "--as-of", "2026-11-09", "-o", str(tmp_path / name))
+        assert (code, out) == (0, "")
+        expected = run("anomalies", "--as-of", "2026-11-09", "--format", format)[1]
+        assert (tmp_path / name).read_text("utf-8") == expected
+    run("durations", "--as-of", "2026-11-09", "--format", "table", "-o", str(tmp_path / "a.csv"))
+    shown = run("durations", "--as-of", "2026-11-09", "--format", "table")[1]
+    assert (tmp_path / "a.csv").read_text("utf-8") == shown
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".", "a"))) == [
+        "a",
+        "a.JSON",
+        "a.csv",
+        "a.txt",
+    ]
+    assert run("durations", "-o", "-", "--as-of", "2026-11-09")[1] == run("durations", "--as-of", "2026-11-09")[1]
+
+
+@pytest.mark.usefixtures("jobs")
+def test_output_replaces_all_or_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails half-way leaves the file as it was, and nothing beside it; a link and the file's mode are kept."""
+    old = tmp_path / "old.csv"
+    old.write_text("as it was")
+    old.chmod(0o640)
+    link = tmp_path / "link.csv"
+    link.symlink_to(old)
+    before = set(tmp_path.iterdir())
+
+    def fails(*args: object) -> None:
+        click.echo("half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tracker.cli.report.emit", fails)
+        code, _, err = run("coverage", "-o", str(link))
+    assert code == 2
+    assert f"'--output': cannot write {str(link)!r}: No space left on device" in err
+    assert (old.read_text(), set(tmp_path.iterdir())) == ("as it was", before)
+    assert run("coverage", "-o", str(link))[0] == 0
+    assert link.is_symlink()
+    assert old.read_text().startswith("cluster,jid,")
+    assert old.stat().st_mode & 0o777 == 0o640
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_output_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> None:
+    """A folder that is not there, or that stands where the file should be: where, why, and the way out."""
+    for place in (tmp_path / "not there" / "x.csv", tmp_path):
+        code, out, err = run("durations", "-o", str(place))
+        assert (code, out) == (2, "")
+        assert f"'--output': cannot write {str(place)!r}: " in err
+        assert "name a file in a folder that is there" in err
+
+
+def test_output_to_what_is_no_file_is_written_to_it(run: Run, tmp_path: Path) -> None:
+    """A pipe, as /dev/null, is not replaced by a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run("durations", "-o", str(pipe))[0] == 0
+        assert os.read(reader, 100).startswith(b"cluster,kind,jobs")
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_csv_is_streamed(run: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Memory does not grow with the rows; a table shows the first ones, and says that there are more."""
+    jobs = 10_000
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO jobs (cluster, jid, registered_at)"
+            f" WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {jobs})"
+            " SELECT 'w1', 'many' || CAST(n AS VARCHAR), '2026-11-02 09:00:00.000000' FROM s"
+        )
+    monkeypatch.setattr("tracker.reports.tables._BATCH", 100)
+    run("deadlines", "--format", "csv")  # what is imported and cached
+    tracemalloc.start()
+    try:
+        assert run("deadlines", "-o", str(tmp_path / "many.csv"))[0] == 0
+        assert tracemalloc.get_traced_memory()[1] < 100 * jobs
+    finally:
+        tracemalloc.stop()
+    assert len((tmp_path / "many.csv").read_text().splitlines()) == jobs + 1
+    _, out, err = run("deadlines", "--format", "table")
+    assert sum("many" in line for line in out.splitlines()) == 200
+    assert "There are more than these 200" in err

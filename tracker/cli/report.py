@@ -1,24 +1,35 @@
 """``tracker report``: what the record says, one subcommand a report. Arguments and printing.
 
-Owns the options that all reports share, how what a person types becomes a filter, and what every report says of itself:
-in a table and in JSON with the figures, in CSV on standard error, so that the file is a table and nothing else. The
-figures are those of `tracker.reports`.
+Owns the options that all reports share, how what a person types becomes a filter, which columns fit a terminal, where
+the output goes, and what every report says of itself: in a table and in JSON with the figures, in CSV on standard
+error, so that the file is a table and nothing else. The figures are those of `tracker.reports`.
+
+CSV and JSON are written to a file first, in bounded memory, and then go where they should: so a pager that waits holds
+no transaction open, and what fails half-way leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
-from typing import TYPE_CHECKING
+from itertools import chain, islice
+from pathlib import Path
+from stat import S_ISREG
+from typing import IO, TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import click
 
 from tracker.cli.look import opened
-from tracker.cli.output import Column, chosen, emit, example, format_option, plain, utc
+from tracker.cli.output import FORMATS, Column, chosen, emit, example, plain, utc
 from tracker.errors import InvalidField
 from tracker.status import Kind
 
@@ -29,8 +40,12 @@ if TYPE_CHECKING:
     from tracker.reports.durations import Durations, Row
     from tracker.settings import Settings
 
+ROWS = 200
+"""Rows of a report in a table; ours: what a person scrolls through. CSV and JSON have all."""
+
 _NOTHING = "Nothing to report: no registered job is like that."
 _NOT_REACHED = "not reached"
+_THEN = "What could be known then: of open jobs no sight after their last change."
 
 
 def _when(ctx: click.Context, param: click.Parameter, value: str | None) -> date | datetime | None:
@@ -69,78 +84,257 @@ class _Reports(click.Group):
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a report is asked for, read from the command line.
+
+    Attributes:
+        filters: Which jobs.
+        as_of: At which time; None: now.
+        zone: The legal time zone.
+        more: The values of the options that only this report has.
+    """
+
+    filters: Filters
+    as_of: datetime | None
+    zone: ZoneInfo
+    more: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class _Output:
     """A report, ready to be printed.
 
     Attributes:
         about: What it says of itself.
         columns: Of CSV and JSON.
-        rows: Of CSV and JSON; empty: there is nothing to report.
-        shown: Columns and rows for people, where those differ.
+        rows: Of CSV and JSON; to be read once, while the transaction lasts; none: there is nothing to report.
+        shown: Of *rows*, columns and rows for people, where those differ.
         note: What a person should know who reads the table.
     """
 
     about: About
     columns: Sequence[Column | str]
-    rows: Sequence[Sequence[object]]
-    shown: tuple[Sequence[Column | str], Sequence[Sequence[object]]] | None = None
+    rows: Iterable[Sequence[object]]
+    shown: Callable[[Sequence[Sequence[Any]]], tuple[Sequence[Column | str], Sequence[Sequence[object]]]] | None = None
     note: str = ""
 
 
-@click.group(cls=_Reports, epilog=example("tracker report durations --since 2026-11-01 --cluster w1a2b3c4d"))
-def report() -> None:
-    """Report what the record says, with bounds where it leaves something open."""
+_OPTIONS = (
+    click.option(
+        "--since",
+        callback=_when,
+        metavar="TIME",
+        help="Submitted (else registered) then or later: a date of the legal time zone, or a time with its offset.",
+    ),
+    click.option(
+        "--until",
+        callback=_when,
+        metavar="TIME",
+        help="Submitted (else registered) on this date or sooner, or before this time.",
+    ),
+    click.option(
+        "--as-of",
+        callback=_when,
+        metavar="TIME",
+        help="What could be known at this time, or at the end of this date. Says the same whenever it is run again.",
+    ),
+    click.option("--cluster", multiple=True, metavar="NAME", help="Of this cluster; may be repeated."),
+    click.option(
+        "--kind",
+        multiple=True,
+        type=click.Choice([kind.value for kind in Kind]),
+        help="As it was declared; may be repeated.",
+    ),
+    click.option(
+        "--format",
+        "format",
+        type=click.Choice((*FORMATS, "html")),
+        help="How it comes out. Default: what FILE is named after, or table on a terminal, csv in a pipe.",
+    ),
+    click.option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Write to FILE, all at once at the end: what is there is replaced by all of it or kept.",
+    ),
+)
 
 
-def _subcommand(title: str, *examples: str) -> Callable[[Callable[[sa.Connection, Filters], _Output]], click.Command]:
+def _with_options(command: Callable[..., None], more: Sequence[Callable[[Any], Any]] = ()) -> Callable[..., None]:
+    """Give *command* the options that all reports share, and *more*."""
+    for option in reversed((*_OPTIONS, *more)):
+        command = option(command)
+    return command
+
+
+@click.pass_context
+def _all(ctx: click.Context, /, format: str | None, **given: Any) -> None:
+    """Report what the record says, with bounds where it leaves something open.
+
+    With --format html instead of a report's name, all of them come out as one page.
+    """
+    name, file = ctx.invoked_subcommand, _file(given["output"])
+    if name is not None:
+        if format or any(given.values()):
+            ctx.fail(f"options stand after the report's name, as in: tracker report {name} --since 2026-11-01")
+    elif (format or (file and _named_after(file))) == "html":
+        _page(None, **given)
+    elif format or any(given.values()):
+        ctx.fail(f"name a report ({', '.join(report.commands)}), or have all of them as a page: --format html")
+    else:
+        raise click.exceptions.NoArgsIsHelpError(ctx)
+
+
+report = click.command(
+    "report",
+    cls=_Reports,
+    invoke_without_command=True,
+    help=_all.__doc__,
+    epilog=example(
+        "tracker report durations --since 2026-11-01 --cluster w1a2b3c4d", "tracker report --format html -o page.html"
+    ),
+)(_with_options(_all))
+
+
+def _page(
+    names: Sequence[str] | None,
+    since: date | datetime | None,
+    until: date | datetime | None,
+    as_of: date | datetime | None,
+    cluster: tuple[str, ...],
+    kind: tuple[str, ...],
+    output: str | None,
+) -> None:
+    """Write the reports *names* (None: all) as a page."""
+    from tracker import database
+    from tracker.reports.page import render
+
+    with _destination(_file(output)) as destination, opened() as (settings, engine):
+        filters = _filters(settings.zone, since, until, cluster, kind)
+        then = _instant(as_of, settings.zone, at_end=True)
+        with database.reading(engine) as connection:
+            _check_clusters(connection, settings, cluster)
+            try:
+                destination.write(render(connection, filters, as_of=then, zone=settings.zone, names=names))
+            except InvalidField as error:
+                raise _bad(error, as_of) from None
+
+
+def _file(output: str | None) -> Path | None:
+    """Return the file that is named by what was typed; None: standard output."""
+    return None if output is None or output == "-" else Path(output)
+
+
+def _subcommand(
+    title: str, *examples: str, options: Sequence[Callable[[Any], Any]] = ()
+) -> Callable[[Callable[[sa.Connection, _Asked], _Output]], click.Command]:
     """Return a decorator that makes a function a report: its name is the subcommand's, its docstring the help.
 
     Args:
         title: What the report is, in its caption.
         examples: For the help.
+        options: That only this report has.
     """
 
-    def decorate(build: Callable[[sa.Connection, Filters], _Output]) -> click.Command:
-        @report.command(build.__name__, help=build.__doc__, epilog=example(*examples))
-        @click.option(
-            "--since",
-            callback=_when,
-            metavar="TIME",
-            help="Submitted (else registered) then or later: a date of the legal time zone, or a time with its offset.",
-        )
-        @click.option(
-            "--until",
-            callback=_when,
-            metavar="TIME",
-            help="Submitted (else registered) on this date or sooner, or before this time.",
-        )
-        @click.option("--cluster", multiple=True, metavar="NAME", help="Of this cluster; may be repeated.")
-        @click.option(
-            "--kind",
-            multiple=True,
-            type=click.Choice([kind.value for kind in Kind]),
-            help="As it was declared; may be repeated.",
-        )
-        @format_option
+    def decorate(build: Callable[[sa.Connection, _Asked], _Output]) -> click.Command:
+        name = build.__name__
+
         def command(
             since: date | datetime | None,
             until: date | datetime | None,
+            as_of: date | datetime | None,
             cluster: tuple[str, ...],
             kind: tuple[str, ...],
             format: str | None,
+            output: str | None,
+            **more: Any,
         ) -> None:
             from tracker import database
 
-            with opened() as (settings, engine):
-                filters = _filters(settings.zone, since, until, cluster, kind)
-                with database.reading(engine) as connection:
-                    _check_clusters(connection, settings, cluster)
-                    made = build(connection, filters)
-            _print(build.__name__, title, made, format)
+            file = _file(output)
+            form = format or (_named_after(file) if file else chosen(None))
+            if form == "html":
+                if unused := [f"--{option.replace('_', '-')}" for option, value in more.items() if value]:
+                    raise click.UsageError(f"a page has no place for {', '.join(unused)}: choose another format")
+                _page([name], since, until, as_of, cluster, kind, output)
+                return
+            with _destination(file) as destination:
+                with opened() as (settings, engine):
+                    filters = _filters(settings.zone, since, until, cluster, kind)
+                    asked = _Asked(filters, _instant(as_of, settings.zone, at_end=True), settings.zone, more)
+                    with database.reading(engine) as connection:
+                        _check_clusters(connection, settings, cluster)
+                        try:
+                            made = build(connection, asked)
+                        except InvalidField as error:
+                            raise _bad(error, as_of) from None
+                        if form == "table":
+                            made = replace(made, rows=list(islice(made.rows, ROWS + 1)))
+                        else:
+                            with redirect_stdout(destination):
+                                _print(name, title, made, form)
+                if form == "table":
+                    # Straight to the terminal, so that it is seen to be one.
+                    with redirect_stdout(destination) if file else nullcontext():
+                        _print(name, title, made, form)
 
-        return command
+        shown = report.command(name, help=build.__doc__, epilog=example(*examples))
+        return shown(_with_options(command, options))
 
     return decorate
+
+
+def _bad(error: InvalidField, as_of: date | datetime | None) -> click.BadParameter:
+    """Return what is said of a value that only the reports can judge."""
+    if error.field == "as_of" and not isinstance(as_of, datetime):
+        problem = f"{as_of} has not ended yet, so nobody knows all of it: give a time with its offset, or leave it out"
+    else:
+        problem = error.problem
+    return click.BadParameter(plain(problem), param_hint=f"'--{error.field.replace('_', '-')}'")
+
+
+def _named_after(file: Path) -> str:
+    """Return the format that the name of *file* tells; CSV, as in a pipe, if none."""
+    return {".json": "json", ".html": "html"}.get(file.suffix.lower(), "csv")
+
+
+@contextmanager
+def _destination(file: Path | None) -> Iterator[IO[str]]:
+    """Yield where to write what shall be in *file* (None: on standard output) once all of it is there."""
+    if file is None:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as spool:
+            yield spool
+            spool.seek(0)
+            shutil.copyfileobj(spool, sys.stdout)
+        return
+    target = Path(os.path.realpath(file))  # a link stays one
+    try:
+        there = target.stat() if target.exists() else None
+        if there is not None and not S_ISREG(there.st_mode):  # /dev/null: nothing that could be replaced
+            with target.open("w", encoding="utf-8", newline="") as stream:
+                yield stream
+            return
+        if there is not None and not os.access(target, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+        part = target.with_name(f".{target.name[:50]}.{os.urandom(4).hex()}.part")
+        with part.open("x", encoding="utf-8", newline="") as stream:
+            try:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+                if there is not None:
+                    os.chmod(part, there.st_mode & 0o777)
+                os.replace(part, target)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        why = error.strerror or type(error).__name__
+        raise click.BadParameter(
+            plain(f"cannot write {str(file)!r}: {why}; name a file in a folder that is there and may be written to"),
+            param_hint="'--output'",
+        ) from None
 
 
 def _filters(
@@ -152,19 +346,21 @@ def _filters(
 ) -> Filters:
     from tracker.reports.about import Filters
 
-    end = until
-    if until is not None and not isinstance(until, datetime):
-        end = until + timedelta(days=1)  # the day itself is meant too
     try:
-        return Filters(_instant(since, zone), _instant(end, zone), clusters, tuple(map(Kind, kinds)))
+        return Filters(
+            _instant(since, zone), _instant(until, zone, at_end=True), clusters, tuple(map(Kind, kinds))
+        )
     except InvalidField:  # of what it refuses, only the order is left
         raise click.BadParameter(
             f"{until} is not after --since {since}: nothing lies between", param_hint="'--until'"
         ) from None
 
 
-def _instant(when: date | datetime | None, zone: ZoneInfo) -> datetime | None:
-    return when if when is None or isinstance(when, datetime) else datetime.combine(when, time(), zone)
+def _instant(when: date | datetime | None, zone: ZoneInfo, *, at_end: bool = False) -> datetime | None:
+    """Return when a date begins or, since the day itself is meant too, ends."""
+    if when is None or isinstance(when, datetime):
+        return when
+    return datetime.combine(when + timedelta(days=at_end), time(), zone)
 
 
 def _check_clusters(connection: sa.Connection, settings: Settings, wanted: tuple[str, ...]) -> None:
@@ -216,22 +412,27 @@ def _head(name: str, about: About) -> dict[str, object]:
     }
 
 
-def _print(name: str, title: str, made: _Output, format: str | None) -> None:
+def _print(name: str, title: str, made: _Output, format: str) -> None:
     caption = _caption(title, made.about)
-    match chosen(format):
+    rows = iter(made.rows)
+    first = list(islice(rows, 1))
+    match format:
         case "csv":
             click.echo(caption, err=True)
-            emit(made.rows, made.columns, "csv")
+            emit(chain(first, rows), made.columns, "csv")
         case "json":
             sys.stdout.write(f'{json.dumps(_head(name, made.about))[:-1]}, "rows": ')
-            emit(made.rows, made.columns, "json")
+            emit(chain(first, rows), made.columns, "json")
             sys.stdout.write("}\n")
         case _:
-            columns, rows = made.shown or (made.columns, made.rows)
+            most = [*first, *islice(rows, ROWS - 1)]
+            columns, cells = made.shown(most) if made.shown else (made.columns, most)
             lines = f"{caption}\n{made.note}" if made.note else caption
-            emit(rows, columns, "table", title=f"{lines}\n", empty=f"{caption}\n{_NOTHING}")
+            emit(cells, columns, "table", title=f"{lines}\n", empty=f"{caption}\n{_NOTHING}")
+            if next(rows, None) is not None:
+                click.echo(f"There are more than these {ROWS}: narrow them down, or take --format csv.", err=True)
             return
-    if not made.rows:
+    if not first:
         click.echo(_NOTHING, err=True)
 
 
@@ -241,7 +442,7 @@ def _print(name: str, title: str, made: _Output, format: str | None) -> None:
     "tracker report durations --since 2026-11-01 --until 2026-11-30 --kind export",
     "tracker report durations --format json | jq '.rows[] | {cluster, kind, median_seconds_max}'",
 )
-def durations(connection: sa.Connection, filters: Filters) -> _Output:
+def durations(connection: sa.Connection, asked: _Asked) -> _Output:
     """How long jobs take, by cluster and kind.
 
     From submission (where that is unknown, registration) to done. Elevate gives no times, so each
@@ -254,14 +455,27 @@ def durations(connection: sa.Connection, filters: Filters) -> _Output:
     """
     from tracker.reports.durations import durations
 
-    return _durations_output(
-        durations(connection, since=filters.since, until=filters.until, cluster=filters.clusters, kind=filters.kinds)
+    filters = asked.filters
+    made = durations(
+        connection,
+        since=filters.since,
+        until=filters.until,
+        cluster=filters.clusters,
+        kind=filters.kinds,
+        as_of=asked.as_of,
+        zone=asked.zone,
     )
+    return _told(_durations_output(made), asked)
+
+
+def _told(made: _Output, asked: _Asked) -> _Output:
+    """Return *made* with a note on what cannot be known of an earlier time."""
+    return made if asked.as_of is None else replace(made, note="\n".join(filter(None, (made.note, _THEN))))
 
 
 def print_durations(made: Durations, format: str | None = None) -> None:
     """Print the report on standard output, as ``tracker report durations`` does."""
-    _print("durations", "From submission to done", _durations_output(made), format)
+    _print("durations", "From submission to done", _durations_output(made), chosen(format))
 
 
 _COUNTS = ("jobs", "done", "open", "failed", "lost", "attested", "withdrawn")
@@ -287,7 +501,7 @@ def _durations_output(made: Durations) -> _Output:
         made.about,
         ["cluster", "kind", *_COUNTS, *bounds],
         [[row.cluster, row.kind, *_counted(row, _COUNTS), *_bounds(row)] for row in rows],
-        (columns, [line for row in rows for line in _lines(row, counts)]),
+        lambda _: (columns, [line for row in rows for line in _lines(row, counts)]),
         f"A job that is not done counts as at least as old as when last seen not done.{withdrawn}",
     )
 
@@ -310,3 +524,228 @@ def _lines(row: Row, counts: Sequence[str]) -> list[list[object]]:
         [*(head if i == 0 else [None] * len(head)), quantile, bounds[2 * i], bounds[2 * i + 1]]
         for i, quantile in enumerate(_QUANTILES)
     ]
+
+
+_CELLS: dict[str, Callable[[Any], object]] = {
+    "ended_at": lambda at: at or "still open",
+    "covered_share": lambda share: None if share is None else f"{math.floor(share * 1000) / 10:.1f} %",  # at least
+}
+"""What a table shows for a value."""
+
+
+def _table(connection: sa.Connection, asked: _Asked, name: str, *columns: Column, note: str = "") -> _Output:
+    """Return the report *name*; *columns* are those that people see, in their order."""
+    from tracker.reports.tables import read
+
+    made = read(connection, name, asked.filters, as_of=asked.as_of, zone=asked.zone)
+    return _told(_Output(made.about, made.columns, made.rows, _shown(made.columns, columns), note), asked)
+
+
+def _shown(
+    names: Sequence[str], columns: Sequence[Column]
+) -> Callable[[Sequence[Sequence[Any]]], tuple[Sequence[Column | str], Sequence[Sequence[object]]]]:
+    def shown(rows: Sequence[Sequence[Any]]) -> tuple[Sequence[Column | str], Sequence[Sequence[object]]]:
+        at = [names.index(column.name) for column in columns]
+        present = list(columns)
+        if "cluster" in names and len({row[names.index("cluster")] for row in rows}) < 2:
+            # Of one cluster only, its name is what a narrow terminal can best do without.
+            present = [replace(one, optional=True) if one.name == "cluster" else one for one in present]
+        cells = [
+            [_CELLS.get(column.name, _same)(row[i]) for column, i in zip(columns, at, strict=True)] for row in rows
+        ]
+        # An upper bound is rounded up, which `Column` knows by the name.
+        present = [replace(one, name=_UPPER.get(one.name, one.name)) for one in present]
+        return present, cells
+
+    return shown
+
+
+_UPPER = {"median_seconds": "median_seconds_max", "p95_seconds": "p95_seconds_max"}
+
+
+def _same(value: object) -> object:
+    return value
+
+
+@_subcommand("Time in each status seen", "tracker report statuses --since 2026-11-01 --format csv")
+def statuses(connection: sa.Connection, asked: _Asked) -> _Output:
+    """How long jobs were in each status.
+
+    One row for each stay in a status that was seen, none for one that was not. A status that a job is still in was not
+    left, and lasts at least until it was last seen.
+    """
+    return _table(
+        connection,
+        asked,
+        "statuses",
+        Column("jid"),
+        Column("status"),
+        Column("seconds_min", "at least"),
+        Column("seconds_max", "at most"),
+        Column("cluster", optional=True),
+        Column("entered_by", optional=True),
+        Column("left_by", optional=True),
+        Column("kind", optional=True),
+        Column("reference", optional=True),
+    )
+
+
+@_subcommand(
+    "By month of submission",
+    "tracker report monthly",
+    "tracker report monthly --since 2026-01-01 --kind removal --format csv -o monthly.csv",
+)
+def monthly(connection: sa.Connection, asked: _Asked) -> _Output:
+    """How jobs went, by the month of their submission.
+
+    For each cluster, kind and month: how many jobs there are and what became of them, within how many days they were
+    done, and their verdicts. The median and the p95 are upper bounds over all but withdrawn jobs, an unfinished one
+    counting as longer than any; empty: not reached. They cannot be averaged over months: ask for the longer time.
+    """
+    return _table(
+        connection,
+        asked,
+        "monthly",
+        Column("month"),
+        Column("cluster"),
+        Column("kind"),
+        Column("submitted", "jobs"),
+        Column("done"),
+        Column("open"),
+        Column("median_seconds", "median"),
+        Column("p95_seconds", "p95"),
+        Column("met"),
+        Column("missed"),
+        Column("overdue"),
+        Column("failed", optional=True),
+        Column("lost", optional=True),
+        Column("undecidable", optional=True),
+        Column("pending", optional=True),
+    )
+
+
+@_subcommand(
+    "Deadlines",
+    "tracker report deadlines --cluster w1a2b3c4d",
+    "tracker report deadlines --working-days SE --format csv -o deadlines.csv",
+    options=(
+        click.option(
+            "--working-days",
+            metavar="COUNTRY",
+            help="Add the last day as it is where weekends and public holidays do not count: a code such as SE, DE-BY.",
+        ),
+    ),
+)
+def deadlines(connection: sa.Connection, asked: _Asked) -> _Output:
+    """Each job's legal deadline and verdict, the nearest first.
+
+    One calendar month after the request was received (else after the job was submitted, else registered), in the legal
+    time zone. The verdict "met" says that Elevate reported the job done in time; that the person was informed is not
+    shown. The verdict goes by the unrolled date, the careful one, also with --working-days.
+    """
+    country = asked.more["working_days"]
+    columns = [
+        Column("jid"),
+        Column("deadline_on", "deadline"),
+        Column("verdict"),
+        Column("days_left"),
+        Column("state", optional=country is not None),
+        Column("reference", optional=True),
+        Column("cluster", optional=True),
+        Column("kind", optional=True),
+        Column("basis", optional=True),
+    ]
+    if country is None:
+        return _table(connection, asked, "deadlines", *columns)
+    from tracker.reports.working_days import roller
+
+    roll = roller(country)
+    made = _table(connection, asked, "deadlines")
+    names = [str(name) for name in made.columns]
+    on = names.index("deadline_on")
+    names.insert(on + 1, "working_day_on")
+    columns.insert(2, Column("working_day_on", "working day"))
+    return replace(
+        made,
+        columns=names,
+        rows=([*row[: on + 1], row[on] and roll(row[on]), *row[on + 1 :]] for row in made.rows),  # type: ignore[arg-type]
+        shown=_shown(names, columns),
+    )
+
+
+@_subcommand("Requests", "tracker report requests --since 2026-11-01", "tracker report requests --format json")
+def requests(connection: sa.Connection, asked: _Asked) -> _Output:
+    """Each person's request: its export and its removal together.
+
+    One row for each reference, the nearest deadline first; the verdict is the worst of its jobs. A filter leaves jobs
+    out, and with them what they count for: with --kind export it is about the exports only.
+    """
+    return _table(
+        connection,
+        asked,
+        "requests",
+        Column("reference"),
+        Column("deadline_on", "deadline"),
+        Column("verdict"),
+        Column("jobs"),
+        Column("done"),
+        Column("open"),
+        Column("not_done", "not done"),
+        Column("done_by", optional=True),
+        Column("received_at", optional=True),
+    )
+
+
+@_subcommand("Anomalies", "tracker report anomalies --since 2026-11-01")
+def anomalies(connection: sa.Connection, asked: _Asked) -> _Output:
+    """What was odd, in the order in which it was recorded.
+
+    Every transition with an anomaly: unknown_status (a word that nobody documented), backwards (an earlier status after
+    a later one), vanished (not found, although it was there before), reappeared, never_found. --since and --until go by
+    the job's submission, as in all reports.
+    """
+    return _table(
+        connection,
+        asked,
+        "anomalies",
+        Column("observed_at", "seen"),
+        Column("jid"),
+        Column("anomaly"),
+        Column("cluster", optional=True),
+        Column("from_status", "from", optional=True),
+        Column("to_status", "to", optional=True),
+    )
+
+
+@_subcommand("Gaps in the observation", "tracker report gaps --since 2026-11-01 --cluster w1a2b3c4d")
+def gaps(connection: sa.Connection, asked: _Asked) -> _Output:
+    """When nothing could be observed, why, and how many jobs were open meanwhile.
+
+    --since and --until choose the gaps that overlap that stretch of time; --kind, which jobs are counted.
+    """
+    return _table(
+        connection,
+        asked,
+        "gaps",
+        Column("cluster"),
+        Column("began_at", "began"),
+        Column("ended_at", "ended"),
+        Column("seconds", "lasted"),
+        Column("cause"),
+        Column("open_jobs", "open jobs"),
+        Column("detail", optional=True),
+    )
+
+
+@_subcommand("How much of each job's life was observed", "tracker report coverage --cluster w1a2b3c4d")
+def coverage(connection: sa.Connection, asked: _Asked) -> _Output:
+    """Which share of each job's life was observed, the least first."""
+    return _table(
+        connection,
+        asked,
+        "coverage",
+        Column("jid"),
+        Column("covered_share", "observed"),
+        Column("longest_unobserved_seconds", "longest unobserved"),
+        Column("cluster", optional=True),
+    )
