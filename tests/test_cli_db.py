@@ -72,13 +72,13 @@ def test_check_sees_an_altered_column_and_key(engine: sa.Engine, capsys: pytest.
     """A column that may be NULL now, one of another type, and a unique key that is gone are named."""
     with database.writing(engine) as connection:
         connection.exec_driver_sql("ALTER TABLE workers ALTER COLUMN host DROP NOT NULL")
-        connection.exec_driver_sql("ALTER TABLE gaps ALTER COLUMN detail TYPE integer USING NULL")
+        connection.exec_driver_sql("ALTER TABLE workers ALTER COLUMN version TYPE integer USING 0")
         connection.exec_driver_sql("ALTER TABLE seals DROP CONSTRAINT uq_seals_checkpoint_sha256")
     assert cli.main(["db", "check"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "column gaps.detail is altered: type",
         "constraint uq_seals_checkpoint_sha256 of table seals is missing",
         "column workers.host is altered: nullable",
+        "column workers.version is altered: type",
     ]
 
 

@@ -353,6 +353,8 @@ class Elevate:
         server_date = _http_date(response.headers.get("date", ""))
         if response.status != 200:
             raise _refusal(response, server_date or completed_at)
+        if server_date is not None and server_date.year >= 9999:
+            server_date = None  # the databases keep none so late, and the answer counts all the same
         return Answer(_status(jid, body), _flight.sent_at, max(completed_at, _flight.sent_at), server_date)
 
     def _exchange(self, request: PreparedRequest) -> tuple[urllib3.HTTPResponse, bytes]:
