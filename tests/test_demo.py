@@ -242,6 +242,18 @@ def test_it_ends_with_the_report_and_three_commands_that_work(
         assert "seq" in out or "cluster" in out
 
 
+def test_the_commands_name_the_program_as_it_was_started(tmp_path: Path) -> None:
+    """Without a tracker on the PATH the commands must still work as they are printed."""
+    program = Path(sys.executable).with_name("tracker")
+    command: list[str | Path] = [program, "demo", "--jobs", "2", "--days", "1", "--database", "a.db"]
+    env = {"PATH": "/nowhere"}
+    done = subprocess.run(command, env=env, cwd=tmp_path, text=True, capture_output=True, timeout=60, check=True)
+    printed = [line.strip() for line in done.stderr.splitlines() if line.startswith("  TRACKER_DATABASE_URL=")]
+    assert len(printed) == 3
+    for line in printed:
+        subprocess.run(["/bin/sh", "-c", line], env=env, cwd=tmp_path, capture_output=True, timeout=60, check=True)
+
+
 def test_the_page_of_an_earlier_demo_is_replaced_and_no_other_file(tmp_path: Path) -> None:
     """What stands where the page goes is refused before anything is made, unless it is a page of ours."""
     page = tmp_path / "demo.html"

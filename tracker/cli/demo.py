@@ -166,6 +166,8 @@ def _place(path: Path, outcome: Outcome) -> str:
 
     commands = ["jobs --past-deadline", "report durations --kind removal"]
     commands.insert(1, f"show {outcome.example}" if outcome.example else "jobs --state open")
-    prefix = f"TRACKER_DATABASE_URL={shlex.quote(url_of(path))} tracker"
+    # Whoever started it as .venv/bin/tracker has no `tracker` on the PATH.
+    started = sys.argv[0] if Path(sys.argv[0]).name == "tracker" and not shutil.which("tracker") else "tracker"
+    prefix = f"TRACKER_DATABASE_URL={shlex.quote(url_of(path))} {shlex.quote(started)}"
     lines = [f"The database is {path.absolute()}. Try on it:", *(f"{prefix} {command}" for command in commands)]
     return "\n  ".join(lines)
