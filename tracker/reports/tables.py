@@ -101,13 +101,23 @@ def _typed(connection: sa.Connection, view: str) -> sa.TableClause:
     return sa.table(view, *(sa.column(name, _type(name)) for name in names))
 
 
+class _Flag(sa.TypeDecorator[bool]):
+    """A bool that a view says as 0 or 1, since SQLite has no other."""
+
+    impl = sa.Integer
+    cache_ok = True
+
+    def process_result_value(self, value: int | None, dialect: sa.Dialect) -> bool | None:
+        return None if value is None else bool(value)
+
+
 def _type(name: str) -> sa.types.TypeEngine[Any]:
     if name == "registered_by":
         return sa.String()
     if name.endswith("_on"):
         return sa.Date()
     if name.startswith("is_"):
-        return sa.Boolean()
+        return _Flag()
     if name.endswith(("_at", "_at_first", "_after", "_by", "_date")):
         return UtcDateTime()
     if name in _TEXTS:
