@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tests import history
 from tests.history import answer, change, register, stand
 from tracker import cadence, cli, database, deadline, status
-from tracker.models import JOBS, Source, Worker
+from tracker.models import JOBS, Gap, Source, Worker
 from tracker.reports import overview
 from tracker.status import Anomaly, Cause, State
 
@@ -275,6 +275,108 @@ def test_show_gives_an_operators_reason_and_what_they_claim(
     assert timeline.splitlines()[-1].split("  ", 1)[1].strip() == (
         f"{at(now)}  attested (was open)  by eve: saw the archive; done by {at(claimed)}, as they say"
     )
+
+
+def gap(engine: sa.Engine, began_at: datetime, ended_at: datetime, cluster: str = "w1", detail: str = "") -> None:
+    values = {"cluster": cluster, "began_at": began_at, "ended_at": ended_at, "cause": Cause.UNREACHABLE}
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(Gap).values(values | {"detail": detail or None}))
+
+
+def timeline(run: Run, monkeypatch: pytest.MonkeyPatch, width: str = "200") -> list[list[str]]:
+    monkeypatch.setenv("COLUMNS", width)
+    code, out, _ = run("show", "a", "--format", "table")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= int(width)
+    return [line.split() for line in out.partition("\nTimeline\n")[2].splitlines()]
+
+
+def test_show_marks_the_gaps_that_explain_a_wide_bound(
+    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below each change, with how much of its bounds each explains; of a first status these begin with submission."""
+    began = (now - 20 * DAY).replace(microsecond=0)
+    job_id = register(engine, "a", at=began, submitted_at=began - HOUR)
+    answer(engine, job_id, ("waiting", began + 2 * HOUR), ("running", began + 12 * HOUR), ("done", began + 13 * HOUR))
+    gap(engine, began - 3 * HOUR, began - HOUR)  # ends as the bounds begin
+    gap(engine, began - 2 * HOUR, began, detail="connect_timeout")  # half of it before the submission
+    gap(engine, began + 3 * HOUR, began + 10 * HOUR + 20 * MINUTE, detail="http_503")
+    gap(engine, began + 3 * HOUR, began + 12 * HOUR, "w2")
+    shown = timeline(run, monkeypatch)
+    marked = [(shown[n - 1][0], " ".join(line)) for n, line in enumerate(shown) if "explains" in line]
+    assert marked == [
+        (
+            "1",
+            f"{at(began - 2 * HOUR)} {at(began)} gap explains 1h of these 3h 1m (unreachable: connect_timeout)",
+        ),
+        (
+            "2",
+            f"{at(began + 3 * HOUR)} {at(began + 10 * HOUR + 20 * MINUTE)} gap explains 7h 20m of these 10h 1m "
+            "(unreachable: http_503)",
+        ),
+    ]
+    told = [f"{row['gaps']} {row['gap_seconds']}" for row in table(run, "show", "a")]
+    assert told == ["0 0.0", "1 3600.0", "1 26400.0", "0 0.0"]
+    read = json.loads(run("show", "a", "--format", "json")[1])
+    assert [[one["detail"] for one in change["gaps"]] for change in read["timeline"]] == [
+        [],
+        ["connect_timeout"],
+        ["http_503"],
+        [],
+    ]
+    assert read["timeline"][2]["gap_seconds"] == 26_400
+    assert read["timeline"][2]["gaps"][0]["began_at"] == (began + 3 * HOUR).isoformat(timespec="microseconds")
+    assert read["job"]["open_gap"] is None
+
+
+def test_without_a_submission_the_first_bounds_begin_with_registration(
+    engine: sa.Engine, run: Run, now: datetime
+) -> None:
+    answer(engine, register(engine, "a", at=now - 3 * HOUR), ("waiting", now - 2 * HOUR))
+    gap(engine, now - 4 * HOUR, now - 2 * HOUR - MINUTE)
+    assert [row["gap_seconds"] for row in table(run, "show", "a")] == ["0.0", str(59 * 60.0)]
+
+
+def test_many_gaps_are_one_line_and_what_overlaps_counts_once(
+    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = (now - 20 * DAY).replace(microsecond=0)
+    answer(engine, register(engine, "a", at=began), ("waiting", began + HOUR), ("done", began + 100 * HOUR))
+    for n in range(90):
+        gap(engine, began + (n + 2) * HOUR, began + (n + 2) * HOUR + 2 * (HOUR if n == 40 else MINUTE))
+    shown = timeline(run, monkeypatch)
+    assert [" ".join(line) for line in shown if "gap" in " ".join(line)] == [
+        f"{at(began + 2 * HOUR)} {at(began + 91 * HOUR + 2 * MINUTE)} 90 gaps explain 4h 56m of these 4d 4h; "
+        f"the longest 2h, from {at(began + 42 * HOUR)} (unreachable)"
+    ]
+    assert [(row["gaps"], row["gap_seconds"]) for row in table(run, "show", "a")][2] == ("90", str(296 * 60.0))
+    assert len(json.loads(run("show", "a", "--format", "json")[1])["timeline"][2]["gaps"]) == 90
+    assert len(timeline(run, monkeypatch, "80")) < 20
+
+
+@pytest.mark.parametrize("unsettled", [True, False])
+def test_show_says_that_nothing_can_be_observed_now(
+    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch, unsettled: bool
+) -> None:
+    """Of an open job; an ended one is not looked for. What another daemon saw in an open gap has it in its bounds."""
+    began = (now - 20 * DAY).replace(microsecond=0)
+    stand(engine, "w1", gap_began_at=began + 2 * HOUR, gap_cause=Cause.KEY_REFUSED, gap_detail="http_401")
+    said = "running" if unsettled else "done"
+    answer(engine, register(engine, "a", at=began), ("waiting", began + HOUR), (said, began + 3 * HOUR))
+    shown = [" ".join(line) for line in timeline(run, monkeypatch) if "still" in line]
+    assert shown == [
+        f"{at(began + 2 * HOUR)} still open gap explains 1h of these 2h 1m (key_refused: http_401)",
+        *[f"{at(began + 2 * HOUR)} still open gap nothing could be observed since (key_refused: http_401)"] * unsettled,
+    ]
+    open_gap = json.loads(run("show", "a", "--format", "json")[1])["job"]["open_gap"]
+    assert (open_gap and open_gap["cause"]) == ("key_refused" if unsettled else None)
+
+
+def test_what_an_operator_did_has_no_bounds_to_explain(engine: sa.Engine, run: Run, now: datetime) -> None:
+    job_id = register(engine, "a", at=now - DAY)
+    gap(engine, now - 2 * DAY, now - HOUR)
+    history.record(engine, job_id, lambda job, past: status.withdraw(job, now - 2 * HOUR, "eve", "x"))
+    assert [row["gaps"] for row in table(run, "show", "a")] == ["0", "0"]
 
 
 def test_show_of_hostile_text_is_plain_and_fits(engine: sa.Engine, run: Run, now: datetime) -> None:

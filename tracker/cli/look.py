@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tracker.cadence import Rhythm
+    from tracker.reports.overview import Blind, Explained
     from tracker.settings import Settings
 
 ROWS = 50
 """Rows of ``tracker jobs`` in a table, unless told otherwise; ours: what a person scrolls through."""
+GAPS = 3
+"""Gaps that are shown one by one in the bounds of one transition; more become one line. csv and json have all."""
 _LONG = 15
 """Characters of a status in the table of jobs; a word that nobody documented may have 255. ``show`` has all of it."""
 
@@ -128,10 +131,14 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
     """Show one job: what was declared, what was observed, its next poll and why, and its timeline.
 
     Each change happened between two instants: not before the request that last saw the old status was sent, and no
-    later than the answer that first showed the new one was complete. Elevate itself gives no times.
+    later than the answer that first showed the new one was complete. Elevate itself gives no times. Below a change
+    stand the gaps in which nothing could be observed, and how much of its bounds they explain.
 
-    As csv it is the timeline only; as json one object with the job and its timeline.
+    As csv it is the timeline only, with how many gaps lie in each change's bounds and for how many seconds; as json one
+    object with the job and its timeline, each gap included.
     """
+    from dataclasses import asdict
+
     import sqlalchemy as sa
 
     from tracker import database, models, operate
@@ -146,23 +153,45 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
         clusters = sa.select(models.CLUSTERS).where(models.CLUSTERS.c.cluster == found.cluster)
         standing = connection.execute(clusters).one_or_none()
         rhythm = _rhythm(connection, settings, found.cluster)
+        began_at = row.submitted_at or row.registered_at
+        gaps = overview.gaps(connection, found.cluster, began_at)
+    explained = [overview.explain(change, began_at, gaps) for change in changes]
+    unseen_since = gaps[-1] if gaps and gaps[-1].ended_at is None and row.state is State.OPEN else None
     why = _why(row, standing, rhythm)
     meaning = overview.verdict_meaning(seen.verdict, seen.state)
     match chosen(format):
         case "csv":
-            emit(changes, list(overview.REPORT_TRANSITIONS.c.keys()), "csv")
+            emit(
+                [[*change, *_explained(gaps)] for change, gaps in zip(changes, explained, strict=True)],
+                [*overview.REPORT_TRANSITIONS.c.keys(), "gaps", "gap_seconds"],
+                "csv",
+            )
         case "json":
             extra = {"deadline_at": row.deadline_at, "extended_on": row.extended_on, "status_polls": row.status_polls}
             job = seen._asdict() | extra | {"verdict_meaning": meaning, "next_poll_why": why}
-            document = {"job": job, "timeline": [change._asdict() for change in changes]}
+            job["open_gap"] = unseen_since and asdict(unseen_since)
+            document = {
+                "job": job,
+                "timeline": [
+                    change._asdict()
+                    | {"gaps": [asdict(gap) for gap in its.gaps] if its else [], "gap_seconds": _explained(its)[1]}
+                    for change, its in zip(changes, explained, strict=True)
+                ],
+            }
             click.echo(json.dumps(document, indent=2, default=_json))  # ASCII only: no text of a server's in it is raw
         case _:
             facts = _facts(row, seen, meaning, why, now, settings.timezone)
             columns = [Column(name) for name in facts]
             emit([list(facts.values())], columns, "table", title=plain(f"Job {jid}"), records=True)
             click.echo()
+            lines = []
+            for change, its in zip(changes, explained, strict=True):
+                lines.append(_change(change, row.submitted_at, overview.ANOMALIES))
+                lines += [] if its is None else _gap_lines(its)
+            if unseen_since is not None:
+                lines.append(_gap_line(unseen_since, "nothing could be observed since"))
             emit(
-                [_change(change, row.submitted_at, overview.ANOMALIES) for change in changes],
+                lines,
                 ["#", "not before", "no later than", "change", "note"],
                 "table",
                 title="Timeline",
@@ -237,6 +266,33 @@ def _change(change: sa.Row[Any], submitted_at: datetime | None, anomalies: dict[
         if change.action == Action.ATTESTED and change.server_date is not None:
             notes.append(f"done by {_time(change.server_date)}, as they say")
     return [change.seq, after, change.observed_at, what, "; ".join(notes)]
+
+
+def _explained(its: Explained | None) -> tuple[int, float]:
+    """Return how many gaps lie in the bounds of a change, and for how many seconds."""
+    return (0, 0.0) if its is None else (len(its.gaps), its.unobserved.total_seconds())
+
+
+def _gap_lines(its: Explained) -> list[list[object]]:
+    """Return what stands below a change in the timeline: each gap in its bounds, or in one line many of them."""
+    after, by, width = its.after, its.by, human(its.by - its.after, up=True)
+    if len(its.gaps) <= GAPS:
+        return [_gap_line(gap, f"explains {human(gap.within(after, by))} of these {width}") for gap in its.gaps]
+    longest = max(its.gaps, key=lambda gap: gap.within(after, by))
+    told = (
+        f"explain {human(its.unobserved)} of these {width}; the longest {human(longest.within(after, by))}, from "
+        f"{_time(longest.began_at)} ({_cause(longest)})"
+    )
+    ended_at = None if its.gaps[-1].ended_at is None else max(gap.ended_at for gap in its.gaps if gap.ended_at)
+    return [[None, its.gaps[0].began_at, ended_at or "still open", f"{len(its.gaps)} gaps", told]]
+
+
+def _gap_line(gap: Blind, told: str) -> list[object]:
+    return [None, gap.began_at, gap.ended_at or "still open", "gap", f"{told} ({_cause(gap)})"]
+
+
+def _cause(gap: Blind) -> str:
+    return f"{gap.cause}: {gap.detail}" if gap.detail else gap.cause.value
 
 
 def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhythm:

@@ -6,7 +6,7 @@ an anomaly. How it is shown is the reader's (``cli``); what the columns mean is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Final
@@ -14,8 +14,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Seal, UtcDateTime, Worker
-from tracker.status import Anomaly, Cause, State
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Seal, UtcDateTime, Worker
+from tracker.status import Action, Anomaly, Cause, State
 
 BEHIND: Final = timedelta(seconds=60)
 """A poll that is due for longer than this is behind."""
@@ -130,6 +130,82 @@ def timeline(connection: sa.Connection, cluster: str, jid: str) -> list[sa.Row[A
     t = REPORT_TRANSITIONS.c
     query = sa.select(REPORT_TRANSITIONS).where(t.cluster == cluster, t.jid == jid).order_by(t.seq)
     return list(connection.execute(query))
+
+
+@dataclass(frozen=True, slots=True)
+class Blind:
+    """A stretch of time in which nothing could be observed of a cluster.
+
+    Attributes:
+        began_at: Of the whole gap, whatever part of it matters here.
+        ended_at: None: it is open.
+        cause: Why.
+        detail: An operator's reason, or the code of an error.
+    """
+
+    began_at: datetime
+    ended_at: datetime | None
+    cause: Cause
+    detail: str | None
+
+    def within(self, after: datetime, by: datetime) -> timedelta:
+        """Return how much of it lies between two instants."""
+        end = by if self.ended_at is None else min(self.ended_at, by)
+        return max(end - max(self.began_at, after), timedelta())
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What gaps have to do with the bounds of a transition.
+
+    Attributes:
+        after: The lower bound.
+        by: The upper one.
+        unobserved: How much of it no request could have observed; gaps that overlap count once.
+        gaps: Those that lie in it, oldest first.
+    """
+
+    after: datetime
+    by: datetime
+    unobserved: timedelta
+    gaps: tuple[Blind, ...]
+
+
+def gaps(connection: sa.Connection, cluster: str, since: datetime) -> list[Blind]:
+    """Return the gaps of *cluster* that ended after *since*, oldest first, the open one last."""
+    closed = (
+        sa.select(Gap.began_at, Gap.ended_at, Gap.cause, Gap.detail)
+        .where(Gap.cluster == cluster, Gap.ended_at > since)
+        .order_by(Gap.began_at, Gap.id)
+    )
+    found = [Blind(*row) for row in connection.execute(closed)]
+    c = CLUSTERS.c
+    standing = sa.select(c.gap_began_at, c.gap_cause, c.gap_detail)
+    standing = standing.where(c.cluster == cluster, c.gap_began_at.is_not(None))
+    for began_at, cause, detail in connection.execute(standing):
+        found.append(Blind(began_at, None, cause, detail))
+    return found
+
+
+def explain(change: sa.Row[Any], began_at: datetime, gaps: Iterable[Blind]) -> Explained | None:
+    """Return which of *gaps* explain how wide the bounds of *change* are; None: none does.
+
+    Args:
+        change: A row of `timeline`. What an operator did has no bounds.
+        began_at: The job's submission, else its registration: the lower bound where no status had been seen before.
+        gaps: Of the job's cluster, oldest first.
+    """
+    if change.action != Action.OBSERVED:
+        return None
+    after, by = change.last_seen_at or began_at, change.observed_at
+    within = [gap for gap in gaps if gap.within(after, by)]
+    if not within:
+        return None
+    unobserved, reached = timedelta(), after
+    for gap in within:
+        unobserved += gap.within(reached, by)
+        reached = max(reached, gap.ended_at or by)
+    return Explained(after, by, unobserved, tuple(within))
 
 
 @dataclass(frozen=True, slots=True)
