@@ -12,6 +12,7 @@ from tests.scripted import Script, SetClock, polling
 from tracker import database
 from tracker.models import CLUSTERS, JOBS, Gap
 from tracker.reports import views
+from tracker.reports.views import comments
 from tracker.status import Cause
 
 T0 = datetime(2026, 1, 5, 10, 0, 0, 123456, tzinfo=UTC)
@@ -146,3 +147,18 @@ def test_the_promised_columns(engine: sa.Engine) -> None:
         for view in views.VIEWS:
             cursor = connection.exec_driver_sql(f"SELECT * FROM {view}")
             assert list(cursor.keys()) == [column["name"] for column in sa.inspect(connection).get_columns(view)]
+
+
+def test_every_view_and_column_has_its_comment(engine: sa.Engine) -> None:
+    """PostgreSQL tells what each means, in the words of `comments`, which tell of nothing that is not there."""
+    assert set(comments.ROWS) == set(views.VIEWS)
+    with database.reading(engine) as connection:
+        inspector = sa.inspect(connection)
+        reflected = {view: inspector.get_columns(view) for view in views.VIEWS}
+        columns = {(view, str(c["name"])): c.get("comment") for view in views.VIEWS for c in reflected[view]}
+        used = {f"{view}.{name}" if f"{view}.{name}" in comments.COLUMNS else name for view, name in columns}
+        assert used == set(comments.COLUMNS)
+        if engine.dialect.name == "postgresql":
+            assert columns == {(view, name): comments.of_column(view, name) for view, name in columns}
+            for view in views.VIEWS:
+                assert inspector.get_table_comment(view)["text"] == comments.of_view(view)

@@ -1,7 +1,8 @@
 """The views, the SQL interface: one ``.sql`` file each, the same names and columns on both databases.
 
-Owns the files, the macros in which the two databases differ (``macros.sql``), and making and dropping the views. They
-hold no data, so ``env.py`` of the migrations drops them before the revisions run and makes today's after.
+Owns the files, the macros in which the two databases differ (``macros.sql``), what their columns mean (``comments``),
+and making and dropping the views. They hold no data, so ``env.py`` of the migrations drops them before the revisions
+run and makes today's after.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from importlib.resources import files
 import sqlalchemy as sa
 
 from tracker import database
+from tracker.reports.views import comments
 
 VIEWS = (  # a view may use those before it
     "report_jobs",
@@ -50,9 +52,19 @@ def sql(name: str, dialect: str, as_of: datetime | None = None) -> str:
 
 
 def create(connection: sa.Connection) -> None:
-    """Make the views; none may be there."""
+    """Make the views; none may be there. On PostgreSQL they and their columns get comments; SQLite has none."""
     for name in VIEWS:
         database.execute(connection, f"CREATE VIEW {name} AS\n{sql(name, connection.dialect.name)}")
+        if connection.dialect.name == "postgresql":
+            _comment(connection, "VIEW", name, comments.of_view(name))
+            columns = connection.execute(sa.text(f"SELECT * FROM {name} LIMIT 0")).keys()
+            for column in columns:
+                _comment(connection, "COLUMN", f"{name}.{column}", comments.of_column(name, column))
+
+
+def _comment(connection: sa.Connection, what: str, name: str, text: str) -> None:
+    quoted = text.replace("'", "''")
+    database.execute(connection, f"COMMENT ON {what} {name} IS '{quoted}'")
 
 
 def drop(connection: sa.Connection) -> None:
