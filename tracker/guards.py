@@ -78,6 +78,7 @@ CHECKS = {  # the columns that have one, by table; its name is ck_TABLE_COLUMN
     "workers": "started_at beat_at stopped_at",
     "seals": "last_transition_id last_gap_id last_source_id rows sealed_at",
     "segments": "cluster rows",
+    "deliveries": "destination last_number delivered_at failing_since",
 }
 
 _REFUSED_CLAIM = "tracker: a registration claims nothing observed and nothing in the future: give declared columns only"

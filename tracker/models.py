@@ -49,6 +49,12 @@ def _word(enum: type[E]) -> sa.Enum:
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite's AUTOINCREMENT wants the type INTEGER
 
 
+def _partial(name: str, column: str, rows: str) -> sa.Index:
+    """An index of the few rows that *rows* tells, in literals: no bound parameter finds it."""
+    where = sa.text(rows)
+    return sa.Index(name, column, sqlite_where=where, postgresql_where=where)
+
+
 class Base(DeclarativeBase):
     """The registry of the tables."""
 
@@ -128,6 +134,9 @@ class Transition(Base):
     __tablename__ = "transitions"
     __table_args__: Any = (
         sa.UniqueConstraint("job_id", "seq"),  # each transition exactly once; also a job's timeline
+        _partial("ix_transitions_amended", "job_id", "action = 'amended'"),  # first dates of receipt, corrections
+        _partial("ix_transitions_anomalous", "id", "anomaly IS NOT NULL"),  # report_anomalies
+        _partial("ix_transitions_operator", "job_id", "action IN ('attested', 'reopened')"),  # claims and second lives
         {"sqlite_autoincrement": True},
     )
 
@@ -250,6 +259,18 @@ class Segment(Base):
     cluster: Mapped[str]
     rows: Mapped[int]
     sha256: Mapped[str]
+
+
+class Delivery(Base):
+    """How far the checkpoints have come to one destination outside the database."""
+
+    __tablename__ = "deliveries"
+
+    destination: Mapped[str] = mapped_column(primary_key=True)
+    last_number: Mapped[int] = mapped_column(BigId, server_default="0")  # of the newest checkpoint delivered there
+    delivered_at: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None]  # NULL while deliveries succeed
+    last_error: Mapped[str | None]  # why the last attempt failed
 
 
 def _table(model: type[Base]) -> sa.Table:
