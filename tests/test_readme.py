@@ -123,7 +123,7 @@ def test_the_configuration_of_several_clusters_loads(tmp_path: Path, monkeypatch
 def test_all_four_ways_register_a_job(
     url: str, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Command, CSV, SQL and Python as they stand register their jobs, and the three queries find them."""
+    """Command, CSV, SQL and Python as they stand register their jobs."""
     monkeypatch.setenv("TRACKER_DATABASE_URL", url)
     monkeypatch.setenv("TRACKER_CLUSTER", "w1a2b3c4d")
     monkeypatch.setenv("TRACKER_API_KEY", "secret")
@@ -131,19 +131,15 @@ def test_all_four_ways_register_a_job(
     lines = [re.sub(r"\\\n\s*", "", block).strip() for block in blocks("sh")]
     for line in (next(line for line in lines if line.startswith(f"tracker {word}")) for word in ("add", "import")):
         assert cli.main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
-    insert, *queries = blocks("sql")
     with database.writing(engine) as connection:
-        connection.exec_driver_sql(insert)
+        connection.exec_driver_sql(blocks("sql")[0])
     code = re.sub(r'create_engine\("[^"]*"\)', f'create_engine("{url}")', blocks("python")[0])
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102 - it is what a reader would run
     names["engine"].dispose()
     with database.reading(engine) as connection:
         jobs = connection.exec_driver_sql("SELECT jid, reference FROM report_jobs ORDER BY jid").all()
-        found = [connection.exec_driver_sql(query).all() for query in queries]
     assert [row.reference for row in jobs] == ["DSR-1042", "DSR-1044", "DSR-1043", "DSR-1042"]
-    assert len(queries) == 3
-    assert {row.jid for row in found[2]} == {jobs[0].jid, jobs[3].jid}
 
 
 def test_the_two_commands_are_one_line_each() -> None:

@@ -1,0 +1,136 @@
+"""The README's cookbook says what happens: each query, run on both databases, gives the output printed there."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.history import answer, register
+from tests.test_readme import section
+from tracker import database
+from tracker.models import Gap
+from tracker.status import Cause
+
+W1, W5 = "w1a2b3c4d", "w5e6f7a8b"
+
+# All of it is past, and whatever is still open was seen after its deadline, so that no answer depends on the day.
+JOBS = """
+DSR-1001 export  w1a2b3c4d received 01-07T08:30 submitted 01-07T09:00 registered 01-07T09:00
+    waiting 01-07T09:00  waiting 01-11T23:05  running 01-12T00:20  running 01-12T01:55  done 01-12T02:10
+DSR-1001 removal w1a2b3c4d received 01-07T08:30 submitted 01-12T12:00 registered 01-12T12:00
+    created 01-12T12:00  waiting 01-12T23:05  waiting 01-16T23:05  running 01-17T01:10  done 01-17T02:40
+DSR-1002 export  w1a2b3c4d received 01-09T15:00 submitted 01-10T13:00 registered 01-10T13:01
+    waiting 01-10T13:01  waiting 01-15T23:05  running 01-15T23:40  running 01-17T23:50  done 01-19T20:05
+DSR-1003 export  w1a2b3c4d received 01-18T10:15 submitted 01-20T09:30 registered 01-23T10:00
+    waiting 01-23T10:00  waiting 01-24T23:05  running 01-24T23:35  done 01-25T00:40
+DSR-1004 export  w1a2b3c4d received 01-15T17:20 submitted 01-16T10:00 registered 01-16T10:00
+    waiting 01-16T10:00  waiting 01-17T23:50  not_found 01-20T01:00  waiting 01-20T07:00  running 01-21T00:30
+    running 01-21T03:40  done 01-21T04:00
+DSR-1005 removal w1a2b3c4d received 01-03T09:00 submitted 01-28T11:00 registered 01-28T11:00
+    waiting 01-28T11:00  waiting 02-02T23:05  running 02-02T23:50  running 02-03T22:50  done 02-04T01:00
+DSR-1006 export  w1a2b3c4d received 02-05T12:00 submitted 02-10T08:00 registered 02-10T08:00
+    waiting 02-10T08:00  waiting 03-05T21:00  running 03-06T00:10  running 03-06T01:00  done 03-06T04:00
+DSR-1007 removal w1a2b3c4d received 02-12T10:00 submitted 02-13T10:00 registered 02-13T10:00
+    waiting 02-13T10:00  waiting 02-17T23:05  error 02-18T01:00
+DSR-1008 export  w1a2b3c4d received 02-20T10:00 submitted 02-21T10:00 registered 02-22T16:00
+    not_found 02-22T16:00  not_found 02-24T17:00
+DSR-1009 removal w5e6f7a8b received 02-14T10:00 submitted 02-17T10:00 registered 02-17T10:00
+    waiting 02-17T10:00  waiting 02-21T23:05  halted 02-22T01:00  halted 03-20T08:00
+DSR-1010 export  w1a2b3c4d received 02-27T10:00 submitted 02-28T09:00 registered 02-28T09:00
+    waiting 02-28T09:00  waiting 03-04T23:05  running 03-04T23:50  running 03-05T01:10  done 03-05T01:30
+"""
+GAPS = [
+    ("01-18T00:00", "01-19T20:00", Cause.NOT_RUNNING),
+    ("02-03T22:55", "02-04T00:55", Cause.UNREACHABLE),
+]
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(f"2025-{text}:00").replace(tzinfo=UTC)
+
+
+@pytest.fixture
+def story(engine: sa.Engine) -> sa.Engine:
+    """Two companies' winter: most jobs end well, one late, two in doubt, one fails, one is lost, one is stuck."""
+    for text in re.split(r"\n(?=DSR)", JOBS.strip()):
+        head, *polls = text.split("\n")
+        reference, kind, cluster, *times = head.split()
+        facts: dict[str, Any] = {f"{name}_at": at(time) for name, time in zip(times[::2], times[1::2], strict=True)}
+        registered_at = facts.pop("registered_at")
+        jid = f"{reference[4:]}{kind[0]}"
+        job = register(engine, jid, cluster, at=registered_at, kind=kind, reference=reference, **facts)
+        words = " ".join(polls).split()
+        answer(engine, job, *((status, at(time)) for status, time in zip(words[::2], words[1::2], strict=True)))
+    with database.writing(engine) as connection:
+        rows = [{"cluster": W1, "began_at": at(a), "ended_at": at(b), "cause": cause} for a, b, cause in GAPS]
+        connection.execute(sa.insert(Gap), rows)
+    return engine
+
+
+def recipes(dialect: str) -> dict[str, tuple[str, str]]:
+    """Return what the README asks: by title, the query for *dialect* and what is printed below it."""
+    found = {}
+    for part in re.split(r"^(?=\*\*)", section("Ask in SQL"), flags=re.MULTILINE)[1:]:
+        queries = re.findall(r"^```sql\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
+        (output,) = re.findall(r"^```text\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
+        other = {"sqlite": "-- PostgreSQL\n", "postgresql": "-- SQLite\n"}[dialect]
+        (query,) = (query for query in queries if not query.startswith(other))
+        found[part.split("**")[1]] = query, output
+    return found
+
+
+def cell(value: Any) -> str:
+    """Return *value* as both databases' rows are printed: times are UTC, to the second."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        value = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
+    if isinstance(value, str):
+        return re.sub(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d{6}$", r"\1", value)
+    return str(value) if isinstance(value, date) else f"{float(value):.10g}"
+
+
+def printed(engine: sa.Engine, query: str) -> str:
+    """Return what *query* gives as a table of text."""
+    with database.reading(engine) as connection:
+        result = connection.exec_driver_sql(query)
+        names, rows = list(result.keys()), [list(row) for row in result]
+    table = [names, *([cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    right = [all(isinstance(row[i], int | float | Decimal | None) for row in rows) for i in range(len(names))]
+    lines = (
+        "  ".join(text.rjust(w) if r else text.ljust(w) for text, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in table
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def test_each_question_has_the_printed_answer(story: sa.Engine) -> None:
+    """Ten questions and a trap: query and output are real."""
+    asked = recipes(story.dialect.name)
+    assert len(asked) == 11
+    assert [title.split(".")[0] for title in asked][1:] == [str(number) for number in range(1, 11)]
+    assert {title: printed(story, query) for title, (query, _) in asked.items()} == {
+        title: output for title, (_, output) in asked.items()
+    }
+
+
+def test_the_traps_about_times_are_as_told(story: sa.Engine) -> None:
+    """A time as the README writes it compares rightly on both; one with a T, or a difference, is wrong on SQLite."""
+
+    def one(query: str) -> Any:
+        with database.reading(story) as connection:
+            return connection.exec_driver_sql(query).scalar_one()
+
+    exports = "SELECT count(*) FROM report_durations WHERE kind = 'export'"
+    for sign, many in ((">=", 1), ("<", 5)):  # to the second: that of an observation
+        assert one(f"{exports} AND done_by {sign} '2025-03-06 04:00:01+00'") == many
+    assert one(f"{exports} AND done_by < CURRENT_TIMESTAMP") == 6
+    if story.dialect.name == "sqlite":
+        assert one(f"{exports} AND done_by >= '2025-03-06T04:00:00+00'") == 0
+        assert one("SELECT max(done_by - submitted_at) FROM report_durations") == 0
