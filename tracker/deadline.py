@@ -7,6 +7,7 @@ Leaves alone: weekends and holidays (``on`` is the careful, unrolled date) and w
 from __future__ import annotations
 
 from calendar import monthrange
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -100,16 +101,7 @@ def deadline(
     Raises:
         ValueError: It would be outside the calendar (after the year 9999).
     """
-    if received_at is not None:
-        basis, began_at = Basis.RECEIVED, received_at
-    elif submitted_at is not None:
-        basis, began_at = Basis.SUBMITTED, submitted_at
-    else:
-        basis, began_at = Basis.REGISTERED, registered_at
-    try:
-        began_on = began_at.astimezone(timezone).date()
-    except OverflowError as error:
-        raise ValueError(f"{began_at} is outside the calendar in {timezone}") from error
+    basis, began_on = _begin(received_at, submitted_at, registered_at, timezone)
     on = add_months(began_on, 1)
     at = _end_of(on, timezone)
     if (
@@ -120,6 +112,33 @@ def deadline(
     ):
         on, at = extended_on, _end_of(extended_on, timezone)
     return Deadline(basis, on, at)
+
+
+def latest_extension(
+    received_at: datetime | None, submitted_at: datetime | None, registered_at: datetime, timezone: ZoneInfo
+) -> date:
+    """Return the last day that an extension may move the deadline to: two further months (GDPR Article 12(3)).
+
+    Arguments and errors are those of `deadline`.
+    """
+    return add_months(_begin(received_at, submitted_at, registered_at, timezone)[1], 3)
+
+
+def extension_recorded_at(declared: Iterable[tuple[datetime, date | None]]) -> datetime | None:
+    """Return since when the extension that stands has stood; None if nothing was declared.
+
+    An amendment of other facts repeats the extension, and does not record it anew; one that was cleared and is
+    declared again is recorded again.
+
+    Args:
+        declared: When each declaration was made and the extension in it, the registration's first.
+    """
+    standing: date | None = None
+    recorded_at: datetime | None = None
+    for at, extended_on in declared:
+        if recorded_at is None or extended_on != standing:
+            recorded_at, standing = at, extended_on
+    return recorded_at
 
 
 def verdict(
@@ -168,6 +187,22 @@ def verdict(
             not_done_at = status_after if status == Status.NOT_FOUND else seen_at
             return Verdict.OVERDUE if not_done_at is not None and not_done_at >= deadline_at else Verdict.UNDECIDABLE
     assert_never(state)
+
+
+def _begin(
+    received_at: datetime | None, submitted_at: datetime | None, registered_at: datetime, timezone: ZoneInfo
+) -> tuple[Basis, date]:
+    """Return what the deadline is counted from, and the local day of it."""
+    if received_at is not None:
+        basis, began_at = Basis.RECEIVED, received_at
+    elif submitted_at is not None:
+        basis, began_at = Basis.SUBMITTED, submitted_at
+    else:
+        basis, began_at = Basis.REGISTERED, registered_at
+    try:
+        return basis, began_at.astimezone(timezone).date()
+    except OverflowError as error:
+        raise ValueError(f"{began_at} is outside the calendar in {timezone}") from error
 
 
 def _end_of(day: date, timezone: ZoneInfo) -> datetime:

@@ -349,10 +349,8 @@ def _text(field: str, value: object) -> str:
     return text
 
 
-def _instant(field: str, at: object, now: datetime) -> datetime | None:
-    """Return a declared time in UTC; raise InvalidField if it cannot be one."""
-    if at is None:
-        return None
+def instant(field: str, at: object, now: datetime) -> datetime:
+    """Return a declared time in UTC; raise InvalidField if it cannot be one, or is in the future."""
     if not isinstance(at, datetime):
         raise InvalidField(field, f"must be a datetime with a time zone, not {type(at).__name__}")
     if at.utcoffset() is None:
@@ -384,8 +382,8 @@ def check(
     except ValueError:
         told = repr(str(declared.kind)[:60])
         raise InvalidField("kind", f"{told} is no kind: write export, removal or unknown") from None
-    submitted_at = _instant("submitted_at", declared.submitted_at, now)
-    received_at = _instant("received_at", declared.received_at, now)
+    submitted_at = None if declared.submitted_at is None else instant("submitted_at", declared.submitted_at, now)
+    received_at = None if declared.received_at is None else instant("received_at", declared.received_at, now)
     reference = declared.reference
     if isinstance(reference, str) and "@" in reference:  # not repeated: it would be in the log for good
         raise InvalidField(

@@ -290,6 +290,14 @@ def facts_of(row: sa.Row[Any]) -> status.Facts:
     return status.Facts(row.kind, row.reference, row.received_at, row.submitted_at, row.extended_on)
 
 
+def extensions(connection: sa.Connection, job_id: int) -> list[tuple[datetime, date | None]]:
+    """Return when a job's facts were declared and the extension in them, oldest first."""
+    t = TRANSITIONS.c
+    declared = t.action.in_((Action.REGISTERED, Action.AMENDED))
+    query = sa.select(t.observed_at, t.extended_on).where(t.job_id == job_id, declared).order_by(t.seq)
+    return [(row.observed_at, row.extended_on) for row in connection.execute(query)]
+
+
 def job_of(row: sa.Row[Any]) -> status.Job:
     """Return what decisions need of a row of jobs that holds at least the declared and observed columns."""
     return status.Job(

@@ -1,8 +1,9 @@
-"""An operator's decisions: about a job (withdraw, reopen), and about a cluster (pause, resume).
+"""An operator's decisions: about a job (withdraw, reopen, attest, amend), and about a cluster (pause, resume).
 
 Owns finding a job by its jid, what a reason may be, and writing a decision: its transition and the job's row in the
-caller's transaction. Leaves alone: whether a decision is legal (``status``), who the operator is (``cli``), and closing
-a gap, which only a valid answer does (``poller``).
+caller's transaction. Leaves alone: whether a decision is legal (``status``), what a declared value may be (``intake``),
+the legal clock (``deadline``), who the operator is (``cli``), and closing a gap, which only a valid answer does
+(``poller``).
 
 Locks one job's row, or one cluster's, at a time, so that no operator and poller ever wait for each other.
 """
@@ -10,17 +11,31 @@ Locks one job's row, or one cluster's, at a time, so that no operator and poller
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from typing import Any, TypeAlias
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from tracker import database, status
+from tracker import database, intake, status
+from tracker.deadline import Deadline, Verdict, deadline, extension_recorded_at, latest_extension, verdict
 from tracker.errors import AmbiguousJob, InvalidField, UnknownJob
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, job_of, observed_values, transition_values
-from tracker.status import Cause, Decision, State
+from tracker.models import (
+    CLUSTERS,
+    JOBS,
+    TRANSITIONS,
+    extensions,
+    facts_values,
+    job_of,
+    observed_values,
+    transition_values,
+)
+from tracker.status import Cause, Decision, Facts, State, Status
+
+Fact: TypeAlias = str | datetime | date | None
+"""A declared value as an operator gives it, not checked yet; None clears it."""
 
 LONGEST_REASON = 1000
 """Characters; ours: a sentence or two, not a file."""
@@ -38,6 +53,33 @@ class Found:
     job_id: int
     cluster: str
     jid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """What an amendment made of a job.
+
+    Attributes:
+        decision: The job as it is now, and the transition that holds what is now declared.
+        was: What was declared before.
+        deadline_was: The last day before; None: it had not been computed yet.
+        deadline: The deadline now.
+        verdict_was: What could be said about the old deadline at that moment.
+        verdict: What can be said about the new one.
+    """
+
+    decision: Decision
+    was: Facts
+    deadline_was: date | None
+    deadline: Deadline
+    verdict_was: Verdict
+    verdict: Verdict
+
+    @property
+    def idle_extension(self) -> date | None:
+        """An extension that is on record and does not move the deadline: recorded too late, or out of its bounds."""
+        extended_on = self.decision.job.facts.extended_on
+        return None if extended_on == self.deadline.on else extended_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,26 +191,198 @@ def reopen(connection: sa.Connection, job_id: int, actor: str, reason: str, *, d
     return _carry_out(connection, job_id, lambda job, at: status.reopen(job, at, actor, reason), dry_run)
 
 
+def attest(
+    connection: sa.Connection, job_id: int, actor: str, reason: str, done_by: datetime, *, dry_run: bool = False
+) -> Decision:
+    """End an open, failed or lost job as an operator says that it ended, unseen by us, and return what became of it.
+
+    The verdict is then ``attested``: what people claim is no observation.
+
+    Args:
+        connection: As for `withdraw`, as are the other arguments.
+        done_by: When it was done at the latest (aware), by the operator's word.
+
+    Raises:
+        Refused: As for `withdraw`; or *done_by* is in the future, before the submission, or before Elevate was last
+            seen to say that it was not done (`InvalidField`).
+    """
+    actor, reason = check_actor(actor), check_reason(reason)
+
+    def decide(job: status.Job, at: datetime) -> Decision:
+        decision = status.attest(job, intake.instant("done_by", done_by, at), at, actor, reason)
+        # While Elevate says not_found, the last sight of a job that was not done is where that began.
+        not_done_at = job.status_after if job.status == Status.NOT_FOUND else job.seen_at
+        submitted_at = job.facts.submitted_at
+        if not_done_at is not None and done_by < not_done_at:
+            raise InvalidField("done_by", f"{done_by} cannot be: it was seen not done later, at {not_done_at}")
+        if submitted_at is not None and done_by < submitted_at:
+            raise InvalidField("done_by", f"{done_by} is before the job was submitted, at {submitted_at} (declared)")
+        return decision
+
+    return _carry_out(connection, job_id, decide, dry_run)
+
+
+def amend(
+    connection: sa.Connection,
+    job_id: int,
+    actor: str,
+    reason: str,
+    changes: Mapping[str, Fact],
+    *,
+    zone: ZoneInfo,
+    dry_run: bool = False,
+) -> Amendment:
+    """Correct what was declared about a job in any state, and return what it was and is.
+
+    Its history keeps both. The deadline is computed anew, and an open job is due at once where that or the submission
+    moved, since its polls were planned by them.
+
+    An extension (GDPR Article 12(3)) counts if it was recorded before the first month was over, as counted from what is
+    declared now: so it stays in force when another fact is amended, and one that is recorded later is kept, and moves
+    nothing.
+
+    Args:
+        connection: As for `withdraw`, as are the other arguments.
+        changes: By column of `Facts`, its new value, None to clear it; columns that are left out stay as they are.
+        zone: The legal time zone.
+
+    Raises:
+        InvalidField: A value cannot be, as for `intake.register`; or a time is after the registration; or an extension
+            is not later than the deadline without it, is later than the law allows, or would put an end to one that is
+            in force.
+        Refused: Nothing would change.
+    """
+    actor, reason = check_actor(actor), check_reason(reason)
+    row, at = _lock_job(connection, job_id, dry_run)
+    job = job_of(row)
+    facts = _amended(row, job, changes, at)
+    decision = status.amend(job, facts, at, actor, reason)
+    assert decision.transition is not None  # noqa: S101 - an amendment is one
+    declared = extensions(connection, job_id)
+    due = _due(job, facts, zone, [*declared, (decision.transition.observed_at, facts.extended_on)])
+    if facts.extended_on not in (None, job.facts.extended_on):
+        _check_extension(job, facts, zone, due, declared)
+    result = Amendment(
+        decision,
+        job.facts,
+        row.deadline_on,
+        due,
+        _verdict(job, row.deadline_at, at),
+        _verdict(decision.job, due.at, at),
+    )
+    if dry_run:
+        return result
+    values: dict[str, Any] = {**facts_values(facts), "deadline_on": due.on, "deadline_at": due.at}
+    is_moved = due.at != row.deadline_at or facts.submitted_at != job.facts.submitted_at
+    if job.state is State.OPEN and is_moved:
+        values["due_at"] = min(row.due_at, at)
+    _write(connection, job_id, decision, values)
+    return result
+
+
+def _amended(row: sa.Row[Any], job: status.Job, changes: Mapping[str, Fact], at: datetime) -> Facts:
+    """Return the facts of *job* with *changes*, each checked; raise InvalidField for the first that cannot be."""
+    given: dict[str, Any] = dict(changes)
+    if unknown := given.keys() - Facts.__dataclass_fields__.keys():
+        known = ", ".join(Facts.__dataclass_fields__)
+        raise InvalidField(min(unknown), f"is nothing that can be amended; that can be: {known}")
+    if "kind" in given and not given["kind"]:
+        raise InvalidField("kind", "cannot be cleared: write export, removal or unknown")
+    if given.get("reference") is not None and not str(given["reference"]).strip():
+        raise InvalidField("reference", "is blank; say a ticket, or that it is to be cleared")
+    extended_on = given.pop("extended_on", job.facts.extended_on)
+    if extended_on is not None and (not isinstance(extended_on, date) or isinstance(extended_on, datetime)):
+        raise InvalidField("extended_on", f"must be a date, not {type(extended_on).__name__}")
+    _, checked = intake.check(intake.Registration(row.jid, row.cluster, **given), lambda _: str(row.cluster), at)
+    facts = replace(job.facts, extended_on=extended_on, **{name: getattr(checked, name) for name in given})
+    for name in ("received_at", "submitted_at"):
+        told: datetime | None = getattr(facts, name)
+        if told is None or told == getattr(job.facts, name):
+            continue
+        if told > job.registered_at:
+            raise InvalidField(name, f"{told} is after the job was registered, at {job.registered_at}")
+        if name == "submitted_at" and job.ended_by is not None and told > job.ended_by:  # only if that was attested
+            raise InvalidField(name, f"{told} is after the job ended, by {job.ended_by}")
+    return facts
+
+
+def _check_extension(
+    job: status.Job, facts: Facts, zone: ZoneInfo, due: Deadline, declared: list[tuple[datetime, date | None]]
+) -> None:
+    """Raise InvalidField if the extension in *facts*, which is new, cannot be."""
+    new, old = facts.extended_on, job.facts.extended_on
+    assert new is not None  # noqa: S101 - the caller's condition
+    times = facts.received_at, facts.submitted_at, job.registered_at
+    first, last = deadline(*times, zone).on, latest_extension(*times, zone)
+    if new <= first:
+        raise InvalidField("extended_on", f"{new} is not after {first}, which is the deadline without an extension")
+    if new > last:
+        raise InvalidField(
+            "extended_on",
+            f"{new} is after {last}, the last day of the two further months that GDPR Article 12(3) allows",
+        )
+    if due.on != new and _due(job, replace(facts, extended_on=old), zone, declared).on == old:
+        raise InvalidField(
+            "extended_on",
+            f"{new} would be recorded after the first month was over ({first}), count for nothing, and put an end to "
+            f"the extension to {old}, which was recorded in time; to end that one, clear it",
+        )
+
+
+def _due(job: status.Job, facts: Facts, zone: ZoneInfo, declared: list[tuple[datetime, date | None]]) -> Deadline:
+    """Return the deadline of *job* with these facts, the last of those *declared*."""
+    return deadline(
+        facts.received_at,
+        facts.submitted_at,
+        job.registered_at,
+        zone,
+        extended_on=facts.extended_on,
+        extension_recorded_at=extension_recorded_at(declared),
+    )
+
+
+def _verdict(job: status.Job, deadline_at: datetime | None, now: datetime) -> Verdict:
+    """Return the verdict on *job* as the views have it."""
+    done_after, done_by = job.ended_after, job.ended_by
+    if done_after is None and done_by is not None and job.facts.submitted_at is not None:
+        done_after = min(job.facts.submitted_at, done_by)
+    seen = job.state, job.status, job.status_after, job.seen_at
+    return verdict(*seen, done_after, done_by, deadline_at, now)
+
+
 def _carry_out(
     connection: sa.Connection, job_id: int, decide: Callable[[status.Job, datetime], Decision], dry_run: bool
 ) -> Decision:
     """Return what *decide* makes of the job now, and write it."""
-    query = sa.select(JOBS).where(JOBS.c.id == job_id)
-    row = connection.execute(query if dry_run else query.with_for_update()).one()
-    at = database.now(connection)
+    row, at = _lock_job(connection, job_id, dry_run)
     decision = decide(job_of(row), at)
-    job, transition = decision.job, decision.transition
-    if dry_run or transition is None:
+    if dry_run:
         return decision
-    changes: dict[str, Any] = observed_values(job)
+    job = decision.job
+    changes: dict[str, Any] = {}
     if job.state is not row.state:
         # The answer of a poll that is under way is about another state: it finds its lease lost and is left alone.
         changes |= {"due_at": None, "leased_by": None, "leased_until": None}
         if job.state is State.OPEN:
             changes |= {"due_at": at, "failures": 0, "last_error": None}
-    connection.execute(sa.insert(TRANSITIONS).values(transition_values(job_id, transition)))
-    connection.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(changes))
+    _write(connection, job_id, decision, changes)
     return decision
+
+
+def _lock_job(connection: sa.Connection, job_id: int, dry_run: bool) -> tuple[sa.Row[Any], datetime]:
+    """Return the job's row, locked but for a dry run, and the time after that."""
+    query = sa.select(JOBS).where(JOBS.c.id == job_id)
+    row = connection.execute(query if dry_run else query.with_for_update()).one()
+    return row, database.now(connection)
+
+
+def _write(connection: sa.Connection, job_id: int, decision: Decision, changes: dict[str, Any]) -> None:
+    """Write the transition, and then the job: a guard lets declared facts through only if a transition has them."""
+    if decision.transition is None:
+        return
+    connection.execute(sa.insert(TRANSITIONS).values(transition_values(job_id, decision.transition)))
+    values = observed_values(decision.job) | changes
+    connection.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(values))
 
 
 def pause(

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 
 from tracker import cadence, database
-from tracker.deadline import deadline
+from tracker.deadline import deadline, extension_recorded_at
 from tracker.elevate import Elevate
 from tracker.errors import AskError, BadAnswer, DatabaseUnavailable, KeyRefused, RateLimited, Unavailable, WrongTarget
 from tracker.logs import event
@@ -38,6 +38,7 @@ from tracker.models import (
     Gap,
     Source,
     Worker,
+    extensions,
     facts_of,
     job_of,
     observed_values,
@@ -583,14 +584,16 @@ class _Recording:
         update = observed_values(job)
         # Computed with the first answer, whatever plain SQL put there; afterwards only an amendment moves it.
         if row.polls == 0 or row.deadline_at is None:
-            facts = facts_of(row)
+            facts, recorded_at = facts_of(row), row.registered_at
+            if facts.extended_on is not None and row.seq:  # an amendment may have recorded it, perhaps too late
+                recorded_at = extension_recorded_at(extensions(connection, row.id))
             due = deadline(
                 facts.received_at,
                 facts.submitted_at,
                 row.registered_at,
                 poller._legal_zone,
                 extended_on=facts.extended_on,
-                extension_recorded_at=row.registered_at,
+                extension_recorded_at=recorded_at,
             )
             update |= {"deadline_on": due.on, "deadline_at": due.at}
         else:

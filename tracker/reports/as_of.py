@@ -43,7 +43,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.deadline import deadline
+from tracker.deadline import deadline, extension_recorded_at
 from tracker.errors import InvalidField
 from tracker.models import JOBS, TRANSITIONS
 from tracker.reports import views
@@ -231,12 +231,8 @@ def _deadlines(connection: sa.Connection, as_of: datetime, zone: ZoneInfo) -> It
         .order_by(t.job_id, t.seq)
     )
     for job_id, its in groupby(connection.execute(facts), key=lambda row: row.job_id):
-        last, *later = its
-        recorded_at = last.observed_at
-        for row in later:
-            if row.extended_on != last.extended_on:
-                recorded_at = row.observed_at
-            last = row
+        rows = list(its)
+        last = rows[-1]
         try:
             due = deadline(
                 last.received_at,
@@ -244,7 +240,7 @@ def _deadlines(connection: sa.Connection, as_of: datetime, zone: ZoneInfo) -> It
                 last.registered_at,
                 zone,
                 extended_on=last.extended_on,
-                extension_recorded_at=recorded_at,
+                extension_recorded_at=extension_recorded_at((row.observed_at, row.extended_on) for row in rows),
             )
         except ValueError:  # outside the calendar: the poller finds none either
             continue

@@ -1,0 +1,435 @@
+"""Corrections: what people declared is amended, what nobody saw is attested, and history keeps both, on both databases.
+
+By way of `tracker.operate` and of the command line; afterwards ``jobs`` is always the replay of ``transitions``, its
+deadline what the legal clock says, and a report as of now the same as the views.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests import history
+from tests.history import ZONE, answer, register
+from tests.scripted import Script, SetClock, polling
+from tracker import database, operate
+from tracker.deadline import Verdict, add_months
+from tracker.errors import InvalidField, Refused
+from tracker.models import JOBS, facts_of, transition_of
+from tracker.operate import Amendment
+from tracker.reports.about import Filters
+from tracker.reports.as_of import shadows
+from tracker.reports.tables import read
+from tracker.status import Action, Facts, Kind, State, replay
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+R_1 = {"kind": "export", "reference": "R-1"}
+
+
+def local(at: datetime) -> date:
+    return at.astimezone(ZONE).date()
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime | None], None]:
+    """Return a function that sets the database's clock for what operators do next; None: its own again."""
+    own = database.now
+
+    def set_(when: datetime | None) -> None:
+        monkeypatch.setattr(database, "now", own if when is None else lambda connection: when)
+
+    return set_
+
+
+def amend(engine: sa.Engine, job_id: int, *, dry_run: bool = False, **changes: Any) -> Amendment:
+    with database.reading(engine) if dry_run else database.writing(engine) as connection:
+        return operate.amend(connection, job_id, "alice", "the mail", changes, zone=ZONE, dry_run=dry_run)
+
+
+def row(engine: sa.Engine, job_id: int) -> sa.Row[Any]:
+    """Return the job's row, checked to be its replay, with the deadline that a report as of later computes."""
+    found = history.job(engine, job_id)
+    with database.reading(engine) as connection:
+        told = [transition_of(one) for one in history._history(connection, job_id)]
+        later = max(database.now(connection), told[-1].observed_at)
+        ctes = shadows(connection, Filters(), later, ZONE)
+        then = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id).add_cte(*ctes)).one()
+    assert facts_of(found) == replay(told).job.facts
+    declared = (*Facts.__dataclass_fields__, "deadline_on", "deadline_at", "state", "seq", "ended_by")
+    assert [getattr(then, name) for name in declared] == [getattr(found, name) for name in declared]
+    return found
+
+
+def report(engine: sa.Engine, name: str, **as_of: Any) -> dict[str, Any]:
+    """Return the only row of a report."""
+    with database.reading(engine) as connection:
+        table = read(connection, name, **as_of)
+        [cells] = table.rows
+    return dict(zip(table.columns, cells, strict=True))
+
+
+# What is declared
+
+
+def test_each_fact_can_be_corrected_and_cleared(engine: sa.Engine) -> None:
+    """The transition holds all facts from then on, by whom and why; the job has them, and the deadline follows."""
+    declared: dict[str, Any] = {"received_at": NOW - 20 * DAY, "submitted_at": NOW - 19 * DAY} | R_1
+    job_id = register(engine, "a", at=NOW - 18 * DAY, **declared)
+    facts = facts_of(row(engine, job_id))
+    steps: list[tuple[dict[str, Any], datetime]] = [
+        ({"kind": "removal"}, NOW - 20 * DAY),
+        ({"reference": " R-2 "}, NOW - 20 * DAY),
+        ({"received_at": NOW - 25 * DAY}, NOW - 25 * DAY),
+        ({"submitted_at": NOW - 24 * DAY, "reference": None}, NOW - 25 * DAY),
+        ({"received_at": None}, NOW - 24 * DAY),
+        ({"submitted_at": None}, NOW - 18 * DAY),
+        ({"received_at": (NOW - 26 * DAY).astimezone(ZONE), "kind": Kind.EXPORT}, NOW - 26 * DAY),
+    ]
+    for number, (changes, counted_from) in enumerate(steps, 1):
+        kept: dict[str, Any] = {name: v.strip() if isinstance(v, str) else v for name, v in changes.items()}
+        facts = replace(facts, **kept)
+        before = row(engine, job_id)
+        done = amend(engine, job_id, **changes)
+        after, last = row(engine, job_id), history.last(engine, job_id)
+        assert (after.seq, last.seq, last.action, last.to_state) == (number, number, Action.AMENDED, State.OPEN)
+        assert (last.actor, last.reason, facts_of(last), facts_of(after)) == ("alice", "the mail", facts, facts)
+        assert (done.was, done.decision.job.facts) == (facts_of(before), facts)
+        assert (done.deadline_was, done.deadline.on) == (before.deadline_on, after.deadline_on)
+        assert after.deadline_on == add_months(local(counted_from), 1)
+        assert (after.state, after.status, after.polls) == (before.state, before.status, before.polls)
+
+
+def test_a_job_in_any_state_is_amended_and_stays_in_it(engine: sa.Engine) -> None:
+    """What is declared can be wrong about an ended job too; it is not polled again for that."""
+    words = {State.DONE: "done", State.FAILED: "error", State.OPEN: "waiting"}
+    for state, word in words.items():
+        job_id = register(engine, state, at=NOW - 9 * DAY)
+        answer(engine, job_id, (word, NOW - DAY))
+        before = row(engine, job_id)
+        amend(engine, job_id, kind="export")
+        after = row(engine, job_id)
+        assert (after.state, after.ended_by, after.due_at) == (state, before.ended_by, before.due_at)
+
+
+def test_reports_use_the_corrected_value_and_count_amendments(engine: sa.Engine) -> None:
+    """Every view goes by what is declared now; as of an earlier time it was not amended, with the value of then."""
+    declared: dict[str, Any] = {"received_at": NOW - 40 * DAY, "submitted_at": NOW - 12 * DAY} | R_1
+    job_id = register(engine, "a", at=NOW - 10 * DAY, **declared)
+    answer(engine, job_id, ("waiting", NOW - 3 * DAY), ("done", NOW - 2 * DAY))
+    names = ("deadlines", "monthly", "requests")
+    then = [report(engine, name) for name in names]
+    with database.reading(engine) as connection:
+        before = database.now(connection)
+    amend(engine, job_id, received_at=NOW - 20 * DAY, submitted_at=NOW - 11 * DAY)
+    amend(engine, job_id, reference="R-2")
+    told = report(engine, "deadlines")
+    assert (told["received_at"], told["received_at_first"]) == (NOW - 20 * DAY, NOW - 40 * DAY)
+    assert (told["amendments"], told["verdict"], told["basis"]) == (2, "met", "received")
+    assert told["deadline_on"] == add_months(local(NOW - 20 * DAY), 1)
+    assert report(engine, "requests")["reference"] == "R-2"
+    query = sa.text("SELECT d.seconds_max, j.verdict FROM report_durations d, report_jobs j").columns()
+    with database.reading(engine) as connection:
+        ctes = shadows(connection, Filters(), before, ZONE, "report_durations", "report_jobs")
+        told_by = sa.text("report_durations, (SELECT verdict FROM report_jobs) j")
+        columns = sa.column("seconds_max", sa.Float()), sa.column("verdict", sa.String())
+        earlier = sa.select(*columns).select_from(told_by).add_cte(*ctes)
+        assert tuple(connection.execute(query).one()) == ((9 * DAY).total_seconds() + 1, "met")
+        assert tuple(connection.execute(earlier).one()) == ((10 * DAY).total_seconds() + 1, then[0]["verdict"])
+    assert [report(engine, name, as_of=before) for name in names] == then
+    assert (then[0]["amendments"], then[0]["received_at"], then[0]["verdict"]) == (0, NOW - 40 * DAY, "missed")
+
+
+# Extensions
+
+
+def months(at: datetime, number: int) -> date:
+    return add_months(local(at), number)
+
+
+RECEIVED = NOW - 45 * DAY  # its first month is over, its third is not
+
+
+def test_an_extension_in_time_moves_the_deadline(engine: sa.Engine, at: Callable[[datetime | None], None]) -> None:
+    """It counts from its recording on, whatever else is amended later; cleared, it counts no more."""
+    job_id = register(engine, "a", at=NOW - 44 * DAY, received_at=RECEIVED, submitted_at=NOW - 44 * DAY)
+    at(NOW - 30 * DAY)
+    new = months(RECEIVED, 3) - 2 * DAY
+    done = amend(engine, job_id, extended_on=new)
+    assert (done.deadline_was, done.deadline.on, done.idle_extension) == (months(RECEIVED, 1), new, None)
+    at(None)
+    assert row(engine, job_id).deadline_on == new
+    assert report(engine, "deadlines")["verdict"] == "pending"
+    for changes in ({"kind": "export"}, {"received_at": RECEIVED - DAY}, {"reference": "R-1"}):
+        assert amend(engine, job_id, **changes).idle_extension is None
+        assert (row(engine, job_id).extended_on, row(engine, job_id).deadline_on) == (new, new)
+    answer(engine, job_id, ("waiting", NOW - DAY))
+    assert row(engine, job_id).deadline_on == new
+    assert report(engine, "deadlines")["verdict"] == "pending"
+    assert report(engine, "deadlines", as_of=NOW - 40 * DAY)["extended_on"] is None
+    gone = amend(engine, job_id, extended_on=None)
+    assert (gone.verdict_was, gone.verdict) == (Verdict.PENDING, Verdict.OVERDUE)
+    assert row(engine, job_id).deadline_on == months(RECEIVED - DAY, 1)
+    assert amend(engine, job_id, extended_on=new).idle_extension == new  # declared anew, and now too late
+
+
+def test_an_extension_after_the_first_month_undoes_nothing(engine: sa.Engine) -> None:
+    """It is kept and shown, and missed stays missed, overdue stays overdue, whatever else is amended afterwards."""
+    done = register(engine, "done", at=NOW - 44 * DAY, received_at=RECEIVED)
+    answer(engine, done, ("waiting", NOW - 2 * DAY), ("done", NOW - DAY))
+    waiting = register(engine, "waiting", at=NOW - 44 * DAY, received_at=RECEIVED)
+    answer(engine, waiting, ("waiting", NOW - DAY))
+    unasked = register(engine, "unasked", at=NOW - 44 * DAY, received_at=RECEIVED)
+    first, last = months(RECEIVED, 1), months(RECEIVED, 3)
+    for job_id, verdict in ((done, "missed"), (waiting, "overdue"), (unasked, "undecidable")):
+        told = amend(engine, job_id, extended_on=last)
+        assert (told.idle_extension, told.deadline.on, told.verdict_was, told.verdict) == (last, first, *2 * [verdict])
+        amend(engine, job_id, kind="export")
+        found = row(engine, job_id)
+        assert (found.extended_on, found.deadline_on) == (last, first)
+    with database.reading(engine) as connection:
+        rows = connection.execute(sa.text("SELECT jid, verdict, extended_on FROM report_deadlines")).all()
+    assert {jid: verdict for jid, verdict, _ in rows} == {
+        "done": "missed",
+        "waiting": "overdue",
+        "unasked": "undecidable",
+    }
+    assert {str(extended_on) for _, _, extended_on in rows} == {str(last)}
+
+
+def test_the_first_month_is_counted_from_what_is_declared_now(
+    engine: sa.Engine, at: Callable[[datetime | None], None]
+) -> None:
+    """An extension counts if it was recorded within the corrected first month, and again when that is taken back."""
+    job_id = register(engine, "a", at=NOW - 40 * DAY, received_at=NOW - 40 * DAY)
+    at(NOW - 20 * DAY)
+    new = months(NOW - 55 * DAY, 3)
+    amend(engine, job_id, extended_on=new)
+    at(None)
+    early = amend(engine, job_id, received_at=NOW - 55 * DAY)  # the month was over when it was recorded
+    assert (early.idle_extension, early.deadline.on) == (new, months(NOW - 55 * DAY, 1))
+    assert row(engine, job_id).deadline_on == early.deadline.on
+    back = amend(engine, job_id, received_at=NOW - 41 * DAY)
+    assert (back.idle_extension, back.deadline.on) == (None, new)
+    assert row(engine, job_id).deadline_on == new
+
+
+def test_an_extension_in_force_is_not_replaced_too_late(
+    engine: sa.Engine, at: Callable[[datetime | None], None]
+) -> None:
+    """Another day recorded after the first month would count for nothing, and take the one that counts with it."""
+    job_id = register(engine, "a", at=NOW - 44 * DAY, received_at=RECEIVED)
+    at(NOW - 30 * DAY)
+    amend(engine, job_id, extended_on=months(RECEIVED, 2))
+    amend(engine, job_id, extended_on=months(RECEIVED, 2) + DAY)  # still in time
+    at(None)
+    with pytest.raises(InvalidField, match="which was recorded in time; to end that one, clear it"):
+        amend(engine, job_id, extended_on=months(RECEIVED, 3))
+    assert row(engine, job_id).deadline_on == months(RECEIVED, 2) + DAY
+
+
+def test_an_extension_recorded_before_the_first_answer_is_not_taken_for_an_early_one(
+    engine: sa.Engine, script: Script
+) -> None:
+    """The poller computes the deadline with the first answer, and asks history when the extension was recorded."""
+    job_id = register(engine, "a", at=NOW - 44 * DAY, received_at=RECEIVED)
+    amend(engine, job_id, extended_on=months(RECEIVED, 3))
+    with polling(engine, script.url, SetClock(datetime.now(UTC))) as poller:
+        assert poller.run(threading.Event()).transitions == 1
+    assert row(engine, job_id).deadline_on == months(RECEIVED, 1)
+
+
+# What is refused
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({}, "the job has these facts already: there is nothing to amend"),
+    ({"kind": "export", "reference": "R-1"}, "there is nothing to amend"),
+    ({"jid": "b"}, "jid: is nothing that can be amended; that can be: kind, reference, received_at"),
+    ({"kind": "delete"}, "kind: 'delete' is no kind: write export, removal or unknown"),
+    ({"kind": None}, "kind: cannot be cleared"),
+    ({"reference": "jo@example.com"}, "reference: has an @ in it"),
+    ({"reference": "a\nb"}, "reference: has the control character"),
+    ({"reference": " "}, "reference: is blank"),
+    ({"reference": "x" * 256}, "reference: has 256 characters"),
+    ({"received_at": NOW + HOUR}, "received_at: .* is in the future"),
+    ({"received_at": datetime(2026, 1, 5)}, "received_at: .* has no time zone"),  # noqa: DTZ001 - refused
+    ({"received_at": "2026-01-05"}, "received_at: must be a datetime"),
+    ({"received_at": datetime(1969, 1, 1, tzinfo=UTC)}, "received_at: .* is before 1970"),
+    ({"received_at": NOW - 9 * DAY}, "received_at: .* is after the job was registered, at"),
+    ({"submitted_at": NOW - 9 * DAY}, "submitted_at: .* is after the job was registered, at"),
+    ({"submitted_at": NOW + HOUR}, "submitted_at: .* is in the future"),
+    ({"extended_on": "2026-01-05"}, "extended_on: must be a date, not str"),
+    ({"extended_on": NOW}, "extended_on: must be a date, not datetime"),
+    ({"extended_on": months(NOW - 11 * DAY, 1)}, "extended_on: .* is not after .* the deadline without an extension"),
+    ({"extended_on": months(NOW - 11 * DAY, 3) + DAY}, "extended_on: .* the last day of the two further months"),
+    ({"received_at": NOW - 12 * DAY, "extended_on": months(NOW - 11 * DAY, 3)}, "extended_on: .* two further months"),
+    ({"extended_on": date.max}, "extended_on: .* two further months"),
+]
+
+
+def test_what_cannot_be_declared_is_refused_by_name(engine: sa.Engine) -> None:
+    """A value that no registration would take, or that contradicts one, changes nothing."""
+    declared: dict[str, Any] = {"received_at": NOW - 11 * DAY} | R_1
+    job_id = register(engine, "a", at=NOW - 10 * DAY, **declared)
+    for changes, told in WRONG:
+        for dry_run in (False, True):
+            with pytest.raises(Refused, match=told):
+                amend(engine, job_id, dry_run=dry_run, **changes)
+    for actor, reason, field in ((" ", "x", "actor"), ("x", " ", "reason"), ("x", "jo@example.com", "reason")):
+        with database.writing(engine) as connection, pytest.raises(InvalidField, match=f"^{field}: "):
+            operate.amend(connection, job_id, actor, reason, {"kind": "removal"}, zone=ZONE)
+    assert row(engine, job_id).seq == 0
+
+
+def test_the_guard_lets_no_other_change_through(engine: sa.Engine) -> None:
+    """Before and after an amendment, plain SQL changes nothing that is declared, nor the deadline."""
+    job_id = register(engine, "a", at=NOW - 10 * DAY)
+    answer(engine, job_id, ("waiting", NOW - DAY))
+    facts = {"kind": "removal", "reference": "X", "received_at": NOW, "submitted_at": NOW, "extended_on": NOW.date()}
+    for _ in range(2):
+        for name, value in {**facts, "deadline_on": NOW.date(), "deadline_at": NOW}.items():
+            for along in ({}, {"seq": JOBS.c.seq + 1}):
+                with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError, match="amendment only"):
+                    connection.execute(sa.update(JOBS).values({name: value, **along}))
+        amend(engine, job_id, received_at=NOW - 12 * DAY)
+        amend(engine, job_id, received_at=NOW - 11 * DAY)
+    assert row(engine, job_id).seq == 5
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(engine: sa.Engine) -> None:
+    """It decides as the real one does."""
+    job_id = register(engine, "a", at=NOW - 10 * DAY)
+    before = row(engine, job_id)
+    told = amend(engine, job_id, dry_run=True, received_at=NOW - 20 * DAY)
+    assert tuple(row(engine, job_id)) == tuple(before)
+    done = amend(engine, job_id, received_at=NOW - 20 * DAY)
+    assert replace(told, decision=done.decision) == done
+
+
+# The poller
+
+
+def test_an_open_job_whose_deadline_or_submission_moved_is_due_at_once(engine: sa.Engine) -> None:
+    """Its polls were planned by them; an amendment of anything else leaves the next poll where it was."""
+    job_id = register(engine, "a", at=NOW - 10 * DAY, received_at=NOW - 11 * DAY)
+    later, long_ago = NOW + 5 * HOUR, NOW - DAY
+    moves: list[tuple[dict[str, Any], bool]] = [
+        ({"kind": "export", "reference": "R-1"}, False),
+        ({"submitted_at": NOW - 12 * DAY}, True),
+        ({"received_at": NOW - 13 * DAY}, True),
+        ({"extended_on": months(NOW - 13 * DAY, 2)}, True),
+        ({"extended_on": None}, True),
+    ]
+    for changes, is_moved in moves:
+        for due_at in (later, long_ago):
+            history.change(engine, job_id, due_at=due_at, leased_by="w", leased_until=later)
+            with database.writing(engine) as connection:
+                now = database.now(connection)
+                operate.amend(connection, job_id, "alice", "x", changes, zone=ZONE)
+                found = connection.execute(sa.select(JOBS)).one()
+                assert found.leased_by == "w"  # the answer under way is still wanted
+                assert (now <= found.due_at < later) if is_moved and due_at == later else found.due_at == due_at
+                if due_at == later:
+                    connection.rollback()
+    assert row(engine, job_id).seq == len(moves)
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    with Script().serve() as script:
+        yield script
+
+
+@pytest.mark.parametrize("said", ["waiting", "done", 503])
+def test_neither_the_answer_under_way_nor_the_amendment_is_lost(
+    engine: sa.Engine, script: Script, said: str | int
+) -> None:
+    """A job amended between claim and record: what comes is recorded on top, planned by the new facts."""
+    job_id = register(engine, "a", at=NOW - 10 * DAY)
+    script.default = said
+
+    def amended(jid: str) -> None:
+        amend(engine, job_id, received_at=NOW - 20 * DAY, kind="export")
+
+    script.hold = amended
+    clock = SetClock(NOW - 2 * HOUR)
+    with polling(engine, script.url, clock) as poller:
+        tally = poller.run(threading.Event())
+        found = row(engine, job_id)
+        assert (found.received_at, found.kind) == (NOW - 20 * DAY, "export")
+        assert (found.deadline_on, found.leased_by) == (months(NOW - 20 * DAY, 1), None)
+        if isinstance(said, int):
+            assert (tally.failed, found.seq, found.failures) == (1, 1, 1)
+            script.hold, script.default = None, "waiting"
+            clock.pass_(hours=1)
+            assert poller.run(threading.Event()).transitions == 1
+            found = row(engine, job_id)
+        assert (tally.lost, found.seq, found.failures) == (0, 2, 0)
+        assert found.status == script.default
+    assert history.last(engine, job_id).action is Action.OBSERVED
+    assert (found.due_at is None) is (said == "done")
+
+
+# Attesting
+
+
+def attest(engine: sa.Engine, job_id: int, done_by: datetime, *, dry_run: bool = False) -> None:
+    with database.reading(engine) if dry_run else database.writing(engine) as connection:
+        operate.attest(connection, job_id, "eve", "the archive has it", done_by, dry_run=dry_run)
+
+
+def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
+    """From open, failed and lost; it is polled no more, its verdict is attested, and reopening takes it back."""
+    stories = {"new": [], "open": ["waiting"], "failed": ["error"], "lost": ["waiting", "not_found", "not_found"]}
+    for jid, words in stories.items():
+        job_id = register(engine, jid, at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
+        answer(engine, job_id, *((word, NOW - (9 - n) * DAY) for n, word in enumerate(words)))
+        before = row(engine, job_id)
+        attest(engine, job_id, NOW - HOUR, dry_run=True)
+        assert tuple(row(engine, job_id)) == tuple(before)
+        attest(engine, job_id, (NOW - HOUR).astimezone(ZONE))
+        found, last = row(engine, job_id), history.last(engine, job_id)
+        assert (found.state, found.ended_after, found.ended_by, found.due_at) == ("attested", None, NOW - HOUR, None)
+        assert (last.action, last.server_date, last.from_state) == (Action.ATTESTED, NOW - HOUR, before.state)
+        assert (last.actor, last.reason) == ("eve", "the archive has it")
+    with database.reading(engine) as connection:
+        verdicts = connection.scalars(sa.text("SELECT verdict FROM report_jobs")).all()
+        assert verdicts == 4 * ["attested"]
+    with database.writing(engine) as connection:
+        operate.reopen(connection, job_id, "eve", "it has not")
+    assert (row(engine, job_id).state, row(engine, job_id).ended_by) == ("open", None)
+
+
+def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) -> None:
+    """Nobody's word undoes an observation; and nothing is done before it was submitted, or in the future."""
+    waiting = register(engine, "waiting", at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
+    answer(engine, waiting, ("waiting", NOW - 5 * DAY))
+    gone = register(engine, "gone", at=NOW - 10 * DAY)
+    answer(engine, gone, ("waiting", NOW - 5 * DAY), ("not_found", NOW - 2 * DAY))
+    done = register(engine, "done", at=NOW - 10 * DAY)
+    answer(engine, done, ("done", NOW - 5 * DAY))
+    new = register(engine, "new", at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
+    wrong = [
+        (waiting, NOW - 6 * DAY, "done_by: .* it was seen not done later, at"),
+        (gone, NOW - 6 * DAY, "done_by: .* it was seen not done later, at"),
+        (new, NOW - 12 * DAY, "done_by: .* is before the job was submitted"),
+        (new, datetime.now(UTC) + HOUR, "done_by: .* in the future"),
+        (new, datetime(1969, 1, 1, tzinfo=UTC), "done_by: .* before 1970"),
+        (new, datetime(2026, 1, 5), "done_by: .* has no time zone"),  # noqa: DTZ001 - refused
+        (done, NOW - HOUR, "the job is done, as Elevate said"),
+    ]
+    for job_id, done_by, told in wrong:
+        with pytest.raises(Refused, match=told):
+            attest(engine, job_id, done_by)
+    attest(engine, gone, NOW - 3 * DAY)  # between the last sight and not_found: what attesting is for
+    with pytest.raises(Refused, match="the job is attested already: reopen it first"):
+        attest(engine, gone, NOW - HOUR)
+    attest(engine, new, NOW - 11 * DAY + HOUR)
+    with pytest.raises(InvalidField, match=r"submitted_at: .* is after the job ended"):
+        amend(engine, new, submitted_at=NOW - 11 * DAY + 2 * HOUR)
