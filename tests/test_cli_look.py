@@ -5,8 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import resource
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -172,6 +179,62 @@ def test_a_table_stops_at_its_limit_and_says_so_and_csv_does_not(engine: sa.Engi
     _, out, err = run("jobs", "--format", "json", "--limit", "7")
     assert len(json.loads(out)) == 7
     assert "more than these 7" in err
+
+
+def test_any_number_of_jobs_is_streamed(
+    engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Memory does not grow with the rows."""
+    jobs = 4_000
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO jobs (cluster, jid, registered_at)"
+            f" WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {jobs})"
+            " SELECT 'w1', 'many' || CAST(n AS VARCHAR), '2026-11-02 09:00:00.000000' FROM s"
+        )
+    monkeypatch.setattr(overview, "_BATCH", 20)
+    run("jobs", "--format", "csv", "--limit", "1")  # what is imported and cached
+    with (tmp_path / "many").open("w") as file, redirect_stdout(file):
+        tracemalloc.start()
+        try:
+            assert cli.main(["jobs", "--format", "csv"]) == 0
+            assert tracemalloc.get_traced_memory()[1] < 100 * jobs
+        finally:
+            tracemalloc.stop()
+    assert (tmp_path / "many").read_text().count("many") == jobs
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_full_disk_is_an_error_in_one_line(url: str, engine: sa.Engine, tmp_path: Path) -> None:
+    """Below the output, and below the temporary file in which the rows wait; half a table never comes out."""
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": f"j{n}"} for n in range(500)])
+    tracker = Path(sys.executable).with_name("tracker")
+    environment = os.environ | {"TRACKER_DATABASE_URL": url}
+
+    def fails(command: str, limit: int | None = None) -> tuple[int, str, str]:
+        def limited() -> None:
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        ran = subprocess.run(
+            ["sh", "-c", command.replace("tracker", str(tracker), 1)],
+            env=environment,
+            preexec_fn=limited,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        return ran.returncode, ran.stdout, ran.stderr
+
+    code, _, err = fails("tracker jobs --format csv > /dev/full")
+    assert (code, err) == (75, "tracker: error: cannot read or write: No space left on device\n")
+    code, out, err = fails("tracker jobs --format csv", 40_000)
+    assert (code, out) == (1, "")
+    assert err == (
+        "tracker: error: cannot keep the rows in a temporary file: File too large; make room, or name another folder "
+        "in TMPDIR\n"
+    )
 
 
 def test_no_job_is_said_to_be_none(engine: sa.Engine, run: Run) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -108,8 +109,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:  # whoever read our output has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:  # a full disk below standard output, for instance: the place's fault, not the program's
+        _drop_output()
+        place = f" {error.filename!r}" if error.filename else ""
+        click.echo(f"tracker: error: cannot read or write{place}: {error.strerror or error}", err=True)
+        return 75
     except Exception as error:
         # What the database refuses for a reason that nobody foresaw is told in a line as well; faults of ours are not.
         if not any(base.__module__.startswith("sqlalchemy.") for base in type(error).__mro__):
@@ -118,3 +124,9 @@ def main(args: Sequence[str] | None = None) -> int:
         click.echo(f"tracker: error: the database refuses: {said} (tracker db check)", err=True)
         return 69
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """Send what standard output still holds nowhere: Python would try to write it once more at its end."""
+    with suppress(OSError):  # it is no file: a test reads it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

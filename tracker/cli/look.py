@@ -1,7 +1,8 @@
 """Looking: ``tracker jobs``, ``show``, ``clusters`` and ``status``. Arguments and printing.
 
 What is looked at comes from `tracker.reports.overview`; here are the words and the columns. Each command reads one
-state of the database, and has closed it before it prints: a pager that waits holds nobody up.
+state of the database, and has closed it before it prints: a pager that waits holds nobody up. What may be a million
+rows waits in a file.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, redirect_stdout
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracker.cli.output import Column, chosen, emit, example, format_option, human, plain, utc
+from tracker.cli.output import Column, chosen, emit, example, format_option, human, plain, spooled, utc
 from tracker.status import Action, Kind, State
 
 if TYPE_CHECKING:
@@ -86,10 +87,24 @@ def jobs(past_deadline: bool, limit: int | None, format: str | None, **wanted: t
             raise click.UsageError(f"--{name} has a control character, or bytes that are not UTF-8, in it.")
     is_table = chosen(format) == "table"
     most = limit or (ROWS if is_table else None)
-    with opened() as (_, engine), database.reading(engine) as connection:
-        rows = overview.jobs(connection, wanted, past_deadline=past_deadline, limit=most and most + 1)
-    if is_more := most is not None and len(rows) > most:
-        rows.pop()
+    is_more = False
+
+    def at_most(rows: Iterable[sa.Row[Any]]) -> Iterator[sa.Row[Any]]:
+        nonlocal is_more
+        for number, row in enumerate(rows):
+            if number == most:
+                is_more = True
+                return
+            yield row
+
+    with spooled() as spool, opened() as (_, engine), database.reading(engine) as connection:
+        found = overview.jobs(connection, wanted, past_deadline=past_deadline, limit=most and most + 1)
+        with closing(found):
+            if is_table:
+                shown = list(at_most(found))
+            else:
+                with redirect_stdout(spool):
+                    emit(at_most(found), list(overview.REPORT_JOBS.c.keys()), format or "csv")
     if is_table:
         columns = [
             Column("jid"),
@@ -101,12 +116,10 @@ def jobs(past_deadline: bool, limit: int | None, format: str | None, **wanted: t
             Column("reference", optional=True),
         ]
         # Of one cluster only, its name is what a narrow terminal can best do without.
-        several = len({row.cluster for row in rows}) > 1
+        several = len({row.cluster for row in shown}) > 1
         columns.insert(0 if several else len(columns), Column("cluster", optional=not several))
-        cells = [[_state(row) if one.name == "state" else getattr(row, one.name) for one in columns] for row in rows]
+        cells = [[_state(row) if one.name == "state" else getattr(row, one.name) for one in columns] for row in shown]
         emit(cells, columns, "table", empty="No job is like that.")
-    else:
-        emit(rows, list(overview.REPORT_JOBS.c.keys()), format)
     if is_more:
         click.echo(f"There are more than these {most}: narrow them down, or say --limit N.", err=True)
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from itertools import chain, islice
@@ -29,7 +27,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from tracker.cli.look import opened
-from tracker.cli.output import FORMATS, Column, chosen, emit, example, plain, utc
+from tracker.cli.output import FORMATS, Column, chosen, emit, example, plain, spooled, utc
 from tracker.errors import InvalidField
 from tracker.status import Kind
 
@@ -117,6 +115,11 @@ class _Output:
     rows: Iterable[Sequence[object]]
     shown: Callable[[Sequence[Sequence[Any]]], tuple[Sequence[Column | str], Sequence[Sequence[object]]]] | None = None
     note: str = ""
+
+    def close(self) -> None:
+        """Let go of the database, if rows are left: after the transaction's end it would be too late."""
+        if isinstance(self.rows, Generator):
+            self.rows.close()
 
 
 _OPTIONS = (
@@ -268,11 +271,12 @@ def _subcommand(
                             made = build(connection, asked)
                         except InvalidField as error:
                             raise _bad(error, as_of) from None
-                        if form == "table":
-                            made = replace(made, rows=list(islice(made.rows, ROWS + 1)))
-                        else:
-                            with redirect_stdout(destination):
-                                _print(name, title, made, form)
+                        with closing(made):
+                            if form == "table":
+                                made = replace(made, rows=list(islice(made.rows, ROWS + 1)))
+                            else:
+                                with redirect_stdout(destination):
+                                    _print(name, title, made, form)
                 if form == "table":
                     # Straight to the terminal, so that it is seen to be one.
                     with redirect_stdout(destination) if file else nullcontext():
@@ -302,10 +306,8 @@ def _named_after(file: Path) -> str:
 def _destination(file: Path | None) -> Iterator[IO[str]]:
     """Yield where to write what shall be in *file* (None: on standard output) once all of it is there."""
     if file is None:
-        with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as spool:
+        with spooled() as spool:
             yield spool
-            spool.seek(0)
-            shutil.copyfileobj(spool, sys.stdout)
         return
     target = Path(os.path.realpath(file))  # a link stays one
     try:
