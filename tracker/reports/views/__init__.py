@@ -8,12 +8,17 @@ run and makes today's after.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from tracker import database
 from tracker.reports.views import comments
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 VIEWS = (  # a view may use those before it
     "report_jobs",
@@ -38,6 +43,11 @@ def sql(name: str, dialect: str, as_of: datetime | None = None) -> str:
         dialect: The database's.
         as_of: What it takes for the time it is (aware); None: the database's clock says.
     """
+    return _environment(dialect, as_of).get_template(f"{name}.sql").render().strip()
+
+
+@lru_cache(maxsize=16)  # compiling the templates takes longer than most reports do; a page asks for each several times
+def _environment(dialect: str, as_of: datetime | None) -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     def source(file: str) -> str:
@@ -48,7 +58,7 @@ def sql(name: str, dialect: str, as_of: datetime | None = None) -> str:
     )
     environment.globals["sqlite"] = dialect == "sqlite"
     environment.globals["as_of"] = as_of and f"{as_of.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
-    return environment.get_template(f"{name}.sql").render().strip()
+    return environment
 
 
 def create(connection: sa.Connection) -> None:

@@ -15,7 +15,10 @@ SELECT
     j.received_at,
     j.deadline_on,
     {{ verdict('j') }} AS verdict,
-    CASE WHEN j.state = 'done' THEN {{ begin('j.ended_after', 'j.submitted_at', 'j.ended_by') }} ELSE j.ended_after END AS ended_after,
+    CASE
+        WHEN j.state IN ('done', 'failed', 'lost') THEN {{ begin('j.ended_after', 'j.submitted_at', 'j.ended_by') }}
+        ELSE j.ended_after
+    END AS ended_after,
     j.ended_by,
     j.due_at AS next_poll_at,
     {{ seconds('coalesce(j.submitted_at, j.registered_at)', 'coalesce(j.ended_by, ' ~ now() ~ ')') }} AS age_seconds,

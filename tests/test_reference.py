@@ -1,0 +1,457 @@
+"""Every figure, wherever it comes out, on both databases, is the reference's (`tests.reference`), to the microsecond.
+
+The histories are made up by a seed, with every boundary there is told besides (`tests.lives`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import tracker
+from tests import lives, reference
+from tests.conftest import run_sql
+from tests.history import ZONE
+from tests.lives import BEGAN, DAY, END, MICROSECOND
+from tests.reference import Row, Tables
+from tracker import cli, database
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Seal, Source
+from tracker.reports import page, views
+from tracker.reports.about import Filters
+from tracker.reports.as_of import shadows
+from tracker.reports.durations import durations
+from tracker.reports.tables import NAMES, read
+from tracker.reports.words import human
+from tracker.status import Anomaly, Kind, State
+
+KEYS = {
+    "report_transitions": "id",
+    "report_anomalies": "id",
+    "report_statuses": "cluster jid entered_by left_by status",
+    "report_monthly": "cluster kind month",
+    "report_requests": "reference",
+    "report_gaps": "cluster began_at ended_at cause",
+    "report_clusters": "cluster",
+}
+"""By view: what tells its rows apart; of the others it is cluster and jid."""
+INSTANT = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d\.\d{6})(\+00:00)?")
+THEN = datetime(2025, 4, 30, 22, 0, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class World:
+    """A database with a history, and its tables as the reference takes them."""
+
+    engine: sa.Engine
+    seed: int
+
+    @cached_property
+    def tables(self) -> Tables:
+        with database.reading(self.engine) as connection:
+
+            def rows(table: Any) -> list[Row]:
+                return [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+
+            found = map(rows, (JOBS, TRANSITIONS, Gap.__table__, CLUSTERS, Source.__table__, Seal.__table__))
+            return Tables(ZONE, *found)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def new_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], sa.Engine]]:
+    """Return a function that makes a database, migrated to head."""
+    made: list[sa.Engine] = []
+
+    def new() -> sa.Engine:
+        if request.param == "sqlite":
+            path = tmp_path_factory.mktemp("world") / "tracker.db"
+            shutil.copy(request.getfixturevalue("sqlite_template"), path)
+            made.append(database.open_database(f"sqlite:///{path}"))
+        else:
+            url = request.getfixturevalue("make_postgres")(request.getfixturevalue("postgres_template"))
+            made.append(database.open_database(url))
+        return made[-1]
+
+    yield new
+    for engine in made:
+        engine.dispose()
+        if engine.dialect.name == "postgresql":
+            run_sql(engine.url.set(database="postgres"), f"DROP DATABASE {engine.url.database} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def world(request: pytest.FixtureRequest, new_engine: Callable[[], sa.Engine]) -> World:
+    """A database in which the boundaries are, and forty lives drawn by a seed; no test changes it."""
+    made = World(new_engine(), request.param)
+    lives.write(made.engine, made.seed, [*lives.told(), *lives.drawn(made.seed, 40)])
+    return made
+
+
+# -- one spelling for what the databases, JSON and Python say ------------------------------------------------------
+
+
+def spelled(column: str, value: Any) -> Any:
+    """Return *value* as all of them can say it: instants as UTC text, seconds as whole microseconds."""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, str):
+        match = INSTANT.fullmatch(value)
+        return f"{match[1]} {match[2]}" if match else str(value)
+    if value is not None and "seconds" in column:
+        assert isinstance(value, int | float)  # no Decimal: SQL that divides it would go on with another type
+        return round(value * 1_000_000)
+    if value is not None and column == "covered_share":
+        assert isinstance(value, int | float)
+        return float(value)
+    return int(value) if isinstance(value, bool) else value
+
+
+def alike(rows: Iterable[Row]) -> list[Row]:
+    """Return *rows* with their values spelled alike."""
+    return [{column: spelled(column, value) for column, value in row.items()} for row in rows]
+
+
+def plain(view: str, rows: Iterable[Row]) -> list[Row]:
+    """Return rows of *view* spelled alike and in one order."""
+    keys = KEYS.get(view, "cluster jid").split()
+    return sorted(alike(rows), key=lambda row: [(row[key] is None, row[key]) for key in keys])
+
+
+def expected(tables: Tables, view: str, now: datetime) -> list[Row]:
+    """Return the reference's rows of *view*."""
+    return plain(view, reference.VIEWS[view](tables, now))
+
+
+def same(found: list[Row], right: list[Row]) -> None:
+    """Assert that the rows are equal, in the order of their columns too; shares to 1e-9."""
+    assert [list(row) for row in found] == [list(row) for row in right]
+    for ours, theirs in zip(found, right, strict=True):
+        if "covered_share" in theirs:
+            theirs = theirs | {"covered_share": pytest.approx(theirs["covered_share"], abs=1e-9)}
+        assert ours == theirs
+
+
+def selected(engine: sa.Engine, select: str) -> list[Row]:
+    with database.reading(engine) as connection:
+        return [dict(row) for row in connection.exec_driver_sql(select).mappings()]
+
+
+# -- the views -----------------------------------------------------------------------------------------------------
+
+
+def rendered(engine: sa.Engine, view: str, now: datetime) -> str:
+    """Return the SELECT of *view* with the clock at *now*; the view it may read is a view, and shows no clock."""
+    select = views.sql(view, engine.dialect.name, as_of=now)
+    return select.replace("%", "%%") if engine.dialect.name == "postgresql" else select
+
+
+def test_the_histories_hold_what_they_are_for(world: World) -> None:
+    """Each state, verdict, anomaly, action and cause is there, and amended and unknown submissions in each place."""
+    jobs = [reference.replayed(world.tables, row) for row in world.tables.jobs]
+    assert {job["state"] for job in jobs} == set(State)
+    assert {reference.verdict(job, END) for job in jobs} == {*reference.WORST_FIRST}
+    assert {t["anomaly"] for t in world.tables.transitions} >= set(Anomaly) - {Anomaly.BACKWARDS}
+    per_job = Counter((t["job_id"], t["action"]) for t in world.tables.transitions)
+    assert {n for (_, action), n in per_job.items() if action == "reopened"} >= {1, 2}
+    assert {n for (_, action), n in per_job.items() if action == "amended"} >= {1, 2}
+    assert {job["submitted_at"] is None for job in jobs if job["state"] == "done"} == {True, False}
+    assert any(job["submitted_at"] and job["done_by"] and job["submitted_at"] > job["done_by"] for job in jobs)
+    assert any(job["deadline_at"] is None for job in jobs)
+
+
+@pytest.mark.parametrize("view", reference.VIEWS)
+def test_each_view(world: World, view: str) -> None:
+    """Its rows are the reference's, all columns in their order, by a clock around midnight and one far ahead."""
+    for now in (END - MICROSECOND, END, END + MICROSECOND, END + 60 * DAY):
+        found = plain(view, selected(world.engine, rendered(world.engine, view, now)))
+        same(found, expected(world.tables, view, now))
+        assert found
+
+
+@pytest.mark.parametrize("view", reference.VIEWS)
+def test_each_view_by_the_databases_own_clock(world: World, view: str) -> None:
+    """What does not go by the clock is the same, and what does lies between the figures of before and after."""
+    with database.reading(world.engine) as connection:
+        before = database.now(connection) - timedelta(milliseconds=1)  # SQLite's views know no more of it
+    found = plain(view, selected(world.engine, f"SELECT * FROM {view}"))
+    with database.reading(world.engine) as connection:
+        after = database.now(connection)
+    told = (expected(world.tables, view, now) for now in (before, after))
+    for row, *bounds in zip(found, *told, strict=True):
+        for column, value in row.items():
+            low, high = sorted((bound[column] for bound in bounds), key=lambda v: (v is None, v))
+            assert value == low or low < value <= high or value == pytest.approx(high, abs=1e-9), column
+
+
+# -- the reports ---------------------------------------------------------------------------------------------------
+
+
+def told(rows: Iterable[Any], columns: Iterable[str]) -> list[Row]:
+    names = list(columns)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("at", [BEGAN, THEN, END])
+def test_each_report_as_of_a_time(world: World, at: datetime) -> None:
+    """It is the reference's, given what can be known of that time; all views, those that are no report too."""
+    then = reference.known_at(world.tables, at)
+    with database.reading(world.engine) as connection:
+        for name in NAMES:
+            table = read(connection, name, as_of=at, zone=ZONE)
+            found = plain(f"report_{name}", told(table.rows, table.columns))
+            same(found, expected(then, f"report_{name}", at))
+            assert table.about.jobs == len(then.jobs)
+        for name in ("report_jobs", "report_transitions"):
+            ctes = shadows(connection, Filters(), at, ZONE, name)
+            query = sa.select(sa.text("*")).select_from(sa.table(name)).add_cte(*ctes)
+            same(plain(name, map(dict, connection.execute(query).mappings())), expected(then, name, at))
+
+
+def test_a_change_counts_from_the_very_microsecond(world: World) -> None:
+    """As of the time of a transition it is known, a microsecond before it is not."""
+    changes = [t["observed_at"] for t in world.tables.transitions if t["action"] != "registered"]
+    for changed_at in changes[len(changes) // 3 :: len(changes) // 3]:
+        for at in (changed_at, changed_at - MICROSECOND):
+            then = reference.known_at(world.tables, at)
+            with database.reading(world.engine) as connection:
+                for name in ("statuses", "deadlines", "gaps"):
+                    table = read(connection, name, as_of=at, zone=ZONE)
+                    found = plain(f"report_{name}", told(table.rows, table.columns))
+                    same(found, expected(then, f"report_{name}", at))
+
+
+SINCE, UNTIL = BEGAN + 10 * DAY, BEGAN + 150 * DAY
+SOME = Filters(SINCE, UNTIL, clusters=("w1", "W3"), kinds=(Kind.EXPORT, Kind.REMOVAL))
+
+
+def of_those(job: Row) -> bool:
+    return job["cluster"] in SOME.clusters and job["kind"] in SOME.kinds
+
+
+def asked_for(job: Row) -> bool:
+    return of_those(job) and SINCE <= job["began_at"] < UNTIL
+
+
+def test_filters_leave_nothing_else_over(world: World) -> None:
+    """A filtered report is the reference's of a database in which there are no other jobs."""
+    then = reference.known_at(world.tables, END)
+    for name in NAMES:
+        view = f"report_{name}"
+        with database.reading(world.engine) as connection:
+            table = read(connection, name, SOME, as_of=END, zone=ZONE)
+            found = plain(view, told(table.rows, table.columns))
+        if name != "gaps":
+            same(found, expected(reference.only(then, asked_for), view, END))
+            continue
+        gaps = reference.report_gaps(reference.only(then, of_those), END)
+        gaps = [gap for gap in gaps if gap["cluster"] in SOME.clusters and gap["began_at"] < UNTIL]
+        same(found, plain(view, [gap for gap in gaps if gap["ended_at"] is None or gap["ended_at"] >= SINCE]))
+
+
+def flat(rows: Iterable[Any]) -> list[Row]:
+    """Return rows of Python's durations as the commands name their columns."""
+    found: list[Row] = []
+    for row in map(asdict, rows):
+        found.append({})
+        for name, value in row.items():
+            pair = isinstance(value, dict)
+            found[-1] |= {f"{name}_{bound}": its for bound, its in value.items()} if pair else {name: value}
+    return found
+
+
+def same_quantiles(found: list[Row], tables: Tables, now: datetime) -> None:
+    """Assert that the rows of durations have the reference's figures."""
+    right = alike(reference.quantiles(tables, now))
+    assert [{column: row[column] for column in right[0]} for row in alike(found)] == right
+
+
+def test_quantiles(world: World) -> None:
+    """Python's are those of Kaplan and Meier's definition in exact fractions: now, as of a time, and filtered."""
+    with database.reading(world.engine) as connection:
+        now = tracker.durations(connection)
+        same_quantiles(flat([*now.rows, now.total]), world.tables, END)
+        for at in (THEN, END):
+            made = durations(connection, as_of=at)
+            same_quantiles(flat([*made.rows, made.total]), reference.known_at(world.tables, at), at)
+        some = durations(connection, since=SINCE, until=UNTIL, cluster=SOME.clusters, kind=SOME.kinds)
+        same_quantiles(flat([*some.rows, some.total]), reference.only(world.tables, asked_for), END)
+
+
+def test_the_commands(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `tracker report NAME` prints as JSON is the reference's, and names how many jobs there are."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", world.engine.url.render_as_string(hide_password=False))
+    then = reference.known_at(world.tables, END)
+    for name in NAMES:
+        assert cli.main(["report", name, "--format", "json", "--as-of", END.isoformat()]) == 0
+        made = json.loads(capsys.readouterr().out)
+        if name == "durations":
+            same_quantiles(made["rows"], then, END)
+            assert made["jobs"] == made["rows"][-1]["jobs"]
+        else:
+            same(plain(f"report_{name}", made["rows"]), expected(then, f"report_{name}", END))
+            assert made["jobs"] == len(then.jobs)
+
+
+# -- the page ------------------------------------------------------------------------------------------------------
+
+
+class Tabled(HTMLParser):
+    """The tables of a page, by their captions: rows of texts, of instants the whole ones."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self._caption: str | None = None
+        self._rows: list[list[str]] = []
+        self._in = ""
+        self._full = False
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self._rows = []
+        elif tag == "caption":
+            self._in, self._caption = tag, ""
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("th", "td"):
+            self._in = "cell"
+            self._rows[-1].append("")
+        elif tag == "time" and self._in == "cell":
+            self._rows[-1][-1], self._full = str(dict(attrs)["datetime"]), True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            assert self._caption is not None
+            self.tables[self._caption] = self._rows[1:]  # without the headings
+        elif tag == "time":
+            self._full = False
+        if tag in ("caption", "th", "td"):
+            self._in = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._in == "caption" and self._caption is not None:
+            self._caption += data
+        elif self._in == "cell" and not self._full:
+            self._rows[-1][-1] += data
+
+
+def words(value: Any, *, up: bool = False) -> str:
+    """Return a figure of the reference as the page shows it."""
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="microseconds")
+    if isinstance(value, float):
+        return human(value, up=up)
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def cells(rows: Iterable[Row], columns: str) -> list[list[str]]:
+    return [[words(row[column]) for column in columns.split()] for row in rows]
+
+
+def pair(row: Row, name: str) -> str:
+    least, most = row[f"{name}_seconds_min"], row[f"{name}_seconds_max"]
+    if least is None:
+        return "not reached"
+    if most is None:
+        return f"{human(least)} or more"
+    low, high = human(least), human(most, up=True)
+    return low if low == high else f"{low} to {high}"
+
+
+@pytest.mark.parametrize("at", [THEN, END])
+def test_the_page(world: World, at: datetime) -> None:
+    """Its tables hold the reference's figures and no others: each one of jobs, gaps, quantiles and counts."""
+    then = reference.known_at(world.tables, at)
+    with database.reading(world.engine) as connection:
+        html = page.render(connection, as_of=at, zone=ZONE)
+    tables = Tabled(html).tables
+    jobs = reference.report_jobs(then, at)
+    assert f">{len(jobs)} jobs, as of" in html
+
+    by = Counter((job["verdict"], job["state"]) for job in jobs)
+    shown = tables["Jobs by verdict on the legal deadline, and what is to be done"]
+    assert {(row[0], row[1]): int(row[2]) for row in shown} == by
+
+    made = reference.quantiles(then, at)
+    rare = [state for state in ("failed", "lost", "attested", "withdrawn") if made[-1][state]]
+    [caption] = [caption for caption in tables if caption.startswith("By this time half")]
+    assert tables[caption] == [
+        [
+            *(row["cluster"] or "all", row["kind"] or "all", words(row["jobs"])),
+            *(pair(row, name) for name in reference.SHARES),
+            *(words(row[state]) for state in ("done", "open", *rare)),
+        ]
+        for row in made
+    ]
+
+    gaps = reference.report_gaps(then, at)
+    gaps.sort(key=lambda gap: gap["cluster"])
+    gaps.sort(key=lambda gap: gap["began_at"], reverse=True)
+    assert tables["Gaps, newest first"] == [
+        [
+            *(words(gap["began_at"]), gap["cluster"], words(gap["ended_at"]) if gap["ended_at"] else "still open"),
+            *(words(gap["seconds"]), words(gap["cause"]), words(gap["detail"]), words(gap["open_jobs"])),
+        ]
+        for gap in gaps
+    ]
+
+    upper = ("median_seconds", "p95_seconds")
+    states = ("open", "done", "failed", "lost", "attested", "withdrawn")
+    rest = ("done_within_1d", "done_within_7d", "done_within_14d", "met", "missed", "undecidable", "pending", "overdue")
+    months = [
+        [
+            *(row["month"], row["cluster"], row["kind"], words(row["submitted"])),
+            *("not reached" if row[name] is None else words(row[name], up=True) for name in upper),
+            *(words(row[name]) for name in (*states, *rest)),
+        ]
+        for row in reference.report_monthly(then, at)
+    ]
+    assert sorted(tables["Jobs by month of submission, newest first"]) == sorted(months)
+
+    head = "reference jobs open done not_done verdict deadline_on received_at done_after done_by"
+    requests = cells(reference.report_requests(then, at), head)
+    assert sorted(tables["Requests, the most urgent first"]) == sorted(requests)
+
+    head = "jid verdict state deadline_on days_left kind reference cluster basis received_at extended_on "
+    deadlines = cells(reference.report_deadlines(then, at), f"{head} done_after done_by")
+    assert sorted(tables["Legal deadlines, the most urgent first"]) == sorted(deadlines)
+
+    head = "jid cluster kind anomaly from_status to_status observed_at"
+    anomalies = cells(reference.report_anomalies(then, at), head)
+    assert sorted(tables["Anomalies, newest first"]) == sorted(anomalies)
+
+    covered = [
+        [
+            *(row["jid"], row["cluster"], f"{100 * row['covered_share']:.2f} %"),
+            words(row["longest_unobserved_seconds"], up=True),
+        ]
+        for row in reference.report_coverage(then, at)
+    ]
+    assert sorted(tables["Coverage, the least observed first"]) == sorted(covered)
+
+    late = tables["Registered so long after submission (nearest rank)"]
+    ages: dict[tuple[str, str], list[int | None]] = {}
+    for job in jobs:
+        if (age := reference.between(job["submitted_at"], job["registered_at"])) is not None:
+            ages.setdefault((job["cluster"], job["kind"]), []).append(age)
+    for key, found in ages.items():
+        found.sort(key=lambda age: age or 0)
+        ranks = [reference.seconds(reference.rank(found, percent)) for percent in (50, 95, 100)]
+        assert [*key, words(len(found)), *(words(rank, up=True) for rank in ranks)] in late
+    assert len(late) == len(ages)
