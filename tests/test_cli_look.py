@@ -336,7 +336,7 @@ def test_show_gives_an_operators_reason_and_what_they_claim(
     facts, _, timeline = out.partition("\nTimeline\n")
     assert records(facts.partition("\n")[2])["ended"] == f"by {at(claimed)}, as an operator says"
     assert timeline.splitlines()[-1].split("  ", 1)[1].strip() == (
-        f"{at(now)}  attested (was open)  by eve: saw the archive; done by {at(claimed)}, as they say"
+        f"{at(now)}  attested (was open)  by eve: saw the archive; done by {at(claimed)} (declared)"
     )
 
 

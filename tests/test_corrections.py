@@ -6,8 +6,11 @@ deadline what the legal clock says, and a report as of now the same as the views
 
 from __future__ import annotations
 
+import io
+import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -18,7 +21,7 @@ import sqlalchemy as sa
 from tests import history
 from tests.history import ZONE, answer, register
 from tests.scripted import Script, SetClock, polling
-from tracker import database, operate
+from tracker import cli, database, operate
 from tracker.deadline import Verdict, add_months
 from tracker.errors import InvalidField, Refused
 from tracker.models import JOBS, facts_of, transition_of
@@ -433,3 +436,246 @@ def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) ->
     attest(engine, new, NOW - 11 * DAY + HOUR)
     with pytest.raises(InvalidField, match=r"submitted_at: .* is after the job ended"):
         amend(engine, new, submitted_at=NOW - 11 * DAY + 2 * HOUR)
+
+
+# The command line
+
+
+@pytest.fixture
+def run(url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Return a function that runs a command line on the test's database and returns exit code and messages."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
+
+    def run(*args: str, stdin: str = "") -> tuple[int, str]:
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+            code = cli.main(args)
+        assert out.getvalue() == "" or args[0] in ("show", "jobs"), "there is no data, only messages"
+        return code, out.getvalue() + err.getvalue()
+
+    return run
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+def midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=ZONE).astimezone(UTC)
+
+
+def test_amend_says_what_it_changed(engine: sa.Engine, run: Run) -> None:
+    """Old and new facts, deadline and verdict, the same before (--dry-run) and after; a day is its start."""
+    job_id = register(engine, "a", at=NOW - 10 * DAY, received_at=NOW - 40 * DAY, reference="R-1")
+    answer(engine, job_id, ("waiting", NOW - DAY))
+    before = row(engine, job_id)
+    day, earlier = local(NOW - 20 * DAY), local(NOW - 45 * DAY)
+    first, late = add_months(earlier, 1), add_months(earlier, 2)
+    command = ["amend", "a", "--reason", "the letter", "--actor", "eve", "--received-at"]
+    start = f"received_at: {day} is taken as that day's start in Europe/Stockholm: {midnight(day)}\n"
+    told = (
+        f"reference R-1 -> none; received_at {NOW - 40 * DAY} -> {midnight(day)}; "
+        f"deadline {before.deadline_on} -> {add_months(day, 1)}; verdict overdue -> pending.\n"
+    )
+    once = [*command, str(day), "--reference", "None"]
+    assert run(*once, "--dry-run") == (0, f"{start}a of cluster w1 would be amended: {told}")
+    assert tuple(row(engine, job_id)) == tuple(before)
+    assert run(*once) == (0, f"{start}a of cluster w1 is amended: {told}")
+    assert (row(engine, job_id).received_at, history.last(engine, job_id).actor) == (midnight(day), "eve")
+    assert run(*command, str(earlier))[0] == 0
+    assert run("amend", "a", "--extended-until", str(late), "--reason", "complex") == (
+        0,
+        f"a of cluster w1 is amended: extended_on none -> {late}; deadline {first} as before; the extension to {late} "
+        "moves nothing: it was recorded after the first month was over, or is out of the two further months.\n",
+    )
+    assert "it moves nothing: recorded too late" in " ".join(run("show", "a", "--format", "table")[1].split())
+    code, told = run(*command, "none", "--extended-until", "none")
+    assert (code, f"extended_on {late} -> none" in told, "verdict overdue -> pending" in told) == (0, True, True)
+    assert row(engine, job_id).received_at is None
+
+
+def test_show_tells_what_was_amended_and_claims_are_marked_as_declared(engine: sa.Engine, run: Run) -> None:
+    """The timeline has each amendment with what was and is declared, who said so and why; json has the facts."""
+    job_id = register(engine, "a", at=NOW - 10 * DAY, received_at=NOW - 12 * DAY)
+    answer(engine, job_id, ("waiting", NOW - DAY), due_at=NOW + DAY)
+    amend(engine, job_id, received_at=NOW - 11 * DAY, kind="export")
+    why = json.loads(run("show", "a", "--format", "json")[1])["job"]["next_poll_why"]
+    assert why == "amended: its deadline or its submission moved"
+    attest(engine, job_id, NOW - HOUR)
+    told = " ".join(run("show", "a", "--format", "table")[1].split())
+    for words in (
+        "by alice: the mail;",
+        "kind unknown -> export (declared);",
+        f"{(NOW - 12 * DAY).date()}",
+        f"done by {NOW - HOUR}",
+    ):
+        assert all(word in told for word in words.split()), words
+    timeline = json.loads(run("show", "a", "--format", "json")[1])["timeline"]
+    assert [one["declared"] and one["declared"]["kind"] for one in timeline] == ["unknown", None, "export", None]
+    assert timeline[2]["declared"]["received_at"] == (NOW - 11 * DAY).isoformat(timespec="microseconds")
+
+
+CSV = f"""\
+Jid; cluster ;received_at;reference;kind;extended_until
+a;;{local(NOW - 20 * DAY)};;removal;
+b;w2;none;NONE;;none
+c;;;R-3;;
+d;;2026-13-01;;;
+e;;;;delete;
+f;;;;;2026-2-1
+g;;;;;
+h;;2026-01-05T10:00:00;;;
+none;;;R;;
+c;;;R-4;;
+i;;;jo@example.com;;
+k;;x
+l;;;;;{local(NOW + 300 * DAY)}
+"""
+
+
+def test_amend_reads_csv(engine: sa.Engine, run: Run) -> None:
+    """An empty cell leaves a fact as it is, none clears it; what cannot be done is named by line, jid and field."""
+    declared: dict[str, Any] = {"received_at": NOW - 11 * DAY} | R_1
+    cluster = {"b": "w2"}
+    ids = {jid: register(engine, jid, cluster.get(jid, "w1"), at=NOW - 10 * DAY, **declared) for jid in "abcdefghikl"}
+    first = months(NOW - 11 * DAY, 1)
+    for args in (["--dry-run"], []):
+        code, told = run("amend", "--from", "-", "--reason", "the list", *args, stdin=CSV)
+        lines = told.splitlines()
+        is_done = "would be amended" if args else "is amended"
+        assert (code, len(lines)) == (1, 14)
+        assert lines[0].startswith(f"line 2: a of cluster w1 {is_done}: kind export -> removal; received_at")
+        assert f"; deadline {first} -> {months(NOW - 20 * DAY, 1)}." in lines[0]
+        assert lines[1].startswith(f"line 3: b of cluster w2 {is_done}: reference R-1 -> none; received_at")
+        told = f"line 4: c of cluster w1 {is_done}: reference R-1 -> R-3; deadline {first} as before."
+        assert lines[2] == told
+        for line, (number, start) in zip(
+            lines[3:-1],
+            [
+                (5, "'d': received_at: '2026-13-01' is no time"),
+                (6, "'e': kind: 'delete' is no kind: write export, removal or unknown"),
+                (7, "'f': extended_until: '2026-2-1' is no day: write it as 2026-03-31"),
+                (8, "'g': says nothing that is to be amended: give one of kind, reference, received_at"),
+                (9, "'h': received_at: '2026-01-05T10:00:00' has no offset"),
+                (10, "no job has the jid 'none'"),
+                (11, "'c': the same job as in line 4"),
+                (12, "'i': reference: has an @ in it"),
+                (13, "'k': has not the header's 6 cells"),
+                (14, "'l': extended_on: "),
+            ],
+            strict=True,
+        ):
+            assert line.startswith(f"line {number}: {start}")
+        assert lines[-1] == f"3 {'would be amended' if args else 'amended'}, 10 refused."
+        assert "jo@" not in "".join(lines)
+        assert [row(engine, job_id).seq for job_id in ids.values()] == ([0] * 11 if args else [1, 1, 1] + [0] * 8)
+    assert (row(engine, ids["b"]).received_at, row(engine, ids["b"]).reference) == (None, None)
+    assert (row(engine, ids["a"]).reference, row(engine, ids["a"]).kind) == ("R-1", "removal")
+
+
+def test_amend_reads_json_lines(engine: sa.Engine, run: Run) -> None:
+    """An object a line; null leaves a fact as it is; an option says what is the same for all."""
+    ids = [register(engine, jid, at=NOW - 10 * DAY, reference="R-1") for jid in "abc"]
+    objects = (
+        '{"jid": "a", "reference": null, "received_at": "2026-01-05T10:00:00+01:00"}\n'
+        '\n{"jid": "b", "kind": "export"}\n{"jid": "c", "kind": 1}\n["c"]\n{"jid": "c", "when": "x"}\n'
+        '{"jid": "c", "jid": "c"}\n{"jid": "c", "submitted_at": "x"}\n{\n'
+    )
+    known = "jid, cluster, kind, reference, received_at, submitted_at, extended_until"
+    code, told = run("amend", "--from", "-", "--submitted-at", "2026-01-06", "--reason", "x", stdin=objects)
+    assert code == 1
+    assert [line.partition(" of cluster w1 is amended: ")[0] for line in told.splitlines()] == [
+        "submitted_at: 2026-01-06 is taken as that day's start in Europe/Stockholm: 2026-01-05 23:00:00+00:00",
+        "line 1: a",
+        "line 3: b",
+        "line 4: kind: must be text, in quotes",
+        "line 5: is no JSON object",
+        f"line 6: 'c': has 'when', which is none of {known}",
+        "line 7: is no JSON object on one line, each key once",
+        "line 8: 'c': has submitted_at, which --submitted-at says for all jobs: leave one of them out",
+        "line 9: is no JSON object on one line, each key once",
+        "2 amended, 6 refused.",
+    ]
+    found = [row(engine, job_id) for job_id in ids]
+    assert [one.reference for one in found] == 3 * ["R-1"]
+    assert [one.kind for one in found] == ["unknown", "export", "unknown"]
+    assert [one.submitted_at and one.submitted_at.day for one in found] == [5, 5, None]
+
+
+def test_options_amend_all_jobs_of_a_list(engine: sa.Engine, run: Run) -> None:
+    """Of what `tracker jobs` prints, jid and cluster are enough; further columns are not passed over in silence."""
+    ids = [register(engine, jid, at=NOW - 10 * DAY) for jid in "ab"]
+    table = run("jobs", "--format", "csv")[1]
+    code, told = run("amend", "--from", "-", "--kind", "export", "--reason", "x", stdin=table)
+    assert (code, told) == (
+        1,
+        "tracker: error: line 1: has kind, which --kind says for all jobs: leave one of them out\n",
+    )
+    code, told = run("amend", "--from", "-", "--reason", "x", stdin=table)
+    assert (code, "line 1: has 'state', which is none of jid, cluster, kind" in told) == (1, True)
+    cut = "\n".join(",".join(line.split(",")[:2]) for line in table.splitlines())
+    assert run("amend", "--from", "-", "--kind", "export", "--reason", "x", stdin=cut)[0] == 0
+    assert run("amend", "--from", "-", "--reference", "R-9", "--reason", "x", stdin="a\nb\n")[0] == 0
+    assert [(row(engine, job_id).kind, row(engine, job_id).reference) for job_id in ids] == 2 * [("export", "R-9")]
+
+
+def test_attest_says_what_is_claimed(engine: sa.Engine, run: Run) -> None:
+    """A day is taken as its end, or as now; many with a time each, or one for all."""
+    ids = {jid: register(engine, jid, at=NOW - 10 * DAY) for jid in "abcdef"}
+    day = local(NOW - 3 * DAY)
+    end = midnight(day + DAY)
+    for args, is_done in ((["--dry-run"], "would be"), ([], "is")):
+        assert run("attest", "a", "--done-by", str(day), "--reason", "the archive", *args) == (
+            0,
+            f"a of cluster w1 {is_done} attested: done by {end} (declared); it was open.\n",
+        )
+    assert (row(engine, ids["a"]).ended_by, row(engine, ids["a"]).state) == (end, "attested")
+    today = str(datetime.now(ZONE).date())
+    assert run("attest", "b", "--done-by", today, "--reason", "x")[0] == 0
+    assert row(engine, ids["b"]).ended_by <= datetime.now(UTC) + timedelta(seconds=1)
+    table = f"state,jid,done_by\nopen,c,{day}\nopen,d,\nopen,e,x\n"
+    code, told = run("attest", "--from", "-", "--reason", "x", stdin=table)
+    assert (code, told.splitlines()[1:]) == (
+        1,
+        [
+            "line 3: 'd': done_by: is left out; say it for all with --done-by",
+            "line 4: 'e': done_by: 'x' is no time: write it as 2026-01-31T14:00:00+01:00, or a day as 2026-01-31",
+            "1 attested, 2 refused.",
+        ],
+    )
+    assert run("attest", "--from", "-", "--done-by", str(day), "--reason", "x", stdin="a\nd\n")[1].splitlines()[-1] == (
+        "1 attested, 1 refused."
+    )
+    assert [row(engine, ids[jid]).state for jid in "abcdef"] == 4 * ["attested"] + 2 * ["open"]
+
+
+MISUSED: list[tuple[list[str], int, str]] = [
+    (["amend", "a", "--reason", "x"], 2, "Say what is to be amended: --kind, --reference, --received-at"),
+    (["amend", "a", "--kind", "export"], 2, "Missing option '--reason'"),
+    (["amend", "--kind", "export", "--reason", "x"], 2, "Give a JID, or many by --from FILE"),
+    (["amend", "a", "--from", "-", "--kind", "export", "--reason", "x"], 2, "not both"),
+    (["amend", "a", "--kind", "none", "--reason", "x"], 1, "kind: 'none' is no kind"),
+    (["amend", "a", "--kind", "unknown", "--reason", "x"], 1, "there is nothing to amend"),
+    (["amend", "a", "--reference", "", "--reason", "x"], 1, "reference: is blank"),
+    (["amend", "a", "--received-at", "2026-01-05T10:00", "--reason", "x"], 1, "received_at: '2026-01-05T10:00' has no"),
+    (["amend", "a", "--received-at", "2999-01-05", "--reason", "x"], 1, "is in the future"),
+    (["amend", "a", "--extended-until", "2026-02-30", "--reason", "x"], 1, "extended_until: '2026-02-30' is no day"),
+    (["amend", "a", "--kind", "export", "--reason", "jo@example.com"], 1, "personal data"),
+    (["amend", "b", "--kind", "export", "--reason", "x"], 1, "no job has the jid 'b'"),
+    (["amend", "--from", "-", "--received-at", "x", "--reason", "x"], 1, "tracker: error: received_at: 'x' is no time"),
+    (["attest", "a", "--reason", "x"], 2, "Missing option '--done-by'"),
+    (["attest", "a", "--done-by", "yesterday", "--reason", "x"], 1, "done_by: 'yesterday' is no time"),
+    (["attest", "a", "--done-by", "2999-01-05T00:00:00Z", "--reason", "x"], 1, "is in the future"),
+    (["attest", "--from", "-", "--done-by", "x", "--reason", "x"], 1, "tracker: error: done_by: 'x' is no time"),
+]
+
+
+def test_what_is_asked_wrongly_changes_nothing(engine: sa.Engine, run: Run) -> None:
+    """It says what is wrong, in which field, and the way out."""
+    job_id = register(engine, "a", at=NOW - 10 * DAY)
+    for args, code, told in MISUSED:
+        exit_code, message = run(*args, stdin="a\n")
+        assert (exit_code, told in message) == (code, True), message
+    for header in ("jid,kind,kind\na,export,export\n", "jid,recieved_at\na,2026-01-05\n"):
+        assert run("amend", "--from", "-", "--reason", "x", stdin=header)[0] == 1
+    assert row(engine, job_id).seq == 0

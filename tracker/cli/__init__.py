@@ -35,6 +35,8 @@ COMMANDS = {
     "status": ("Follow", "tracker.cli.look:status", "One screen: what runs, and what needs a person."),
     "withdraw": ("Decide", "tracker.cli.operate:withdraw", "Close jobs, with a reason."),
     "reopen": ("Decide", "tracker.cli.operate:reopen", "Follow jobs again that ended, but for done ones."),
+    "attest": ("Decide", "tracker.cli.operate:attest", "Say that jobs were done, unseen by us."),
+    "amend": ("Decide", "tracker.cli.operate:amend", "Correct what was declared about jobs."),
     "pause": ("Decide", "tracker.cli.operate:pause", "Stop polling a cluster."),
     "resume": ("Decide", "tracker.cli.operate:resume", "Poll a paused cluster again."),
     "report": ("Report", "tracker.cli.report:report", "How long jobs take, with bounds."),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tracker.cadence import Rhythm
     from tracker.reports.overview import Blind, Explained
     from tracker.settings import Settings
+    from tracker.status import Facts
 
 ROWS = 50
 """Rows of ``tracker jobs`` in a table, unless told otherwise; ours: what a person scrolls through."""
@@ -166,11 +167,12 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
         clusters = sa.select(models.CLUSTERS).where(models.CLUSTERS.c.cluster == found.cluster)
         standing = connection.execute(clusters).one_or_none()
         rhythm = _rhythm(connection, settings, found.cluster)
+        declared = overview.declared(connection, found.job_id)
         began_at = row.submitted_at or row.registered_at
         gaps = overview.gaps(connection, found.cluster, began_at)
     explained = [overview.explain(change, began_at, gaps) for change in changes]
     unseen_since = gaps[-1] if gaps and gaps[-1].ended_at is None and row.state is State.OPEN else None
-    why = _why(row, standing, rhythm)
+    why = _why(row, standing, rhythm, changes[-1])
     meaning = overview.verdict_meaning(seen.verdict, seen.state)
     match chosen(format):
         case "csv":
@@ -187,6 +189,7 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
                 "job": job,
                 "timeline": [
                     change._asdict()
+                    | {"declared": asdict(declared[change.seq]) if change.seq in declared else None}
                     | {"gaps": [asdict(gap) for gap in its.gaps] if its else [], "gap_seconds": _explained(its)[1]}
                     for change, its in zip(changes, explained, strict=True)
                 ],
@@ -199,7 +202,7 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
             click.echo()
             lines = []
             for change, its in zip(changes, explained, strict=True):
-                lines.append(_change(change, row.submitted_at, overview.ANOMALIES))
+                lines.append(_change(change, row.submitted_at, overview.ANOMALIES, declared))
                 lines += [] if its is None else _gap_lines(its)
             if unseen_since is not None:
                 lines.append(_gap_line(unseen_since, "nothing could be observed since"))
@@ -209,6 +212,19 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
                 "table",
                 title="Timeline",
             )
+
+
+def amended(was: Facts, now: Facts) -> list[str]:
+    """Return in words how what was declared about a job differs from what is declared now."""
+    from dataclasses import asdict
+
+    def told(value: object) -> str:
+        if isinstance(value, datetime):
+            return utc(value).isoformat(" ")
+        return "none" if value is None else str(value)
+
+    pairs = zip(asdict(was).items(), asdict(now).values(), strict=True)
+    return [f"{name} {told(old)} -> {told(new)}" for (name, old), new in pairs if old != new]
 
 
 def _json(value: object) -> str:
@@ -248,7 +264,8 @@ def _facts(
         away = f"in {human(row.deadline_at - now)}" if row.deadline_at > now else _ago(row.deadline_at, now)
         facts["deadline"] = f"{row.deadline_on} in {timezone}; it ends {_time(row.deadline_at)}, {away}"
     if row.extended_on is not None:
-        facts["extended"] = _declared(row.extended_on)
+        idle = "" if row.deadline_on == row.extended_on else "; it moves nothing: recorded too late, or out of bounds"
+        facts["extended"] = _declared(row.extended_on) + idle
     facts["verdict"] = f"{seen.verdict}: {meaning}"
     facts["next poll"] = why if row.due_at is None else f"{_time(row.due_at)}, {_when(row.due_at, now)}; {why}"
     in_a_row = f", {row.failures} of them failed in a row" if row.failures else ""
@@ -257,7 +274,9 @@ def _facts(
     return {heading: value for heading, value in facts.items() if value is not None}
 
 
-def _change(change: sa.Row[Any], submitted_at: datetime | None, anomalies: dict[Any, str]) -> list[object]:
+def _change(
+    change: sa.Row[Any], submitted_at: datetime | None, anomalies: dict[Any, str], declared: dict[int, Facts]
+) -> list[object]:
     """Return a row of the timeline's table: number, both bounds, what changed, and what is to be said about it."""
     moved = change.from_state != change.to_state
     notes = [f"{change.anomaly}: {anomalies[change.anomaly]}"] if change.anomaly else []
@@ -277,7 +296,10 @@ def _change(change: sa.Row[Any], submitted_at: datetime | None, anomalies: dict[
             what += f" (was {change.from_state})"
         notes.append(f"by {change.actor}" + (f": {change.reason}" if change.reason else ""))
         if change.action == Action.ATTESTED and change.server_date is not None:
-            notes.append(f"done by {_time(change.server_date)}, as they say")
+            notes.append(f"done by {_time(change.server_date)} (declared)")
+        if change.action == Action.AMENDED and change.seq in declared:
+            before = declared[max((seq for seq in declared if seq < change.seq), default=change.seq)]
+            notes += [f"{told} (declared)" for told in amended(before, declared[change.seq])]
     return [change.seq, after, change.observed_at, what, "; ".join(notes)]
 
 
@@ -331,8 +353,15 @@ def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhyt
     return Rhythm(zone, source.archive_days, settings.delay_per_poll)
 
 
-def _why(row: sa.Row[Any], standing: sa.Row[Any] | None, rhythm: Rhythm) -> str:
-    """Return why the next poll of the job in *row* is planned as it is, or why there is none."""
+def _why(row: sa.Row[Any], standing: sa.Row[Any] | None, rhythm: Rhythm, last: sa.Row[Any]) -> str:
+    """Return why the next poll of the job in *row* is planned as it is, or why there is none.
+
+    Args:
+        row: Of jobs.
+        standing: Of its cluster.
+        rhythm: Its cluster's.
+        last: Its last change.
+    """
     from tracker import cadence, models
 
     job = models.job_of(row)
@@ -341,6 +370,8 @@ def _why(row: sa.Row[Any], standing: sa.Row[Any] | None, rhythm: Rhythm) -> str:
     if row.failures:
         failed = "1 error" if row.failures == 1 else f"{row.failures} errors in a row"
         why = f"{failed}: waits grow"
+    elif last.action == Action.AMENDED and row.due_at == last.observed_at:
+        why = "amended: its deadline or its submission moved"
     else:
         # As it was planned: after the last answer. What it comes to now would be another plan.
         why = cadence.next_poll(job, row.deadline_at, job.seen_at or job.registered_at, 0.5, rhythm).why

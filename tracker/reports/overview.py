@@ -14,8 +14,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Seal, UtcDateTime, Worker
-from tracker.status import Action, Anomaly, Cause, State
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Seal, UtcDateTime, Worker, facts_of
+from tracker.status import Action, Anomaly, Cause, Facts, State
 
 BEHIND: Final = timedelta(seconds=60)
 """A poll that is due for longer than this is behind."""
@@ -127,6 +127,13 @@ def jobs(
     )
     with connection.execute(query.limit(limit), execution_options={"yield_per": _BATCH}) as rows:
         yield from rows
+
+
+def declared(connection: sa.Connection, job_id: int) -> dict[int, Facts]:
+    """Return what was declared about a job with its registration and each amendment, by ``seq``, oldest first."""
+    t = TRANSITIONS.c
+    query = sa.select(TRANSITIONS).where(t.job_id == job_id, t.action.in_((Action.REGISTERED, Action.AMENDED)))
+    return {row.seq: facts_of(row) for row in connection.execute(query.order_by(t.seq))}
 
 
 def timeline(connection: sa.Connection, cluster: str, jid: str) -> list[sa.Row[Any]]:
