@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 import click
 
 from tracker.errors import Refused
-from tracker.reports.words import CONTROL
+from tracker.reports.words import CONTROL, cell
 from tracker.reports.words import human as human
 from tracker.reports.words import plain as plain
 
@@ -32,9 +32,6 @@ FORMATS = ("table", "csv", "json")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection)."""
-_BEGINNINGS = frozenset(_FORMULA)
 _COMPACT = json.JSONEncoder(ensure_ascii=False)
 _GAP = 2
 """Columns of space between two cells."""
@@ -211,12 +208,7 @@ def _csv_cell(value: object) -> object:
         value = _json_value(value)
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        if not value.isprintable():
-            # A lone carriage return would end the row for many a reader, and csv quotes line ends of its own kind only.
-            value = CONTROL.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", value)
-        return f"'{value}" if value[:1] in _BEGINNINGS else value
-    return value
+    return cell(value) if isinstance(value, str) else value
 
 
 def _escaped(match: re.Match[str]) -> str:

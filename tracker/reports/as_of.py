@@ -35,6 +35,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Final
@@ -53,19 +54,32 @@ from tracker.status import Action, Facts
 LEGAL_ZONE: Final = ZoneInfo("Europe/Stockholm")
 """The default of the setting ``timezone``."""
 
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a checkpoint closed: the rows up to these ids, and no others, whenever they say that they came about.
+
+    A gap that is open is in no checkpoint, and so in no report of what was sealed.
+    """
+
+    transition_id: int
+    gap_id: int
+    source_id: int
+
+
 # In PostgreSQL a CTE sees the tables, but for the names of the CTEs before it; in SQLite it sees all CTEs, its own name
 # included, so that a table's name needs its schema. Replay reads the tables, since a CTE has no index.
 _TABLES: Final = """
 clusters:
     WITH names AS (
-        SELECT cluster FROM {schema}sources WHERE recorded_at <= {t}
-        UNION SELECT cluster FROM {schema}gaps WHERE began_at <= {t}
-        UNION SELECT cluster FROM {schema}clusters WHERE gap_began_at <= {t}
+        SELECT cluster FROM {schema}sources WHERE {sources}
+        UNION SELECT cluster FROM {schema}gaps WHERE {begun}
+        UNION SELECT cluster FROM {schema}clusters WHERE {opened}
         UNION SELECT cluster FROM {schema}jobs WHERE registered_at <= {t}
     ), open_gaps AS (
-        SELECT cluster, began_at, cause FROM {schema}gaps WHERE began_at <= {t} AND ended_at > {t}
+        SELECT cluster, began_at, cause FROM {schema}gaps WHERE {begun} AND NOT ({gaps})
         UNION ALL
-        SELECT cluster, gap_began_at, gap_cause FROM {schema}clusters WHERE gap_began_at <= {t}
+        SELECT cluster, gap_began_at, gap_cause FROM {schema}clusters WHERE {opened}
     ), first_gaps AS (
         SELECT cluster, began_at, cause, row_number() OVER (PARTITION BY cluster ORDER BY began_at, cause) AS number
         FROM open_gaps
@@ -87,7 +101,7 @@ as_of_heads:
         max(seq) FILTER (WHERE action IN ('observed', 'reopened')) AS polled_seq,
         max(seq) FILTER (WHERE action <> 'amended') AS state_seq
     FROM {schema}transitions
-    WHERE observed_at <= {t}
+    WHERE {transitions}
     GROUP BY job_id
 as_of_jobs:
     SELECT
@@ -119,11 +133,11 @@ as_of_jobs:
     LEFT JOIN {schema}transitions p ON p.job_id = h.job_id AND p.seq = h.polled_seq
     LEFT JOIN as_of_deadlines d ON d.job_id = h.job_id
 transitions:
-    SELECT * FROM {schema}transitions WHERE observed_at <= {t}
+    SELECT * FROM {schema}transitions WHERE {transitions}
 gaps:
-    SELECT * FROM {schema}gaps WHERE ended_at <= {t}
+    SELECT * FROM {schema}gaps WHERE {gaps}
 sources:
-    SELECT * FROM {schema}sources WHERE recorded_at <= {t}
+    SELECT * FROM {schema}sources WHERE {sources}
 seals:
     SELECT * FROM {schema}seals WHERE sealed_at <= {t}
 """
@@ -148,6 +162,7 @@ def shadows(
     as_of: datetime | None = None,
     zone: ZoneInfo = LEGAL_ZONE,
     *names: str,
+    sealed: Sealed | None = None,
 ) -> tuple[sa.CTE, ...]:
     """Return what to add to a query (``add_cte``), so that it sees only the jobs asked for, as they were then.
 
@@ -159,6 +174,7 @@ def shadows(
         as_of: The time (aware); None: now.
         zone: The legal time zone.
         names: The views that the query reads.
+        sealed: Only what is in these bounds is known at *as_of*, the time of their checkpoint.
 
     Raises:
         InvalidField: *as_of* has no offset, or is in the future by the database's clock.
@@ -171,11 +187,11 @@ def shadows(
     source, schema = "jobs", "main" if dialect == "sqlite" else None
     if as_of is not None:
         _check(connection, as_of)
-        given = json.dumps(list(_deadlines(connection, as_of, zone)))
+        given = json.dumps(list(_deadlines(connection, as_of, zone, sealed)))
         found.append(sa.text(_DEADLINES[dialect]).bindparams(deadlines=given).columns().cte("as_of_deadlines"))
         found[0] = found[0].prefix_with("MATERIALIZED")  # else SQLite parses it again for each job
-        known = {
-            "t": _literal(as_of, dialect),
+        t = _literal(as_of, dialect)
+        known = {"t": t, **_known(t, sealed)} | {
             "schema": "main." if dialect == "sqlite" else "",
             "instant": "NULL" if dialect == "sqlite" else "CAST(NULL AS timestamptz)",
             "text": "NULL" if dialect == "sqlite" else "CAST(NULL AS varchar)",
@@ -199,6 +215,25 @@ def _check(connection: sa.Connection, as_of: datetime) -> None:
         raise InvalidField("as_of", f"{as_of} is in the future; the database's time is {now.isoformat(' ', 'seconds')}")
 
 
+def _known(t: str, sealed: Sealed | None) -> dict[str, str]:
+    """Return, by table, which rows were known at *t*; of gaps also which had begun, those still open included."""
+    if sealed is None:
+        return {
+            "transitions": f"observed_at <= {t}",
+            "gaps": f"ended_at <= {t}",
+            "begun": f"began_at <= {t}",
+            "opened": f"gap_began_at <= {t}",
+            "sources": f"recorded_at <= {t}",
+        }
+    return {
+        "transitions": f"id <= {sealed.transition_id}",
+        "gaps": f"id <= {sealed.gap_id}",
+        "begun": f"id <= {sealed.gap_id}",
+        "opened": "1 = 0",
+        "sources": f"id <= {sealed.source_id}",
+    }
+
+
 def _literal(at: datetime, dialect: str) -> str:
     text = f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
     return f"'{text}'" if dialect == "sqlite" else f"CAST('{text}+00' AS timestamptz)"
@@ -218,7 +253,9 @@ def _needed(names: tuple[str, ...], dialect: str) -> list[str]:
     return [name for name in views.VIEWS if name in needed]
 
 
-def _deadlines(connection: sa.Connection, as_of: datetime, zone: ZoneInfo) -> Iterator[tuple[int, str, str]]:
+def _deadlines(
+    connection: sa.Connection, as_of: datetime, zone: ZoneInfo, sealed: Sealed | None
+) -> Iterator[tuple[int, str, str]]:
     """Yield id, deadline_on and deadline_at, as text, of the jobs whose columns may change or have changed."""
     t, j = TRANSITIONS.c, JOBS.c
     unsettled = sa.select(j.id).where((j.polls == 0) | j.deadline_at.is_(None))
@@ -226,7 +263,8 @@ def _deadlines(connection: sa.Connection, as_of: datetime, zone: ZoneInfo) -> It
     facts = (
         sa.select(t.job_id, t.observed_at, *(t[name] for name in Facts.__dataclass_fields__), j.registered_at)
         .join_from(TRANSITIONS, JOBS, j.id == t.job_id)
-        .where(t.action.in_((Action.REGISTERED, Action.AMENDED)), t.observed_at <= as_of)
+        .where(t.action.in_((Action.REGISTERED, Action.AMENDED)))
+        .where(t.observed_at <= as_of if sealed is None else t.id <= sealed.transition_id)
         .where(t.job_id.in_(sa.union(unsettled, amended)))
         .order_by(t.job_id, t.seq)
     )

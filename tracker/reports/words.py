@@ -12,6 +12,8 @@ from typing import Final
 
 CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """C0, DEL and C1 drive terminals; the others reorder or break what is read (Unicode TR 9, bidirectional controls)."""
+_FORMULA: Final = frozenset(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
+"""What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection)."""
 NOTE: Final = "<!--note-->"
 """On the page: where whoever serves it may put a word of their own. Nothing else reads so: all text is escaped."""
 
@@ -42,3 +44,11 @@ def human(seconds: float | timedelta, *, up: bool = False) -> str:
 def plain(text: str) -> str:
     """Return *text* on one line and without control characters: they become spaces (blanks) or ``\\ufffd`` (others)."""
     return CONTROL.sub(lambda match: " " if match[0].isspace() else "\ufffd", text)
+
+
+def cell(text: str) -> str:
+    """Return *text* as a CSV file may hold it: no spreadsheet takes it for a formula, no terminal for a command."""
+    if not text.isprintable():
+        # A lone carriage return would end the row for many a reader, and csv quotes line ends of its own kind only.
+        text = CONTROL.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", text)
+    return f"'{text}" if text[:1] in _FORMULA else text
