@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracker.deadline import Basis, Deadline, Verdict, add_months, deadline, verdict
+from tracker.deadline import (
+    Basis,
+    Deadline,
+    Verdict,
+    add_months,
+    deadline,
+    extension_recorded_at,
+    latest_extension,
+    verdict,
+)
 from tracker.status import State
 
 STOCKHOLM = ZoneInfo("Europe/Stockholm")
@@ -171,6 +180,44 @@ def test_the_day_of_receipt_is_that_of_the_legal_time_zone() -> None:
     received_at += timedelta(days=1)  # 1 February in Stockholm
     assert deadline(received_at, None, LONG_AGO, STOCKHOLM).on == date(2026, 3, 1)
     assert deadline(received_at, None, LONG_AGO, ZoneInfo("America/New_York")).on == date(2026, 2, 28)
+
+
+@pytest.mark.parametrize(
+    ("declared", "recorded"),
+    [
+        pytest.param("", None, id="nothing declared"),
+        pytest.param("A", 0, id="with the registration"),
+        pytest.param("-A", 1, id="by an amendment"),
+        pytest.param("-AAA", 1, id="repeated by amendments of other facts"),
+        pytest.param("-AB", 2, id="another day"),
+        pytest.param("-A-A", 3, id="cleared, and declared again"),
+        pytest.param("-A-", 2, id="cleared"),
+    ],
+)
+def test_an_extension_is_recorded_when_it_begins_to_stand(declared: str, recorded: int | None) -> None:
+    days = {"-": None, "A": date(2026, 4, 1), "B": date(2026, 4, 2)}
+    history = [(EPOCH + timedelta(days=number), days[letter]) for number, letter in enumerate(declared)]
+    assert extension_recorded_at(iter(history)) == (None if recorded is None else EPOCH + timedelta(days=recorded))
+
+
+def test_the_latest_extension_is_the_last_that_counts() -> None:
+    registered_at = local("2026-02-01T10:00")
+    for received_at, submitted_at in (
+        (local("2026-01-31T10:00"), None),
+        (None, local("2025-11-30T00:00")),
+        (None, None),
+    ):
+        last = latest_extension(received_at, submitted_at, registered_at, STOCKHOLM)
+        for day, counts in ((last, True), (last + timedelta(days=1), False)):
+            found = deadline(
+                received_at,
+                submitted_at,
+                registered_at,
+                STOCKHOLM,
+                extended_on=day,
+                extension_recorded_at=LONG_AGO,
+            )
+            assert (found.on == day) is counts
 
 
 @pytest.mark.parametrize(
