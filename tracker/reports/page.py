@@ -33,7 +33,7 @@ from tracker.errors import InvalidField, Refused
 from tracker.models import UtcDateTime
 from tracker.reports import pictures
 from tracker.reports.about import Filters
-from tracker.reports.as_of import LEGAL_ZONE, shadows
+from tracker.reports.as_of import LEGAL_ZONE, Sealed, shadows
 from tracker.reports.durations import Bounds, Row, cohorts_of, row_of
 from tracker.reports.overview import ANOMALIES, UNSETTLED, verdict_meaning
 from tracker.reports.survival import kaplan_meier
@@ -133,6 +133,7 @@ def render(
     as_of: datetime | None = None,
     zone: ZoneInfo = LEGAL_ZONE,
     names: Collection[str] | None = None,
+    sealed: Sealed | None = None,
 ) -> str:
     """Return the page.
 
@@ -142,6 +143,7 @@ def render(
         as_of: What could be known then (aware); default: now, by the database's clock.
         zone: The legal time zone (setting ``timezone``), by which *as_of* computes deadlines.
         names: Of the reports (`NAMES`) that are on it; default all.
+        sealed: Only what a checkpoint closed, whose time *as_of* is; default: all that was known then.
 
     Raises:
         InvalidField: There is no such report; the message lists what there is.
@@ -151,7 +153,7 @@ def render(
     for name in wanted:
         if name not in NAMES:
             raise InvalidField("report", f"{name[:80]!r} is none of {', '.join(NAMES)}")
-    data = _Data(connection, filters or Filters(), as_of, zone)
+    data = _Data(connection, filters or Filters(), as_of, zone, sealed)
     sections = [section for name in NAMES if name in wanted for section in _SECTIONS[name](data)]
     jobs = data.value(sa.select(sa.func.count()).select_from(_JOBS))
     title = "GDPR jobs" if len(wanted) > 1 else f"GDPR jobs: {wanted[0]}"
@@ -293,6 +295,7 @@ class _Data:
     filters: Filters
     as_of: datetime | None
     zone: ZoneInfo
+    sealed: Sealed | None = None
     at: datetime = field(init=False)
     shadows: tuple[sa.CTE, ...] = field(init=False)
 
@@ -300,7 +303,9 @@ class _Data:
         self.at = self.as_of or database.now(self.connection)
         views = (_JOBS, _DURATIONS, _MONTHLY, _DEADLINES, _REQUESTS, _ANOMALIES, _COVERAGE)
         names = (view.name for view in views)
-        self.shadows = shadows(self.connection, self.filters, self.as_of, self.zone, *names)
+        self.shadows = shadows(
+            self.connection, self.filters, self.as_of, self.zone, *names, sealed=self.sealed
+        )
 
     def rows(self, query: sa.Select[Any]) -> Iterable[Any]:
         """Yield the rows of *query*, a few thousand at a time."""
@@ -333,7 +338,7 @@ class _Data:
         if f.until is not None:
             query = query.where(g.began_at < f.until)
         counted = replace(f, since=None, until=None)  # these choose the gaps, not which jobs were open meanwhile
-        ctes = shadows(self.connection, counted, self.as_of, self.zone, _GAPS.name)
+        ctes = shadows(self.connection, counted, self.as_of, self.zone, _GAPS.name, sealed=self.sealed)
         return list(self.connection.execute(query.add_cte(*ctes)))
 
 
