@@ -162,6 +162,11 @@ def _postgresql_functions(schema: str) -> dict[str, str]:
     }
 
 
+def functions() -> list[str]:
+    """Return the names of the functions on PostgreSQL; none takes an argument."""
+    return list(_postgresql_functions(""))
+
+
 def postgresql(schema: str) -> list[str]:
     """Return the statements that make the functions and triggers in *schema*, a quoted identifier.
 
@@ -241,7 +246,8 @@ def problems(connection: sa.Connection) -> list[str]:
 
 def _bypasses(connection: sa.Connection) -> list[str]:
     """Return a line for each thing on our tables that PostgreSQL would do in a guard's stead."""
-    ours = "(SELECT oid FROM pg_class WHERE relname IN :tables AND relnamespace = current_schema()::regnamespace)"
+    here = "quote_ident(current_schema())::regnamespace"
+    ours = f"(SELECT oid FROM pg_class WHERE relname IN :tables AND relnamespace = {here})"
     queries = (
         f"SELECT 'rule ' || rulename || ' is not tracker''s' FROM pg_rewrite WHERE ev_class IN {ours}",
         "SELECT 'table ' || inhrelid::regclass || ' is not tracker''s, and inherits from one of them'"
@@ -262,7 +268,7 @@ def _missing_checks(connection: sa.Connection) -> list[str]:
     else:
         query = (
             "SELECT conname FROM pg_constraint WHERE contype = 'c' AND convalidated"
-            " AND connamespace = current_schema()::regnamespace"
+            " AND connamespace = quote_ident(current_schema())::regnamespace"
         )
         present = set(connection.exec_driver_sql(query).scalars())
     return [f"constraint {name} is missing" for name in sorted(expected - present)]

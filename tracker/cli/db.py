@@ -1,4 +1,4 @@
-"""``tracker db``: make the schema and check it. Arguments and printing.
+"""``tracker db``: make the schema, check it, and give roles their rights. Arguments and printing.
 
 What it should be is said by `tracker.models`, `tracker.guards` and `tracker.reports.views`; the check of the tables
 puts Alembic's differences into words. CHECKs are not compared: neither the models nor Alembic know them.
@@ -63,6 +63,31 @@ def check() -> int:
     shown = settings.mask_url(url)
     click.echo(plain(f"{shown}: schema, guards and views are as version {database.HEAD} makes them."))
     return 0
+
+
+@db.command(
+    epilog=example(
+        "tracker db grants --owner tracker_owner --writer tracker_writer --auditor tracker_auditor > roles.sql"
+    )
+)
+@click.option("--owner", required=True, metavar="ROLE", help="It owns the tables, and runs `tracker db upgrade`.")
+@click.option("--writer", required=True, metavar="ROLE", help="It runs the daemon and every other command.")
+@click.option("--auditor", required=True, metavar="ROLE", help="It reads, exports and verifies.")
+def grants(owner: str, writer: str, auditor: str) -> None:
+    """Print the SQL that gives three roles on PostgreSQL their rights, and no other.
+
+    Changes nothing: read it, and let a superuser run it with psql. It makes the roles that are missing.
+    """
+    from tracker import database, settings
+    from tracker.audit import roles
+
+    engine = database.create_engine(settings.load(keys=False).database_url)
+    try:
+        roles.require_postgresql(engine.dialect)
+        with database.reading(engine) as connection:
+            click.echo(roles.grants(connection, owner=owner, writer=writer, auditor=auditor), nl=False)
+    finally:
+        engine.dispose()
 
 
 def _problems(connection: sa.Connection) -> list[str]:

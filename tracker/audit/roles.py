@@ -1,0 +1,257 @@
+"""Who may do what to the record: the rights of three roles on PostgreSQL.
+
+Owns the SQL that ``tracker db grants`` prints. Leaves alone: running it (an administrator does), logins and passwords.
+
+The owner runs ``tracker db upgrade``. The writer runs the daemon and every other command, and can add to the history,
+never change it: it inserts by column, without the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The
+auditor reads. The triggers run with the rights of whoever writes, never with the owner's: what they insert is granted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from tracker import database, guards
+from tracker.errors import BadConfiguration, InvalidField
+from tracker.models import Base
+from tracker.reports.views import VIEWS
+
+LONGEST = 63  # bytes of a name on PostgreSQL, which cuts a longer one: two could become one
+RESERVED = ("public", "none")  # `GRANT … TO "public"` grants to everybody, quoted or not
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the writer may do to a table but read it; DELETE is the only right to whole rows."""
+
+    insert: tuple[str, ...]
+    update: tuple[str, ...] = ()
+    delete: bool = False
+
+
+def _columns(table: str, *but: str) -> tuple[str, ...]:
+    return tuple(column.name for column in Base.metadata.tables[table].columns if column.name not in but)
+
+
+WRITER: dict[str, Rights] = {
+    "jobs": Rights(_columns("jobs", "id", *guards.UNOBSERVED), _columns("jobs", *guards.FIXED)),
+    **{table: Rights(_columns(table, "id")) for table in guards.APPEND_ONLY},
+    "clusters": Rights(("cluster",), _columns("clusters", "cluster")),
+    "workers": Rights(_columns("workers", "stopped_at"), ("beat_at", "stopped_at"), delete=True),  # old ones go
+    "deliveries": Rights(_columns("deliveries"), _columns("deliveries", "destination")),
+}
+"""By table; a table that is not here can only be read."""
+
+
+def grants(connection: sa.Connection, *, owner: str, writer: str, auditor: str) -> str:
+    """Return the SQL that gives the three roles their rights, and no other, in the schema of *connection*.
+
+    It makes roles that are missing, without login or password; takes from the writer, the auditor and PUBLIC what they
+    have on tracker's tables beyond that; and ends with a check that undoes all of it if one can still do more.
+    Harmless to repeat. A superuser runs it.
+
+    Raises:
+        BadConfiguration: The database is no PostgreSQL.
+        InvalidField: A name cannot be a role's, or two roles have the same.
+        SchemaMismatch: The tables to grant rights on are not there yet, or are another version's.
+    """
+    require_postgresql(connection.dialect)
+    roles = {"owner": owner, "writer": writer, "auditor": auditor}
+    holders: dict[str, str] = {}
+    for role, name in roles.items():
+        _check(role, name)
+        if name in holders:
+            raise InvalidField(role, f"{name!r} is the {holders[name]}: take three, each may do what others must not")
+        holders[name] = role
+    database.require_schema(connection)
+    return "\n".join(_Script(connection, owner, writer, auditor).lines()) + "\n"
+
+
+def require_postgresql(dialect: sa.Dialect) -> None:
+    """Raise BadConfiguration unless the database has roles."""
+    if dialect.name != "postgresql":
+        raise BadConfiguration(
+            "SQLite has no roles: whoever can write the file can change all of it. Give the file and its folder to the "
+            "user that runs tracker alone (chmod 700), and let auditors read a copy or `tracker audit export`; for "
+            "roles, set TRACKER_DATABASE_URL to a PostgreSQL"
+        )
+
+
+def _check(role: str, name: str) -> None:
+    """Raise InvalidField unless *name* can be a role's, and quoted is that role's and nothing else."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if not name or len(encoded) > LONGEST:
+        raise InvalidField(role, f"a role's name has 1 to {LONGEST} bytes; this one has {len(encoded)}")
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):  # a line end would end a comment in the SQL
+        raise InvalidField(role, f"{name!r} holds a character that no name should: take another role")
+    if name in RESERVED or name.startswith("pg_"):
+        raise InvalidField(role, f"{name!r} means something else to PostgreSQL: take another role")
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    """Return *text* as a string, read the same whatever ``standard_conforming_strings`` is."""
+    quoted = "'" + text.replace("'", "''") + "'"
+    return " E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted
+
+
+def _array(texts: Iterable[str]) -> str:
+    return "ARRAY[" + ", ".join(map(_literal, texts)) + "]::text[]"
+
+
+def _do(body: str) -> str:
+    """Return an anonymous block; no name in it can end the quotes around it."""
+    quotes = "$do$"
+    while quotes in body:
+        quotes = f"{quotes[:-1]}o$"
+    return f"DO {quotes}\n{body}\n{quotes};"
+
+
+class _Script:
+    """The SQL for one database; `lines` has it."""
+
+    def __init__(self, connection: sa.Connection, owner: str, writer: str, auditor: str) -> None:
+        self._names = {"owner": owner, "writer": writer, "auditor": auditor}
+        self._owner, self._writer, self._auditor = map(_identifier, (owner, writer, auditor))
+        here = connection.exec_driver_sql("SELECT current_database(), current_schema()").one()
+        self._database, self._schema = map(_identifier, here)
+        self._tables = (*sorted(Base.metadata.tables), "alembic_version")
+        functions = guards.functions()
+        sequences = sa.text(
+            "SELECT s.relname FROM pg_class s JOIN pg_depend d ON d.objid = s.oid AND d.deptype IN ('a', 'i')"
+            " AND d.classid = 'pg_class'::regclass JOIN pg_class t ON t.oid = d.refobjid"
+            " WHERE s.relkind = 'S' AND t.relname IN :ours"
+            " AND t.relnamespace = quote_ident(current_schema())::regnamespace ORDER BY 1"
+        ).bindparams(sa.bindparam("ours", self._tables, expanding=True))
+        self._sequences = connection.execute(sequences).scalars().all()
+        others = sa.text(
+            "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f')"
+            " AND relnamespace = quote_ident(current_schema())::regnamespace AND relname NOT IN :relations"
+            " UNION ALL SELECT proname FROM pg_proc"
+            " WHERE pronamespace = quote_ident(current_schema())::regnamespace AND proname NOT IN :functions"
+        ).bindparams(
+            sa.bindparam("relations", (*self._tables, *VIEWS), expanding=True),
+            sa.bindparam("functions", functions, expanding=True),
+        )
+        self._is_shared = connection.execute(others).first() is not None
+        self._functions = functions
+
+    def _in_schema(self, name: str) -> str:
+        return f"{self._schema}.{_identifier(name)}"
+
+    def lines(self) -> list[str]:
+        both = f"{self._writer}, {self._auditor}"
+        everybody = f"PUBLIC, {both}"
+        tables = ", ".join(map(self._in_schema, self._tables))
+        views = ", ".join(map(self._in_schema, VIEWS))
+        sequences = ", ".join(map(self._in_schema, self._sequences))
+        if self._is_shared:
+            schema = [
+                "-- The schema has others' tables in it, too, and stays whose it is: its owner can drop tracker's.",
+                f"GRANT USAGE, CREATE ON SCHEMA {self._schema} TO {self._owner};",
+            ]
+        else:
+            schema = [f"ALTER SCHEMA {self._schema} OWNER TO {self._owner};"]
+        return [
+            "-- The rights of tracker's three roles. Run it as a superuser, in this database:",
+            "--     psql --set ON_ERROR_STOP=1 --file FILE URL",
+            "-- All or nothing, and harmless to repeat: do so after each `tracker db upgrade` that adds tables.",
+            "BEGIN;",
+            "SET LOCAL search_path = pg_catalog, pg_temp;",
+            "",
+            "-- The roles, where they are missing: no login and no password, which are yours to give.",
+            *map(self._make, self._names.values()),
+            "",
+            "-- The owner: `tracker db upgrade`.",
+            *schema,
+            *(f"ALTER TABLE {self._in_schema(name)} OWNER TO {self._owner};" for name in self._tables),
+            *(f"ALTER VIEW {self._in_schema(name)} OWNER TO {self._owner};" for name in VIEWS),
+            *(f"ALTER FUNCTION {self._in_schema(name)}() OWNER TO {self._owner};" for name in self._functions),
+            "",
+            "-- What others had.",
+            f"REVOKE CREATE ON SCHEMA {self._schema} FROM {everybody};",
+            f"REVOKE ALL ON {tables} FROM {everybody};",
+            f"REVOKE ALL ON {views} FROM {everybody};",
+            f"REVOKE ALL ON SEQUENCE {sequences} FROM {everybody};",
+            "",
+            "-- The writer and the auditor read, also what the owner will make: an upgrade makes the views anew.",
+            "-- TEMPORARY: `tracker db check` and `tracker audit verify` compare the views with temporary ones.",
+            f"GRANT CONNECT, TEMPORARY ON DATABASE {self._database} TO {self._owner}, {both};",
+            f"GRANT USAGE ON SCHEMA {self._schema} TO {both};",
+            f"GRANT SELECT ON {tables} TO {both};",
+            f"GRANT SELECT ON {views} TO {both};",
+            f"ALTER DEFAULT PRIVILEGES FOR ROLE {self._owner} IN SCHEMA {self._schema}"
+            f" GRANT SELECT ON TABLES TO {both};",
+            "",
+            "-- The writer: every command but `tracker db upgrade`. By column, so that no id can be chosen.",
+            *(line for table, rights in WRITER.items() for line in self._grant(table, rights)),
+            "",
+            "-- Undo all of it if one of them can do more: as a superuser, as the owner of the database, or by another",
+            "-- role that it is a member of.",
+            self._refuse_more(),
+            "COMMIT;",
+        ]
+
+    def _make(self, name: str) -> str:
+        missing = f"NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {_literal(name)})"
+        return _do(f"BEGIN IF {missing} THEN CREATE ROLE {_identifier(name)} NOLOGIN; END IF; END")
+
+    def _grant(self, table: str, rights: Rights) -> list[str]:
+        given = [("INSERT", rights.insert), ("UPDATE", rights.update)]
+        told = [f"{right} ({', '.join(map(_identifier, columns))})" for right, columns in given if columns]
+        told += ["DELETE"] if rights.delete else []
+        return [f"GRANT {each} ON {self._in_schema(table)} TO {self._writer};" for each in told]
+
+    def _refuse_more(self) -> str:
+        """Return the block that looks at what the roles can do in effect, whatever the way they came by it."""
+        writer, auditor, owner = (f"{_literal(self._names[role])}::name" for role in ("writer", "auditor", "owner"))
+        roles = f"(VALUES ({writer}, true), ({auditor}, false)) AS role (name, writes)"
+        schema = f"{_literal(self._schema)}::regnamespace"
+        allowed = ",\n        ".join(
+            f"({_literal(table)}, {_array(rights.insert)}, {_array(rights.update)}, {str(rights.delete).lower()})"
+            for table in self._tables
+            for rights in (WRITER.get(table, Rights(())),)
+        )
+        too_much = "IF found IS NOT NULL THEN RAISE EXCEPTION 'tracker: a role has other rights: %', found; END IF;"
+        return _do(f"""\
+DECLARE found text;
+BEGIN
+  SELECT string_agg(format('%s %s', role.name, what), '; ') INTO found
+  FROM {roles}
+    JOIN pg_roles r ON r.rolname = role.name
+    JOIN pg_database d ON d.datname = current_database(),
+    LATERAL (VALUES
+        (r.rolsuper, 'is a superuser'),
+        (r.rolcreaterole, 'can make roles'),
+        (pg_has_role(r.oid, {owner}, 'MEMBER'), 'is a member of the owner'),
+        (pg_has_role(r.oid, d.datdba, 'MEMBER'), 'owns the database'),
+        (has_schema_privilege(r.oid, {schema}, 'CREATE'), 'can create in the schema')
+      ) AS can (is_so, what)
+  WHERE is_so;
+  {too_much}
+
+  SELECT string_agg(DISTINCT format('%s can %s %s', role.name, wanted, c.relname), '; ') INTO found
+  FROM {roles},
+    (VALUES
+        {allowed}
+      ) AS allowed (relname, inserts, updates, deletes)
+    JOIN pg_class c ON c.relname = allowed.relname AND c.relnamespace = {schema}
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
+    LATERAL (VALUES
+        ('INSERT', has_column_privilege(role.name, c.oid, attnum, 'INSERT'), writes AND attname = ANY (inserts)),
+        ('UPDATE', has_column_privilege(role.name, c.oid, attnum, 'UPDATE'), writes AND attname = ANY (updates)),
+        ('REFERENCES', has_column_privilege(role.name, c.oid, attnum, 'REFERENCES'), false),
+        ('DELETE', has_table_privilege(role.name, c.oid, 'DELETE'), writes AND deletes),
+        ('TRUNCATE', has_table_privilege(role.name, c.oid, 'TRUNCATE'), false),
+        ('TRIGGER', has_table_privilege(role.name, c.oid, 'TRIGGER'), false)
+      ) AS can (wanted, is_so, may_be)
+  WHERE is_so AND NOT may_be;
+  {too_much}
+END""")
