@@ -79,12 +79,13 @@ def test_a_person_reads_bounds_in_80_columns(run: Run) -> None:
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("From submission to done: 5 jobs, as of 20")
     assert lines[0].endswith("+00:00")
-    assert lines[1:4] == [
+    assert lines[1:5] == [
         f"tracker {version('tracker')}; filters: none",
         "A job that is not done counts as at least as old as when last seen not done.",
         "Withdrawn, and left out: 1.",
+        "Registered after submission: median 0s, max 0s; later than a day: 0.",
     ]
-    assert [line.split() for line in lines[5:10]] == [
+    assert [line.split() for line in lines[6:11]] == [
         ["cluster", "kind", "jobs", "done", "open", "failed", "quantile", "at", "least", "at", "most"],
         ["w1a2b3c4d", "export", "4", "2", "1", "1", "median", "6d", "6d", "2h"],
         ["p90", "not", "reached", "not", "reached"],
@@ -100,7 +101,9 @@ def flat(row: Row) -> dict[str, object]:
     for name in ("median", "p90", "p95", "max"):
         found[f"{name}_seconds_min"] = getattr(row, name).seconds_min
         found[f"{name}_seconds_max"] = getattr(row, name).seconds_max
-    return found
+    late = row.registered
+    found |= {"late_median_seconds": late.median, "late_max_seconds": late.max, "late_over_1d": late.over_a_day}
+    return found | {"submission_unknown": late.unknown}
 
 
 @pytest.mark.usefixtures("jobs")
@@ -131,6 +134,26 @@ def test_every_format_says_what_python_says(run: Run, engine: sa.Engine) -> None
     assert rows[-1]["median_seconds_max"] == str(5 * 86_400 + 3601.0)
     assert "5 jobs, as of 20" in err
     assert f"tracker {version('tracker')}; filters: none" in err
+
+
+def test_how_late_registrations_came_is_told(run: Run, engine: sa.Engine) -> None:
+    """In the table for all, in csv by row: median and max, how many came later than a day, and how many are unknown."""
+    for jid, late in (("a", 90 * SECOND), ("b", DAY), ("c", DAY + timedelta(microseconds=1)), ("d", 50 * HOUR)):
+        register(engine, jid, "w1", at=BEGAN, submitted_at=BEGAN - late)
+    register(engine, "e", "w2", at=BEGAN)
+    _, out, _ = run("durations", "--format", "table")
+    assert out.splitlines()[3:5] == [
+        "Registered after submission: median 1d, max 2d 2h; later than a day: 2.",
+        "Submission unknown: 1.",
+    ]
+    rows = list(csv.DictReader(io.StringIO(run("durations", "--format", "csv")[1])))
+    assert [[row[name] for name in list(row)[-4:]] for row in rows] == [
+        ["86400.0", "180000.0", "2", "0"],
+        ["", "", "0", "1"],
+        ["86400.0", "180000.0", "2", "1"],
+    ]
+    _, out, _ = run("durations", "--cluster", "w2", "--format", "table")
+    assert out.splitlines()[3] == "Without a declared submission nobody can say how late a registration came."
 
 
 def test_a_pipe_gets_csv(run: Run) -> None:

@@ -174,6 +174,7 @@ def test_the_figures_are_those_of_the_views(engine: sa.Engine, render: Callable[
     assert "|w1|removal|3|4d to 4d 2h|" in text
     assert "|w1|export|3|3m|5m|5m|" in text  # registered 1, 3 and 5 minutes late
     assert "|w1|removal|3|2m|4m|4m|" in text
+    assert "Registered more than a day after submission: 0. Without a declared submission: 1." in text
     assert "2 open at the end" in text
     assert "2 gaps" in text
     assert "1 still open" in text

@@ -27,7 +27,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from tracker.cli.look import opened
-from tracker.cli.output import FORMATS, Column, chosen, emit, example, plain, spooled, utc
+from tracker.cli.output import FORMATS, Column, chosen, emit, example, human, plain, spooled, utc
 from tracker.errors import InvalidField
 from tracker.status import Kind
 
@@ -452,6 +452,10 @@ def durations(connection: sa.Connection, asked: _Asked) -> _Output:
     last seen not done (Kaplan-Meier), also a failed, lost or attested one; withdrawn jobs are left out. "not reached"
     (csv: empty, json: null): too few are done to say.
 
+    Above the table, and in csv and json by row, stands how late registrations came, in seconds after the declared
+    submission (late_median_seconds, late_max_seconds), how many came more than a day late (late_over_1d), and how many
+    jobs have no declared submission (submission_unknown); withdrawn jobs count there.
+
     The median is the time by which half of the jobs are done, p90 and p95 nine tenths and nineteen twentieths, max all.
     The last row is the total: its cluster and kind are "all" in a table, empty in csv, null in json.
     """
@@ -482,6 +486,7 @@ def print_durations(made: Durations, format: str | None = None) -> None:
 
 _COUNTS = ("jobs", "done", "open", "failed", "lost", "attested", "withdrawn")
 _QUANTILES = ("median", "p90", "p95", "max")
+_LATE = ("late_median_seconds", "late_max_seconds", "late_over_1d", "submission_unknown")
 
 
 def _durations_output(made: Durations) -> _Output:
@@ -499,12 +504,20 @@ def _durations_output(made: Durations) -> _Output:
         Column("seconds_max", "at most"),
     ]
     withdrawn = f"\nWithdrawn, and left out: {total.withdrawn}." if total.withdrawn else ""
+    late = total.registered
+    came = "Without a declared submission nobody can say how late a registration came."
+    if late.median is not None and late.max is not None:
+        unknown = f"\nSubmission unknown: {late.unknown}." if late.unknown else ""
+        came = (
+            f"Registered after submission: median {human(late.median, up=True)}, max {human(late.max, up=True)}; "
+            f"later than a day: {late.over_a_day}.{unknown}"
+        )
     return _Output(
         made.about,
-        ["cluster", "kind", *_COUNTS, *bounds],
-        [[row.cluster, row.kind, *_counted(row, _COUNTS), *_bounds(row)] for row in rows],
+        ["cluster", "kind", *_COUNTS, *bounds, *_LATE],
+        [[row.cluster, row.kind, *_counted(row, _COUNTS), *_bounds(row), *_late(row)] for row in rows],
         lambda _: (columns, [line for row in rows for line in _lines(row, counts)]),
-        f"A job that is not done counts as at least as old as when last seen not done.{withdrawn}",
+        f"A job that is not done counts as at least as old as when last seen not done.{withdrawn}\n{came}",
     )
 
 
@@ -516,6 +529,12 @@ def _bounds(row: Row) -> list[float | None]:
     """Return both bounds of each quantile."""
     quantiles = (row.median, row.p90, row.p95, row.max)
     return [bound for pair in quantiles for bound in (pair.seconds_min, pair.seconds_max)]
+
+
+def _late(row: Row) -> list[float | None]:
+    """Return how late the registrations came."""
+    late = row.registered
+    return [late.median, late.max, late.over_a_day, late.unknown]
 
 
 def _lines(row: Row, counts: Sequence[str]) -> list[list[object]]:

@@ -14,6 +14,9 @@ view ``report_durations``. How each job enters, in seconds since its submission 
   them: where many fail, the quantiles are those of jobs that do not.
 - **withdrawn**: left out, and counted: nobody waits for it.
 
+Beside the curves stands how late the registrations came: only from then on is a job followed, and what Elevate did with
+it before that, nobody saw.
+
 So the pair of a quantile is what the observations leave open about *when*; it is not a confidence interval, and says
 nothing about jobs to come. Where an open job was last seen between the two bounds of a done one, nobody knows which was
 at risk when the other ended: the two curves may cross, and the curve of the true times may leave them by about the
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +49,11 @@ from tracker.status import Kind, State, Status
 
 SHARES: Final = (0.5, 0.9, 0.95, 1.0)
 """Of the median, p90, p95 and max."""
+LATE: Final = 86_400.0
+"""Seconds after its submission from which on a registration is counted as late; ours: a job runs on the next day at the
+earliest, so what is registered within a day misses nothing."""
+_RANKS: Final = (0.5, 0.95, 1.0)
+"""Of the median, p95 and max of `Lateness`."""
 _BATCH: Final = 10_000
 """Rows fetched at a time; ours: a few MB."""
 
@@ -73,6 +82,27 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Lateness:
+    """How long after their declared submission jobs were registered; nearest rank, in seconds.
+
+    Attributes:
+        jobs: Those with a declared submission, withdrawn ones included.
+        median: None where there is no such job.
+        p95: As *median*.
+        max: As *median*.
+        over_a_day: How many were registered more than a day after it.
+        unknown: Those of unknown submission: nobody can say how late they came.
+    """
+
+    jobs: int
+    median: float | None
+    p95: float | None
+    max: float | None
+    over_a_day: int
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """The jobs of one cluster and kind, or all.
 
@@ -90,6 +120,7 @@ class Row:
         p90: By this time nine tenths are.
         p95: By this time nineteen twentieths are.
         max: By this time all are.
+        registered: How late their registrations came; withdrawn jobs count here.
     """
 
     cluster: str | None
@@ -105,6 +136,7 @@ class Row:
     p90: Bounds
     p95: Bounds
     max: Bounds
+    registered: Lateness
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +166,7 @@ def durations(
 ) -> Durations:
     """Return how long jobs took to reach ``done``, with open jobs as "at least this old" (Kaplan–Meier).
 
-    The jobs are streamed, and two numbers of each are kept.
+    The jobs are streamed, and three numbers of each are kept.
 
     Args:
         connection: In a transaction; what it sees is reported. One that sees a single state of the database throughout
@@ -186,6 +218,8 @@ class Cohort:
         done_max: The upper bounds, where there is one.
         unbounded: The lower bounds of those that are done and have no upper one.
         unended: How old each other job was when last seen not done.
+        late: How long after its submission each was registered.
+        unknown: How many have no declared submission.
     """
 
     states: Counter[str] = field(default_factory=Counter)
@@ -193,6 +227,16 @@ class Cohort:
     done_max: array[float] = field(default_factory=_seconds)
     unbounded: array[float] = field(default_factory=_seconds)
     unended: array[float] = field(default_factory=_seconds)
+    late: array[float] = field(default_factory=_seconds)
+    unknown: int = 0
+
+    def count(self, state: str, late: float | None) -> None:
+        """Count a job in *state* that was registered *late* seconds after its submission (None: unknown)."""
+        self.states[state] += 1
+        if late is None:
+            self.unknown += 1
+        else:
+            self.late.append(late)
 
     def take(self, other: Cohort) -> None:
         """Add the jobs of *other*."""
@@ -201,6 +245,8 @@ class Cohort:
         self.done_max += other.done_max
         self.unbounded += other.unbounded
         self.unended += other.unended
+        self.late += other.late
+        self.unknown += other.unknown
 
 
 def cohorts_of(
@@ -208,11 +254,12 @@ def cohorts_of(
 ) -> dict[tuple[str, Kind], Cohort]:
     """Return the jobs by cluster and kind; *then*: as they were (`tracker.reports.as_of.shadows`)."""
     cohorts: defaultdict[tuple[str, str], Cohort] = defaultdict(Cohort)
-    d = _REPORT_DURATIONS.c
-    done = sa.select(d.cluster, d.kind, d.seconds_min, d.seconds_max).where(*filters.conditions(d))
-    for cluster, kind, seconds_min, seconds_max in _stream(connection, done.add_cte(*then)):
+    d, dialect = _REPORT_DURATIONS.c, connection.dialect.name
+    late = seconds_between(d.submitted_at, d.registered_at, dialect)
+    done = sa.select(d.cluster, d.kind, d.seconds_min, d.seconds_max, late).where(*filters.conditions(d))
+    for cluster, kind, seconds_min, seconds_max, late_by in _stream(connection, done.add_cte(*then)):
         cohort = cohorts[cluster, kind]
-        cohort.states[State.DONE] += 1
+        cohort.count(State.DONE, late_by)
         cohort.done_min.append(seconds_min)
         if seconds_max is None:
             cohort.unbounded.append(seconds_min)
@@ -223,15 +270,27 @@ def cohorts_of(
     not_done_at = sa.case((j.status == Status.NOT_FOUND, j.status_after), else_=j.seen_at)
     others = (
         sa.select(j.cluster, sa.type_coerce(j.kind, sa.String()), sa.type_coerce(j.state, sa.String()))
-        .add_columns(began_at, not_done_at)
+        .add_columns(began_at, not_done_at, seconds_between(j.submitted_at, j.registered_at, dialect))
         .where(j.state != State.DONE, *filters.conditions(JOBS.c))
     )
-    for cluster, kind, state, began, not_done in _stream(connection, others.add_cte(*then)):
+    for cluster, kind, state, began, not_done, late_by in _stream(connection, others.add_cte(*then)):
         cohort = cohorts[cluster, kind]
-        cohort.states[state] += 1
+        cohort.count(state, late_by)
         if state != State.WITHDRAWN:
             cohort.unended.append(0.0 if not_done is None else max(0.0, (not_done - began).total_seconds()))
     return {(cluster, Kind(kind)): cohort for (cluster, kind), cohort in cohorts.items()}
+
+
+def seconds_between(since: sa.ColumnElement[Any], until: sa.ColumnElement[Any], dialect: str) -> sa.ColumnElement[Any]:
+    """Return the seconds from *since* to *until*, to the microsecond, computed by the database; NULL if either is."""
+    if dialect != "sqlite":
+        return sa.cast(sa.extract("epoch", until - since), sa.Double())
+
+    def microseconds(at: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        whole = sa.cast(sa.func.strftime("%s", sa.func.substr(at, 1, 19)), sa.Integer())
+        return whole * 1_000_000 + sa.cast(sa.func.substr(at, 21, 6), sa.Integer())
+
+    return (microseconds(until) - microseconds(since)) / sa.literal(1e6)
 
 
 def _stream(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Sequence[Any]]:
@@ -260,7 +319,15 @@ def row_of(cluster: str | None, kind: Kind | None, cohort: Cohort) -> Row:
         p90=p90,
         p95=p95,
         max=longest,
+        registered=_lateness(cohort),
     )
+
+
+def _lateness(cohort: Cohort) -> Lateness:
+    ordered = sorted(cohort.late)
+    median, p95, longest = (ordered[math.ceil(share * len(ordered)) - 1] if ordered else None for share in _RANKS)
+    over_a_day = len(ordered) - bisect_right(ordered, LATE)
+    return Lateness(len(ordered), median, p95, longest, over_a_day, cohort.unknown)
 
 
 def _or_infinity(seconds: float | None) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -34,7 +33,7 @@ from tracker.models import UtcDateTime
 from tracker.reports import pictures
 from tracker.reports.about import Filters
 from tracker.reports.as_of import LEGAL_ZONE, Sealed, shadows
-from tracker.reports.durations import Bounds, Row, cohorts_of, row_of
+from tracker.reports.durations import Bounds, Lateness, Row, cohorts_of, row_of
 from tracker.reports.overview import ANOMALIES, UNSETTLED, verdict_meaning
 from tracker.reports.survival import kaplan_meier
 from tracker.reports.words import NOTE, human, plain
@@ -316,17 +315,6 @@ class _Data:
     def value(self, query: sa.Select[Any]) -> Any:
         return self.connection.execute(query.add_cte(*self.shadows)).scalar_one()
 
-    def seconds(self, since: sa.ColumnElement[Any], until: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        """Return the seconds from *since* to *until*, to the microsecond, computed by the database."""
-        if self.connection.dialect.name != "sqlite":
-            return sa.cast(sa.extract("epoch", until - since), sa.Double())
-
-        def microseconds(at: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-            whole = sa.cast(sa.func.strftime("%s", sa.func.substr(at, 1, 19)), sa.Integer())
-            return whole * 1_000_000 + sa.cast(sa.func.substr(at, 21, 6), sa.Integer())
-
-        return (microseconds(until) - microseconds(since)) / sa.literal(1e6)
-
     def gaps(self) -> list[sa.Row[Any]]:
         """Return the rows of ``report_gaps`` that overlap the time asked for, newest first."""
         g, f = _GAPS.c, self.filters
@@ -404,7 +392,6 @@ def _durations(data: _Data) -> list[Section]:
     by = cohorts_of(data.connection, Filters(), data.shadows)
     rows = [row_of(*key, by[key]) for key in sorted(by)]
     section = Section("durations", "How long jobs take")
-    late = _late(data)
     if not rows:
         section.empty = "No registered job is like that."
         return [section]
@@ -447,7 +434,7 @@ def _durations(data: _Data) -> list[Section]:
             [_duration_row(row, rare) for row in ([*rows, total] if len(rows) > 1 else rows)],
         )
     )
-    return [section, late]
+    return [section, _late(rows, total.registered)]
 
 
 def _duration_row(row: Row, rare: Sequence[str]) -> list[Cell]:
@@ -483,34 +470,34 @@ def _curve_table(sure: Sequence[tuple[float, float]], early: Sequence[tuple[floa
     return _table("Share of jobs done by then", "time since submission, at least, at most", rows)
 
 
-def _late(data: _Data) -> Section:
+def _late(rows: Sequence[Row], total: Lateness) -> Section:
     """How late registrations came: only from then on is a job followed."""
     section = Section("registrations", "How late registrations came")
     section.text.append(
         "A job is followed from its registration on. What Elevate did with it before that, nobody saw: the later it is "
         "registered, the wider its bounds. Counted from the declared submission; jobs without one are left out."
     )
-    j = _JOBS.c
-    lateness: defaultdict[tuple[str, str], array[float]] = defaultdict(lambda: array("d"))
-    unknown = 0
-    for cluster, kind, late in data.rows(sa.select(j.cluster, j.kind, data.seconds(j.submitted_at, j.registered_at))):
-        if late is None:
-            unknown += 1
-        else:
-            lateness[cluster, kind].append(late)
-    rows = []
-    for key in sorted(lateness):
-        ordered = sorted(lateness.pop(key))
-        ranks = [ordered[ceil(share * len(ordered)) - 1] for share in (0.5, 0.95, 1.0)]
-        rows.append([*map(_text, key), _number(len(ordered)), *(_seconds(rank, up=True) for rank in ranks)])
-    if rows:
-        section.tables.append(
-            _table("Registered so long after submission (nearest rank)", "cluster, kind, jobs, median, p95, max", rows)
-        )
-    else:
+    if not total.jobs:
         section.empty = "No job has a declared time of submission."
-    if unknown and rows:
-        section.text.append(f"Without a declared submission: {unknown:,}.")
+        return section
+    section.text.append(
+        f"Registered more than a day after submission: {total.over_a_day:,}. Without a declared submission: "
+        f"{total.unknown:,}."
+    )
+    late = [(row, row.registered) for row in rows if row.registered.jobs]
+    section.tables.append(
+        _table(
+            "Registered so long after submission (nearest rank)",
+            "cluster, kind, jobs, median, p95, max",
+            (
+                [
+                    *(_text(row.cluster), _text(row.kind), _number(its.jobs)),
+                    *(_seconds(rank, up=True) for rank in (its.median, its.p95, its.max)),
+                ]
+                for row, its in late
+            ),
+        )
+    )
     return section
 
 
