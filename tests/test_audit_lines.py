@@ -314,7 +314,9 @@ def test_what_is_no_line_is_refused(line: str) -> None:
 
 def test_what_has_no_line_is_refused() -> None:
     """A naive time, a NUL and too few columns are a caller's mistake."""
-    for values in (["w1", 1, AT.replace(tzinfo=None), AT, "paused", None], ["w1", 1, AT, AT, "paused", "\0"], ["w1"]):
+    naive: list[Any] = ["w1", 1, AT.replace(tzinfo=None), AT, "paused", None]
+    nul: list[Any] = ["w1", 1, AT, AT, "paused", "\0"]
+    for values in (naive, nul, nul[:-1]):
         with pytest.raises(ValueError, match=r"canonical|columns"):
             lines.encode("gap", values)
 

@@ -12,6 +12,7 @@ Owns the tree; each class is one decision that a caller can make. The room where
     ├── Refused                 what was asked for cannot be done: say why, change nothing
     │   ├── InvalidField        one declared value is wrong
     │   ├── Conflict            the job is registered already, with other facts
+    │   ├── BadCheckpoint       a text is no checkpoint of ours, or a damaged one
     │   ├── UnknownJob          no job has this jid
     │   └── AmbiguousJob        several clusters have a job with this jid
     ├── AskError                one request to Elevate brought no answer
@@ -92,6 +93,10 @@ class Conflict(Refused):
         told = "; ".join(f"{name} is {there}, given {given}" for name, (there, given) in differences.items())
         super().__init__(f"job {jid} of cluster {cluster} is registered already with other facts: {told}")
         self.differences = differences
+
+
+class BadCheckpoint(Refused):
+    """A text is no checkpoint, or is damaged; the message names its line."""
 
 
 class UnknownJob(Refused):

@@ -15,7 +15,7 @@ another shape, past the CHECKs: such a field becomes ``\\?`` and something that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -202,7 +202,9 @@ def expression(kind: str, dialect: str) -> str:
     return f"concat_ws('|', 'v1', '{kind}', {', '.join(fields)})"
 
 
-def stream(connection: sa.Connection, kind: str, after: int, upto: int | None = None) -> Iterator[tuple[int, str, str]]:
+def stream(
+    connection: sa.Connection, kind: str, after: int, upto: int | None = None
+) -> Generator[tuple[int, str, str], None, None]:
     """Yield (id, cluster, line with LF) of the rows of *kind* with after < id <= upto, by id, in bounded memory.
 
     A transition whose job is gone has the cluster ``''`` and NULL for what the job would tell. Bytes that are no
