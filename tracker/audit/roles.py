@@ -182,13 +182,18 @@ class _Script:
             f"REVOKE ALL ON SEQUENCE {sequences} FROM {everybody};",
             "",
             "-- The writer and the auditor read, also what the owner will make: an upgrade makes the views anew.",
-            "-- TEMPORARY: `tracker db check` and `tracker audit verify` compare the views with temporary ones.",
+            "-- TEMPORARY: `tracker db check` and `tracker audit verify` compare the views with temporary ones; the",
+            "-- latter looks at the sequences, too.",
             f"GRANT CONNECT, TEMPORARY ON DATABASE {self._database} TO {self._owner}, {both};",
             f"GRANT USAGE ON SCHEMA {self._schema} TO {both};",
             f"GRANT SELECT ON {tables} TO {both};",
             f"GRANT SELECT ON {views} TO {both};",
-            f"ALTER DEFAULT PRIVILEGES FOR ROLE {self._owner} IN SCHEMA {self._schema}"
-            f" GRANT SELECT ON TABLES TO {both};",
+            f"GRANT SELECT ON SEQUENCE {sequences} TO {both};",
+            *(
+                f"ALTER DEFAULT PRIVILEGES FOR ROLE {self._owner} IN SCHEMA {self._schema}"
+                f" GRANT SELECT ON {kind} TO {both};"
+                for kind in ("TABLES", "SEQUENCES")
+            ),
             "",
             "-- The writer: every command but `tracker db upgrade`. By column, so that no id can be chosen.",
             *(line for table, rights in WRITER.items() for line in self._grant(table, rights)),
