@@ -1,0 +1,735 @@
+"""The evidence pack: what is sealed, as files that a stranger can verify with sh, awk, sha256sum and openssl.
+
+Owns what is in the folder that ``tracker audit export`` writes, and that it is whole or not there at all. The sealed
+rows are written as they were hashed (``lines``); the CSV files are made from those very lines, by rules that the views
+and `tracker.deadline` have too, and that ``verify.sh`` beside this file states once more in awk. Everything is as of
+the last seal in the pack: the same database, range, version and key give the same bytes, whenever and wherever.
+
+Leaves alone: sealing (``seal``), and judging the record (``verify``, ``verify.sh``). A record that somebody has changed
+is packed as it is, so that a verifier finds it.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from string import Template
+from typing import BinaryIO, Final
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+
+from tracker import database
+from tracker.audit import lines
+from tracker.audit.checkpoint import Checkpoint, Segment, SigningKey, parse, token
+from tracker.deadline import Deadline, deadline, extension_recorded_at, verdict
+from tracker.errors import Refused
+from tracker.models import Gap, Seal, Source, Transition
+from tracker.reports import page
+from tracker.reports.about import Filters
+from tracker.reports.as_of import Sealed
+from tracker.reports.words import cell
+from tracker.status import Action, State
+
+SUMS: Final = "SHA256SUMS"
+DOWNLOAD: Final = timedelta(days=7)
+"""An export's data last about a week (``report_durations.download_by``)."""
+
+TABLES: Final = {
+    "transitions.csv": ("checkpoint", *lines.COLUMNS["transition"]),
+    "gaps.csv": ("cluster", "began_at", "ended_at", "cause", "detail", "seconds"),
+    "jobs.csv": (
+        *("cluster", "jid", "kind", "reference", "state", "status", "status_after", "status_by", "seen_at"),
+        *("submitted_at", "registered_at", "registered_by", "received_at", "deadline_on", "verdict"),
+        *("ended_after", "ended_by", "age_seconds", "polls"),
+    ),
+    "durations.csv": (
+        *("cluster", "jid", "kind", "reference", "submitted_at", "registered_at", "done_after", "done_by"),
+        *("seconds_min", "seconds_max", "uncertainty_seconds", "download_by", "polls"),
+    ),
+    "deadlines.csv": (
+        *("cluster", "jid", "kind", "reference", "state", "received_at", "received_at_first", "amendments", "basis"),
+        *("deadline_on", "deadline_at", "extended_on", "done_after", "done_by", "verdict", "days_left"),
+    ),
+}
+"""The columns of each CSV file: the views' of the same name, as far as sealed rows tell them.
+
+Of jobs, the next poll and the failures are not recorded in transitions; of gaps, an open one is not sealed, and
+``open_jobs`` is no fact of the gap."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_CHUNK: Final = 500  # jobs whose transitions are fetched together: some hundred kB
+_INSTANTS: Final = frozenset(("last_seen_at", "observed_at", "server_date", "received_at", "submitted_at"))
+
+Row = dict[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """What was written.
+
+    Attributes:
+        folder: Where.
+        as_of: When the last seal in it was made.
+        checkpoints: How many; their numbers begin with 1.
+        first: The number of the first checkpoint whose segments are in it.
+        segments: How many segments.
+        transitions: How many transitions are in them.
+        earlier: How many of these are of jobs begun before the first segment: no row of the other CSV files tells them.
+        jobs: How many jobs the CSV files are about.
+        key_id: Of the key that signed the last checkpoint; None: nobody signed it.
+        is_signed: SHA256SUMS is signed by that key.
+        digest: The SHA-256 of SHA256SUMS: it stands for all of the pack.
+        unsealed: How many rows of the database no checkpoint closes yet.
+        differing: The segments whose rows in the database are not those that were sealed.
+    """
+
+    folder: Path
+    as_of: datetime
+    checkpoints: int
+    first: int
+    segments: int
+    transitions: int
+    earlier: int
+    jobs: int
+    key_id: str | None
+    is_signed: bool
+    digest: str
+    unsealed: int
+    differing: tuple[str, ...]
+
+
+def export(
+    engine: sa.Engine,
+    folder: Path,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    clusters: Sequence[str] = (),
+    zone: ZoneInfo,
+    key: SigningKey | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> Pack:
+    """Write the pack to *folder*, which must not be there: whole, or not at all.
+
+    Args:
+        engine: The database; it is only read, in one transaction.
+        folder: Where to; the folder above it must be there.
+        since: Only what was sealed at this instant or later (aware).
+        until: Only what was sealed before this instant (aware); the checkpoints end there, too.
+        clusters: Only segments of these; empty: of all.
+        zone: The legal time zone (setting ``timezone``).
+        key: Signs SHA256SUMS, if it is the key that signed the last checkpoint.
+        told: Is given how many steps of how many are done.
+
+    Raises:
+        Refused: The folder is there or cannot be written, or nothing that was asked for is sealed. Nothing is left.
+        BadCheckpoint: A seal in the database holds no checkpoint.
+        DatabaseUnavailable: The database did not answer. Nothing is left.
+    """
+    folder = Path(os.path.abspath(folder))  # so that "." and ".." have names
+    if folder.exists() or folder.is_symlink():
+        raise Refused(f"{folder} is there already: name a folder that is not, so that the pack holds nothing else")
+    temporary: Path | None = None
+    try:
+        with database.reading(engine) as connection:
+            first_id, last_id = _chosen(connection, since, until)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+            pack = _write(connection, temporary, folder, first_id, last_id, clusters, zone, key, told)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # it was made for its owner alone
+        temporary.rename(folder)
+        _sync(folder.parent)
+    except BaseException as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            why = error.strerror or str(error)
+            raise Refused(f"the pack cannot be written to {folder}: {why}; nothing was left there") from error
+        raise
+    return pack
+
+
+def _chosen(connection: sa.Connection, since: datetime | None, until: datetime | None) -> tuple[int, int]:
+    """Return the ids of the first and the last seal that were asked for."""
+    s = Seal.__table__.c
+    query = sa.select(sa.func.min(s.id), sa.func.max(s.id))
+    if since is not None:
+        query = query.where(s.sealed_at >= since)
+    if until is not None:
+        query = query.where(s.sealed_at < until)
+    first, last = connection.execute(query).one()
+    if first is None:
+        if since is None and until is None:
+            raise Refused("nothing is sealed yet, so nothing can be proven: the daemon seals, or `tracker run --once`")
+        raise Refused("nothing was sealed between --since and --until; `tracker audit head` shows the last checkpoint")
+    return first, last
+
+
+class _Folder:
+    """The files of a pack while it is written, and the SHA-256 of each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sums: dict[str, str] = {}
+
+    def put(self, name: str, content: bytes) -> str:
+        """Write a file and return its SHA-256."""
+        (self.path / name).write_bytes(content)
+        self.sums[name] = sha256(content).hexdigest()
+        return self.sums[name]
+
+
+class _Table:
+    """A CSV file while it is written: rows of text, numbers or None."""
+
+    def __init__(self, folder: _Folder, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._file: BinaryIO = (folder.path / name).open("wb", buffering=1 << 18)
+        self._sum = sha256()
+        writer = csv.writer(self, lineterminator="\n")
+        writer.writerow(TABLES[name])
+        self.row: Callable[[Sequence[str | int | None]], object] = writer.writerow
+        self.rows = 0
+
+    def write(self, text: str) -> None:
+        content = text.encode()
+        self._file.write(content)
+        self._sum.update(content)
+
+    def close(self) -> None:
+        self._file.close()
+        self._folder.sums[self._name] = self._sum.hexdigest()
+
+
+@dataclass(slots=True)
+class _Contents:
+    """What has been found while the segments were written."""
+
+    last: Checkpoint
+    sha256: str
+    first: int
+    segments: list[tuple[str, int, int, str]] = field(default_factory=list)  # cluster, checkpoint, part, name
+    differing: list[str] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)  # all clusters that have a segment anywhere
+
+
+def _write(
+    connection: sa.Connection,
+    temporary: Path,
+    target: Path,
+    first_id: int,
+    last_id: int,
+    clusters: Sequence[str],
+    zone: ZoneInfo,
+    key: SigningKey | None,
+    told: Callable[[int, int], None],
+) -> Pack:
+    if connection.dialect.name == "postgresql":
+        # A long stretch of writing files is no reason to end this transaction; it holds nobody up.
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '10min'")
+    folder = _Folder(temporary)
+    (temporary / "segments").mkdir()
+    (temporary / "checkpoints").mkdir()
+    progress = _Progress(told)
+    contents = _segments(connection, folder, first_id, last_id, clusters, progress)
+    last = contents.last
+    if unknown := sorted(set(clusters) - contents.known):
+        there = f"there are: {', '.join(sorted(contents.known))}" if contents.known else "there is none"
+        raise Refused(f"no segment is of cluster {', '.join(unknown)}; {there}")
+    counts = _tables(connection, folder, contents, zone, progress)
+    filters = Filters(clusters=tuple(clusters))
+    sealed = Sealed(last.transitions[1], last.gaps[1], last.sources[1])
+    report = page.render(connection, filters, as_of=last.sealed_at, zone=zone, sealed=sealed)
+    folder.put("report.html", report.encode())
+    folder.put("timezone.csv", _timezone(zone, counts.earliest, last.sealed_at))
+    is_signed = key is not None and last.key is not None and key.public.id == last.key.id
+    if last.key is not None:
+        folder.put("public_key.pem", last.key.pem().encode())
+    facts = {
+        "format": "tracker pack v1",
+        "tracker": version("tracker"),
+        "origin": last.origin,
+        "last_checkpoint": str(last.number),
+        "last_checkpoint_sha256": contents.sha256,
+        "as_of": _iso(last.sealed_at) or "",
+        "timezone": zone.key,
+        "first_checkpoint": str(contents.first),
+        "clusters": "chosen" if clusters else "all",
+        "segments": str(len(contents.segments)),
+        "transitions": str(counts.transitions),
+        "transitions_of_jobs_begun_earlier": str(counts.transitions - counts.covered),
+        "jobs": str(counts.jobs),
+        "key": last.key.id if last.key else "none",
+        "signature": f"{SUMS}.sig" if is_signed else "none",
+    }
+    told_facts = [f"{name}: {value}\n" for name, value in facts.items()]
+    told_facts += [f"cluster: {name}\n" for name in sorted(set(clusters))]
+    folder.put("about.txt", "".join(told_facts).encode())
+    template = Template(files(__package__).joinpath("README.txt").read_text(encoding="utf-8"))
+    folder.put("README.txt", template.substitute(facts, met=page.MET).encode())
+    folder.put("verify.sh", files(__package__).joinpath("verify.sh").read_bytes())
+    (temporary / "verify.sh").chmod(0o755)
+    os.sync()  # the list comes after all that it lists, also on the disk
+    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(folder.sums.items())).encode()
+    for name, content in ((SUMS, listing), (f"{SUMS}.sig", key.sign(listing) if key and is_signed else b"")):
+        if content:
+            with (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    for part in (temporary / "segments", temporary / "checkpoints", temporary):
+        _sync(part)
+    return Pack(
+        folder=target,
+        as_of=last.sealed_at,
+        checkpoints=last.number,
+        first=contents.first,
+        segments=len(contents.segments),
+        transitions=counts.transitions,
+        earlier=counts.transitions - counts.covered,
+        jobs=counts.jobs,
+        key_id=last.key.id if last.key else None,
+        is_signed=is_signed,
+        digest=sha256(listing).hexdigest(),
+        unsealed=_unsealed(connection),
+        differing=tuple(contents.differing),
+    )
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unsealed(connection: sa.Connection) -> int:
+    """Return how many rows came after the newest seal of the database."""
+    newest = connection.execute(sa.select(Seal.__table__).order_by(Seal.id.desc()).limit(1)).one()
+    after = ((Transition, newest.last_transition_id), (Gap, newest.last_gap_id), (Source, newest.last_source_id))
+    return sum(
+        connection.execute(sa.select(sa.func.count()).select_from(table).where(table.id > last)).scalar_one()
+        for table, last in after
+    )
+
+
+class _Progress:
+    """Tells how far it is: each transition is gone through three times."""
+
+    def __init__(self, told: Callable[[int, int], None]) -> None:
+        self._told, self._done, self._total = told, 0, 1
+
+    def begin(self, transitions: int) -> None:
+        self._total = max(transitions * 3, 1)
+
+    def step(self, transitions: int) -> None:
+        self._done += transitions
+        self._told(min(self._done, self._total), self._total)
+
+
+# -- segments and checkpoints ---------------------------------------------------------------------------------------
+
+
+def _segments(
+    connection: sa.Connection,
+    folder: _Folder,
+    first_id: int,
+    last_id: int,
+    clusters: Sequence[str],
+    progress: _Progress,
+) -> _Contents:
+    """Write all checkpoints up to the last that was asked for, and the segments of those asked for."""
+    s = Seal.__table__.c
+    query = sa.select(s.id, s.checkpoint, s.checkpoint_sha256).where(s.id <= last_id).order_by(s.id)
+    ends = sa.select(s.last_transition_id).where(s.id.in_((first_id, last_id)))
+    known = sorted(connection.execute(ends).scalars())
+    progress.begin(known[-1] - known[0])
+    contents: _Contents | None = None
+    first = 0
+    names: dict[str, str] = {}
+    known_clusters: set[str] = set()
+    with ExitStack() as stack:
+        seals = stack.enter_context(connection.execute(query, execution_options={"yield_per": 100}))
+        reader: _Reader | None = None
+        for row in seals:
+            try:
+                signed = parse(row.checkpoint)
+            except Refused as error:
+                raise type(error)(f"seal {row.id} in the database: {error}; run `tracker audit verify`") from error
+            checkpoint = signed.checkpoint
+            name = f"checkpoints/{checkpoint.number:06d}.txt"
+            if name in folder.sums:
+                raise Refused(f"two seals have number {checkpoint.number}: run `tracker audit verify`")
+            digest = folder.put(name, signed.text.encode())
+            known_clusters.update(names.setdefault(segment.cluster, segment.cluster) for segment in checkpoint.segments)
+            first = first or (checkpoint.number if row.id >= first_id else 0)
+            contents = contents or (_Contents(checkpoint, digest, first) if first else None)
+            if contents is None:
+                continue
+            if reader is None:
+                reader = _Reader(connection, checkpoint)
+                stack.callback(reader.close)
+            contents.last, contents.sha256 = checkpoint, digest
+            _one_seal(folder, checkpoint, reader, clusters, names, contents)
+            progress.step(checkpoint.transitions[1] - checkpoint.transitions[0])
+    assert contents is not None  # noqa: S101 - _chosen has seen that there is one
+    contents.known = known_clusters
+    contents.segments.sort()
+    return contents
+
+
+class _Reader:
+    """The lines of all rows, seal after seal; one statement a table, however many seals there are."""
+
+    def __init__(self, connection: sa.Connection, first: Checkpoint) -> None:
+        after = {"source": first.sources[0], "gap": first.gaps[0], "transition": first.transitions[0]}
+        self._streams = {kind: lines.stream(connection, kind, after[kind]) for kind in lines.KINDS}
+        self._ahead: dict[str, tuple[int, str, str] | None] = dict.fromkeys(lines.KINDS)
+
+    def upto(self, kind: str, last: int) -> Iterator[tuple[int, str, str]]:
+        """Yield (id, cluster, line) of the rows of *kind* not yet read, up to id *last*."""
+        stream = self._streams[kind]
+        while True:
+            row = self._ahead[kind] or next(stream, None)
+            self._ahead[kind] = None
+            if row is None:
+                return
+            if row[0] > last:
+                self._ahead[kind] = row
+                return
+            yield row
+
+    def close(self) -> None:
+        for stream in self._streams.values():
+            with suppress(Exception):  # what ended the export has been told
+                stream.close()
+
+
+def _one_seal(
+    folder: _Folder,
+    checkpoint: Checkpoint,
+    reader: _Reader,
+    clusters: Sequence[str],
+    names: dict[str, str],
+    contents: _Contents,
+) -> None:
+    """Write the segments of one seal: each row into the segment whose ids it lies among.
+
+    A row that was added since lies in none or makes its segment another; one that is gone makes it another, too. At
+    any time the segment that each cluster's rows are being read for is in memory.
+    """
+    its: dict[str, list[Segment]] = defaultdict(list)
+    for segment in checkpoint.segments:
+        if not clusters or segment.cluster in clusters:
+            its[segment.cluster].append(segment)
+    texts: dict[str, list[str]] = {cluster: [] for cluster in its}
+    at: dict[str, int] = dict.fromkeys(its, 0)
+
+    def end(cluster: str) -> None:
+        segment = its[cluster][at[cluster]]
+        name = f"segments/{checkpoint.number:06d}-{segment.part:04d}-{token(cluster)[:100]}.txt"
+        if folder.put(name, "".join(texts[cluster]).encode()) != segment.sha256:
+            contents.differing.append(name)
+        contents.segments.append((names[cluster], checkpoint.number, segment.part, name))
+        texts[cluster].clear()
+        at[cluster] += 1
+
+    bounds = {"source": checkpoint.sources, "gap": checkpoint.gaps, "transition": checkpoint.transitions}
+    ranges: dict[str, Callable[[Segment], tuple[int, int] | None]] = {
+        "source": lambda segment: segment.sources,
+        "gap": lambda segment: segment.gaps,
+        "transition": lambda segment: segment.transitions,
+    }
+    for kind in lines.KINDS:
+        for id_, cluster, line in reader.upto(kind, bounds[kind][1]):
+            segments = its.get(cluster)
+            if segments is None:
+                continue
+            while at[cluster] < len(segments) - 1:
+                here = ranges[kind](segments[at[cluster]])
+                later = ranges[kind](segments[at[cluster] + 1])
+                if later is None or id_ < later[0] or (here is not None and id_ <= here[1]):
+                    break
+                end(cluster)
+            texts[cluster].append(line)
+    for cluster, segments in its.items():
+        while at[cluster] < len(segments):
+            end(cluster)
+
+
+# -- the CSV files --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Of the rows in the CSV files.
+
+    Attributes:
+        transitions: All in the segments.
+        covered: Those of the jobs whose whole history is in them.
+        jobs: These jobs.
+        earliest: The earliest instant that a deadline is counted from.
+    """
+
+    transitions: int = 0
+    covered: int = 0
+    jobs: int = 0
+    earliest: datetime | None = None
+
+
+def _tables(
+    connection: sa.Connection, folder: _Folder, contents: _Contents, zone: ZoneInfo, progress: _Progress
+) -> _Counts:
+    """Write the CSV files: cluster by cluster, the jobs of each in the order of their first transitions."""
+    counts = _Counts()
+    as_of, last_id = contents.last.sealed_at, contents.last.transitions[1]
+    with ExitStack() as stack:
+        tables = {name: stack.enter_context(closing(_Table(folder, name))) for name in TABLES}
+        for cluster, segments in groupby(contents.segments, key=lambda segment: segment[0]):
+            jobs = array("q")
+            for _, number, _, name in segments:
+                found = 0
+                with (folder.path / name).open(encoding="utf-8", newline="\n") as file:
+                    for line in file:
+                        kind, row = _decoded(line, name)
+                        if kind == "gap":
+                            began_at, ended_at = _at(row["began_at"]), _at(row["ended_at"])
+                            times = _iso(began_at), _iso(ended_at)
+                            told = row["cause"], _cell(row["detail"]), _seconds(began_at, ended_at)
+                            tables["gaps.csv"].row((cell(cluster), *times, *told))
+                        elif kind == "transition":
+                            found += 1
+                            tables["transitions.csv"].row(
+                                [
+                                    number,
+                                    *(
+                                        value and (_iso(_at(value)) if column in _INSTANTS else cell(value))
+                                        for column, value in row.items()
+                                    ),
+                                ]
+                            )
+                            if row["seq"] == "0":
+                                jobs.append(int(row["job_id"] or 0))
+                counts.transitions += found
+                progress.step(found)
+            for chunk in (jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)):
+                read = 0
+                for rows in _histories(connection, chunk, last_id):
+                    read += len(rows)
+                    _job(tables, cluster, rows, as_of, zone, counts)
+                counts.covered += read
+                counts.jobs += len(chunk)
+                progress.step(read)
+    return counts
+
+
+def _decoded(line: str, name: str) -> tuple[str, Row]:
+    try:
+        return lines.decode(line)
+    except ValueError as error:
+        raise Refused(f"a row of {name} is none that tracker writes: {error}; run `tracker audit verify`") from error
+
+
+def _histories(connection: sa.Connection, jobs: Sequence[int], last_id: int) -> Iterator[list[Row]]:
+    """Yield the sealed transitions of each job, in the order of *jobs*."""
+    line = lines.expression("transition", connection.dialect.name)
+    query = (
+        f"SELECT t.job_id, {line} FROM transitions t JOIN jobs j ON j.id = t.job_id"
+        f" WHERE t.job_id IN ({', '.join(map(str, jobs))}) AND t.id <= {last_id} ORDER BY t.job_id, t.seq"
+    )
+    found: dict[int, list[Row]] = defaultdict(list)
+    for job_id, text in connection.exec_driver_sql(query):
+        found[job_id].append(_decoded(f"{text}\n", "transitions")[1])
+    for job_id in jobs:
+        if job_id in found:
+            yield found[job_id]
+
+
+def _job(
+    tables: dict[str, _Table], cluster: str, rows: Sequence[Row], as_of: datetime, zone: ZoneInfo, counts: _Counts
+) -> None:
+    """Write the rows about a job, from its transitions; the rules are those of the views, as of *as_of*."""
+    begun, last = rows[0], rows[-1]
+    declared = [begun, *(row for row in rows[1:] if row["action"] == Action.AMENDED)]
+    facts = declared[-1]
+    moved = next(row for row in reversed(rows) if row is begun or row["action"] != Action.AMENDED)
+    entry = next(
+        (row for row in reversed(rows) if row["action"] == Action.OBSERVED and row["to_status"] != row["from_status"]),
+        None,
+    )
+    state, status = State(last["to_state"] or ""), last["to_status"]
+    seen_at = _at(last["last_seen_at"])
+    status_after = _at(entry["last_seen_at"]) if entry else None
+    status_by = _at(entry["observed_at"]) if entry else None
+    ended_after, ended_by = _end(moved)
+    registered_at = _at(begun["observed_at"]) or _EPOCH
+    received_at, submitted_at = _at(facts["received_at"]), _at(facts["submitted_at"])
+    if state in (State.DONE, State.FAILED, State.LOST):
+        ended_after = _begin(ended_after, submitted_at, ended_by)
+    due = _deadline(declared, received_at, submitted_at, registered_at, zone)
+    found = verdict(state, status, status_after, seen_at, ended_after, ended_by, due.at, as_of)
+    counted_from = received_at or submitted_at or registered_at
+    counts.earliest = min(counts.earliest or counted_from, counted_from)
+    names = (cell(cluster), _cell(begun["jid"]), facts["kind"], _cell(facts["reference"]))
+    began_at = submitted_at or registered_at
+    is_done, is_unsettled = state is State.DONE, state in (State.OPEN, State.FAILED, State.LOST)
+    tables["jobs.csv"].row(
+        (
+            *names,
+            state.value,
+            _cell(status),
+            status and _iso(_begin(status_after, submitted_at, status_by)),
+            _iso(status_by),
+            _iso(seen_at),
+            _iso(submitted_at),
+            _iso(registered_at),
+            _cell(begun["actor"]),
+            _iso(received_at),
+            due.on.isoformat(),
+            found.value,
+            _iso(ended_after),
+            _iso(ended_by),
+            _seconds(began_at, ended_by or as_of),
+            last["polls"],
+        )
+    )
+    tables["deadlines.csv"].row(
+        (
+            *names,
+            state.value,
+            _iso(received_at),
+            _iso(_at(begun["received_at"])),
+            len(declared) - 1,
+            due.basis.value,
+            due.on.isoformat(),
+            _iso(due.at),
+            facts["extended_on"],
+            _iso(ended_after) if is_done else None,
+            _iso(ended_by) if is_done else None,
+            found.value,
+            (due.at - as_of) // timedelta(days=1) if is_unsettled else None,
+        )
+    )
+    if is_done:
+        tables["durations.csv"].row(
+            (
+                *names,
+                _iso(submitted_at),
+                _iso(registered_at),
+                _iso(ended_after),
+                _iso(ended_by),
+                _seconds(began_at, max(ended_after or began_at, began_at)),
+                _seconds(submitted_at, ended_by),
+                _seconds(ended_after, ended_by),
+                _iso(ended_after + DOWNLOAD) if ended_after and facts["kind"] == "export" else None,
+                last["polls"],
+            )
+        )
+
+
+def _end(moved: Row) -> tuple[datetime | None, datetime | None]:
+    """Return the bounds of a job's end, from the last transition that was no amendment."""
+    observed_at = _at(moved["observed_at"])
+    if moved["to_state"] == State.OPEN:
+        return None, None
+    if moved["action"] == Action.ATTESTED:
+        return None, _at(moved["server_date"])
+    if moved["action"] == Action.WITHDRAWN:
+        return observed_at, observed_at
+    return _at(moved["last_seen_at"]), observed_at
+
+
+def _begin(seen: datetime | None, submitted: datetime | None, by: datetime | None) -> datetime | None:
+    """Return what something began not before (the views' macro ``begin``)."""
+    if seen is None and submitted is not None and by is not None and submitted > by:
+        return by
+    return seen or submitted
+
+
+def _deadline(
+    declared: Sequence[Row],
+    received_at: datetime | None,
+    submitted_at: datetime | None,
+    registered_at: datetime,
+    zone: ZoneInfo,
+) -> Deadline:
+    extended_on = declared[-1]["extended_on"]
+    if extended_on is None:
+        return deadline(received_at, submitted_at, registered_at, zone)
+    history = [
+        (_at(row["observed_at"]) or registered_at, datetime.fromisoformat(row["extended_on"]).date())
+        if row["extended_on"]
+        else (_at(row["observed_at"]) or registered_at, None)
+        for row in declared
+    ]
+    return deadline(
+        received_at,
+        submitted_at,
+        registered_at,
+        zone,
+        extended_on=history[-1][1],
+        extension_recorded_at=extension_recorded_at(history),
+    )
+
+
+def _at(microseconds: str | None) -> datetime | None:
+    return None if microseconds is None else _EPOCH + timedelta(microseconds=int(microseconds))
+
+
+def _iso(at: datetime | None) -> str | None:
+    """Return *at* as ``tracker report --format csv`` writes it."""
+    return None if at is None else at.isoformat(timespec="microseconds")
+
+
+def _cell(text: str | None) -> str | None:
+    return None if text is None else cell(text)
+
+
+def _seconds(since: datetime | None, until: datetime | None) -> str | None:
+    """Return the seconds between, with six decimals, exactly."""
+    if since is None or until is None:
+        return None
+    passed = (until - since) // _MICROSECOND
+    whole, rest = divmod(abs(passed), 1_000_000)
+    return f"{'-' if passed < 0 else ''}{whole}.{rest:06d}"
+
+
+def _timezone(zone: ZoneInfo, earliest: datetime | None, as_of: datetime) -> bytes:
+    """Return, for all years that a deadline may fall into, from when on which offset holds in *zone*."""
+    begin = datetime((earliest or as_of).year - 1, 1, 1, tzinfo=UTC)
+    end = datetime(as_of.year + 2, 1, 1, tzinfo=UTC)
+
+    def offset(at: datetime) -> int:
+        shift = at.astimezone(zone).utcoffset() or timedelta()
+        return shift // timedelta(seconds=1)
+
+    found = [(begin, offset(begin))]
+    step = timedelta(hours=12)
+    at = begin
+    while at < end:
+        if offset(at + step) != found[-1][1]:
+            low, high = at, at + step
+            while high - low > timedelta(seconds=1):
+                middle = low + (high - low) // timedelta(seconds=2) * timedelta(seconds=1)
+                low, high = (middle, high) if offset(middle) == found[-1][1] else (low, middle)
+            found.append((high, offset(high)))
+        at += step
+    rows = (f"{(since - _EPOCH) // timedelta(seconds=1)},{seconds}\n" for since, seconds in found)
+    return ("from_epoch_seconds,offset_seconds\n" + "".join(rows)).encode()
