@@ -3,7 +3,7 @@
 Owns a second reading of DESIGN.md, against which `test_reference` holds the views, the commands, the page and the
 Python API. Of ``jobs`` it takes what a person declared at first (it is in the registration, too), the deadline's being
 there, and what no transition keeps: the last sight, polls, failures and the next poll. All else is replayed. Slow, and
-meant to be: each row is found by looking through all of them.
+meant to be: what a loop over all rows can say is said so.
 
 A row is a dict by column. Instants are aware datetimes, days dates; arithmetic is on whole microseconds, which only the
 last step divides into seconds.
@@ -12,10 +12,11 @@ last step divides into seconds.
 from __future__ import annotations
 
 from calendar import monthrange
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -39,6 +40,14 @@ class Tables:
     clusters: list[Row]
     sources: list[Row]
     seals: list[Row]
+
+    @cached_property
+    def histories(self) -> dict[int, list[Row]]:
+        """The transitions of each job, in their order."""
+        found: dict[int, list[Row]] = {}
+        for transition in sorted(self.transitions, key=lambda t: t["seq"]):
+            found.setdefault(transition["job_id"], []).append(transition)
+        return found
 
 
 # -- instants ------------------------------------------------------------------------------------------------------
@@ -100,16 +109,12 @@ def legal(job: Row, recorded_at: datetime, zone: ZoneInfo) -> tuple[date, dateti
     return on, end_of(on, zone)
 
 
-def history(tables: Tables, job_id: int) -> list[Row]:
-    return sorted((t for t in tables.transitions if t["job_id"] == job_id), key=lambda t: t["seq"])
-
-
 def replayed(tables: Tables, row: Row) -> Row:
     """Return the job in *row* as its transitions have it."""
     job = row | dict.fromkeys(("status", "status_after", "status_by", "ended_after", "ended_by")) | {"amendments": 0}
     recorded_at = row["registered_at"]
     extended: date | None = None
-    for t in history(tables, row["id"]):
+    for t in tables.histories[row["id"]]:
         if t["action"] in ("registered", "amended"):
             job.update({fact: t[fact] for fact in FACTS})
             if t["extended_on"] != extended:
@@ -219,7 +224,7 @@ def report_durations(tables: Tables, now: datetime) -> list[Row]:
 def report_transitions(tables: Tables, now: datetime) -> list[Row]:
     rows = []
     for job in all_jobs(tables):
-        for t in history(tables, job["id"]):
+        for t in tables.histories[job["id"]]:
             urls = [source["base_url"] for source in tables.sources if source["id"] == t["source_id"]]
             seals = [seal for seal in tables.seals if seal["last_transition_id"] >= t["id"]]
             seals.sort(key=lambda seal: (seal["last_transition_id"], seal["id"]))
@@ -243,7 +248,7 @@ def report_anomalies(tables: Tables, now: datetime) -> list[Row]:
 def report_statuses(tables: Tables, now: datetime) -> list[Row]:
     rows = []
     for job in all_jobs(tables):
-        entries = [t for t in history(tables, job["id"]) if t["to_status"] not in (None, t["from_status"])]
+        entries = [t for t in tables.histories[job["id"]] if t["to_status"] not in (None, t["from_status"])]
         for entry, leaving in zip(entries, [*entries[1:], None], strict=False):
             entered_after = not_before(entry["last_seen_at"], job["submitted_at"], entry["observed_at"])
             entered_by = entry["observed_at"]
@@ -271,7 +276,7 @@ def report_statuses(tables: Tables, now: datetime) -> list[Row]:
     return rows
 
 
-def rank(ordered: list[int | None], percent: int) -> int | None:
+def rank(ordered: Sequence[int | None], percent: int) -> int | None:
     """Return the value at the nearest rank of so many percent."""
     if not ordered:
         return None
@@ -366,7 +371,7 @@ def all_gaps(tables: Tables) -> list[Row]:
 def was_open(tables: Tables, job: Row, began: datetime, ended: datetime) -> bool:
     """Return whether *job* was open at any time after *began* and before *ended*."""
     since: datetime | None = None
-    for t in history(tables, job["id"]):
+    for t in tables.histories[job["id"]]:
         if t["to_state"] == "open" and t["from_state"] != "open":
             since = t["observed_at"]
         elif t["to_state"] != "open" and t["from_state"] == "open":
@@ -492,7 +497,7 @@ SHARES = {"median": Fraction(1, 2), "p90": Fraction(9, 10), "p95": Fraction(19, 
 
 
 def quantiles(tables: Tables, now: datetime) -> list[Row]:
-    """Return the report of durations: a row for each cluster and kind, and one for all."""
+    """Return the report of durations: a row for each cluster and kind, and one for all; how late they came with it."""
     groups: dict[tuple[str | None, str | None], list[Row]] = {}
     for job in all_jobs(tables):
         groups.setdefault((job["cluster"], job["kind"]), []).append(job)
@@ -517,6 +522,12 @@ def quantiles(tables: Tables, now: datetime) -> list[Row]:
             pair = [quantile(least, unended, share), quantile(most, unended + endless, share)]
             pair.sort(key=lambda at: (at is None, at))
             row[f"{name}_seconds_min"], row[f"{name}_seconds_max"] = map(seconds, pair)
+        late = known(between(job["submitted_at"], job["registered_at"]) for job in jobs)
+        row["late_jobs"] = len(late)
+        for name, percent in (("median", 50), ("p95", 95), ("max", 100)):
+            row[f"late_{name}_seconds"] = seconds(rank(sorted(late), percent))
+        row["late_over_1d"] = sum(age > DAY for age in late)
+        row["submission_unknown"] = len(jobs) - len(late)
         rows.append(row)
     return rows
 
@@ -538,8 +549,7 @@ def known_at(tables: Tables, at: datetime) -> Tables:
         jobs=[],
     )
     for row in tables.jobs:
-        its = history(then, row["id"])
-        if its:
+        if its := then.histories.get(row["id"]):
             seen = {"seen_at": its[-1]["last_seen_at"], "polls": its[-1]["polls"], "failures": 0}
             lost = dict.fromkeys(("due_at", "last_error"))
             then.jobs.append(row | seen | lost | {"deadline_on": date.min})  # there is one: replayed() reckons it
