@@ -20,9 +20,9 @@ from tests.conftest import run_sql
 from tests.scripted import Script
 from tests.test_daemon import environment, until
 from tracker import cli, database, guards
-from tracker.audit import roles
+from tracker.audit import roles, seal
 from tracker.errors import BadConfiguration, InvalidField
-from tracker.models import CLUSTERS, JOBS, Base, Gap, Seal, Segment, Worker
+from tracker.models import CLUSTERS, JOBS, Base, Gap, Worker
 from tracker.reports.views import VIEWS
 
 PASSWORD = "only for tests"  # noqa: S105
@@ -218,20 +218,19 @@ def test_the_writer_is_the_daemon(stand: Stand, script: Script, tmp_path: Path) 
     assert not re.search("denied|error|refuses", said), said
 
 
-def test_the_writer_takes_the_sealers_lock_and_seals(stand: Stand) -> None:
-    """A registration waits for a sealer, and the writer can be one; each by its triggers' and tables' rights alone."""
+def test_the_writer_seals_and_the_auditor_cannot(stand: Stand) -> None:
+    """A registration takes the sealer's lock by its trigger; the writer seals it, and the auditor sees the seal."""
     locks = sa.text("SELECT mode FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objid = :key")
-    with database.writing(stand.engine("writer")) as connection:
+    writer, auditor = stand.engine("writer"), stand.engine("auditor")
+    with database.writing(writer) as connection:
         connection.execute(sa.insert(JOBS).values(cluster="w2", jid="sealed"))
         assert connection.execute(locks, {"key": guards.SEAL_LOCK}).scalars().all() == ["ShareLock"]
-    with database.writing(stand.engine("writer")) as connection:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(guards.SEAL_LOCK)))
-        values: dict[str, object] = dict.fromkeys(("last_transition_id", "last_gap_id", "last_source_id", "rows"), 0)
-        values |= {"checkpoint": "text", "checkpoint_sha256": "hash", "sealed_at": database.now(connection)}
-        seal_id = connection.execute(sa.insert(Seal).values(values).returning(Seal.id)).scalar_one()
-        part = {"seal_id": seal_id, "part": 1, "cluster": "w2", "rows": 1, "sha256": "x"}
-        connection.execute(sa.insert(Segment).values(part))
-        connection.rollback()
+    with pytest.raises(BadConfiguration, match="permission denied"):
+        seal.seal(auditor, None)
+    made = seal.seal(writer, None)
+    assert "w2" in {segment.cluster for segment in made[-1].checkpoint.segments}
+    with database.reading(auditor) as connection:
+        assert seal.head(connection) == made[-1]
 
 
 def test_the_auditor_reads_everything_and_writes_nothing(
