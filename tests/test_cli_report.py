@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -423,11 +424,71 @@ def test_output_replaces_all_or_nothing(run: Run, tmp_path: Path, monkeypatch: p
 
 def test_output_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> None:
     """A folder that is not there, or that stands where the file should be: where, why, and the way out."""
-    for place in (tmp_path / "not there" / "x.csv", tmp_path):
-        code, out, err = run("durations", "-o", str(place))
-        assert (code, out) == (2, "")
-        assert f"'--output': cannot write {str(place)!r}: " in err
-        assert "name a file in a folder that is there" in err
+    for place in (tmp_path / "not there" / "x.csv", tmp_path, Path("/dev/full")):
+        for report in (["durations"], ["deadlines", "--format", "html"], ["--format", "html"]):
+            code, out, err = run(*report, "-o", str(place))
+            assert (code, out) == (2, "")
+            assert f"'--output': cannot write {str(place)!r}: " in err
+            assert "name a file in a folder that is there" in err
+
+
+def test_a_file_without_permission_is_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that may not be written to is not replaced either, though its folder would allow it."""
+    old = tmp_path / "old.csv"
+    old.write_text("as it was")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # the test may run as root, who may do anything
+    code, out, err = run("durations", "-o", str(old))
+    assert (code, out, old.read_text()) == (2, "", "as it was")
+    assert f"cannot write {str(old)!r}: Permission denied" in err
+
+
+@pytest.mark.parametrize(
+    ("url", "revision", "code", "problem"),
+    [
+        ("sqlite:///none.db", None, 78, "there is no database at none.db: make it with `tracker db upgrade`"),
+        ("sqlite:///tracker.db", "0000", 78, "the database has revision 0000, this version needs"),
+        ("sqlite:///tracker.db", "9999", 78, "newer than this version's: install a newer tracker"),
+        ("sqlite:///text.db", None, 78, "the file is no SQLite database, or is damaged"),
+        ("postgresql+psycopg://nobody@127.0.0.1:1/none", None, 69, "the database is not available"),
+    ],
+)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["report", "durations", "-o", "old.csv"],
+        ["report", "gaps", "--format", "html", "-o", "old.csv"],
+        ["report", "--format", "html", "-o", "old.csv"],
+        ["reconcile", "old.csv"],
+    ],
+)
+def test_a_database_that_cannot_be_read_is_named_and_no_file_is_lost(
+    sqlite_template: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    url: str,
+    revision: str | None,
+    code: int,
+    problem: str,
+) -> None:
+    """One that is missing, older, newer, none at all or does not answer: where, the way out, and its exit code."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
+    monkeypatch.setenv("TRACKER_CLUSTER", "w1")
+    (tmp_path / "old.csv").write_text("jid\n")
+    (tmp_path / "text.db").write_text("not a database\n" * 100)
+    if revision is not None:
+        shutil.copy(sqlite_template, tmp_path / "tracker.db")
+        engine = sa.create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(sa.text("UPDATE alembic_version SET version_num = :found"), {"found": revision})
+        engine.dispose()
+    before = set(tmp_path.iterdir())
+    assert cli.main(args) == code
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert problem in err
+    assert ((tmp_path / "old.csv").read_text(), set(tmp_path.iterdir())) == ("jid\n", before)
 
 
 def test_output_to_what_is_no_file_is_written_to_it(run: Run, tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def test_an_empty_list_agrees_with_nothing(
     monkeypatch.delenv("TRACKER_CLUSTER")
     (tmp_path / "tracker.toml").write_text("[clusters.w1]\n[clusters.w2]\n")
     code, out, err = run("jid\n")
-    assert (code, out) == (1, "")
-    assert "cluster: several are configured, so say which one: w1, w2" in err
+    assert (code, out) == (2, "")
+    assert "'--cluster': several are configured, so say which one: w1, w2" in err
     assert run("jid\n", "--cluster", "w2")[0] == 0
 
 
@@ -208,25 +208,36 @@ def test_the_scope_is_within_since_and_until(
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
-    ("text", "args", "code", "problem"),
+    ("text", "args", "problem"),
     [
-        (b"", (), 1, "the file is empty"),
-        (b"jid,name\n", (), 1, "line 1: there is no column 'name'"),
-        ("jid\na\n".encode("utf-16"), (), 1, "not UTF-8"),
-        (b"jid\na\n", ("--cluster", "w9"), 1, "cluster: 'w9' is not configured"),
-        (b"jid\na\n", ("--since", "soon"), 2, "Invalid value for '--since': 'soon' is no time: write it as"),
-        (b"jid\na\n", ("--since", "2026-01-30 10:00"), 2, "has no offset"),
-        (b"jid\na\n", ("--until", "9999-12-31"), 2, "Invalid value for '--until'"),
-        (b"jid\na\n", ("--since", "2026-01-30", "--until", "2026-01-29"), 2, "2026-01-29 is not after --since"),
+        (b"", (), "Invalid value for 'FILE': the file is empty"),
+        (b"jid,name\n", (), "line 1: there is no column 'name'"),
+        ("jid\na\n".encode("utf-16"), (), "not UTF-8"),
+        (b"jid\na\n", ("--cluster", "w9"), "Invalid value for '--cluster': 'w9' is not configured (configured: w1)"),
+        (b"jid\na\n", ("--since", "soon"), "Invalid value for '--since': 'soon' is no time: write it as"),
+        (b"jid\na\n", ("--since", "2026-01-30 10:00"), "has no offset"),
+        (b"jid\na\n", ("--until", "9999-12-31"), "Invalid value for '--until'"),
+        (b"jid\na\n", ("--since", "2026-01-30", "--until", "2026-01-29"), "2026-01-29 is not after --since"),
     ],
 )
 def test_what_cannot_be_compared_is_one_error(
-    run: Run, text: bytes, args: tuple[str, ...], code: int, problem: str
+    run: Run, text: bytes, args: tuple[str, ...], problem: str
 ) -> None:
-    """A file that is none, an unknown cluster and a date that is none are refused, with nothing on stdout."""
-    found, out, err = run(text, *args)
-    assert (found, out) == (code, "")
+    """A file that is none, an unknown cluster and a date that is none: usage, since 1 says that they do not agree."""
+    code, out, err = run(text, *args)
+    assert (code, out) == (2, "")
     assert problem in err
+
+
+def test_an_unknown_cluster_is_refused_with_those_that_there_are(engine: sa.Engine, run: Run) -> None:
+    """The configured ones and those of the database; in a row it is a finding."""
+    history.register(engine, "a", "old")
+    told = "there is no cluster 'w9'; there are: old, w1"
+    code, out, err = run("jid\na\n", "--cluster", "w9")
+    assert (code, out) == (2, "")
+    assert f"Invalid value for '--cluster': {told}" in err
+    code, out, _ = run("jid,cluster\na,w9\n")
+    assert (code, cells(out)[0][-1]) == (1, told)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)

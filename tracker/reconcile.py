@@ -140,7 +140,12 @@ def reconcile(
 
     @cache
     def cluster_of(name: str | None) -> str:
-        return name if name in known and name is not None else settings.cluster(name).name
+        if name is None or not known or name in settings.clusters:
+            return settings.cluster(name).name
+        if name not in known:
+            there = ", ".join(sorted({*known, *settings.clusters}))
+            raise InvalidField("cluster", f"there is no cluster {name[:80]!r}; there are: {there}")
+        return name
 
     clusters = set() if cluster is None else {cluster_of(cluster)}
     findings: list[Finding] = []

@@ -14,7 +14,7 @@ import click
 from tracker.cli.intake import progress
 from tracker.cli.look import opened
 from tracker.cli.output import Column, chosen, emit, example, format_option, plain, utc
-from tracker.errors import InvalidField
+from tracker.errors import InvalidField, Refused
 
 if TYPE_CHECKING:
     from tracker.reconcile import Finding, Reconciliation
@@ -49,7 +49,7 @@ def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str
     """Compare the company's own list of submitted jobs with what is registered.
 
     FILE (- for standard input) is CSV or JSON Lines, as for `tracker import`; of its columns only jid must be there.
-    The findings, of which any makes the exit code 1:
+    The findings, of which any makes the exit code 1 (a file or an option that cannot be makes it 2):
 
     \b
       missing_here   in the file, and not registered: nobody follows it
@@ -74,16 +74,21 @@ def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str
         begin, end = _bound("since", since, settings.zone), _bound("until", until, settings.zone)
         if begin is not None and end is not None and begin >= end:
             raise click.BadParameter(f"{until} is not after --since {since}", param_hint="'--until'")
-        with progress(file) as (_, moved):
-            made = _reconcile.reconcile(
-                engine,
-                intake.read(file, settings.zone, cluster=cluster),
-                settings=settings,
-                cluster=cluster,
-                since=begin,
-                until=end,
-                moved=moved,
-            )
+        try:
+            with progress(file) as (_, moved):
+                made = _reconcile.reconcile(
+                    engine,
+                    intake.read(file, settings.zone, cluster=cluster),
+                    settings=settings,
+                    cluster=cluster,
+                    since=begin,
+                    until=end,
+                    moved=moved,
+                )
+        except InvalidField as error:  # of a row it is a finding
+            raise click.BadParameter(plain(error.problem), param_hint=f"'--{error.field}'") from None
+        except Refused as error:  # not 1, which says that they do not agree
+            raise click.BadParameter(plain(str(error)), param_hint="'FILE'") from None
     if chosen(format) != "table":
         emit(made.findings, _reconcile.Finding._fields, format)
     elif made.findings:

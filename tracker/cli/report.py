@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ROWS = 200
 """Rows of a report in a table; ours: what a person scrolls through. CSV and JSON have all."""
 
-_NOTHING = "Nothing to report: no registered job is like that."
+_NOTHING = "Nothing to report: there is nothing like that in the record."
 _NOT_REACHED = "not reached"
 _THEN = "What could be known then: of open jobs no sight after their last change."
 
