@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import click
 import psycopg
@@ -20,7 +21,7 @@ from tests.conftest import run_sql
 from tests.scripted import Script
 from tests.test_daemon import environment, until
 from tracker import cli, database, guards
-from tracker.audit import roles, seal
+from tracker.audit import pack, roles, seal
 from tracker.errors import BadConfiguration, InvalidField
 from tracker.models import CLUSTERS, JOBS, Base, Gap, Worker
 from tracker.reports.views import VIEWS
@@ -218,8 +219,8 @@ def test_the_writer_is_the_daemon(stand: Stand, script: Script, tmp_path: Path) 
     assert not re.search("denied|error|refuses", said), said
 
 
-def test_the_writer_seals_and_the_auditor_cannot(stand: Stand) -> None:
-    """A registration takes the sealer's lock by its trigger; the writer seals it, and the auditor sees the seal."""
+def test_the_writer_seals_and_the_auditor_exports(stand: Stand, tmp_path: Path) -> None:
+    """A registration takes the sealer's lock by its trigger; the writer seals it, and the auditor only exports it."""
     locks = sa.text("SELECT mode FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objid = :key")
     writer, auditor = stand.engine("writer"), stand.engine("auditor")
     with database.writing(writer) as connection:
@@ -231,6 +232,8 @@ def test_the_writer_seals_and_the_auditor_cannot(stand: Stand) -> None:
     assert "w2" in {segment.cluster for segment in made[-1].checkpoint.segments}
     with database.reading(auditor) as connection:
         assert seal.head(connection) == made[-1]
+    exported = pack.export(auditor, tmp_path / "pack", clusters=["w2"], zone=ZoneInfo("Europe/Stockholm"))
+    assert (exported.jobs, exported.differing) == (1, ())
 
 
 def test_the_auditor_reads_everything_and_writes_nothing(
