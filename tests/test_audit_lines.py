@@ -193,7 +193,7 @@ def test_a_value_of_another_shape_is_another_line(databases: dict[str, sa.Engine
     assert lines.decode(select(engine, **original))[1]["detail"] == "a"
     line = select(engine, **original | changed)
     assert line != select(engine, **original)
-    with pytest.raises(ValueError, match=r"\?|line of the record"):
+    with pytest.raises(ValueError, match="line of the record"):
         lines.decode(line)
 
 
@@ -223,7 +223,7 @@ def test_text_that_is_no_utf8_stops_nobody(engine: sa.Engine) -> None:
         )
     [(_, cluster, line)] = streamed(engine, "gap")
     assert (cluster, line.encode()) == ("w1", line.encode("ascii"))
-    with pytest.raises(ValueError, match="escape"):
+    with pytest.raises(ValueError, match="line of the record"):
         lines.decode(line)
 
 
@@ -308,7 +308,7 @@ def test_the_worked_example() -> None:
 def test_what_is_no_line_is_refused(line: str) -> None:
     """A line that `encode` cannot have made is no line."""
     assert lines.decode(GOOD)[1]["detail"] == "a|b\\c\nd\re"
-    with pytest.raises(ValueError, match=r"line|escape| is "):
+    with pytest.raises(ValueError, match="not a line of the record"):
         lines.decode(line)
 
 

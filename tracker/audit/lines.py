@@ -68,17 +68,21 @@ _TYPES: Final = {
 COLUMNS: Final = {kind: tuple(types) for kind, types in _TYPES.items()}
 """What follows ``v1|kind|`` in a line of each kind, in order."""
 
+_PLAIN: Final = r"[^|\\\n\r\0]*+"
+_NUMBER: Final = r"\\N|0|-?[1-9][0-9]{0,18}"
 _SHAPES: Final = {
-    **dict.fromkeys(("integer", "instant"), re.compile(r"0|-?[1-9]\d{0,18}", re.ASCII)),
-    "date": re.compile(r"\d{4}-\d\d-\d\d", re.ASCII),
+    **dict.fromkeys(("text", "word"), rf"\\N|{_PLAIN}(?:\\[\\|nr]{_PLAIN})*+"),
+    **dict.fromkeys(("integer", "instant"), _NUMBER),
+    "date": r"\\N|[0-9]{4}-[0-9]{2}-[0-9]{2}",
 }
-_SHAPED: Final = {
-    kind: tuple((number, _SHAPES[type_]) for number, type_ in enumerate(types.values()) if type_ in _SHAPES)
+_LINES: Final = {
+    kind: re.compile(rf"v1\|{kind}\|" + r"\|".join(f"({_SHAPES[type_]})" for type_ in types.values()) + r"\n")
     for kind, types in _TYPES.items()
 }
 _ESCAPES: Final = {"\\": "\\\\", "|": "\\|", "\n": "\\n", "\r": "\\r"}
 _TABLE: Final = str.maketrans(_ESCAPES)
 _MEANINGS: Final = {escape: sign for sign, escape in _ESCAPES.items()}
+_ESCAPE: Final = re.compile(r"\\.")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _AT_ONCE = 1000  # rows that are fetched together: some hundred kB
@@ -117,32 +121,19 @@ def decode(line: str) -> tuple[str, dict[str, str | None]]:
     Raises:
         ValueError: It is no line that `encode` makes.
     """
-    if line.count("\n") != 1 or line[-1] != "\n" or "\r" in line or "\0" in line:
-        raise ValueError(f"not one line: {line[:200]!r}")
-    if "\\|" in line:  # an escaped pipe, or an escaped backslash before a pipe
-        hidden = line[:-1].replace("\\\\", "\0b").replace("\\|", "\0p")
-        fields = [field.replace("\0p", "\\|").replace("\0b", "\\\\") for field in hidden.split("|")]
-    else:
-        fields = line[:-1].split("|")
-    kind = fields[1] if len(fields) > 1 else ""
-    columns = COLUMNS.get(kind)
-    if columns is None or fields[0] != "v1" or len(fields) != len(columns) + 2:
-        raise ValueError(f"not a line of the record: {line[:200]!r}")
-    values = [None if field == "\\N" else field if "\\" not in field else _text(field) for field in fields[2:]]
-    for number, shape in _SHAPED[kind]:
-        value = values[number]
-        if value is not None and not shape.fullmatch(value):
-            raise ValueError(f"{columns[number]} is {value[:100]!r}: {line[:200]!r}")
-    return kind, dict(zip(columns, values, strict=True))
+    kind = line[3 : line.find("|", 3)]
+    found = _LINES[kind].fullmatch(line) if kind in _LINES else None
+    if found is None:
+        raise ValueError(f"not a line of the record: {line[:1000]!r}")
+    values = [
+        field if "\\" not in field else None if field == "\\N" else _ESCAPE.sub(_meaning, field)
+        for field in found.groups()
+    ]
+    return kind, dict(zip(COLUMNS[kind], values, strict=True))
 
 
-def _text(field: str) -> str:
-    def meaning(escape: re.Match[str]) -> str:
-        if escape[0] not in _MEANINGS:
-            raise ValueError(f"not an escape of ours: {escape[0]!r} in {field[:200]!r}")
-        return _MEANINGS[escape[0]]
-
-    return re.sub(r"\\.?", meaning, field)
+def _meaning(escape: re.Match[str]) -> str:
+    return _MEANINGS[escape[0]]
 
 
 # SQL. No bound parameter, no sa.text(): a colon or a percent sign in it means itself.
