@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from tests.conftest import run_sql
 from tracker import cli, database, guards
 from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
-from tracker.models import Base, Job, UtcDateTime
+from tracker.models import TRANSITIONS, Base, Job, UtcDateTime
 from tracker.reports import views
 
 ROOT = Path(__file__).parent.parent
@@ -70,8 +70,8 @@ def test_an_older_database_is_upgraded_with_its_data(empty_url: str) -> None:
     with database.reading(engine) as connection:
         assert guards.problems(connection) == []
         assert connection.exec_driver_sql("SELECT count(*) FROM transitions WHERE seq = 0").scalar_one() == 2
-        partial = {str(index["name"]) for index in sa.inspect(connection).get_indexes("transitions")}
-        assert partial >= {"ix_transitions_amended", "ix_transitions_anomalous", "ix_transitions_operator"}
+        present = {index["name"] for index in sa.inspect(connection).get_indexes("transitions")}
+        assert present >= {index.name for index in TRANSITIONS.indexes}
     engine.dispose()
 
 
