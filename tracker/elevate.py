@@ -2,7 +2,8 @@
 
 Owns the only HTTP to Elevate, and trusts nobody in it: what answers there may be slow, wrong, hostile or not Elevate at
 all, and the key that goes with each question can do far more than ask. Leaves alone: what an answer means (`status`),
-when to ask again (`cadence`), pauses, rates and records (`poller`).
+when to ask again (`cadence`), pauses, rates and records (`poller`). What goes to other servers, such as checkpoints,
+goes by `post` over the same sockets, and knows no key.
 
 Requests makes the template of all questions and sends it, but for three of its habits. There is no Session, hence no
 redirect (it would take ``Api-Key`` to another host), cookie, ``.netrc`` or proxy variable. Each socket obeys the one
@@ -382,6 +383,37 @@ class Elevate:
         finally:
             # What was read to its end is back in the pool by now, and this does nothing; nothing else may get there.
             response.close()
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta) -> None:
+    """Hand *body* to a server of the operator's, and return once it answered with any 2xx; its words are not read.
+
+    Args:
+        url: With ``https://``, or ``http://`` for this machine; may hold a secret.
+        body: Arrives twice, perhaps, where an error said that it did not arrive.
+        headers: Beside those of every request.
+        timeout: For the whole of it.
+
+    Raises:
+        AskError: It was not taken; of the error only class and code are about that server, and neither has the URL.
+        BadConfiguration: *url* cannot be used.
+    """
+    parts = _split("url", url)
+    adapter = _Adapter(url, _tls_context(None) if parts.scheme == "https" else None, None, 1)
+    _flight.deadline, _flight.room = monotonic() + timeout.total_seconds(), _CAP
+    _flight.sent_at, _flight.reused = datetime.now(UTC), False
+    try:
+        request = Request("POST", url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
+        response: urllib3.HTTPResponse = adapter.send(
+            request.prepare(), stream=True, timeout=timeout.total_seconds()
+        ).raw
+        response.close()
+        if not 200 <= response.status < 300:
+            raise _refusal(response, _flight.sent_at)
+    except (RequestException, urllib3.exceptions.HTTPError, OSError):
+        raise _unavailable("network", "the request could not be sent") from None
+    finally:
+        adapter.close()
 
 
 def _check(base_url: str, path: str, api_key: SecretStr, proxy: str | None) -> None:

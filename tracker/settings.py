@@ -100,7 +100,7 @@ def mask_url(url: str) -> str:
     return re.sub(r"(?i)([?&][^=&]*(?:pass|pwd|secret|token|key|sig)[^=&]*=)[^&#]+", rf"\1{_MASK}", url)
 
 
-def _mask_capability(url: str) -> str:
+def mask_hook(url: str) -> str:
     """Return only scheme and host of *url*: whoever knows a webhook's path can use it."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
@@ -469,7 +469,7 @@ def _shown(model: BaseModel) -> dict[str, str]:
         elif isinstance(value, dict):
             text = ", ".join(value)
         else:
-            text = _mask_capability(value) if name in _HOOKS else mask_url(str(value))
+            text = mask_hook(value) if name in _HOOKS else mask_url(str(value))
         shown[name] = text
     return shown
 

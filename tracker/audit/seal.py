@@ -61,6 +61,7 @@ def seal(
     *,
     due: timedelta | None = timedelta(days=1),
     next_key: PublicKey | None = None,
+    obeys: bool = False,
     wait: Callable[[float], object] = time.sleep,
 ) -> list[Signed]:
     """Seal what is new, and return the checkpoints made, oldest first; they are still to be delivered.
@@ -74,6 +75,8 @@ def seal(
         key: Signs; None: the checkpoints are unsigned.
         due: How old the last checkpoint may get when nothing is new; None: any age.
         next_key: Is announced as the key from the next checkpoint on, in the last one made now.
+        obeys: Seal nothing, with the event ``seal_waits_for_key``, once *key* has announced another: whoever changed
+            keys has not come to this process yet, and what the old key signs after that is a finding for ever.
         wait: Waits for so many seconds.
 
     Raises:
@@ -94,6 +97,9 @@ def seal(
             newest = _settled(engine, wait) or {}
         rebuilt = 0
         while (newest or next_key) and _reason(before, newest, now, due, next_key):
+            if obeys and key is not None and before is not None and _is_succeeded(key, before):
+                event("seal_waits_for_key", logging.WARNING, key=key.public.id, why="it announced another: restart")
+                break
             signed = _build(engine, before, newest, now, key, next_key)
             if _write(engine, before, signed):
                 made.append(signed)
@@ -293,6 +299,11 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed) -> bool:
         if segments:
             connection.execute(sa.insert(models.Segment), segments)
     return True
+
+
+def _is_succeeded(key: SigningKey, before: Signed) -> bool:
+    """Return whether *key* signed the last checkpoint, and announced another in it."""
+    return before.checkpoint.key == key.public and before.checkpoint.next_key not in (None, key.public)
 
 
 def _warn(before: Signed | None, signed: Signed) -> None:
