@@ -162,7 +162,7 @@ def told() -> list[Life]:
     life("extended in time", facts).amend(due - MICROSECOND, extended_on=extended)
     life("extended too late", facts).amend(due, extended_on=extended)
     life("extended at once", replace(facts, extended_on=extended))
-    life("done before it was registered", Facts(), received, "wfree").attest(received + DAY, received - DAY)
+    life("done before it was registered", Facts(), received, "W3").attest(received + DAY, received - DAY)
     later, gap_over = received + 9 * DAY, received + 10 * DAY
     life("shut at once", Facts(), received, "W3").withdraw(tomorrow).reopen(later).withdraw(later)
     life("failed before a gap, withdrawn after", Facts(), march, "W3").answer("error", march + DAY).withdraw(gap_over)
@@ -215,7 +215,7 @@ def drawn(seed: int, size: int) -> list[Life]:
                 if r.random() < 0.4:
                     life.withdraw(clock)
                 elif r.random() < 0.6:
-                    life.attest(clock, max(life.at, clock - r.choice([timedelta(), HOUR, 9 * DAY])))
+                    life.attest(clock, clock - r.choice([timedelta(), HOUR, 9 * DAY]))
                 else:
                     life.withdraw(clock).reopen(clock)
             elif state is not State.DONE:

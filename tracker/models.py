@@ -136,7 +136,7 @@ class Transition(Base):
         sa.UniqueConstraint("job_id", "seq"),  # each transition exactly once; also a job's timeline
         _partial("ix_transitions_amended", "job_id", "action = 'amended'"),  # first dates of receipt, corrections
         _partial("ix_transitions_anomalous", "id", "anomaly IS NOT NULL"),  # report_anomalies
-        _partial("ix_transitions_operator", "job_id", "action IN ('attested', 'reopened')"),  # claims and second lives
+        _partial("ix_transitions_reopened", "job_id", "action = 'reopened'"),  # the few that were open twice
         {"sqlite_autoincrement": True},
     )
 
@@ -188,6 +188,7 @@ class Gap(Base):
     __tablename__ = "gaps"
     __table_args__: Any = (
         sa.Index(None, "cluster", "began_at"),  # the gaps that explain a job's wide bounds
+        sa.Index(None, "cluster", "ended_at"),  # report_gaps: the first that ends after a job was registered
         {"sqlite_autoincrement": True},
     )
 

@@ -15,7 +15,7 @@ TIME = "[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9][0-9][0-9][0-9]"
 PARTIAL = (  # name, column of transitions, the rows it holds: literals, since no bound parameter finds such an index
     ("ix_transitions_amended", "job_id", "action = 'amended'"),
     ("ix_transitions_anomalous", "id", "anomaly IS NOT NULL"),
-    ("ix_transitions_operator", "job_id", "action IN ('attested', 'reopened')"),
+    ("ix_transitions_reopened", "job_id", "action = 'reopened'"),
 )
 
 
@@ -73,9 +73,11 @@ def upgrade() -> None:
     for name, column, rows in PARTIAL:
         where = sa.text(rows)
         op.create_index(name, "transitions", [column], sqlite_where=where, postgresql_where=where)
+    op.create_index("ix_gaps_cluster_ended_at", "gaps", ["cluster", "ended_at"])
 
 
 def downgrade() -> None:
+    op.drop_index("ix_gaps_cluster_ended_at", "gaps")
     for name, _, _ in PARTIAL:
         op.drop_index(name, "transitions")
     op.drop_table("deliveries")

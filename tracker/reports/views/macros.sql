@@ -1,21 +1,31 @@
 {# What the two databases say differently. Instants are microsecond-exact: SQLite's date functions count milliseconds,
-   so the seconds come from strftime('%s') and the six digits are taken as they are. #}
+   so the whole seconds and the six digits are taken apart; unixepoch(), of SQLite 3.38, does it in half of strftime()'s
+   time. #}
 {% macro now() -%}
 {% if as_of and sqlite %}'{{ as_of }}'
 {%- elif as_of %}CAST('{{ as_of }}+00' AS timestamptz)
 {%- elif sqlite %}strftime('%Y-%m-%d %H:%M:%f000', 'now')
-{%- else %}clock_timestamp()
+{%- else %}statement_timestamp()
 {%- endif %}
 {%- endmacro %}
 
 {% macro microseconds(t) -%}
-(CAST(strftime('%s', substr({{ t }}, 1, 19)) AS INTEGER) * 1000000 + CAST(substr({{ t }}, 21, 6) AS INTEGER))
+(unixepoch(substr({{ t }}, 1, 19)) * 1000000 + substr({{ t }}, 21))
 {%- endmacro %}
 
 {# Seconds from a to b, as a double; NULL if either is. #}
 {% macro seconds(a, b) -%}
+{{ span(point(a), point(b)) }}
+{%- endmacro %}
+
+{# An instant to reckon with where it is needed more than once, and the seconds from one to another. #}
+{% macro point(t) -%}
+{% if sqlite %}{{ microseconds(t) }}{% else %}{{ t }}{% endif %}
+{%- endmacro %}
+
+{% macro span(a, b) -%}
 {% if sqlite -%}
-(({{ microseconds(b) }} - {{ microseconds(a) }}) / 1000000.0)
+(({{ b }} - {{ a }}) / 1000000.0)
 {%- else -%}
 CAST(EXTRACT(EPOCH FROM ({{ b }} - {{ a }})) AS double precision)
 {%- endif %}
