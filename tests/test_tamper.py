@@ -6,12 +6,14 @@ guards away and puts them back; ids are the database's, so rows are named by job
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -509,19 +511,19 @@ CASES = [
     Case("transitions.from_state", transition("a1", 2, from_state="failed"), A1_2),
     Case("transitions.to_state", transition("a1", 2, to_state="failed"), A1_2),
     Case("transitions.last_seen_at", transition("a1", 3, last_seen_at=later), A1_3),
-    Case("transitions.last_seen_at, of one that is not the last", transition("a1", 2, last_seen_at=later), S2W1),
+    Case("transitions.last_seen_at (not of the last)", transition("a1", 2, last_seen_at=later), S2W1),
     Case("transitions.observed_at", transition("a1", 3, observed_at=later), A1_3),
     Case(
-        "transitions.observed_at, to before the sight before it",
+        "transitions.observed_at (before the sight before it)",
         transition("a1", 2, observed_at=lambda at: at - MINUTE * 8),
         A1_2,
     ),
     Case("transitions.server_date", transition("a1", 2, server_date=later), S2W1),
-    Case("transitions.server_date, of what was attested", transition("b2", 2, server_date=None), ("history b2/2",)),
+    Case("transitions.server_date (of what was attested)", transition("b2", 2, server_date=None), ("history b2/2",)),
     Case("transitions.source_id", transition("a1", 2, source_id=2), S2W1),
     Case("transitions.polls", transition("a1", 2, polls=9), A1_2),
     Case("transitions.actor", transition("a2", 3, actor="eve"), ("rows 3/1 w1",)),
-    Case("transitions.actor, of a registration", transition("a1", 0, actor="eve"), ("history a1/0",)),
+    Case("transitions.actor (of a registration)", transition("a1", 0, actor="eve"), ("history a1/0",)),
     Case("transitions.anomaly", transition("a2", 2, anomaly=None), S2W1),
     Case("transitions.reason", transition("a2", 3, reason="as it should be"), ("rows 3/1 w1",)),
     Case("transitions.kind", transition("a1", 0, kind="removal"), ("history a1/0",)),
@@ -531,7 +533,7 @@ CASES = [
     Case("transitions.extended_on", transition("a1", 0, extended_on=date(2031, 1, 1)), ("history a1/0",)),
     Case("transitions.seq", transition("a1", 2, seq=9), A1_2),
     Case(
-        "transitions.job_id: another job's now",
+        "transitions.job_id (another job's now)",
         lambda hand: hand.edit(TRANSITIONS, hand.transition("a1", 2), job_id=hand.job("a5")),
         ("history a1/2", "history a5/2"),
     ),
@@ -563,11 +565,11 @@ CASES = [
             "key_id": None,
         }.items()
     ),
-    Case("seals.checkpoint: a digit of a segment's hash", damage, SEAL_2),
-    Case("seals.checkpoint: no checkpoint any more", row(SEALS, 2, checkpoint="nothing"), SEAL_2),
-    Case("seals.checkpoint: another number", text_of_2("\nnumber 2\n", "\nnumber 7\n"), SEAL_2),
-    Case("seals.checkpoint and the hash beside it", text_of_2("\nnumber 2\n", "\nnumber 7\n", rehash=True), SEAL_2),
-    Case("seals.id: out of order", lambda hand: hand.move(SEALS, SEALS.c.id == 2, 9), ("chain 2",)),
+    Case("seals.checkpoint (a digit of a segment's hash)", damage, SEAL_2),
+    Case("seals.checkpoint (no checkpoint any more)", row(SEALS, 2, checkpoint="nothing"), SEAL_2),
+    Case("seals.checkpoint (another number)", text_of_2("\nnumber 2\n", "\nnumber 7\n"), SEAL_2),
+    Case("seals.checkpoint (and the hash beside it)", text_of_2("\nnumber 2\n", "\nnumber 7\n", rehash=True), SEAL_2),
+    Case("seals.id (out of order)", lambda hand: hand.move(SEALS, SEALS.c.id == 2, 9), ("chain 2",)),
     Case("segments.part", segment(2, 2, part=7), ("segments 2",)),
     Case("segments.cluster", segment(2, 2, cluster="w9"), ("segments 2",)),
     Case("segments.rows", segment(2, 2, rows=9), ("segments 2",)),
@@ -596,10 +598,10 @@ CASES = [
     Case("jobs.ended_after", job("a1", ended_after=earlier), OF_A1),
     Case("jobs.ended_by", job("a1", ended_by=earlier), OF_A1),
     Case("jobs.seq", job("a1", seq=4), OF_A1),
-    Case("jobs.polls, to fewer than are on record", job("a1", polls=1), OF_A1),
-    Case("jobs.polls, to more", job("a1", polls=99), ()),
-    Case("jobs.seen_at, to before what is on record", job("a1", seen_at=lambda at: at - 30 * MINUTE), OF_A1),
-    Case("jobs.seen_at, to later", job("b2", seen_at=lambda at: at + MINUTE), ()),
+    Case("jobs.polls (fewer than are on record)", job("a1", polls=1), OF_A1),
+    Case("jobs.polls (more)", job("a1", polls=99), ()),
+    Case("jobs.seen_at (before what is on record)", job("a1", seen_at=lambda at: at - 30 * MINUTE), OF_A1),
+    Case("jobs.seen_at (later)", job("b2", seen_at=lambda at: at + MINUTE), ()),
     Case("jobs.status_polls", job("b2", status_polls=9), ()),
     # rows that go, come and change places
     Case(
@@ -644,12 +646,10 @@ CASES = [
         "delete the first seal",
         sql("DELETE FROM segments WHERE seal_id = 1", "DELETE FROM seals WHERE id = 1"),
         ("chain 1",),
-        ("chain 1",),
     ),
     Case(
         "delete a seal in the middle",
         sql("DELETE FROM segments WHERE seal_id = 2", "DELETE FROM seals WHERE id = 2"),
-        ("chain 2",),
         ("chain 2",),
     ),
     Case(
@@ -683,30 +683,30 @@ CASES = [
     Case("add an observation after the last seal, backdated", fake_done(-60), ("backdated a5/2",)),
     # what goes together
     Case(
-        "a job and its last transition, to fit",
+        "edit a job and its last transition to fit",
         both(transition("a1", 3, observed_at=earlier), job("a1", status_by=earlier, ended_by=earlier)),
         ("rows 3/1 w1",),
     ),
-    Case("the same, and the hash in segments", consistent, ("rows 3/1 w1",)),
+    Case("edit a job and its last transition to fit, and the hash in `segments`", consistent, ("rows 3/1 w1",)),
     Case(
-        "the same, and all sealed anew without a key",
+        "edit both, and seal all anew without a key",
         both(consistent, lambda hand: reseal(hand, None)),
         ("key",),
         ("key", "trusted 1"),
     ),
     Case(
-        "the same, and all sealed anew with another key",
+        "edit both, and seal all anew with another key",
         both(consistent, lambda hand: reseal(hand, hand.record.other_key)),
         ("key",),
         ("key", "trusted 1"),
     ),
     Case(
-        "the same, and all sealed anew with the stolen key",
+        "edit both, and seal all anew with the stolen key",
         both(consistent, lambda hand: reseal(hand, hand.record.key)),
         (),
         ("trusted 3",),
     ),
-    Case("take a job out, and seal all anew with the stolen key", unmake, (), ("trusted 1",)),
+    Case("take a job out with its history, and seal all anew with the stolen key", unmake, (), ("trusted 1",)),
     Case("cut off the tail", cut_tail, (), ("trusted 3",)),
     Case("restore an old copy of the database", nothing, (), ("trusted 3",), is_old=True),
     Case("delete what is not sealed yet, but forget the counters of ids", leave_counters, COUNTERS, only="sqlite"),
@@ -748,6 +748,60 @@ CASES = [
     Case("let a view show something else", other_view, ("view",)),
     Case("set a counter of ids back", set_back, ("sequence gaps",)),
 ]
+
+
+TOLD = {
+    "history": "the transition",
+    "rows": "the segment, or the row in none",
+    "job": "the row of `jobs`",
+    "source": "the source",
+    "checkpoint": "the checkpoint",
+    "chain": "where the chain breaks",
+    "segments": "the checkpoint whose `segments` differ",
+    "signature": "the signature",
+    "key": "the key",
+    "guard": "the guard",
+    "view": "the view",
+    "sequence": "the counter",
+    "backdated": "the transition and the checkpoint before it",
+    "trusted": "the trusted checkpoint that is not there",
+}
+
+
+def table() -> str:
+    """Return the table in README.md: what is found, by what was done."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for case in CASES:
+        places = [case.found, case.found if case.outside is None else case.outside]
+        # More in one kind is the same kind: two jobs, two segments.
+        cells = [
+            " · ".join(dict.fromkeys(TOLD[place.split()[0]] for place in found)) or "**nothing**" for found in places
+        ]
+        if case.outside is None and case.found:
+            cells[1] = "the same"
+        name = case.name + (" (SQLite)" if case.only else "")
+        grouped.setdefault((cells[0], cells[1]), []).append(name)
+    lines = ["| found | with `--trusted` | what was done |", "|---|---|---|"]
+    lines += (f"| {alone} | {outside} | {_listed(names)} |" for (alone, outside), names in grouped.items())
+    return "\n".join(lines)
+
+
+def _listed(names: list[str]) -> str:
+    """Return *names* with those of columns together, by table."""
+    columns: dict[str, list[str]] = {}
+    others = []
+    for name in names:
+        if found := re.fullmatch(r"(transitions|gaps|sources|seals|segments|jobs)\.(.*)", name):
+            columns.setdefault(found[1], []).append(found[2])
+        else:
+            others.append(name)
+    edited = [f"edit `{of}`: {', '.join(names)}" for of, names in columns.items()]
+    return "; ".join([*edited, *others])
+
+
+def test_the_table_in_the_readme_is_what_these_tests_show() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert table() in readme, "put what `python -m tests.test_tamper` prints into README.md"
 
 
 @pytest.fixture(scope="module")
@@ -833,3 +887,7 @@ def test_what_is_falsified_is_found_once_and_where_it_was(case: Case, records: t
 def test_in_an_honest_record_nothing_is_found(records: tuple[Record, Record], outside: bool) -> None:
     with database.reading(records[0].engine) as connection:
         assert checked(records[0], connection, outside=outside) == ()
+
+
+if __name__ == "__main__":
+    print(table())

@@ -29,6 +29,7 @@ from tracker.audit import histories, lines
 from tracker.audit.checkpoint import PublicKey, Segment, Signed, parse
 from tracker.audit.findings import LONGEST_LIST, Finding, KeyUse, Report, Source, What
 from tracker.audit.histories import Suspicion, instant
+from tracker.audit.seal import MOST
 from tracker.errors import Refused
 from tracker.models import UtcDateTime
 from tracker.reports import views
@@ -408,7 +409,8 @@ class _Chain:
             # A row before the range belongs to a checkpoint that is missing, but for the first: to none.
             self._take(kind, seal, lanes, after if seal.number > 1 else _LOWEST, upto)
             self._at[kind] = max(self._at[kind], upto)
-        if seal.is_true and seal.signed is not None:
+        # One that is full has left rows to the next, which are as old as its own.
+        if seal.is_true and seal.signed is not None and seal.signed.checkpoint.rows < MOST:
             floor = seal.signed.checkpoint.sealed_at - SLACK
             self._floor_ids.append(self._at["transition"])
             self._floors.append((seal.number, self._bind(floor) if self._bind else floor))
