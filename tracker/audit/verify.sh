@@ -284,7 +284,7 @@ function checkpoint(    v, p, sha, at_text) {
     if (next_line() != "tracker checkpoint v1") { bad("line 1: should be `tracker checkpoint v1`"); return }
     v = word("origin")
     if (length(v) != 32 || v ~ /[^0-9a-f]/) bad("line " at ": not 32 hexadecimal digits")
-    if (number == 1) origin = v
+    if (origin == "" && !(number in wrong)) origin = v
     else if (v != origin) bad("line " at ": origin " shown(v) ", but the first checkpoint has " origin)
     v = word("number")
     if (v "" != number "") bad("line " at ": number " shown(v) " in the file of number " number)
@@ -410,7 +410,7 @@ BEGIN {
         { finding(before, "changed since the pack was made: not the SHA-256 in SHA256SUMS"); wrong[last] = 1 }
     first = about["first_checkpoint"]
     if (!is_number(first) || first < 1 || first > last) { finding("about.txt", "first_checkpoint is none of the chain"); first = 1 }
-    if (last && !(last in wrong)) {
+    if (last && !(last in wrong) && !strays) {
         claims("origin", origin)
         claims("last_checkpoint", last)
         claims("last_checkpoint_sha256", sum[before])
@@ -864,15 +864,18 @@ BEGIN {
         zone_offset[zones] = substr(line, index(line, ",") + 1) + 0
     }
     # First whether all segments are as they were sealed: what follows from one that is not is not told again.
+    while ((getline line < (tmp "/told")) > 0) {
+        told[line] = 1
+        if (line ~ /^(checkpoints|segments)\// || line == "about.txt") findings++
+    }
     while ((getline line < (tmp "/sorted")) > 0) {
         split(line, s, "\t")
         path = s[6]
         n_segments++
-        if (!(path in sum)) finding(path, "missing: checkpoint " s[2] " has it, of cluster " shown(s[1]))
+        if (!(path in sum)) { if (!(path in told)) finding(path, "missing: checkpoint " s[2] " has it, of cluster " shown(s[1])) }
         else if (sum[path] != s[5]) finding(path, "not what checkpoint " s[2] " sealed: its SHA-256 is " sum[path])
     }
     close(tmp "/sorted")
-    while ((getline line < (tmp "/told")) > 0) if (line ~ /^(checkpoints|segments)\// || line == "about.txt") findings++
     if (findings || !zones) {
         print "the CSV files were not computed anew, since what they follow from is not as it was sealed." > (tmp "/skipped")
         exit

@@ -1,0 +1,677 @@
+"""The evidence pack: what is in it, that a stranger can verify it, and that each tampering is found and named."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
+
+from tests.history import ZONE, answer, record, register
+from tracker import database
+from tracker.audit import pack
+from tracker.audit.checkpoint import SigningKey, keygen
+from tracker.audit.seal import seal
+from tracker.cli.audit_export import export as command
+from tracker.errors import Refused
+from tracker.models import Gap, Source
+from tracker.reports import tables
+from tracker.reports.words import cell
+from tracker.status import Facts, Kind, amend, attest, reopen, withdraw
+
+ROOT = Path(__file__).parent.parent
+T = datetime(2026, 1, 30, 9, 0, 0, 123456, UTC)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+def insert(engine: sa.Engine, model: Any, **values: Any) -> None:
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(model).values(values))
+
+
+def source(engine: sa.Engine, cluster: str, base_url: str) -> None:
+    rule = {"archive_days": 5, "lost_after_polls": 5, "lost_after_seconds": 99}
+    place = {"base_url": base_url, "path": "/api|x", "timezone": "Europe/Stockholm", "version": "0.1.0"}
+    insert(engine, Source, cluster=cluster, recorded_at=T, **rule, **place)
+
+
+def change_facts(engine: sa.Engine, job: int, facts: Facts, at: datetime, reason: str) -> None:
+    columns = {name: getattr(facts, name) for name in Facts.__dataclass_fields__}
+    record(engine, job, lambda j, _: amend(j, facts, at, "eve", reason), **columns)
+
+
+def first_half(engine: sa.Engine) -> int:
+    """Record jobs with hostile text, of three clusters, and return the id of the first."""
+    source(engine, "w1", "https://w1.example")
+    insert(engine, Gap, cluster="w1", began_at=T, ended_at=T + HOUR, cause="unreachable", detail='x|y\\z\n"q", =1')
+    first = register(
+        engine, '=cmd|"x", 😀\\n', at=T, submitted_at=T - HOUR, kind="export", reference="DSR,1|\u202e\u2067"
+    )
+    answer(engine, first, ("waiting", T + HOUR), ("running", T + 2 * HOUR), ("done", T + 3 * HOUR))
+    second = register(engine, "b", "w2", at=T, received_at=T - DAY)
+    answer(engine, second, ('wéird, "st"', T + HOUR), ("done", T + 40 * DAY))
+    third = register(engine, "c", at=T, submitted_at=T, kind="export", reference="-x")
+    answer(engine, third, ("done", T + HOUR))
+    register(engine, "only registered", at=T)
+    return first
+
+
+def second_half(engine: sa.Engine, first: int) -> None:
+    """Go on with extensions, an amendment, a loss, a reopening, an attestation and a withdrawal."""
+    source(engine, "w2", "http://127.0.0.1:80")
+    due = {"deadline_on": date(2026, 4, 15), "deadline_at": datetime(2026, 4, 15, 22, tzinfo=UTC)}
+    extended = register(engine, "d\\", "Wé|\\ 3", at=T, extended_on=date(2026, 4, 15), **due)
+    answer(engine, extended, ("waiting", T + HOUR), ("error", T + 50 * DAY))
+    lost = register(engine, "＝e", at=T)
+    answer(engine, lost, ("waiting", T + HOUR), ("not_found", T + 2 * HOUR), ("not_found", T + 40 * DAY))
+    why = "again\nline 2, \x1b[1m\u2028 \t\x85"
+    record(engine, lost, lambda j, _: reopen(j, T + 41 * DAY, "bob|\\", why), due_at=T + 41 * DAY)
+    late = Facts(Kind.EXPORT, "z", T - 60 * DAY, T - HOUR, date(2026, 3, 1))
+    change_facts(engine, first, late, T + 42 * DAY, "@typo \\N")
+    in_time = register(engine, "f", "w2", at=T + 43 * DAY)
+    change_facts(engine, in_time, Facts(Kind.REMOVAL, None, T + 20 * DAY, None, date(2026, 5, 1)), T + 44 * DAY, "x")
+    change_facts(engine, in_time, Facts(Kind.REMOVAL, "r", T + 21 * DAY, None, date(2026, 5, 1)), T + 70 * DAY, "y")
+    record(engine, in_time, lambda j, _: attest(j, T + 43 * DAY + HOUR, T + 71 * DAY, "eve", "saw it"))
+    closed = register(engine, "g", "w2", at=T + 45 * DAY)
+    record(engine, closed, lambda j, _: withdraw(j, T + 46 * DAY, "eve", "wrong cluster"))
+    waiting = register(engine, "h", at=T + 90 * DAY)
+    answer(engine, waiting, ("waiting", T + 91 * DAY), ("running", T + 150 * DAY))
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
+    path = tmp_path_factory.mktemp("key") / "key.pem"
+    keygen(path)
+    return SigningKey.load(path)
+
+
+def export(engine: sa.Engine, folder: Path, **options: Any) -> pack.Pack:
+    return pack.export(engine, folder, **{"zone": ZONE} | options)
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A POSIX shell with one awk, and nothing of Python."""
+
+    command: tuple[str, ...]
+    path: str
+
+    def verify(self, folder: Path, *options: str | Path, script: Path | None = None) -> tuple[int, list[str]]:
+        """Run a pack's verify.sh and return the exit code and the lines but for notes and sources."""
+        run = subprocess.run(
+            [*self.command, script or folder / "verify.sh", *options],
+            capture_output=True,
+            check=False,
+            env={"PATH": self.path, "TMPDIR": os.environ.get("TMPDIR", "/tmp")},  # noqa: S108 - where else
+            cwd="/",
+        )
+        assert run.stderr == b"", run.stderr
+        lines = run.stdout.decode().splitlines()
+        return run.returncode, [line for line in lines if not line.startswith(("note: ", "source "))]
+
+
+@pytest.fixture(scope="session")
+def dash() -> Shell:
+    if shutil.which("dash") is None:
+        pytest.skip("there is no dash")
+    return Shell(("dash",), os.environ["PATH"])
+
+
+@pytest.fixture(params=["dash", "gawk", "busybox"])
+def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
+    """Each of the shells and awks that this machine has."""
+    name = str(request.param)
+    if shutil.which(name) is None:
+        pytest.skip(f"there is no {name}")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    if name == "busybox":  # and nothing else but openssl
+        subprocess.run(["busybox", "--install", "-s", tools], check=True)
+        openssl = shutil.which("openssl")
+        assert openssl
+        (tools / "openssl").symlink_to(openssl)
+        return Shell((str(tools / "sh"),), str(tools))
+    if name == "gawk":
+        (tools / "awk").symlink_to(str(shutil.which("gawk")))
+    return Shell((str(shutil.which("dash") or "sh"),), f"{tools}:{os.environ['PATH']}")
+
+
+def test_a_pack_is_verified_by_each_shell_and_awk(
+    engine: sa.Engine, tmp_path: Path, shell: Shell, key: SigningKey
+) -> None:
+    """Hostile text, three clusters and two seals: what tracker writes, awk computes anew to the last byte."""
+    first = first_half(engine)
+    seal(engine, key)
+    second_half(engine, first)
+    seal(engine, key)
+    made = export(engine, tmp_path / "pack", key=key)
+    assert (made.checkpoints, made.first, made.jobs, made.is_signed, made.unsealed) == (2, 1, 9, True, 0)
+    assert made.differing == ()
+    code, told = shell.verify(tmp_path / "pack", "--key-id", key.public.id, "--all")
+    assert (code, len(told)) == (0, 1), told
+    assert told[0].startswith("OK: checkpoints 1 to 2, segments from checkpoint 1 on, all clusters: ")
+
+
+def cells(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="microseconds")
+    return "" if value is None else cell(value) if isinstance(value, str) else str(value)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_csv_files_say_what_the_views_say_as_of_the_last_seal(engine: sa.Engine, tmp_path: Path) -> None:
+    """Durations, deadlines and gaps are computed from sealed lines alone, and equal the views' rows of that time."""
+    first = first_half(engine)
+    second_half(engine, first)
+    seal(engine, None)
+    made = export(engine, tmp_path / "pack")
+    with database.reading(engine) as connection:
+        for name, by in (("durations", ("cluster", "jid")), ("deadlines", ("cluster", "jid")), ("gaps", ("cluster",))):
+            found = read_csv(tmp_path / "pack" / f"{name}.csv")
+            report = tables.read(connection, name, as_of=made.as_of, zone=ZONE)
+            whole = [dict(zip(report.columns, map(cells, row), strict=True)) for row in report.rows]
+            told = [{column: row[column] for column in pack.TABLES[f"{name}.csv"]} for row in whole]
+            if name == "gaps":  # as of an earlier time, reports leave out what an operator may have added
+                told[0]["detail"] = found[0]["detail"]
+            for rows in (found, told):
+                rows.sort(key=lambda row: [row[column] for column in by])
+            for ours, views in zip(found, told, strict=True):
+                assert {c: (ours[c], v) for c, v in views.items() if ours[c] != v} == {}
+            assert found
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_database_and_range_give_the_same_bytes(
+    engine: sa.Engine, tmp_path: Path, key: SigningKey, dash: Shell
+) -> None:
+    """Neither the clock, nor later observations, nor a later seal is in a pack that ends before them."""
+    first = first_half(engine)
+    [signed] = seal(engine, key)
+    before = export(engine, tmp_path / "a", key=key)
+    second_half(engine, first)
+    insert(engine, Gap, cluster="w2", began_at=T, ended_at=T + HOUR, cause="paused", detail=None)
+    again = export(engine, tmp_path / "b", key=key)
+    assert again.unsealed > 0
+    seal(engine, key)
+    until = signed.checkpoint.sealed_at + timedelta(microseconds=1)
+    export(engine, tmp_path / "c", key=key, until=until)
+    assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b") == snapshot(tmp_path / "c")
+    assert before.digest == hashlib.sha256((tmp_path / "a" / "SHA256SUMS").read_bytes()).hexdigest()
+    assert dash.verify(tmp_path / "c")[0] == 0
+
+
+def test_a_pack_of_a_range_and_a_cluster_says_what_it_leaves_out(
+    engine: sa.Engine, tmp_path: Path, dash: Shell
+) -> None:
+    """Whole segments of the chosen seals and clusters, all checkpoints, and no CSV row of half a history."""
+    first = first_half(engine)
+    seal(engine, None)
+    second_half(engine, first)
+    [signed] = seal(engine, None)
+    made = export(engine, tmp_path / "pack", since=signed.checkpoint.sealed_at, clusters=("w1",))
+    assert (made.first, made.checkpoints, made.segments, made.jobs, made.earlier) == (2, 2, 1, 2, 1)
+    assert {row["jid"] for row in read_csv(tmp_path / "pack" / "jobs.csv")} == {"'＝e", "h"}
+    assert len(read_csv(tmp_path / "pack" / "transitions.csv")) == made.transitions == 9
+    assert "transitions_of_jobs_begun_earlier: 1\n" in (tmp_path / "pack" / "about.txt").read_text()
+    code, told = dash.verify(tmp_path / "pack")
+    assert (code, told[0][:71]) == (0, "OK: checkpoints 1 to 2, segments from checkpoint 2 on, only w1: 1 segme")
+    assert "1 transitions of jobs begun earlier" in told[0]
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+@pytest.mark.parametrize(
+    ("zone", "days"),
+    [
+        ("Europe/Stockholm", ["2026-02-28", "2026-09-24", "2026-09-25"]),
+        ("America/Sao_Paulo", ["2018-10-03", "2018-10-04", "2018-01-17", "2018-01-18"]),  # no midnight; two
+        ("America/Havana", ["2026-02-07", "2026-10-01"]),
+        ("Pacific/Apia", ["2011-11-29", "2011-11-30"]),  # 2011-12-30 was skipped
+        ("UTC", ["2024-01-30", "2024-01-31"]),
+    ],
+)
+def test_awk_counts_the_month_as_python_does(
+    engine: sa.Engine, tmp_path: Path, dash: Shell, zone: str, days: list[str]
+) -> None:
+    """On the days when clocks change, and where midnight is skipped or comes twice."""
+    legal = ZoneInfo(zone)
+    for number, (day, hour) in enumerate(itertools.product(days, (0, 12, 23))):
+        local = datetime.fromisoformat(day).replace(hour=hour, minute=59, tzinfo=legal)
+        later = date.fromisoformat(day) + timedelta(days=45)
+        register(engine, f"j{number}", received_at=local.astimezone(UTC), at=T if day > "2025" else local + DAY)
+        register(engine, f"x{number}", received_at=local.astimezone(UTC), extended_on=later, at=local + HOUR)
+    seal(engine, None)
+    export(engine, tmp_path / "pack", zone=legal)
+    assert dash.verify(tmp_path / "pack")[1][0].startswith("OK: ")
+
+
+# -- What cannot be written ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_what_cannot_be_exported_is_refused_and_nothing_is_left(engine: sa.Engine, tmp_path: Path) -> None:
+    """No seal, a folder that is there, a range without a seal, an unknown cluster, no folder above."""
+    place = tmp_path / "place"
+    place.mkdir()
+    with pytest.raises(Refused, match="nothing is sealed yet"):
+        export(engine, place / "pack")
+    first_half(engine)
+    seal(engine, None)
+    with pytest.raises(Refused, match="nothing was sealed between"):
+        export(engine, place / "pack", until=T)
+    with pytest.raises(Refused, match="no segment is of cluster w9; there are: w1, w2"):
+        export(engine, place / "pack", clusters=("w1", "w9"))
+    with pytest.raises(Refused, match="No such file or directory; nothing was left"):
+        export(engine, place / "no" / "pack")
+    assert list(place.iterdir()) == []
+    (place / "pack").mkdir()
+    with pytest.raises(Refused, match="is there already"):
+        export(engine, place / "pack")
+    assert list((place / "pack").iterdir()) == []
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from zoneinfo import ZoneInfo
+from tracker import database
+from tracker.audit import pack
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+engine = database.open_database(sys.argv[1])
+folder, limit = Path(sys.argv[2]), int(sys.argv[3])
+connected = engine.connect()  # SQLite makes its own files before
+connected.exec_driver_sql("SELECT 1")
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+pack.export(engine, folder, zone=ZoneInfo("UTC"))
+"""
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_disk_that_is_full_in_the_middle_leaves_nothing(
+    engine: sa.Engine, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever file the room ends in: a clear error, no pack, no partial folder."""
+    first_half(engine)
+    seal(engine, None)
+    place = tmp_path / "place"
+    place.mkdir()
+    write = Path.write_bytes
+    for names in ("segments", "checkpoints", "report.html", "about.txt", "verify.sh"):
+
+        def full(path: Path, content: bytes, names: str = names) -> int:
+            if names in str(path):
+                raise OSError(28, "No space left on device")
+            return write(path, content)
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(Refused, match="No space left on device; nothing was left there"):
+            export(engine, place / "pack")
+        assert list(place.iterdir()) == []
+    engine.dispose()
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, url, place / "pack", "40000"],
+        capture_output=True,
+        check=False,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 1
+    assert "Refused" in run.stderr
+    assert "File too large; nothing was left there" in run.stderr
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_the_command_says_what_is_not_in_the_pack(
+    engine: sa.Engine, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unsealed rows, an unsigned chain: on standard error, while the pack is good."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
+    first = first_half(engine)
+    seal(engine, None)
+    second_half(engine, first)
+    run = CliRunner().invoke(command, [str(tmp_path / "pack"), "--until", "9998-01-01"], catch_exceptions=False)
+    assert run.exit_code == 0
+    assert "rows are not sealed yet, so not in the pack" in run.stderr
+    assert "The checkpoints are not signed" in run.stderr
+    assert (tmp_path / "pack" / "SHA256SUMS").is_file()
+
+
+# -- Tampering -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packs(
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, key: SigningKey
+) -> dict[str, Path]:
+    """A signed and an unsigned pack of three seals, and the checkpoints of the first as they left the database."""
+    folder = tmp_path_factory.mktemp("packs")
+    made = {}
+    for name, its in (("signed", key), ("unsigned", None)):
+        shutil.copy(sqlite_template, folder / f"{name}.db")
+        engine = database.open_database(f"sqlite:///{folder / name}.db")
+        first = first_half(engine)
+        kept = seal(engine, its)
+        second_half(engine, first)
+        kept += seal(engine, its)
+        register(engine, "last")
+        kept += seal(engine, its)
+        made[name] = folder / name
+        export(engine, made[name], key=its)
+        engine.dispose()
+        (folder / f"{name}.checkpoints").write_text("\n".join(signed.text for signed in kept))
+    return made
+
+
+def rehash(folder: Path) -> None:
+    """Make the list of sums anew, as an attacker would."""
+    names = sorted(name for name in snapshot(folder) if not name.startswith("SHA256SUMS"))
+    sums = (f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def edit(folder: Path, name: str, old: str, new: str) -> None:
+    [path] = folder.glob(name)
+    content = path.read_bytes()
+    assert old.encode() in content
+    path.write_bytes(content.replace(old.encode(), new.encode(), 1))
+
+
+def swap(folder: Path) -> None:
+    one, other = (next(folder.glob(f"segments/000001-*-{name}.txt")) for name in ("w1", "w2"))
+    one.rename(folder / "x")
+    other.rename(one)
+    (folder / "x").rename(other)
+
+
+def drop_line(folder: Path, name: str, number: int) -> None:
+    lines = (folder / name).read_text().splitlines(keepends=True)
+    del lines[number - 1]
+    (folder / name).write_text("".join(lines))
+
+
+def cut_tail(folder: Path) -> None:
+    """Take the last seal away, and tell about.txt so."""
+    for path in (*folder.glob("segments/000003-*"), folder / "checkpoints/000003.txt"):
+        path.unlink()
+    last = (folder / "checkpoints/000002.txt").read_bytes()
+    about = (folder / "about.txt").read_text()
+    at = re.findall(r"^sealed_at \d+ (\S+)Z$", last.decode(), re.MULTILINE)[0]
+    for name, value in (("last_checkpoint", "2"), ("as_of", f"{at}+00:00")):
+        about = re.sub(rf"^{name}: .*$", f"{name}: {value}", about, flags=re.MULTILINE)
+    digest = hashlib.sha256(last).hexdigest()
+    about = re.sub(r"^last_checkpoint_sha256: .*$", f"last_checkpoint_sha256: {digest}", about, flags=re.MULTILINE)
+    (folder / "about.txt").write_text(about)
+
+
+SEGMENT = "segments/000001-0001-w1.txt"
+TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    # what is done to a pack, and what verify.sh says, one line each: nothing else
+    "edit a CSV": (lambda p: edit(p, "durations.csv", "3601", "3602"), [r"durations.csv: line 2: is `w1,.*3602"]),
+    "edit jobs.csv": (lambda p: edit(p, "jobs.csv", "alice", "mallory"), [r"jobs.csv: line 2: is "]),
+    "drop a row": (lambda p: drop_line(p, "deadlines.csv", 3), [r"deadlines.csv: line 3: is .* more lines differ"]),
+    "drop the last row": (lambda p: drop_line(p, "gaps.csv", 3), [r"gaps.csv: line 3: it ends here, but"]),
+    "add a row": (lambda p: edit(p, "gaps.csv", '1",', '1",3600.000000\nw1,,,,,'), [r"gaps.csv: line 4: the segments"]),
+    "cut the end": (lambda p: edit(p, "jobs.csv", ",pending,,", ",pending,,\0"), [r"jobs.csv: "]),
+    "edit a transition": (lambda p: edit(p, "transitions.csv", "saw it", "saw IT"), [r"transitions.csv: line \d+: is"]),
+    "edit a segment": (lambda p: edit(p, SEGMENT, "alice", "carol"), [rf"{SEGMENT}: not what checkpoint 1 sealed"]),
+    "drop a segment's line": (lambda p: drop_line(p, SEGMENT, 5), [rf"{SEGMENT}: not what checkpoint 1 sealed"]),
+    "swap segments": (swap, [rf"{SEGMENT}: not what", r"segments/000001-0002-w2.txt: not what checkpoint 1 sealed"]),
+    "remove a segment": (lambda p: (p / SEGMENT).unlink(), [rf"{SEGMENT}: missing"]),
+    "edit a checkpoint": (
+        lambda p: edit(p, "checkpoints/000001.txt", "origin ", "origin 0"),
+        [r"checkpoints/000001.txt: line 2: not 32 hexadecimal digits"],
+    ),
+    "forge a checkpoint": (
+        lambda p: edit(p, "checkpoints/000002.txt", "segment 1 W", "segment 1 w"),
+        [r"checkpoints/000002.txt: "],
+    ),
+    "edit the last checkpoint": (
+        lambda p: edit(p, "checkpoints/000003.txt", "transitions ", "transitions 1"),
+        [r"checkpoints/000003.txt: line 6: "],
+    ),
+    "remove a checkpoint": (
+        lambda p: (p / "checkpoints/000002.txt").unlink(),
+        [r"checkpoints/000002.txt: missing", r"checkpoints/000003.txt: not in the chain"],
+    ),
+    "edit verify.sh": (lambda p: edit(p, "verify.sh", "# Verify", "# verify"), [r"verify.sh: changed since"]),
+    "edit README.txt": (lambda p: edit(p, "README.txt", "evidence", "proof"), [r"README.txt: changed since"]),
+    "edit report.html": (lambda p: edit(p, "report.html", "GDPR", "gdpr"), [r"report.html: changed since"]),
+    "edit about.txt": (lambda p: edit(p, "about.txt", "jobs: 10", "jobs: 9"), [r"about.txt: changed since"]),
+    "edit timezone.csv": (lambda p: edit(p, "timezone.csv", ",3600", ",7200"), [r"timezone.csv: line 2: \+0200 at"]),
+    "add a file": (lambda p: (p / "segments/note.txt").write_text("x"), [r"segments/note.txt: not listed"]),
+    "add a link": (lambda p: (p / "x").symlink_to("/etc/passwd"), [r"x: not listed in SHA256SUMS"]),
+    "remove a file": (lambda p: (p / "report.html").unlink(), [r"report.html: missing"]),
+    "remove a CSV": (lambda p: (p / "durations.csv").unlink(), [r"durations.csv: missing"]),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_each_tampering_with_a_pack_is_found_and_named(
+    packs: dict[str, Path], tmp_path: Path, dash: Shell, name: str
+) -> None:
+    """One change, one finding, which names the file and line, or the segment."""
+    tamper, expected = TAMPERINGS[name]
+    shutil.copytree(packs["unsigned"], tmp_path / "pack")
+    tamper(tmp_path / "pack")
+    # Whoever edits verify.sh decides what it says: hers is from elsewhere.
+    code, told = dash.verify(tmp_path / "pack", tmp_path / "pack", script=packs["unsigned"] / "verify.sh")
+    assert code == 1
+    found = sorted(told[:-1])
+    assert len(found) == len(expected), told
+    for line, pattern in zip(found, sorted(expected), strict=True):
+        assert re.match(pattern, line), told
+
+
+FORGERIES: dict[str, tuple[Callable[[Path], object], str]] = {
+    # what is done to an unsigned pack whose sums are then made anew
+    "edit durations.csv": (lambda p: edit(p, "durations.csv", "3601", "3602"), r"durations.csv: line 2: is"),
+    "edit deadlines.csv": (lambda p: edit(p, "deadlines.csv", "missed", "met"), r"deadlines.csv: line \d+: is"),
+    "edit gaps.csv": (lambda p: edit(p, "gaps.csv", "unreachable", "paused"), r"gaps.csv: line 2: is"),
+    "remove a CSV": (lambda p: (p / "gaps.csv").unlink(), r"gaps.csv: missing, and not listed"),
+    "edit a segment": (lambda p: edit(p, SEGMENT, "alice", "carol"), rf"{SEGMENT}: not what checkpoint 1 sealed"),
+    "remove a segment": (lambda p: (p / SEGMENT).unlink(), rf"{SEGMENT}: missing: checkpoint 1 has it"),
+    "add a segment": (
+        lambda p: shutil.copy(p / SEGMENT, p / "segments/000002-0009-w1.txt"),
+        r"segments/000002-0009-w1.txt: a segment that no checkpoint has",
+    ),
+    "edit a checkpoint": (
+        lambda p: edit(p, "checkpoints/000001.txt", "origin ", "origin 0"),
+        r"checkpoints/000001.txt: line 2: not 32 hex",
+    ),
+    "edit a sum in a checkpoint": (
+        lambda p: edit(p, "checkpoints/000001.txt", "transitions 0 ", "transitions 00 "),
+        r"checkpoints/000001.txt: line 6",
+    ),
+    "hide a cluster": (
+        lambda p: edit(p, "about.txt", "clusters: all", "clusters: chosen\ncluster: w2"),
+        r"segments/.*: not of the clusters and range",
+    ),
+    "another zone": (lambda p: edit(p, "about.txt", "Stockholm", "London"), r"timezone.csv: line 2: \+0100"),
+    "another as_of": (lambda p: edit(p, "about.txt", "as_of: 2", "as_of: 3"), r"about.txt: as_of is `3"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_an_attacker_who_makes_the_sums_anew_is_found(
+    packs: dict[str, Path], tmp_path: Path, dash: Shell, name: str
+) -> None:
+    """The CSV files must follow from the segments, these from the checkpoints, and those from one another."""
+    forge, expected = FORGERIES[name]
+    shutil.copytree(packs["unsigned"], tmp_path / "pack")
+    forge(tmp_path / "pack")
+    rehash(tmp_path / "pack")
+    code, told = dash.verify(tmp_path / "pack")
+    assert code == 1
+    assert any(re.match(expected, line) for line in told), told
+
+
+def test_a_tail_that_was_cut_off_is_found_with_a_checkpoint_from_outside(
+    packs: dict[str, Path], tmp_path: Path, dash: Shell
+) -> None:
+    """Without it a chain that ends earlier is a good chain: the README says so."""
+    pack_ = tmp_path / "pack"
+    shutil.copytree(packs["unsigned"], pack_)
+    cut_tail(pack_)
+    rehash(pack_)
+    told = dash.verify(pack_)[1]
+    assert not any("checkpoint" in line for line in told[:-1]), told  # only CSV files that were not made anew
+    kept = packs["unsigned"].with_suffix(".checkpoints")
+    code, told = dash.verify(pack_, "--trusted", kept)
+    assert code == 1
+    assert any("checkpoint 3 is not in the pack, which ends with 2: the tail was cut off" in line for line in told)
+    assert dash.verify(packs["unsigned"], "--trusted", kept)[0] == 0
+
+
+def test_trusted_checkpoints_of_another_chain_or_rubbish_are_findings(
+    packs: dict[str, Path], tmp_path: Path, dash: Shell
+) -> None:
+    """A file that is none of ours is said to be none; another history's checkpoint is not in the chain."""
+    other = packs["signed"].with_suffix(".checkpoints")
+    code, told = dash.verify(packs["unsigned"], f"--trusted={other}")
+    assert (code, len(told)) == (1, 4)
+    assert told[0].startswith("checkpoints/000001.txt: not the checkpoint 1 of ")
+    for text, expected in (("", "there is no checkpoint in it"), ("rubbish\n\nmore", "its text number 2 is no")):
+        (tmp_path / "rubbish").write_text(text)
+        code, told = dash.verify(packs["unsigned"], "--trusted", tmp_path / "rubbish")
+        assert code == 1
+        assert any(expected in line for line in told)
+
+
+def test_signatures_are_checked(packs: dict[str, Path], tmp_path: Path, dash: Shell, key: SigningKey) -> None:
+    """Of the list, of the checkpoints, by the right key, and that a signed pack stays one."""
+    pack_ = tmp_path / "pack"
+
+    def fresh() -> None:
+        shutil.rmtree(pack_, ignore_errors=True)
+        shutil.copytree(packs["signed"], pack_)
+
+    fresh()
+    assert dash.verify(pack_, "--key-id", key.public.id)[0] == 0
+    told = dash.verify(pack_, "--key-id", "0" * 32)[1]
+    assert told[0].startswith(f"checkpoints: none is signed by key {'0' * 32}, which you asked for")
+    edit(pack_, "report.html", "GDPR", "gdpr")
+    rehash(pack_)
+    told = dash.verify(pack_)[1]
+    assert (len(told), told[0].split(":")[0]) == (2, "SHA256SUMS")
+    (pack_ / "SHA256SUMS.sig").unlink()
+    assert dash.verify(pack_)[1][0] == "SHA256SUMS.sig: missing: about.txt says that the pack is signed"
+    fresh()
+    keygen(tmp_path / "other.pem")
+    other = SigningKey.load(tmp_path / "other.pem")
+    (pack_ / "SHA256SUMS.sig").write_bytes(other.sign((pack_ / "SHA256SUMS").read_bytes()))
+    assert dash.verify(pack_)[1][0].startswith("SHA256SUMS: changed since the pack was made")
+    fresh()  # sign all anew with another key: the chain is whole, and only the key's id tells
+    previous = "-"
+    for number in (1, 2, 3):
+        path = pack_ / f"checkpoints/00000{number}.txt"
+        body = re.sub(r"^previous .*$", f"previous {previous}", path.read_text(), flags=re.MULTILINE)
+        body = re.sub(r"^signature .*\n", "", body, flags=re.MULTILINE)
+        named = f"key {other.public.id} {base64.b64encode(other.public.der).decode()}"
+        body = re.sub(r"^key .*$", named, body, flags=re.MULTILINE)
+        path.write_text(f"{body}signature {base64.b64encode(other.sign(body.encode())).decode()}\n")
+        previous = hashlib.sha256(path.read_bytes()).hexdigest()
+    about = (pack_ / "about.txt").read_text().replace(key.public.id, other.public.id)
+    (pack_ / "about.txt").write_text(re.sub(r"(last_checkpoint_sha256): .*", rf"\1: {previous}", about))
+    (pack_ / "public_key.pem").write_text(other.public.pem())
+    rehash(pack_)
+    (pack_ / "SHA256SUMS.sig").write_bytes(other.sign((pack_ / "SHA256SUMS").read_bytes()))
+    assert dash.verify(pack_)[0] == 0
+    assert dash.verify(pack_, "--key-id", key.public.id)[0] == 1
+    path = pack_ / "checkpoints/000003.txt"
+    path.write_text(re.sub(r"(signature ....)....", r"\1AAAA", path.read_text()))
+    rehash(pack_)
+    (pack_ / "SHA256SUMS.sig").write_bytes(other.sign((pack_ / "SHA256SUMS").read_bytes()))
+    told = dash.verify(pack_)[1]
+    assert any(line.startswith("checkpoints/000003.txt: its signature is not by key") for line in told)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_rotated_key_is_followed(engine: sa.Engine, tmp_path: Path, dash: Shell, key: SigningKey) -> None:
+    """The old key names the new one; an id that signed any checkpoint vouches for what follows."""
+    keygen(tmp_path / "new.pem")
+    new = SigningKey.load(tmp_path / "new.pem")
+    first = first_half(engine)
+    seal(engine, None)
+    second_half(engine, first)
+    seal(engine, key, next_key=new.public)
+    register(engine, "last")
+    seal(engine, new)
+    assert not export(engine, tmp_path / "other", key=key).is_signed
+    export(engine, tmp_path / "pack", key=new)
+    for id_ in (key.public.id, new.public.id):
+        assert dash.verify(tmp_path / "pack", "--key-id", id_, "--all")[0] == 0
+    path = tmp_path / "pack" / "checkpoints/000002.txt"
+    path.write_text(re.sub(r"next_key .*\n", "", path.read_text()))
+    rehash(tmp_path / "pack")
+    assert dash.verify(tmp_path / "pack")[0] == 1
+
+
+def test_a_record_that_was_changed_is_packed_as_it_is_and_found(
+    engine: sa.Engine, url: str, dialect: str, tmp_path: Path, dash: Shell
+) -> None:
+    """Whoever can drop a guard can change a row; what was sealed tells."""
+    first_half(engine)
+    seal(engine, None)
+    with database.writing(engine) as connection:
+        if dialect == "sqlite":
+            connection.exec_driver_sql("DROP TRIGGER guard_transitions_update")
+        else:
+            connection.exec_driver_sql("ALTER TABLE transitions DISABLE TRIGGER guard_transitions_change")
+        connection.exec_driver_sql("UPDATE transitions SET actor = 'mallory' WHERE id = 1")
+    made = export(engine, tmp_path / "pack")
+    assert made.differing == (SEGMENT,)
+    code, told = dash.verify(tmp_path / "pack")
+    assert code == 1
+    assert told[0].startswith(f"{SEGMENT}: not what checkpoint 1 sealed")
+
+
+def test_usage_is_refused_with_status_2(packs: dict[str, Path], dash: Shell, tmp_path: Path) -> None:
+    """A wrong option, a folder that is no pack: nothing is verified, and it is not said to be good."""
+    script = packs["unsigned"] / "verify.sh"
+    for options, said in (
+        (["--wrong"], "there is no option --wrong"),
+        (["--trusted"], "--trusted needs a value"),
+        (["--trusted", str(tmp_path / "none")], "cannot read"),
+        ([str(tmp_path)], "it is no pack, or one whose export did not end"),
+    ):
+        run = subprocess.run([*dash.command, script, *options], capture_output=True, check=False, text=True)
+        assert (run.returncode, said in run.stderr) == (2, True), run
+    run = subprocess.run([*dash.command, script, "--help"], capture_output=True, check=False, text=True)
+    assert (run.returncode, "usage: sh verify.sh" in run.stdout) == (0, True)
+
+
+def test_the_readme_tells_the_sum_of_verify_sh() -> None:
+    """An auditor compares the script in a pack with the release's README."""
+    digest = hashlib.sha256((ROOT / "tracker/audit/verify.sh").read_bytes()).hexdigest()
+    assert f"verify.sh of this version has SHA-256\n`{digest}`" in (ROOT / "README.md").read_text()
+
+
+def test_the_wheel_has_what_goes_into_a_pack() -> None:
+    """verify.sh and README.txt are no Python, and in the wheel all the same."""
+    builders = pytest.importorskip("hatchling.builders.wheel")
+    names = {file.distribution_path for file in builders.WheelBuilder(str(ROOT)).recurse_included_files()}
+    assert {"tracker/audit/verify.sh", "tracker/audit/README.txt"} <= names
