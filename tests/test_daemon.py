@@ -19,10 +19,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.scripted import Script
+from tests.scripted import Script, cluster_settings
+from tests.test_deliver import Receiver, texts
 from tests.test_poller import histories_are_whole
+from tracker import daemon as module
 from tracker import database
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Worker
+from tracker.audit.checkpoint import keygen, parse, split
+from tracker.errors import BadConfiguration
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Delivery, Seal, Worker
+from tracker.settings import Settings
 from tracker.status import Cause, State
 
 TRACKER = Path(sys.executable).with_name("tracker")
@@ -105,7 +110,7 @@ def test_sigterm_in_mid_poll_records_what_is_under_way(
         worker = connection.execute(sa.select(Worker.__table__)).one()
     assert [(row.status, row.leased_by) for row in rows] == [("waiting", None), (None, None), (None, None)]
     assert worker.stopped_at is not None
-    told = [json.loads(line) for line in log.splitlines()]
+    told = [line for line in map(json.loads, log.splitlines()) if line["event"] != "checkpoint"]
     assert [line["event"] for line in told] == ["started", "transition", "stopping", "stopped"] or [
         line["event"] for line in told
     ] == ["started", "stopping", "transition", "stopped"]
@@ -187,7 +192,7 @@ def test_one_slow_cluster_does_not_delay_another(engine: sa.Engine, script: Scri
 
     try:
         until(recorded)
-        assert "stuck" in script.asked
+        until(lambda: "stuck" in script.asked)  # and still is: nothing else ends it before the stop below
     finally:
         go_on.set()
         daemon.terminate()
@@ -346,3 +351,126 @@ def test_two_daemons_share_one_database(
         assert daemon.wait(20) == 0
     assert sorted(script.asked) == sorted(jids)
     histories_are_whole(engine)
+
+
+def last_transition(engine: sa.Engine) -> int:
+    with database.reading(engine) as connection:
+        return int(connection.execute(sa.select(sa.func.max(TRANSITIONS.c.id))).scalar_one())
+
+
+def told(tmp_path: Path, name: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (tmp_path / "daemon.log").read_text().splitlines())
+    return [line for line in lines if line["event"] == name]
+
+
+def test_the_daemon_seals_at_its_start_and_at_its_stop(
+    engine: sa.Engine, script: Script, start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """What came before the start and what came while it ran is sealed, signed and outside when it has stopped."""
+    key = keygen(tmp_path / "key.pem")
+    path = tmp_path / "checkpoints.txt"
+    add(engine, "early")
+    with Receiver() as receiver:
+        daemon = start(
+            TRACKER_SIGNING_KEY_FILE=str(tmp_path / "key.pem"),
+            TRACKER_CHECKPOINT_FILE=str(path),
+            TRACKER_CHECKPOINT_URL=receiver.url,
+        )
+        until(lambda: len(receiver.taken) == 1)
+        until(lambda: script.asked == ["early"])
+        add(engine, "late")
+        until(lambda: script.asked == ["early", "late"])
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(20) == 0
+        taken = receiver.taken
+    chain = texts(engine)
+    assert len(chain) == 2
+    assert taken == split(path.read_text()) == chain
+    first, last = map(parse, chain)
+    assert first.is_genuine()
+    assert last.is_genuine()
+    assert last.checkpoint.key == key
+    assert last.checkpoint.transitions[1] == last_transition(engine)
+    assert [one["sha256"] for one in told(tmp_path, "checkpoint")] == [first.sha256, last.sha256]
+    assert "s3cret" not in (tmp_path / "daemon.log").read_text()
+
+
+def test_once_seals_at_its_end(engine: sa.Engine, script: Script, url: str, tmp_path: Path) -> None:
+    """Each run of cron seals what it recorded; one with nothing new makes no checkpoint."""
+    add(engine, "a")
+    env = environment(url, script.url, TRACKER_CHECKPOINT_FILE=str(tmp_path / "c.txt"))
+    assert tracker("run", "--once", env=env).returncode == 0
+    (text,) = texts(engine)
+    assert parse(text).checkpoint.transitions == (0, last_transition(engine))
+    assert parse(text).is_genuine() is None
+    (tmp_path / "c.txt").unlink()
+    assert tracker("run", "--once", env=env).returncode == 0
+    assert texts(engine) == [text] == split((tmp_path / "c.txt").read_text())
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_kill_loses_no_delivery(
+    engine: sa.Engine, script: Script, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """What a killed daemon had sealed and could not deliver, the next one delivers, in order."""
+    with Receiver() as receiver:
+        receiver.always = 503
+        for jid in ("a", "b"):
+            add(engine, jid)
+            before = len(receiver.got)
+            daemon = start(TRACKER_CHECKPOINT_URL=receiver.url)
+            until(lambda before=before: len(receiver.got) > before)  # type: ignore[misc]
+            daemon.kill()
+            daemon.wait()
+        receiver.always = None
+        add(engine, "c")
+        daemon = start(TRACKER_CHECKPOINT_URL=receiver.url)
+        until(lambda: len(receiver.taken) == 3)
+        taken = receiver.taken
+    assert taken == texts(engine)
+
+    def noted() -> bool:
+        with database.reading(engine) as connection:
+            query = sa.select(Delivery).where(Delivery.destination.like("http%"))
+            (row,) = connection.execute(sa.select(query.subquery())).all()
+            return (row.last_number, row.failing_since) == (3, None)
+
+    until(noted)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_polling_goes_on_when_sealing_fails(
+    engine: sa.Engine, script: Script, start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """A damaged chain and a file that cannot be written are told, and cost no poll."""
+    with database.writing(engine) as connection:
+        garbage = {"checkpoint": "garbage", "checkpoint_sha256": "0" * 64, "sealed_at": database.now(connection)}
+        ids = {"last_transition_id": 0, "last_gap_id": 0, "last_source_id": 0, "rows": 0}
+        connection.execute(sa.insert(Seal).values(garbage | ids))
+    daemon = start(TRACKER_CHECKPOINT_FILE=str(tmp_path / "missing" / "c.txt"))
+    until(lambda: (tmp_path / "daemon.log").exists() and bool(told(tmp_path, "delivery_failed")))
+    add(engine, "a")
+    until(lambda: script.asked == ["a"])
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(20) == 0
+    assert "damaged" in told(tmp_path, "sealing_failed")[0]["error"]
+    assert {one["error"] for one in told(tmp_path, "delivery_failed")} == {
+        "Chain damaged",
+        "FileNotFoundError ENOENT",
+    }
+    histories_are_whole(engine)
+
+
+@pytest.mark.parametrize("fault", ["missing", "readable by others", "garbage"])
+def test_a_signing_key_that_cannot_be_used_stops_the_start(script: Script, tmp_path: Path, fault: str) -> None:
+    """Nobody learns months later that nothing was signed."""
+    path = tmp_path / "key.pem"
+    if fault == "readable by others":
+        keygen(path)
+        path.chmod(0o640)
+    elif fault == "garbage":
+        path.write_text("-----BEGIN PRIVATE KEY-----\nMC4C\n")
+        path.chmod(0o600)
+    configured = Settings(clusters={"w1": cluster_settings(script.url)}, signing_key_file=path)
+    with pytest.raises(BadConfiguration, match=str(path)):
+        module.run(configured, once=True)
