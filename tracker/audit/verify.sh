@@ -20,6 +20,7 @@ set -u
 LC_ALL=C
 export LC_ALL
 umask 077
+unset CDPATH
 
 usage() {
     cat <<'END'
