@@ -76,9 +76,13 @@ CASE
 CASE WHEN {{ seen }} IS NULL AND {{ submitted }} > {{ by }} THEN {{ by }} ELSE coalesce({{ seen }}, {{ submitted }}) END
 {%- endmacro %}
 
-{# The month of an instant, YYYY-MM: in UTC, since SQLite knows no time zone. #}
+{# The month of an instant, in UTC, since SQLite knows no time zone; and its name, YYYY-MM. #}
 {% macro month(t) -%}
-{% if sqlite %}substr({{ t }}, 1, 7){% else %}to_char({{ t }} AT TIME ZONE 'UTC', 'YYYY-MM'){% endif %}
+{% if sqlite %}substr({{ t }}, 1, 7){% else %}date_trunc('month', {{ t }} AT TIME ZONE 'UTC'){% endif %}
+{%- endmacro %}
+
+{% macro month_name(month) -%}
+{% if sqlite %}{{ month }}{% else %}to_char({{ month }}, 'YYYY-MM'){% endif %}
 {%- endmacro %}
 
 {# Whole days, rounded down. #}

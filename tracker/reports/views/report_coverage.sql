@@ -35,6 +35,13 @@ stretches AS (
     ) b
     GROUP BY b.cluster, b.number
 ),
+{% if not sqlite %}
+edges AS NOT MATERIALIZED (
+    SELECT cluster, array_agg(began_at ORDER BY began_at) AS begins, array_agg(ended_at ORDER BY began_at) AS ends
+    FROM gaps
+    GROUP BY cluster
+),
+{% endif %}
 tangled AS (
     SELECT DISTINCT cluster FROM stretches WHERE gaps > 1
 )
@@ -44,6 +51,7 @@ SELECT
     CASE WHEN u.total > 0 THEN 1.0 - u.total / {{ seconds('u.registered_at', 'u.until_at') }} ELSE 1.0 END AS covered_share,
     u.longest AS longest_unobserved_seconds
 FROM (
+{% if sqlite %}
     SELECT
         j.cluster, j.jid, j.registered_at, j.until_at,
         coalesce(sum({{ piece }}), 0.0) + coalesce(max({{ open_piece }}), 0.0) AS total,
@@ -57,6 +65,27 @@ FROM (
     LEFT JOIN clusters c ON c.cluster = j.cluster AND c.gap_began_at < j.until_at
     WHERE j.cluster NOT IN (SELECT cluster FROM tangled)
     GROUP BY j.id, j.cluster, j.jid, j.registered_at, j.until_at
+{% else %}
+    SELECT
+        j.cluster, j.jid, j.registered_at, j.until_at,
+        coalesce(p.total, 0.0) + coalesce({{ open_piece }}, 0.0) AS total,
+        {{ greatest('coalesce(p.longest, 0.0)', 'coalesce(' ~ open_piece ~ ', 0.0)') }} AS longest
+    FROM lives j
+    LEFT JOIN edges e ON e.cluster = j.cluster
+    LEFT JOIN clusters c ON c.cluster = j.cluster AND c.gap_began_at < j.until_at
+    CROSS JOIN LATERAL (
+        SELECT sum(s.seconds) AS total, max(s.seconds) AS longest
+        FROM (
+            SELECT {{ seconds(greatest('e.begins[i]', 'j.registered_at'), least('e.ends[i]', 'j.until_at')) }} AS seconds
+            FROM generate_series(
+                greatest(1, width_bucket(j.registered_at, e.begins)),
+                width_bucket(j.until_at - interval '1 microsecond', e.begins)
+            ) AS n(i)
+        ) s
+        WHERE s.seconds > 0
+    ) p
+    WHERE j.cluster NOT IN (SELECT cluster FROM tangled)
+{% endif %}
     UNION ALL
     SELECT
         j.cluster, j.jid, j.registered_at, j.until_at,

@@ -7,6 +7,7 @@
 WITH once AS {% if not sqlite %}NOT MATERIALIZED {% endif %}(
     SELECT
         j.cluster,
+        j.state,
         j.registered_at,
         CASE
             WHEN j.state = 'open' THEN NULL
@@ -69,7 +70,7 @@ changes AS (
         FROM once j
         JOIN edges e ON e.cluster = j.cluster
 {% endif %}
-        WHERE j.ended_at IS NOT NULL
+        WHERE j.state <> 'open'
         {% if not sqlite %}OFFSET 0{% endif %}
 
     ) o
@@ -105,7 +106,7 @@ SELECT
             WHEN g.is_open = 0 THEN before_end.opened - by_beginning.ended
             ELSE (
                 SELECT count(*) FROM once j
-                WHERE j.cluster = g.cluster AND (j.ended_at IS NULL OR j.ended_at > g.began_at)
+                WHERE j.cluster = g.cluster AND (j.state = 'open' OR j.ended_at > g.began_at)
             )
         END + (
             SELECT count(DISTINCT s.job_id) FROM more_than_once s
