@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -21,7 +22,8 @@ import sqlalchemy as sa
 from tests import history
 from tests.history import answer, change, register, stand
 from tracker import cadence, cli, database, deadline, status
-from tracker.models import JOBS, Gap, Source, Worker
+from tracker.audit.seal import seal
+from tracker.models import JOBS, Delivery, Gap, Source, Worker
 from tracker.reports import overview
 from tracker.status import Anomaly, Cause, State
 
@@ -592,6 +594,7 @@ def test_nothing_needs_a_person_when_all_is_well(engine: sa.Engine, run: Run, no
     daemon(engine, "stopped", now, now)
     answer(engine, register(engine, "a", at=now - 25 * DAY), ("running", now), due_at=now + HOUR)
     answer(engine, register(engine, "met", at=now - 60 * DAY), ("done", now - 50 * DAY))
+    seal(engine, None)
     code, shown, needs = screen(run)
     assert (code, needs) == (0, ["Nothing needs a person."])
     assert shown["daemons alive"].startswith("host-a:1, beat ")
@@ -599,7 +602,8 @@ def test_nothing_needs_a_person_when_all_is_well(engine: sa.Engine, run: Run, no
     assert "stopped" not in shown["daemons alive"]
     assert (shown["open jobs"], shown["polls behind"], shown["gaps now"], shown["pauses"]) == ("1", "0", "none", "none")
     assert shown["deadlines"] == "1 within 7 days; past: 0 overdue, 0 undecidable"
-    assert (shown["anomalies"], shown["last seal"]) == ("none in the last 24 hours", "no seal yet")
+    assert shown["anomalies"] == "none in the last 24 hours"
+    assert re.fullmatch(r"number 1, \S+ ago, NOT SIGNED", shown["last seal"])
 
 
 @pytest.mark.usefixtures("many")
@@ -610,6 +614,7 @@ def test_each_thing_that_needs_a_person_is_a_line_with_what_to_do(engine: sa.Eng
         stand(engine, name, pause_cause=cause, paused_until=None if cause is Cause.PAUSED else now, **gap)
     register(engine, "odd", "w2", at=now - DAY)
     answer(engine, register(engine, "odder", "w2", at=now - DAY), ("pondering", now - HOUR), due_at=now + HOUR)
+    seal(engine, None)
     code, shown, needs = screen(run)
     assert code == 1
     since = f"since {at(now - HOUR)} (a detail)"
@@ -641,6 +646,52 @@ def test_each_thing_that_needs_a_person_is_a_line_with_what_to_do(engine: sa.Eng
     assert "1 unknown_status" in anomalies
 
 
+def test_rows_that_nobody_seals_need_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
+    daemon(engine, "a", now)
+    history.change(engine, register(engine, "a", at=now - 24 * HOUR), due_at=now + HOUR)
+    code, shown, _ = screen(run)
+    assert (code, shown["last seal"]) == (0, "no seal yet; 1 rows not sealed yet")
+    seal(engine, None)
+    assert re.fullmatch(r"number 1, \S+ ago, NOT SIGNED", screen(run)[1]["last seal"])
+    history.change(engine, register(engine, "b", at=now - 26 * HOUR), due_at=now + HOUR)
+    code, shown, needs = screen(run)
+    assert (code, shown["last seal"].endswith("NOT SIGNED; 1 rows not sealed yet")) == (1, True)
+    assert needs == [
+        f"1 rows of history are not sealed, the oldest since {at(now - 26 * HOUR)}; `tracker run --once` seals them; "
+        "if a daemon runs, its log says what keeps it (seal, sealing)."
+    ]
+
+
+def test_checkpoints_that_cannot_be_delivered_need_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
+    """Which, since when, why, how many wait, and the way out; what is delivered elsewhere is no comfort."""
+    for jid in ("a", "b", "c"):
+        history.change(engine, register(engine, jid, at=now), due_at=now + HOUR)
+        seal(engine, None)
+    daemon(engine, "a", now)
+    rows = [
+        {"destination": "log", "last_number": 3, "failing_since": None, "last_error": None},
+        {"destination": "file /c.txt", "last_number": 3, "failing_since": now - HOUR, "last_error": "OSError ENOSPC"},
+        {"destination": "file /d.txt", "last_number": 2, "failing_since": now, "last_error": "CheckpointFile ahead"},
+        {"destination": "https://h", "last_number": 0, "failing_since": now, "last_error": "Unavailable http_503"},
+    ]
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(Delivery), rows)
+    code, _, needs = screen(run)
+    assert code == 1
+    write = "see that it is there and can be written to; it is tried every few minutes, in order."
+    assert needs == [
+        f"No checkpoint can be delivered to file /c.txt since {at(now - HOUR)} (OSError ENOSPC), 0 checkpoints wait; "
+        + write,
+        f"No checkpoint can be delivered to file /d.txt since {at(now)} (CheckpointFile ahead), 1 checkpoint waits; "
+        "find out what is in that file and why before you move it away; the daemon's log says more.",
+        f"No checkpoint can be delivered to https://h since {at(now)} (Unavailable http_503), 3 checkpoints wait; "
+        + write,
+    ]
+    with database.writing(engine) as connection:
+        connection.execute(sa.update(Delivery).values(failing_since=None))
+    assert screen(run)[0] == 0
+
+
 @pytest.mark.parametrize(("late", "code"), [(14 * MINUTE, 0), (16 * MINUTE, 1)])
 def test_polls_that_are_far_behind_need_a_person(
     engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch, late: timedelta, code: int
@@ -665,6 +716,7 @@ def test_what_nobody_can_change_any_more_needs_nobody(engine: sa.Engine, run: Ru
     lost = register(engine, "lost", at=now - 3 * DAY)
     answer(engine, lost, ("not_found", now - 2 * DAY), ("not_found", now - 2 * DAY))
     history.record(engine, lost, lambda job, past: status.withdraw(job, now, "eve", "x"))
+    seal(engine, None)
     assert screen(run)[0] == 0
 
 

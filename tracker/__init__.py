@@ -24,6 +24,7 @@ The map of the rooms, each of which says at its top what it owns and what it lea
     web         the page over HTTP, on this machine alone
     logs        one line an event
     reports/    the query module: one file a report; views/ has one .sql file a view
+    audit/      canonical lines, checkpoints: seal, deliver, verify, export
     simulator   a fake Elevate on loopback, with its own clock
     demo        all of it on one machine in 20 seconds
     cli/        click commands, one file a group; nothing but arguments and printing

@@ -18,7 +18,7 @@ import click
 
 from tracker.errors import TrackerError
 
-HEADINGS = ("Start", "Register", "Follow", "Decide", "Report", "Keep")
+HEADINGS = ("Start", "Register", "Follow", "Decide", "Report", "Prove", "Keep")
 """The headings of ``tracker --help``, in order."""
 
 COMMANDS = {
@@ -41,6 +41,7 @@ COMMANDS = {
     "resume": ("Decide", "tracker.cli.operate:resume", "Poll a paused cluster again."),
     "report": ("Report", "tracker.cli.report:report", "How long jobs take, with bounds."),
     "reconcile": ("Report", "tracker.cli.reconcile:reconcile", "Compare the company's own list of jids with ours."),
+    "audit": ("Prove", "tracker.cli.audit:audit", "Show that nothing in the record was changed."),
     "simulate": ("Start", "tracker.cli.simulate:simulate", "Serve a fake Elevate on this machine."),
 }
 """By command: its heading, where it is, and its line in ``tracker --help``. A new command is one line here."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tracker.cadence import Rhythm
-    from tracker.reports.overview import Blind, Explained
+    from tracker.reports.overview import Blind, Explained, Sealing
     from tracker.settings import Settings
     from tracker.status import Facts
 
@@ -462,6 +462,15 @@ def _gap(row: Any) -> str | None:
     return f"{row.gap_cause} since {_time(row.gap_began_at)}{detail}"
 
 
+def _seal(its: Sealing, now: datetime) -> str:
+    unsealed = f"; {its.unsealed} rows not sealed yet" if its.unsealed else ""
+    if its.sealed_at is None:
+        return f"no seal yet{unsealed}"
+    number = "DAMAGED (`tracker audit verify`)" if its.number is None else f"number {its.number}"
+    signed = f"signed with key {its.key_id}" if its.key_id else "NOT SIGNED"
+    return f"{number}, {_ago(its.sealed_at, now)}, {signed}{unsealed}"
+
+
 @click.command(epilog=example("tracker status", "tracker status > now.txt || mail -s 'See to it' ops < now.txt"))
 @click.pass_context
 def status(ctx: click.Context) -> None:
@@ -491,7 +500,7 @@ def status(ctx: click.Context) -> None:
         "pauses": "; ".join(pauses) or "none",
         "deadlines": f"{seen.near} within 7 days; past: {overdue} overdue, {unseen} undecidable",
         "anomalies": f"{'; '.join(anomalies) or 'none'} in the last 24 hours",
-        "last seal": seen.sealed_at or "no seal yet",
+        "last seal": _seal(seen.sealing, seen.now),
     }
     emit([list(screen.values())], list(screen), "table", records=True)
     click.echo()

@@ -6,6 +6,7 @@ an anomaly. How it is shown is the reader's (``cli``); what the columns mean is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -14,7 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Seal, UtcDateTime, Worker, facts_of
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Delivery, Gap, Seal, Source, UtcDateTime, Worker, facts_of
 from tracker.status import Action, Anomaly, Cause, Facts, State
 
 BEHIND: Final = timedelta(seconds=60)
@@ -27,6 +28,8 @@ NEAR: Final = timedelta(days=7)
 """A deadline that is no farther ahead than this is near."""
 RECENT: Final = timedelta(hours=24)
 """Anomalies are told for so long."""
+SEALED_WITHIN: Final = timedelta(hours=25)
+"""A row that waits for its seal for longer than this needs a person: as `tracker audit verify` has it."""
 
 _BATCH: Final = 10_000
 """Rows fetched at a time; ours: a few MB."""
@@ -276,6 +279,70 @@ def clusters(connection: sa.Connection, configured: Collection[str]) -> list[Clu
 
 
 @dataclass(frozen=True, slots=True)
+class Undelivered:
+    """Where checkpoints cannot be delivered to.
+
+    Attributes:
+        destination: Without secrets.
+        failing_since: It fails since then.
+        last_error: Class and code.
+        waiting: How many checkpoints it lacks.
+    """
+
+    destination: str
+    failing_since: datetime
+    last_error: str
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """How the record is sealed.
+
+    Attributes:
+        number: Of the last checkpoint; None: there is none, or it is damaged.
+        sealed_at: When it was made; None: there is none.
+        key_id: Whose signature it says to have; None: it is unsigned.
+        unsealed: Rows of history since.
+        unsealed_since: When the oldest transition of them was recorded.
+        undelivered: By destination.
+    """
+
+    number: int | None
+    sealed_at: datetime | None
+    key_id: str | None
+    unsealed: int
+    unsealed_since: datetime | None
+    undelivered: tuple[Undelivered, ...]
+
+
+def sealing(connection: sa.Connection) -> Sealing:
+    """Return how the record is sealed. Whether it is as it was sealed, `tracker.audit.verify` tells."""
+    last = connection.execute(sa.select(Seal.__table__).order_by(Seal.id.desc()).limit(1)).one_or_none()
+    after = (last.last_transition_id, last.last_gap_id, last.last_source_id) if last else (0, 0, 0)
+    unsealed = 0
+    for id_, sealed in zip((TRANSITIONS.c.id, Gap.id, Source.id), after, strict=True):
+        unsealed += connection.execute(sa.select(sa.func.count()).where(id_ > sealed)).scalar_one()
+    t = TRANSITIONS.c
+    oldest = sa.select(t.observed_at).where(t.id > after[0]).order_by(t.id).limit(1)
+    found = re.search(r"^number (\d{1,18})$", last.checkpoint, re.MULTILINE) if last else None
+    number = int(found[1]) if found else None
+    made = number or 0
+    failing = sa.select(Delivery.__table__).where(Delivery.failing_since.is_not(None)).order_by(Delivery.destination)
+    return Sealing(
+        number=number,
+        sealed_at=last.sealed_at if last else None,
+        key_id=last.key_id if last else None,
+        unsealed=unsealed,
+        unsealed_since=connection.execute(oldest).scalar_one_or_none(),
+        undelivered=tuple(
+            Undelivered(one.destination, one.failing_since, one.last_error or "", max(0, made - one.last_number))
+            for one in connection.execute(failing)
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
     """How everything stands at once.
 
@@ -287,7 +354,7 @@ class Overview:
         unsettled: Unsettled jobs by (state, verdict).
         near: Unsettled jobs whose deadline is near.
         anomalies: By word, those of the last `RECENT`.
-        sealed_at: The last seal, None if there is none.
+        sealing: How it is sealed.
     """
 
     now: datetime
@@ -297,7 +364,7 @@ class Overview:
     unsettled: dict[tuple[State, str], int]
     near: int
     anomalies: dict[Anomaly, int]
-    sealed_at: datetime | None
+    sealing: Sealing
 
     def count(self, *states: State, verdict: str | None = None) -> int:
         """Return how many jobs are in one of these unsettled states, with *verdict* if one is given."""
@@ -331,7 +398,7 @@ def overview(connection: sa.Connection, configured: Collection[str]) -> Overview
         unsettled={(State(row[0]), row[1]): row[2] for row in connection.execute(unsettled)},
         near=connection.execute(near).scalar_one(),
         anomalies={row[0]: row[1] for row in connection.execute(recent)},
-        sealed_at=connection.execute(sa.select(sa.func.max(Seal.sealed_at))).scalar_one(),
+        sealing=sealing(connection),
     )
 
 
@@ -377,6 +444,7 @@ def needs(seen: Overview) -> list[Need]:
                         f"{_told(cluster.behind_since)}"
                     )
                     found.append(Need(what, _catch_up(cluster)))
+    found += _unproven(seen)
     if overdue := seen.count(State.OPEN, State.FAILED, verdict="overdue"):
         way_out = "see `tracker jobs --past-deadline`; tell whoever answers the person."
         found.append(Need(f"{_jobs(overdue)} overdue: not done at the deadline", way_out))
@@ -390,6 +458,26 @@ def needs(seen: Overview) -> list[Need]:
         way_out = "see `tracker jobs --state failed`; submit it again, add the new jid, withdraw the old."
         found.append(Need(f"{_jobs(failed)} in state failed: Elevate said error", way_out))
     return found
+
+
+def _unproven(seen: Overview) -> Iterable[Need]:
+    """Yield what keeps checkpoints from being made, or from leaving the database."""
+    its = seen.sealing
+    if its.unsealed_since is not None and its.unsealed_since < seen.now - SEALED_WITHIN:
+        what = f"{its.unsealed} rows of history are not sealed, the oldest since {_told(its.unsealed_since)}"
+        way_out = "`tracker run --once` seals them; if a daemon runs, its log says what keeps it (seal, sealing)."
+        yield Need(what, way_out)
+    for one in its.undelivered:
+        match one.last_error.split(" ")[0]:
+            case "CheckpointFile":
+                way_out = "find out what is in that file and why before you move it away; the daemon's log says more."
+            case "Chain":
+                way_out = "the chain is damaged: run `tracker audit verify`."
+            case _:
+                way_out = "see that it is there and can be written to; it is tried every few minutes, in order."
+        waiting = "1 checkpoint waits" if one.waiting == 1 else f"{one.waiting} checkpoints wait"
+        since = f"since {_told(one.failing_since)} ({one.last_error})"
+        yield Need(f"No checkpoint can be delivered to {one.destination} {since}, {waiting}", way_out)
 
 
 def _catch_up(cluster: ClusterRow) -> str:
