@@ -69,7 +69,8 @@ def export(
         said.append(f"The pack as a whole is not signed by TRACKER_SIGNING_KEY_FILE: {why}")
     if made.unsealed:
         said.append(
-            f"{made.unsealed} rows are not sealed yet, so not in the pack: the daemon seals them, or `tracker run --once`"
+            f"{made.unsealed} rows are not sealed yet, so not in the pack:"
+            " the daemon seals them, or `tracker run --once`"
         )
     if made.differing:
         more = f" and {len(made.differing) - 3} more" if len(made.differing) > 3 else ""
