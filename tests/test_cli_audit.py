@@ -15,8 +15,10 @@ import sqlalchemy as sa
 from tests.history import register
 from tests.test_checkpoint import KEY
 from tests.test_deliver import texts
+from tests.test_readme import section
 from tracker import cli, database
 from tracker.audit import checkpoint as checkpoints
+from tracker.audit import lines
 from tracker.audit import seal as module
 from tracker.audit.checkpoint import PublicKey, SigningKey, parse, split
 from tracker.audit.seal import seal
@@ -243,3 +245,30 @@ def test_a_rotation_does_not_wait_for_a_writer(
     assert code == 0, err
     last = parse(texts(engine)[-1]).checkpoint
     assert (last.rows, last.next_key) == (0, SigningKey.load(new).public)
+
+
+def test_the_example_in_the_readme_can_be_reproduced_by_hand(tmp_path: Path) -> None:
+    """Its commands print what it says, its lines are ours, and the checkpoint closes them with a true signature."""
+    told = section("Audit trail")
+    [by_hand, check] = [block for block in re.findall(r"^```sh\n(.*?)^```$", told, re.S | re.M) if "sum" in block]
+    (text,) = (block for block in re.findall(r"^```text\n(.*?)^```$", told, re.S | re.M) if block.startswith("tracker"))
+    printed = subprocess.run(["sh", "-c", by_hand], capture_output=True, text=True, check=True).stdout
+    segment = printed.split()[0]
+    assert f"That prints `{segment}`" in told
+    signed = parse(text)
+    assert [one.sha256 for one in signed.checkpoint.segments] == [segment]
+    assert signed.is_genuine()
+    assert f"Its own SHA-256 is `{signed.sha256}`" in told
+    for line in re.findall(r"^  '(.*?)'", by_hand, re.MULTILINE):
+        lines.decode(f"{line}\n")
+    (tmp_path / "c.txt").write_text(text)
+    run = subprocess.run(["sh", "-ec", check], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert signed.checkpoint.key is not None
+    assert run.stdout == f"Signature Verified Successfully\n{signed.checkpoint.key.id}\n"
+
+
+def test_the_readme_has_the_columns_of_the_lines() -> None:
+    """Another verifier written from it reads each field for what it is."""
+    told = section("Audit trail")
+    for kind, columns in lines.COLUMNS.items():
+        assert f"\nv1|{kind}|{'|'.join(columns)}\n" in told
