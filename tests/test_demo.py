@@ -221,7 +221,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
         demo.run(tmp_path / "nowhere" / "a.db")
 
 
-def test_it_ends_with_the_report_and_three_commands_that_work(
+def test_it_ends_with_the_report_and_commands_that_work(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report is on standard output, all else on standard error, and each command can be pasted as it is printed."""
@@ -229,7 +229,7 @@ def test_it_ends_with_the_report_and_three_commands_that_work(
     assert cli.main(["demo", "--jobs", "6", "--days", "1", "--database", path.name]) == 0
     out, err = capfd.readouterr()
     assert out.splitlines()[0].startswith("cluster,kind,jobs,")
-    place, *commands, page = err.splitlines()[-5:]
+    place, *commands, page = err.splitlines()[-6:]
     assert place == f"The database is {path}. Try on it:"
     assert page == f"All reports as a page, for a browser: {path.with_suffix('.html').as_uri()}"
     assert "6 jobs, as of" in path.with_suffix(".html").read_text(encoding="utf-8")
@@ -249,7 +249,7 @@ def test_the_commands_name_the_program_as_it_was_started(tmp_path: Path) -> None
     env = {"PATH": "/nowhere"}
     done = subprocess.run(command, env=env, cwd=tmp_path, text=True, capture_output=True, timeout=60, check=True)
     printed = [line.strip() for line in done.stderr.splitlines() if line.startswith("  TRACKER_DATABASE_URL=")]
-    assert len(printed) == 3
+    assert len(printed) == 4
     for line in printed:
         subprocess.run(["/bin/sh", "-c", line], env=env, cwd=tmp_path, capture_output=True, timeout=60, check=True)
 

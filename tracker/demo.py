@@ -27,6 +27,7 @@ from urllib.parse import quote, urlsplit
 import sqlalchemy as sa
 
 from tracker import database
+from tracker.audit.seal import seal
 from tracker.elevate import Elevate
 from tracker.errors import BadConfiguration
 from tracker.intake import register
@@ -326,6 +327,7 @@ def run(
             coming = [at for at in (due_at, submissions[0].at if submissions else None) if at is not None]
             clock.leap(max(min(coming, default=clock() + clock.lag), clock() + STEP))
         outcome.interrupted = bool(clock.lag)
+        seal(engine, None)  # so that it can be verified and handed over, too
         with database.reading(engine) as connection:
             _judge(connection, outcome)
     outcome.seconds = monotonic() - began

@@ -161,10 +161,10 @@ def _shown(outcome: Outcome) -> str:
 
 
 def _place(path: Path, outcome: Outcome) -> str:
-    """Return where the database is, and three commands to try on it, ready to be pasted into a shell."""
+    """Return where the database is, and commands to try on it, ready to be pasted into a shell."""
     from tracker.demo import url_of
 
-    commands = ["jobs --past-deadline", "report durations --kind removal"]
+    commands = ["jobs --past-deadline", "report durations --kind removal", "audit verify"]
     commands.insert(1, f"show {outcome.example}" if outcome.example else "jobs --state open")
     # Whoever started it as .venv/bin/tracker has no `tracker` on the PATH.
     started = sys.argv[0] if Path(sys.argv[0]).name == "tracker" and not shutil.which("tracker") else "tracker"
