@@ -268,3 +268,9 @@ def test_sqlite_is_opened_so_that_nothing_is_lost(engine: sa.Engine) -> None:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == ("wal" if safe else "delete")
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == (2 if safe else 3)
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
+
+
+def test_an_old_sqlite_is_refused_before_a_view_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "OLDEST_SQLITE", (99, 0))
+    with pytest.raises(BadConfiguration, match="or newer is needed"):
+        database.create_engine("sqlite:///tracker.db")

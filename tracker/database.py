@@ -34,6 +34,7 @@ try:
 except ImportError:
     _sqlite = sqlite3
 
+OLDEST_SQLITE = (3, 38)  # of 2022; the views need its unixepoch()
 BUSY_SECONDS = 30  # how long a writer waits for SQLite's one write lock
 LOCK_SECONDS = 30  # PostgreSQL: how long a statement waits for a lock
 IDLE_SECONDS = 60  # PostgreSQL: a transaction that does nothing for so long is ended: it would hold up the sealer
@@ -77,6 +78,11 @@ def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
     if not url.database or url.database == ":memory:":
         raise BadConfiguration(
             "TRACKER_DATABASE_URL: a database in memory forgets: name a file, as sqlite:///tracker.db"
+        )
+    if _sqlite.sqlite_version_info < OLDEST_SQLITE:
+        raise BadConfiguration(
+            f"Python's SQLite is {_sqlite.sqlite_version}, and 3.38 or newer is needed: install a newer Python, or use"
+            " PostgreSQL (TRACKER_DATABASE_URL)"
         )
     path = Path(url.database)
 

@@ -287,7 +287,7 @@ def seconds_between(since: sa.ColumnElement[Any], until: sa.ColumnElement[Any], 
         return sa.cast(sa.extract("epoch", until - since), sa.Double())
 
     def microseconds(at: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        whole = sa.cast(sa.func.strftime("%s", sa.func.substr(at, 1, 19)), sa.Integer())
+        whole: sa.ColumnElement[int] = sa.func.unixepoch(sa.func.substr(at, 1, 19), type_=sa.Integer())
         return whole * 1_000_000 + sa.cast(sa.func.substr(at, 21, 6), sa.Integer())
 
     return (microseconds(until) - microseconds(since)) / sa.literal(1e6)

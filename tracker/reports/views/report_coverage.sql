@@ -5,6 +5,8 @@
    tangled they are made one first, and each job is compared with each stretch. #}
 {% set piece = 'CASE WHEN g.began_at IS NOT NULL THEN '
     ~ seconds(greatest('g.began_at', 'j.registered_at'), least('g.ended_at', 'j.until_at')) ~ ' END' %}
+{% set whole_piece = 'CASE WHEN g.began_at >= j.registered_at AND g.ended_at <= j.until_at THEN l.seconds ELSE '
+    ~ piece ~ ' END' %}
 {% set open_piece = 'CASE WHEN c.gap_began_at IS NOT NULL THEN '
     ~ seconds(greatest('c.gap_began_at', 'j.registered_at'), 'j.until_at') ~ ' END' %}
 WITH lives AS {% if not sqlite %}NOT MATERIALIZED {% endif %}(
@@ -35,7 +37,11 @@ stretches AS (
     ) b
     GROUP BY b.cluster, b.number
 ),
-{% if not sqlite %}
+{% if sqlite %}
+lengths AS MATERIALIZED (
+    SELECT id, {{ seconds('began_at', 'ended_at') }} AS seconds FROM gaps
+),
+{% else %}
 edges AS NOT MATERIALIZED (
     SELECT cluster, array_agg(began_at ORDER BY began_at) AS begins, array_agg(ended_at ORDER BY began_at) AS ends
     FROM gaps
@@ -54,14 +60,15 @@ FROM (
 {% if sqlite %}
     SELECT
         j.cluster, j.jid, j.registered_at, j.until_at,
-        coalesce(sum({{ piece }}), 0.0) + coalesce(max({{ open_piece }}), 0.0) AS total,
-        {{ greatest('coalesce(max(' ~ piece ~ '), 0.0)', 'coalesce(max(' ~ open_piece ~ '), 0.0)') }} AS longest
+        coalesce(sum({{ whole_piece }}), 0.0) + coalesce(max({{ open_piece }}), 0.0) AS total,
+        {{ greatest('coalesce(max(' ~ whole_piece ~ '), 0.0)', 'coalesce(max(' ~ open_piece ~ '), 0.0)') }} AS longest
     FROM lives j
     LEFT JOIN gaps g ON g.cluster = j.cluster AND g.began_at < j.until_at AND g.ended_at > j.registered_at
         AND g.began_at >= coalesce(
             (SELECT max(p.began_at) FROM gaps p WHERE p.cluster = j.cluster AND p.began_at <= j.registered_at),
             j.registered_at
         )
+    LEFT JOIN lengths l ON l.id = g.id
     LEFT JOIN clusters c ON c.cluster = j.cluster AND c.gap_began_at < j.until_at
     WHERE j.cluster NOT IN (SELECT cluster FROM tangled)
     GROUP BY j.id, j.cluster, j.jid, j.registered_at, j.until_at

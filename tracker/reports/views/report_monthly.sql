@@ -22,7 +22,7 @@ WITH counted AS (
             {{ verdict('j') }} AS verdict
         FROM jobs j
     ) r
-    GROUP BY r.cluster, r.kind, r.month
+    GROUP BY r.month, r.kind, r.cluster
 ),
 ranked AS (
     SELECT
