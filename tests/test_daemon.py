@@ -25,7 +25,9 @@ from tests.test_poller import histories_are_whole
 from tracker import daemon as module
 from tracker import database
 from tracker.audit.checkpoint import keygen, parse, split
-from tracker.errors import BadConfiguration
+from tracker.audit.deliver import Courier
+from tracker.audit.seal import seal
+from tracker.errors import BadConfiguration, DatabaseUnavailable
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Delivery, Seal, Worker
 from tracker.settings import Settings
 from tracker.status import Cause, State
@@ -406,6 +408,41 @@ def test_once_seals_at_its_end(engine: sa.Engine, script: Script, url: str, tmp_
     (tmp_path / "c.txt").unlink()
     assert tracker("run", "--once", env=env).returncode == 0
     assert texts(engine) == [text] == split((tmp_path / "c.txt").read_text())
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_sealing_goes_on_while_the_daemon_runs(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each time has its seal if there is something new, whatever failed the time before; the end has one, too."""
+    monkeypatch.setattr(module, "SEAL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.05)
+    stop = module.Stop()
+    path = tmp_path / "c.txt"
+    sealing = module._Sealing(engine, None, Courier(engine, path), stop)
+    sealing.start()
+    until(lambda: len(texts(engine)) == 1)
+    add(engine, "a")
+    until(lambda: len(texts(engine)) == 2)
+
+    failures = [DatabaseUnavailable("it went away"), RuntimeError("a fault of ours")]
+
+    def fails_twice(*arguments: Any, **more: Any) -> object:
+        if failures:
+            raise failures.pop(0)
+        return seal(*arguments, **more)
+
+    monkeypatch.setattr("tracker.daemon.seal", fails_twice)
+    add(engine, "b")
+    until(lambda: len(texts(engine)) == 3)
+    assert {"database_unavailable", "sealing_failed"} <= {record.message for record in caplog.records}
+    monkeypatch.setattr(module, "SEAL_SECONDS", 300)
+    time.sleep(0.2)  # it waits for the next time now
+    add(engine, "c")
+    stop.set()
+    sealing.finish()
+    assert len(texts(engine)) == 4
+    assert split(path.read_text()) == texts(engine)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
