@@ -485,23 +485,40 @@ def test_a_destination_that_is_given_up_does_not_fail_for_ever(engine_: sa.Engin
     assert (of_file(engine_).failing_since, of_file(engine_).last_error) == (None, None)
 
 
-def test_a_damaged_chain_is_not_handed_on(engine_: sa.Engine, receiver: Receiver) -> None:
-    """What somebody changed in the database stays there, and is told."""
-    sealed(engine_, "a b")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("UPDATE seals SET checkpoint = replace(checkpoint, 'rows 1', 'rows 2') WHERE id = 3", "Chain damaged"),
+        ("DELETE FROM seals WHERE id = 3", "Chain hole"),
+    ],
+)
+def test_a_damaged_chain_is_handed_on_up_to_there(
+    engine_: sa.Engine, receiver: Receiver, tmp_path: Path, change: str, told: str
+) -> None:
+    """What somebody changed in the database stays there, and is told; what is before it still leaves, on each way."""
+    all_ = sealed(engine_, "a b c d")
     with database.writing(engine_) as connection:
-        for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all():
+        for name in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars().all():
             connection.exec_driver_sql(f"DROP TRIGGER {name}")
-        connection.exec_driver_sql("UPDATE seals SET checkpoint = replace(checkpoint, 'rows 1', 'rows 2') WHERE id = 2")
-    Courier(engine_, url=receiver.url).deliver()
-    assert receiver.taken == texts_up_to(engine_, 1)
-    assert of_url(engine_).last_error == "Chain damaged"
+        connection.exec_driver_sql("DELETE FROM segments")
+        connection.exec_driver_sql(change)
+    Courier(engine_, tmp_path / "c.txt", receiver.url).deliver()
+    assert receiver.taken == split((tmp_path / "c.txt").read_text()) == all_[:2]
+    assert {(row.last_number, row.last_error) for row in noted(engine_).values()} == {(2, told)}
 
 
-def texts_up_to(engine: sa.Engine, number: int) -> list[str]:
-    from tracker.models import Seal
-
-    with database.reading(engine) as connection:
-        return list(connection.execute(sa.select(Seal.checkpoint).order_by(Seal.id).limit(number)).scalars())
+def test_an_emptied_table_is_filled_again(engine_: sa.Engine, receiver: Receiver) -> None:
+    """Whoever deletes what was noted makes everything arrive again, and not never again."""
+    all_ = sealed(engine_, "a b")
+    clock = Clock()
+    courier = Courier(engine_, url=receiver.url, clock=clock)
+    courier.deliver()
+    with database.writing(engine_) as connection:
+        connection.execute(sa.delete(Delivery))
+    while courier.deliver() is not None:
+        clock.at += 1
+    assert receiver.taken == all_ * 2
+    assert of_url(engine_).last_number == 2
 
 
 def test_no_request_is_made_in_a_transaction(

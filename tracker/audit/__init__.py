@@ -1,5 +1,5 @@
 """The audit trail: canonical lines, checkpoints over them, their sealing, their proof and its hand-over.
 
 ``lines`` owns the text that is hashed, ``checkpoint`` the signed text about it and the keys, ``seal`` the making of
-checkpoints. Nothing here writes jobs or history.
+checkpoints, ``deliver`` how they leave the database. Nothing here writes jobs or history.
 """

@@ -122,7 +122,10 @@ class Courier:
             if last is None:
                 with database.reading(self._engine) as connection:
                     noted = sa.select(Delivery.last_number).where(Delivery.destination == way.name)
-                    last = connection.execute(noted).scalar_one()
+                    last = connection.execute(noted).scalar_one_or_none()
+                if last is None:  # somebody emptied the table: all over again, rather than never again
+                    self._has_begun = False
+                    return False
             while page := self._after(last, way.page):
                 if is_enough():
                     return False
@@ -133,19 +136,27 @@ class Courier:
         return True
 
     def _after(self, number: int, most: int) -> list[Signed]:
-        """Return at most so many checkpoints from the one after *number* on, as they are in the database."""
+        """Return at most so many checkpoints from the one after *number* on, as they are in the database.
+
+        Those before a damaged one are handed over still: it is told when it is the next.
+        """
         query = sa.select(Seal.checkpoint).order_by(Seal.id).offset(number).limit(most)  # numbers have no hole
         with database.reading(self._engine) as connection:
             texts = connection.execute(query).scalars().all()
-        page = []
+        page: list[Signed] = []
+        problem = None
         for expected, text in enumerate(texts, number + 1):
             try:
-                page.append(parse(text))
+                signed = parse(text)
             except BadCheckpoint as error:
-                words = f"checkpoint {expected} is damaged in the database: {error}"
-                raise _Problem("Chain", "damaged", words) from None
-            if page[-1].checkpoint.number != expected:
-                raise _Problem("Chain", "hole", f"checkpoint {expected} is missing in the database")
+                problem = _Problem("Chain", "damaged", f"checkpoint {expected} is damaged in the database: {error}")
+                break
+            if signed.checkpoint.number != expected:
+                problem = _Problem("Chain", "hole", f"checkpoint {expected} is missing in the database")
+                break
+            page.append(signed)
+        if problem and not page:
+            raise problem
         return page
 
     def _note(self, way: _Way, before: int, number: int) -> bool:
