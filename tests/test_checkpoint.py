@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_no_half_key(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.glob("*.pem")) == []
 
 
-ED25519 = ed25519.Ed25519PrivateKey.generate()
+ED25519 = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(2, 34)))  # a drawn one would differ by worker
 RSA = rsa.generate_private_key(65537, 2048)
 PEM = private(ED25519)
 PUBLIC = ED25519.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
