@@ -12,19 +12,19 @@ The map of the rooms, each of which says at its top what it owns and what it lea
     status      pure: statuses, states, the decision from an observation to the next state, the replay of a history
     cadence     pure: when to poll next
     deadline    pure: the legal clock and its verdicts
-    elevate     the only HTTP to Elevate: one request to one Answer or one error
+    elevate     the only HTTP: one request to one Answer or one error; checkpoints on their way out
     models      the tables
     database    engines, transactions, the schema's version
     guards      the triggers that keep the history from being changed
     intake      register one job or a million
     poller      claim, ask, decide, record
-    operate     an operator's decisions: withdraw, reopen, pause, resume
+    operate     an operator's decisions: withdraw, reopen, attest, amend, pause, resume
     reconcile   compare a list of submitted jids with what is registered
-    daemon      APScheduler, signals, heartbeat
+    daemon      APScheduler, signals, heartbeat, when to seal
     web         the page over HTTP, on this machine alone
     logs        one line an event
     reports/    the query module: one file a report; views/ has one .sql file a view
-    audit/      canonical lines, checkpoints: seal, deliver, verify, export
+    audit/      the proof: canonical lines, checkpoints, seal, deliver, verify, export, roles
     simulator   a fake Elevate on loopback, with its own clock
     demo        all of it on one machine in 20 seconds
     cli/        click commands, one file a group; nothing but arguments and printing
