@@ -235,6 +235,23 @@ def test_an_unexpected_key_is_told(engine: sa.Engine, caplog: pytest.LogCaptureF
     assert len(whole(engine)) == 6
 
 
+def test_an_old_key_never_seals_after_the_new_one(engine: sa.Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Daemons are restarted one by one: what the new key of one has sealed does not let the old key of another on."""
+    seal(engine, OLD)
+    seal(engine, OLD, next_key=NEW.public)
+    for _ in range(2):
+        run(engine, GAP % "w1")
+        assert len(seal(engine, NEW, obeys=True)) == 1
+        run(engine, GAP % "w1")
+        assert seal(engine, OLD, obeys=True) == []
+        assert warnings_of(caplog) == ["seal_waits_for_key"]
+    seal(engine, NEW, next_key=OLD.public)
+    run(engine, GAP % "w1")
+    assert len(seal(engine, OLD, obeys=True)) == 1, "it is the right one again"
+    assert len(whole(engine)) == 6
+    assert warnings_of(caplog) == []
+
+
 def test_an_announcement_that_says_nothing_is_refused(engine: sa.Engine) -> None:
     """Without a key nobody can vouch for the next; and the next is another."""
     with pytest.raises(BadConfiguration, match="TRACKER_SIGNING_KEY_FILE"):

@@ -75,8 +75,9 @@ def seal(
         key: Signs; None: the checkpoints are unsigned.
         due: How old the last checkpoint may get when nothing is new; None: any age.
         next_key: Is announced as the key from the next checkpoint on, in the last one made now.
-        obeys: Seal nothing, with the event ``seal_waits_for_key``, once *key* has announced another: whoever changed
-            keys has not come to this process yet, and what the old key signs after that is a finding for ever.
+        obeys: Seal nothing, with the event ``seal_waits_for_key``, once *key* has announced another, however many
+            checkpoints other daemons have made with that since: whoever changed keys has not come to this process
+            yet, and what the old key signs after that is a finding for ever.
         wait: Waits for so many seconds.
 
     Raises:
@@ -97,7 +98,7 @@ def seal(
             newest = _settled(engine, wait) or {}
         rebuilt = 0
         while (newest or next_key) and _reason(before, newest, now, due, next_key):
-            if obeys and key is not None and before is not None and _is_succeeded(key, before):
+            if obeys and key is not None and before is not None and _is_succeeded(engine, key, before):
                 event("seal_waits_for_key", logging.WARNING, key=key.public.id, why="it announced another: restart")
                 break
             signed = _build(engine, before, newest, now, key, next_key)
@@ -301,9 +302,14 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed) -> bool:
     return True
 
 
-def _is_succeeded(key: SigningKey, before: Signed) -> bool:
-    """Return whether *key* signed the last checkpoint, and announced another in it."""
-    return before.checkpoint.key == key.public and before.checkpoint.next_key not in (None, key.public)
+def _is_succeeded(engine: sa.Engine, key: SigningKey, before: Signed) -> bool:
+    """Return whether *key*, which is not the right one after *before*, announced another in the last that it signed."""
+    if (before.checkpoint.next_key or before.checkpoint.key) == key.public:
+        return False
+    query = sa.select(models.Seal.checkpoint).where(models.Seal.key_id == key.public.id)
+    with database.reading(engine) as connection:
+        text = connection.execute(query.order_by(models.Seal.id.desc()).limit(1)).scalar()
+    return text is not None and _parsed(text).checkpoint.next_key not in (None, key.public)
 
 
 def _warn(before: Signed | None, signed: Signed) -> None:
