@@ -592,7 +592,7 @@ def _counts_over_time(data: _Data) -> tuple[list[datetime], dict[str | None, lis
     theirs: list[sa.ColumnElement[bool]] = []
     if data.filters != Filters():
         theirs.append(t.job_id.in_(sa.select(sa.column("id")).select_from(sa.table("jobs"))))
-    since = data.value(sa.select(sa.func.min(t.observed_at, type_=UtcDateTime())).where(*theirs))
+    since = data.value(sa.select(sa.func.min(_JOBS.c.registered_at, type_=UtcDateTime())))  # its first transition's
     if since is None:
         return None
     hourly = data.at - since <= timedelta(days=10)
@@ -902,7 +902,12 @@ def _gaps(data: _Data) -> list[Section]:
     return [section]
 
 
-_SHARES: Final = ((0.999, "99.9 % and more"), (0.99, "99 % to 99.9 %"), (0.9, "90 % to 99 %"), (0.5, "50 % to 90 %"))
+_SHARES: Final = (
+    (0.999, "99.9 % and more, not all"),
+    (0.99, "99 % to 99.9 %"),
+    (0.9, "90 % to 99 %"),
+    (0.5, "50 % to 90 %"),
+)
 
 
 def _coverage(data: _Data) -> list[Section]:
@@ -911,21 +916,22 @@ def _coverage(data: _Data) -> list[Section]:
         "Which share of each job's life, from its registration to its end or now, was observed, and the longest "
         "stretch in which it was not. What no gap of its cluster covers counts as observed."
     )
+    total = data.value(sa.select(sa.func.count()).select_from(_JOBS))
+    if not total:
+        section.empty = "No registered job is like that."
+        return [section]
     counted: Counter[str] = Counter()
     least: list[tuple[float, str, str, float]] = []  # a heap of those with the least share
     c = _COVERAGE.c
-    query = sa.select(c.cluster, c.jid, c.covered_share, c.longest_unobserved_seconds)
+    # Most jobs saw no gap: those need not leave the database.
+    query = sa.select(c.cluster, c.jid, c.covered_share, c.longest_unobserved_seconds).where(c.covered_share < 1)
     for cluster, jid, covered, unobserved in data.rows(query):
-        if covered is None:
-            counted["unknown"] += 1
-            continue
         counted[next((words for bound, words in _SHARES if covered >= bound), "less than 50 %")] += 1
-        item = (-float(covered), cluster, jid, float(unobserved or 0))
+        item = (-float(covered), cluster, jid, float(unobserved))
         (heappush if len(least) < LIMIT else heappushpop)(least, item)
-    if not counted:
-        section.empty = "No registered job is like that."
-        return [section]
-    order = [*(words for _, words in _SHARES), "less than 50 %", "unknown"]
+    gapped = counted.total()
+    counted["all of it"] = total - gapped
+    order = ["all of it", *(words for _, words in _SHARES), "less than 50 %"]
     section.tables.append(
         _table(
             "Jobs by the share of their life that was observed",
@@ -933,14 +939,14 @@ def _coverage(data: _Data) -> list[Section]:
             [[Cell(words), _number(counted[words])] for words in order if counted[words]],
         )
     )
-    rows = [
-        [_code(jid), _text(cluster), Cell(f"{-100 * share:.2f} %", is_number=True), _seconds(unobserved, up=True)]
-        for share, cluster, jid, unobserved in sorted(least, key=lambda one: (-one[0], -one[3], one[1], one[2]))
-    ]
-    more = _more(len(rows), counted.total(), "the least observed first", "tracker report coverage")
-    section.tables.append(
-        _table("Coverage, the least observed first", "job, cluster, observed, longest unobserved", rows, more)
-    )
+    if gapped:
+        rows = [
+            [_code(jid), _text(cluster), Cell(f"{-100 * share:.2f} %", is_number=True), _seconds(unobserved, up=True)]
+            for share, cluster, jid, unobserved in sorted(least, key=lambda one: (-one[0], -one[3], one[1], one[2]))
+        ]
+        more = _more(len(rows), gapped, "the least observed first", "tracker report coverage")
+        head = "job, cluster, observed, longest unobserved"
+        section.tables.append(_table("Jobs with a gap in their life, the least observed first", head, rows, more))
     return [section]
 
 
