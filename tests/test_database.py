@@ -227,6 +227,20 @@ def test_times_are_aware_utc(engine: sa.Engine) -> None:
         assert abs(database.now(connection) - datetime.now(UTC)) < timedelta(seconds=5)
 
 
+def test_what_a_database_sets_by_default_changes_nothing(
+    postgres_of_its_own: Callable[..., str], postgres_template: str
+) -> None:
+    """Dates and figures come as they are, whatever the database's way of writing them is."""
+    url = sa.make_url(postgres_of_its_own(postgres_template))
+    for setting in ("datestyle = 'SQL, DMY'", "extra_float_digits = 0", "timezone = 'Asia/Tokyo'"):
+        run_sql(url, f"ALTER DATABASE {url.database} SET {setting}")
+    engine = database.open_database(url.render_as_string(hide_password=False))
+    with database.reading(engine) as connection:
+        assert abs(database.now(connection) - datetime.now(UTC)) < timedelta(seconds=5)
+        assert connection.exec_driver_sql("SELECT CAST(0.1 AS float8) + CAST(0.2 AS float8)").scalar_one() == 0.1 + 0.2
+    engine.dispose()
+
+
 def test_no_update_is_lost_between_threads(engine: sa.Engine) -> None:
     """A read and a write in one `writing` transaction are one step for all others."""
     with database.writing(engine) as connection:

@@ -129,6 +129,9 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
     def connected(connection: Any, record: object) -> None:
         autocommit, connection.autocommit = connection.autocommit, True
         connection.execute("SET TIME ZONE 'UTC'")
+        # A role or a database can have others by default: psycopg reads no other dates, and figures lost digits.
+        connection.execute("SET datestyle = 'ISO'")
+        connection.execute("SET extra_float_digits = 1")
         connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
         connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
         connection.autocommit = autocommit
