@@ -364,9 +364,7 @@ def test_the_command_says_what_is_not_in_the_pack(
 
 
 @pytest.fixture(scope="module")
-def packs(
-    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, key: SigningKey
-) -> dict[str, Path]:
+def packs(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, key: SigningKey) -> dict[str, Path]:
     """A signed and an unsigned pack of three seals, and the checkpoints of the first as they left the database."""
     folder = tmp_path_factory.mktemp("packs")
     made = {}
@@ -427,6 +425,30 @@ def cut_tail(folder: Path) -> None:
     (folder / "about.txt").write_text(about)
 
 
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def two_lines(folder: Path) -> None:
+    """Add a file whose path reads as jobs.csv and about.txt, which are both listed."""
+    (folder / "jobs.csv\n.").mkdir()
+    (folder / "jobs.csv\n./about.txt").write_text("x")
+
+
+def chosen(folder: Path, *clusters: str) -> None:
+    """Say that only some clusters were asked for."""
+    content = (folder / "about.txt").read_bytes().replace(b"clusters: all", b"clusters: chosen")
+    content += b"".join(b"cluster: %s\n" % name.encode() for name in clusters)
+    (folder / "about.txt").write_bytes(content)
+
+
+ALL = ("w1", "w2", "Wé|\\ 3")
 SEGMENT = "segments/000001-0001-w1.txt"
 TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     # what is done to a pack, and what verify.sh says, one line each: nothing else
@@ -455,15 +477,29 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "remove a checkpoint": (
         lambda p: (p / "checkpoints/000002.txt").unlink(),
-        [r"checkpoints/000002.txt: missing", r"checkpoints/000003.txt: not in the chain"],
+        [r"checkpoints/000002.txt: missing"],
+    ),
+    "remove the first checkpoint": (
+        lambda p: (p / "checkpoints/000001.txt").unlink(),
+        [r"checkpoints/000001.txt: missing"],
+    ),
+    "remove the last checkpoint": (
+        lambda p: (p / "checkpoints/000003.txt").unlink(),
+        [r"checkpoints/000003.txt: missing"],
     ),
     "edit verify.sh": (lambda p: edit(p, "verify.sh", "# Verify", "# verify"), [r"verify.sh: changed since"]),
     "edit README.txt": (lambda p: edit(p, "README.txt", "evidence", "proof"), [r"README.txt: changed since"]),
     "edit report.html": (lambda p: edit(p, "report.html", "GDPR", "gdpr"), [r"report.html: changed since"]),
-    "edit about.txt": (lambda p: edit(p, "about.txt", "jobs: 10", "jobs: 9"), [r"about.txt: changed since"]),
+    "edit about.txt": (lambda p: edit(p, "about.txt", "jobs: 10", "jobs: 9"), [r"about.txt: jobs is `9`"]),
+    "cut about.txt": (lambda p: os.truncate(p / "about.txt", 100), [r"about.txt: "]),
+    "remove about.txt": (lambda p: (p / "about.txt").unlink(), [r"about.txt: missing"]),
+    "remove timezone.csv": (lambda p: (p / "timezone.csv").unlink(), [r"timezone.csv: missing"]),
     "edit timezone.csv": (lambda p: edit(p, "timezone.csv", ",3600", ",7200"), [r"timezone.csv: line 2: \+0200 at"]),
     "add a file": (lambda p: (p / "segments/note.txt").write_text("x"), [r"segments/note.txt: not listed"]),
-    "add a link": (lambda p: (p / "x").symlink_to("/etc/passwd"), [r"x: not listed in SHA256SUMS"]),
+    "add a link": (lambda p: (p / "x").symlink_to("/etc/passwd"), [r"x: a link or a device, not a file"]),
+    "replace a file by one without end": (lambda p: endless(p / "about.txt"), [r"about.txt: a link or a device"]),
+    "replace a file by a pipe": (lambda p: pipe(p / "report.html"), [r"report.html: a link or a device"]),
+    "add a file whose name passes for two": (lambda p: two_lines(p), [r"\.: a name with a line end"]),
     "remove a file": (lambda p: (p / "report.html").unlink(), [r"report.html: missing"]),
     "remove a CSV": (lambda p: (p / "durations.csv").unlink(), [r"durations.csv: missing"]),
 }
@@ -511,6 +547,40 @@ FORGERIES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"segments/.*: not of the clusters and range",
     ),
     "another zone": (lambda p: edit(p, "about.txt", "Stockholm", "London"), r"timezone.csv: line 2: \+0100"),
+    "a zone that is off by seconds": (
+        lambda p: edit(p, "timezone.csv", ",3600", ",3659"),
+        r"timezone.csv: line 2: no zone has that offset",
+    ),
+    "a zone that is off by days": (
+        lambda p: edit(p, "timezone.csv", ",3600", ",864000"),
+        r"timezone.csv: line 2: ",
+    ),
+    "add a file, and list it": (lambda p: (p / "SUMMARY.txt").write_text("all met"), r"SUMMARY.txt: no file of a pack"),
+    "add a key that signed nothing": (
+        lambda p: (p / "public_key.pem").write_text("x"),
+        r"public_key.pem: the last checkpoint is not signed",
+    ),
+    "count otherwise": (lambda p: edit(p, "about.txt", "jobs: 10", "jobs: 9"), r"about.txt: jobs is `9`"),
+    "say two things": (
+        lambda p: edit(p, "about.txt", "tracker: ", "tracker: 9\ntracker: "),
+        r"about.txt: line 3: no fact about a pack, or twice",
+    ),
+    "add a checkpoint of another name": (
+        lambda p: shutil.copy(p / "checkpoints/000001.txt", p / "checkpoints/one.txt"),
+        r"checkpoints/one.txt: no checkpoint of a pack",
+    ),
+    "remove a checkpoint": (
+        lambda p: (p / "checkpoints/000002.txt").unlink(),
+        r"checkpoints/000002.txt: missing: there are later ones",
+    ),
+    "name a cluster that rewrites the verdict": (
+        lambda p: chosen(p, *ALL, "x\rOK: all clusters"),
+        "about.txt: cluster x\ufffdOK: all clusters: no checkpoint has it",
+    ),
+    "name a cluster that echo would read": (
+        lambda p: chosen(p, *ALL, "\\033[2J\\c"),
+        r"about.txt: cluster \\033\[2J\\c: no checkpoint has it",
+    ),
     "another as_of": (lambda p: edit(p, "about.txt", "as_of: 2", "as_of: 3"), r"about.txt: as_of is `3"),
 }
 
@@ -602,6 +672,11 @@ def test_signatures_are_checked(packs: dict[str, Path], tmp_path: Path, dash: Sh
     assert dash.verify(pack_)[0] == 0
     assert dash.verify(pack_, "--key-id", key.public.id)[0] == 1
     path = pack_ / "checkpoints/000003.txt"
+    bare = path.read_text()  # base64 that is read as the same signature, written in another way
+    path.write_text(re.sub(r"(signature .*)[AQgw]==", r"\1B==", bare))
+    told = dash.verify(pack_)[1]
+    assert any(line.startswith("checkpoints/000003.txt: line 12: should be `signature BASE64`") for line in told), told
+    path.write_text(bare)
     path.write_text(re.sub(r"(signature ....)....", r"\1AAAA", path.read_text()))
     rehash(pack_)
     (pack_ / "SHA256SUMS.sig").write_bytes(other.sign((pack_ / "SHA256SUMS").read_bytes()))
@@ -655,6 +730,8 @@ def test_usage_is_refused_with_status_2(packs: dict[str, Path], dash: Shell, tmp
     for options, said in (
         (["--wrong"], "there is no option --wrong"),
         (["--trusted"], "--trusted needs a value"),
+        (["--key-id", ""], "--key-id needs a value"),
+        (["--key-id="], "--key-id needs a value"),
         (["--trusted", str(tmp_path / "none")], "cannot read"),
         ([str(tmp_path)], "it is no pack, or one whose export did not end"),
     ):

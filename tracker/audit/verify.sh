@@ -37,7 +37,7 @@ END
 }
 
 stop() {
-    echo "verify.sh: $*" >&2
+    printf 'verify.sh: %s\n' "$*" >&2
     exit 2
 }
 
@@ -45,12 +45,13 @@ key_id='' trusted='' all='' pack=''
 while [ $# -gt 0 ]; do
     case $1 in
         --key-id | --trusted)
-            [ $# -ge 2 ] || stop "$1 needs a value; see --help"
+            [ -n "${2-}" ] || stop "$1 needs a value; see --help"
             if [ "$1" = --key-id ]; then key_id=$2; else trusted=$2; fi
             shift
             ;;
-        --key-id=*) key_id=${1#*=} ;;
-        --trusted=*) trusted=${1#*=} ;;
+        --key-id=?*) key_id=${1#*=} ;;
+        --trusted=?*) trusted=${1#*=} ;;
+        --key-id= | --trusted=) stop "${1%=} needs a value; see --help" ;;
         --all) all=1 ;;
         -h | --help)
             usage
@@ -78,7 +79,7 @@ cd "$pack" || stop "cannot open the folder $pack"
 tmp=$(mktemp -d) || stop "cannot make a temporary folder"
 trap 'rm -rf "$tmp"' EXIT
 trap 'exit 2' HUP INT TERM
-export tmp
+export tmp trusted
 : >"$tmp/findings"
 : >"$tmp/told"
 : >"$tmp/notes"
@@ -88,7 +89,17 @@ finding() { # FILE WHAT
     printf '%s: %s\n' "$1" "$2" >>"$tmp/findings"
     printf '%s\n' "$1" >>"$tmp/told"
 }
+is_told() { # FILE
+    while read -r name; do [ "$name" != "$1" ] || return 0; done <"$tmp/told"
+    return 1
+}
 note() { printf 'note: %s\n' "$*" >>"$tmp/notes"; }
+not_ok() {
+    cat "$tmp/findings"
+    count=$(wc -l <"$tmp/findings")
+    if [ "$count" -eq 1 ]; then echo "NOT OK: 1 finding"; else echo "NOT OK: $((count)) findings"; fi
+    exit 1
+}
 
 # Common to the awk programs: a finding, text that is safe on a terminal, and a strict reading of hexadecimal digits.
 common='
@@ -140,11 +151,23 @@ function load_sums(    line) {
 
 # -- 1. The files ------------------------------------------------------------------------------------------------
 
+# What is no file leads elsewhere, or never ends when it is read; a name of two lines passes for two others. So with
+# either of them nothing else is looked at.
+line_end='
+'
+if [ -n "$(find . -name "*$line_end*")" ]; then
+    finding . "a name with a line end in it, as no pack has: nothing else was checked"
+    not_ok
+fi
+find . ! -type d ! -type f | sort >"$tmp/links"
+if [ -s "$tmp/links" ]; then
+    awk -v tmp="$tmp" "$common"'
+    { finding(shown(substr($0, 3)), "a link or a device, not a file: nothing else was checked") }' "$tmp/links"
+    not_ok
+fi
 find . ! -type d | sort >"$tmp/found"
-find . -type l | sort >"$tmp/links"
 awk -v tmp="$tmp" "$common"'
 BEGIN {
-    while ((getline line < (tmp "/links")) > 0) link[substr(line, 3)] = 1
     before = ""
     while ((getline line < "SHA256SUMS") > 0) {
         number++
@@ -162,12 +185,11 @@ BEGIN {
     }
     while ((getline line < (tmp "/found")) > 0) {
         name = substr(line, 3)
-        if (name == "SHA256SUMS" || name == "SHA256SUMS.sig") {
-            if (name in link) finding(name, "a link, not a file")
-        } else if (!(name in listed)) finding(shown(name), "not listed in SHA256SUMS: it was added to the pack")
+        if (name == "SHA256SUMS" || name == "SHA256SUMS.sig") continue
+        if (name in listed) there[name] = 1
         else {
-            there[name] = 1
-            if (name in link) finding(name, "a link, not a file")
+            finding(shown(name), "not listed in SHA256SUMS: it was added to the pack")
+            unlisted[name] = 1
         }
     }
     for (i = 1; i <= names; i++) {
@@ -179,7 +201,13 @@ BEGIN {
     }
     n = split("README.txt about.txt deadlines.csv durations.csv gaps.csv jobs.csv report.html timezone.csv " \
         "transitions.csv verify.sh checkpoints/000001.txt", needed, " ")
-    for (i = 1; i <= n; i++) if (!(needed[i] in listed)) finding(needed[i], "missing, and not listed in SHA256SUMS")
+    for (i = 1; i <= n; i++) {
+        belongs[needed[i]] = 1
+        if (!(needed[i] in listed) && !(needed[i] in unlisted)) finding(needed[i], "missing, and not listed in SHA256SUMS")
+    }
+    for (i = 1; i <= names; i++)
+        if (!(order[i] in belongs) && order[i] != "public_key.pem" && order[i] !~ /^(checkpoints|segments)\//)
+            finding(order[i], "no file of a pack: it was added, and to SHA256SUMS too")
 }' </dev/null || stop "awk failed"
 : >>"$tmp/names"
 : >>"$tmp/expected"
@@ -197,7 +225,7 @@ BEGIN {
 # -- 2. The checkpoints ------------------------------------------------------------------------------------------
 
 # Also about.txt, which says what the pack is about: it is believed only where the checkpoints bear it out.
-awk -v tmp="$tmp" -v all="$all" -v trusted="$trusted" "$common"'
+awk -v tmp="$tmp" -v all="$all" "$common"'
 function bad(what) {  # one finding a checkpoint: what else is wrong with it follows, as a rule
     if (!(number in wrong)) finding(file, what)
     wrong[number] = 1
@@ -312,7 +340,7 @@ function checkpoint(    v, p, sha, at_text) {
     if (index(line, "key ") == 1) { its_key = key("key", substr(line, 5)); next_line() }
     if (index(line, "next_key ") == 1) { named = key("next_key", substr(line, 10)); next_line() }
     if (its_key != "") {
-        if (index(line, "signature ") != 1 || length(line) != 98 || substr(line, 11) ~ /[^A-Za-z0-9+\/=]/)
+        if (index(line, "signature ") != 1 || length(line) != 98 || substr(line, 11) !~ /^[A-Za-z0-9+\/]+[AQgw]==$/)
             bad("line " at ": should be `signature BASE64`, of 64 bytes")
         else { signature[number] = substr(line, 11); next_line() }
         last_of[its_key] = number
@@ -337,19 +365,31 @@ function instant(v,    s, day, z, era, doe, yoe, y, doy, mp, d, m, rest) {
     return sprintf("%04d-%02d-%02dT%02d:%02d:%02d.%06dZ", y, m, d, int(rest / 3600), int(rest / 60) % 60, rest % 60,
         v - s * 1000000)
 }
-function read_about(    v, name) {
+function read_about(    v, name, names) {
+    names = " format tracker origin last_checkpoint last_checkpoint_sha256 as_of timezone first_checkpoint clusters" \
+        " segments transitions transitions_of_jobs_begun_earlier jobs key signature cluster "
+    at = bytes = 0
     while ((getline line < "about.txt") > 0) {
+        at++
+        bytes += length(line) + 1
         name = substr(line, 1, index(line, ": ") - 1)
         v = substr(line, index(line, ": ") + 2)
-        if (name == "cluster") { chosen[v] = 1; choice = choice " " v }
+        if (name == "" || name ~ / / || !index(names, " " name " ") || (name == "cluster" ? (v in chosen) : (name in about)))
+            about_wrong("line " at ": no fact about a pack, or twice: " shown(line))
+        else if (name == "cluster") { chosen[v] = 1; choice = choice " " shown(v) }
         else about[name] = v
     }
+    if (bytes != size["about.txt"]) about_wrong("its end: not whole lines of text")
+    claims("format", "tracker pack v1")
+}
+function about_wrong(what) {
+    if (("about.txt" in sum) && !("about.txt" in about_told)) finding("about.txt", what)
+    about_told["about.txt"] = 1
 }
 function claims(name, right) {
-    if (about[name] "" != right "" && !("about.txt" in about_told)) {
-        finding("about.txt", name " is `" shown(about[name]) "`, but the checkpoints say `" right "`")
-        about_told["about.txt"] = 1
-    }
+    if (about[name] "" != right "")
+        about_wrong(name " is `" shown(about[name]) "`, but " (name == "format" ? "should be" : "the checkpoints say") \
+            " `" right "`")
 }
 function signed_part(n,    file, line) {  # what was signed: all but the last line
     file = sprintf("checkpoints/%06d.txt", n)
@@ -391,6 +431,7 @@ function compare(    block, n, given, file, line, i, p, count, same) {
 }
 BEGIN {
     load_sums()
+    trusted = ENVIRON["trusted"]  # -v would read backslashes in it
     read_about()
     t_high = g_high = s_high = 0
     for (number = 1; (file = sprintf("checkpoints/%06d.txt", number)) in sum; number++) {
@@ -405,28 +446,40 @@ BEGIN {
         if (!is_number(number) || number + 0 < 1 || number + 0 > last || file != sprintf("checkpoints/%06d.txt", number)) \
             unlinked[++strays] = file
     }
-    for (i = 1; i <= strays; i++)
-        finding(unlinked[i], "not in the chain, which ends with checkpoint " (last + 0) ": one before it is missing")
+    while ((getline line < (tmp "/told")) > 0) told[line] = 1
+    for (i = 1; i <= strays; i++) if (unlinked[i] !~ /^checkpoints\/[0-9]+[.]txt$/ || unlinked[i] ~ /\/000000/)
+        finding(unlinked[i], "no checkpoint of a pack")
+    else if (!((file = sprintf("checkpoints/%06d.txt", last + 1)) in told)) {
+        finding(file, "missing: there are later ones")
+        told[file] = 1
+    }
+    is_cut = strays || (sprintf("checkpoints/%06d.txt", last + 1) in told)
     if (last && !(last in wrong) && (before in changed))
         { finding(before, "changed since the pack was made: not the SHA-256 in SHA256SUMS"); wrong[last] = 1 }
     first = about["first_checkpoint"]
-    if (!is_number(first) || first < 1 || first > last) { finding("about.txt", "first_checkpoint is none of the chain"); first = 1 }
-    if (last && !(last in wrong) && !strays) {
+    if (is_cut || ("about.txt" in about_told)) first = is_number(first) && first > 0 ? first : 1
+    else if (!is_number(first) || first < 1 || first > last) { about_wrong("first_checkpoint is none of the chain"); first = 1 }
+    if (last && !(last in wrong) && !is_cut) {
         claims("origin", origin)
         claims("last_checkpoint", last)
         claims("last_checkpoint_sha256", sum[before])
         as_of = instant(sealed_at); sub(/Z$/, "+00:00", as_of)
         claims("as_of", as_of)
         claims("key", last_key == "" ? "none" : last_key)
+        for (name in chosen) if (about["clusters"] == "all" || !(name in clusters))
+            about_wrong("cluster " shown(name) ": no checkpoint has it, or all are chosen")
     }
-    if (about["clusters"] != "all" && about["clusters"] != "chosen") finding("about.txt", "clusters is neither all nor chosen")
+    if (about["clusters"] != "all" && about["clusters"] != "chosen") {
+        about_wrong("clusters is neither all nor chosen")
+        about["clusters"] = "all"
+    }
     for (i = 1; i <= segments; i++) {
         expected = s_number[i] >= first && (about["clusters"] == "all" || (s_cluster[i] in chosen))
         known[s_path[i]] = 1
         if (expected && !(s_number[i] in wrong)) print s_text[i] > (tmp "/segments")
         else if (!expected && (s_path[i] in sum)) finding(s_path[i], "not of the clusters and range that about.txt names")
     }
-    for (path in sum) if (path ~ /^segments\// && !(path in known) && !findings) stray[++n_stray] = path
+    for (path in sum) if (path ~ /^segments\// && !(path in known) && !findings && !is_cut) stray[++n_stray] = path
     for (i = 1; i <= n_stray; i++) finding(stray[i], "a segment that no checkpoint has")
     for (id in keys) print id, keys[id] > (tmp "/keys")
     # A signature covers all that went before: each checkpoint holds the SHA-256 of the one before it. So the last
@@ -435,7 +488,7 @@ BEGIN {
         && (all || last_of[by[number]] == number)) signed_part(number)
     if (trusted != "" && last) compare()
     print last + 0 "\n" sealed_at "\n" last_key "\n" first "\n" about["timezone"] "\n" about["signature"] "\n" \
-        signers "\n" first_signed + 0 "\n" (about["clusters"] == "all" ? "all clusters" : "only" choice) > (tmp "/chain")
+        signers "\n" first_signed + 0 "\n" (about["clusters"] == "all" ? "all clusters" : "only" choice) "\n" as_of > (tmp "/chain")
     if (last_key != "") print keys[last_key] > (tmp "/last_key")
     for (number = 1; number <= last; number++) if (number in by) for (id in last_of) if (id == by[number]) its[id] = 1
     for (id in its) print id > (tmp "/signers")
@@ -451,12 +504,13 @@ for file in segments keys signatures last_key signers; do : >>"$tmp/$file"; done
     read -r signers
     read -r first_signed
     read -r scope
+    read -r as_of
 } <"$tmp/chain"
 
 # The signatures, by openssl. A key's id is the beginning of the SHA-256 of its DER.
 genuine() { openssl pkeyutl -verify -pubin -inkey "$1" -rawin -in "$2" -sigfile "$3" >/dev/null 2>&1; }
 can_sign=1
-if [ -s "$tmp/keys" ] || [ -f SHA256SUMS.sig ]; then
+if [ -s "$tmp/keys" ] || [ -f SHA256SUMS.sig ]; then  # else there is nothing to check with it
     case $(openssl version 2>/dev/null) in
         'OpenSSL '[3-9]*) ;;
         *)
@@ -481,7 +535,7 @@ if [ "$can_sign" ]; then
     done <"$tmp/signatures"
     if [ -s "$tmp/last_key" ]; then
         if [ ! -f public_key.pem ]; then
-            finding public_key.pem "missing: checkpoint $last is signed"
+            is_told public_key.pem || finding public_key.pem "missing: checkpoint $last is signed"
         elif [ "$(cat public_key.pem)" != "$(cat "$tmp/$last_key.pem")" ]; then
             finding public_key.pem "not the key $last_key of checkpoint $last"
         fi
@@ -494,6 +548,8 @@ if [ "$can_sign" ]; then
             note "the pack as a whole is not signed, though its checkpoints are: report.html and README.txt are as" \
                 "whoever gave you the pack wants them. The segments and the five CSV files are checked all the same."
         fi
+    elif [ -f public_key.pem ]; then
+        finding public_key.pem "the last checkpoint is not signed, so this key signed nothing here"
     elif [ -f SHA256SUMS.sig ]; then
         finding SHA256SUMS.sig "the last checkpoint is not signed, so nobody knows whose signature this is"
     fi
@@ -524,10 +580,14 @@ fi
 # The instants at which the zone's offset changes are the zone's own rule; that there are no others is looked up at
 # three instants between two of them.
 zone_file=${TZDIR:-/usr/share/zoneinfo}/$zone
+compared="$zone, which nobody compared with any zone data"
 case $zone in
-    '' | /* | *..* | *[!A-Za-z0-9_+/-]*) finding about.txt "timezone is no name of a time zone" ;;
+    '') is_told about.txt || finding about.txt "timezone is missing" ;;
+    /* | *..* | *[!A-Za-z0-9_+/-]*) finding about.txt "timezone is no name of a time zone" ;;
     *)
-        if [ -f "$zone_file" ] && [ "$(TZ=UTC0 date -d @86400 +%Y-%m-%d 2>/dev/null)" = 1970-01-02 ]; then
+        if is_told timezone.csv; then
+            :
+        elif [ -f "$zone_file" ] && [ "$(TZ=UTC0 date -d @86400 +%Y-%m-%d 2>/dev/null)" = 1970-01-02 ]; then
             awk -v until="$sealed_at" '
             function offset(seconds,    v) {  # as `date +%z` says it
                 v = seconds < 0 ? -seconds : seconds
@@ -551,6 +611,7 @@ case $zone in
                     break
                 fi
             done <"$tmp/offsets"
+            compared=$zone
         else
             note "timezone.csv could not be compared with this machine's zone data: it has none of $zone, or a date" \
                 "without -d @SECONDS. The deadlines are computed with the offsets in timezone.csv."
@@ -820,7 +881,7 @@ function transition(n,    k, id, new, b) {
             split(facts[k], b, "|")
             facts[k] = f[21] "|" f[22] "|" f[23] "|" f[24] "|" f[25] "|" (f[25] == b[5] ? b[6] : f[14]) "|" b[7] + 1
         } else {
-            if (f[8] == "observed" && f[10] != f[9]) entry[k] = f[13] "|" f[14]
+            if (f[8] == "observed" && f[10] "" != f[9] "") entry[k] = f[13] "|" f[14]
             ending[k] = f[12] == "open" ? "\\N|\\N" : f[8] == "attested" ? "\\N|" f[15] \
                 : (f[8] == "withdrawn" ? f[14] : f[13]) "|" f[14]
         }
@@ -863,6 +924,9 @@ BEGIN {
         zones++
         zone_from[zones] = substr(line, 1, index(line, ",") - 1) + 0
         zone_offset[zones] = substr(line, index(line, ",") + 1) + 0
+        # `date +%z` tells minutes. The last zone that was off by seconds, Liberia, gave that up in January 1972.
+        if (zone_offset[zones] > 57600 || zone_offset[zones] < -57600 || (zone_offset[zones] % 60 && zone_from[zones] >= 63593070))
+            finding("timezone.csv", "line " zone_lines ": no zone has that offset")
     }
     # First whether all segments are as they were sealed: what follows from one that is not is not told again.
     while ((getline line < (tmp "/told")) > 0) {
@@ -907,6 +971,14 @@ BEGIN {
     end_cluster()
     if (too_early) finding("timezone.csv", "it begins after the first day that a deadline is counted from")
     for (i = 1; i <= n_files; i++) finish(files[i])
+    # What about.txt counts, if nothing else is wrong with it.
+    while ((getline line < "about.txt") > 0) about[substr(line, 1, index(line, ": ") - 1)] = substr(line, index(line, ": ") + 2)
+    split("segments transitions transitions_of_jobs_begun_earlier jobs", names, " ")
+    split(n_segments + 0 " " transitions + 0 " " older + 0 " " all_jobs + 0, right, " ")
+    for (i = 1; i <= 4; i++) if (about[names[i]] "" != right[i] "") {
+        finding("about.txt", names[i] " is `" shown(about[names[i]]) "`, but the segments have `" right[i] "`")
+        break
+    }
     print n_segments + 0 " segments, " transitions + 0 " transitions of " all_jobs + 0 " jobs, " gaps + 0 " gaps, " \
         sources + 0 " sources, " n_clusters + 0 " clusters" (older ? "; " older " transitions of jobs begun earlier" : "") \
         > (tmp "/counts")
@@ -926,10 +998,6 @@ BEGIN {
 cat "$tmp/notes"
 [ -f "$tmp/skipped" ] && printf 'note: ' && cat "$tmp/skipped"
 count=$(wc -l <"$tmp/findings")
-if [ "$count" -eq 0 ]; then
-    echo "OK: checkpoints 1 to $last, segments from checkpoint $first on, $scope: $(cat "$tmp/counts"). The CSV files follow from them."
-    exit 0
-fi
-cat "$tmp/findings"
-if [ "$count" -eq 1 ]; then echo "NOT OK: 1 finding"; else echo "NOT OK: $((count)) findings"; fi
-exit 1
+[ "$count" -eq 0 ] || not_ok
+printf 'OK: %s\n' "checkpoints 1 to $last, segments from checkpoint $first on, $scope: $(cat "$tmp/counts").\
+ The CSV files follow from them, as of $as_of, with the months of $compared."
