@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import fcntl
 import hashlib
 import itertools
 import os
@@ -307,6 +308,27 @@ connected.exec_driver_sql("SELECT 1")
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 pack.export(engine, folder, zone=ZoneInfo("UTC"))
 """
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_what_a_killed_export_left_is_removed_by_the_next_one(engine: sa.Engine, tmp_path: Path) -> None:
+    """Only of the same name, and never what a living export writes, nor anything else."""
+    first_half(engine)
+    seal(engine, None)
+    place = tmp_path / "place"
+    place.mkdir()
+    names = (".pack.partial-dead0000", ".pack.partial-living_1", ".pack.partial-notes", ".other.partial-dead0000")
+    for name in names:
+        (place / name).mkdir()
+        (place / name / "jobs.csv").touch()
+    (place / ".pack.partial-link0000").symlink_to(place / names[2])
+    living = os.open(place / names[1], os.O_RDONLY)
+    fcntl.flock(living, fcntl.LOCK_EX)
+    export(engine, place / "pack")
+    os.close(living)
+    left = {path.name for path in place.iterdir()}
+    assert left == {"pack", ".pack.partial-link0000", *names[1:]}
+    assert all((place / name / "jobs.csv").exists() for name in names[1:])
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])

@@ -12,7 +12,10 @@ is packed as it is, so that a verifier finds it.
 from __future__ import annotations
 
 import csv
+import fcntl
+import glob
 import os
+import re
 import shutil
 import tempfile
 from array import array
@@ -144,10 +147,14 @@ def export(
     if folder.exists() or folder.is_symlink():
         raise Refused(f"{folder} is there already: name a folder that is not, so that the pack holds nothing else")
     temporary: Path | None = None
+    lock: int | None = None
     try:
         with database.reading(engine) as connection:
             first_id, last_id = _chosen(connection, since, until)
+            _clear(folder)
             temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+            with suppress(OSError):  # a file system that has no locks
+                lock = _lock(temporary)
             pack = _write(connection, temporary, folder, first_id, last_id, clusters, zone, key, told)
         umask = os.umask(0)
         os.umask(umask)
@@ -161,7 +168,34 @@ def export(
             why = error.strerror or str(error)
             raise Refused(f"the pack cannot be written to {folder}: {why}; nothing was left there") from error
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
     return pack
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an export to *folder* left that was killed; the one of a process that lives is locked, and stays."""
+    begin = f".{folder.name}.partial-"
+    for path in folder.parent.glob(f"{glob.escape(begin)}*"):
+        if re.fullmatch("[a-z0-9_]{8}", path.name.removeprefix(begin)):  # as `tempfile` names them
+            with suppress(OSError):
+                lock = _lock(path)
+                try:
+                    shutil.rmtree(path, ignore_errors=True)
+                finally:
+                    os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """Return a descriptor of *folder* that holds the lock on it until it is closed, or the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _chosen(connection: sa.Connection, since: datetime | None, until: datetime | None) -> tuple[int, int]:
