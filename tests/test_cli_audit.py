@@ -272,3 +272,19 @@ def test_the_readme_has_the_columns_of_the_lines() -> None:
     told = section("Audit trail")
     for kind, columns in lines.COLUMNS.items():
         assert f"\nv1|{kind}|{'|'.join(columns)}\n" in told
+
+
+def test_a_trusted_file_without_a_checkpoint_is_refused(engine: sa.Engine, run: Run, tmp_path: Path) -> None:
+    """A copy that failed must not pass for one that agrees, nor for a falsified record."""
+    seal(engine, None)
+    kept = tmp_path / "kept.txt"
+    for text, said in (
+        ("", "there is no checkpoint in"),
+        ("\n \n", "there is no checkpoint in"),
+        ('{"event": "checkpoint", "number": 1}\n', "the checkpoint that begins at line 1 is none"),
+    ):
+        kept.write_text(text)
+        code, out, err = run("audit", "verify", "--trusted", str(kept))
+        assert (code, out) == (2, "")
+        assert "Invalid value for '--trusted'" in err
+        assert said in " ".join(err.split())

@@ -77,7 +77,9 @@ class PublicKey:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-        content, _ = _read(path, "public key", "ask for the file public_key.pem, or print it with `tracker audit head`")
+        content, _ = _read(
+            path, "public key", "ask for the file public_key.pem, or print it: `tracker audit head --public-key`"
+        )
         if b"PRIVATE KEY" in content:
             raise BadConfiguration(f"{path} is a private key, which nobody but the sealer needs: give the public one")
         try:

@@ -42,7 +42,8 @@ _COLUMNS = ("what", "checkpoint", "segment", "table", "row_id", "cluster", "jid"
     type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="One or many checkpoints that were kept outside (TRACKER_CHECKPOINT_FILE, or the log): none may be missing.",
+    help="The texts of checkpoints kept outside, as in TRACKER_CHECKPOINT_FILE: none may be missing. A line of the log"
+    " is no such text: it has a checkpoint's number and SHA-256 only.",
 )
 @format_option
 def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | None) -> int:
@@ -57,14 +58,22 @@ def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | Non
     from tracker import database
     from tracker.audit import verify as checks
     from tracker.audit.checkpoint import PublicKey
+    from tracker.errors import Refused
 
     key = None if public_key is None else PublicKey.load(public_key)
     with ExitStack() as stack:
 
         def outside() -> Iterator[Signed]:
             for path in trusted:
-                with path.open(encoding="ascii", errors="replace", newline="\n") as file:
-                    yield from checks.checkpoints(file)
+                last = None
+                try:
+                    with path.open(encoding="ascii", errors="replace", newline="\n") as file:
+                        for last in checks.checkpoints(file):
+                            yield last
+                except Refused as error:  # 2, not 1: it says nothing about the record
+                    raise click.BadParameter(plain(f"{path}: {error}"), param_hint="'--trusted'") from None
+                if last is None:
+                    raise click.BadParameter(plain(f"there is no checkpoint in {path}"), param_hint="'--trusted'")
 
         settings, engine = stack.enter_context(opened())
         with _progress() as progress, database.reading(engine) as connection:
