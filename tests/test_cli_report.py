@@ -308,6 +308,12 @@ def outputs(run: Run, *args: str) -> dict[str, str]:
     return found
 
 
+def test_a_report_of_gaps_says_what_its_times_choose(run: Run) -> None:
+    """They choose gaps, not jobs by their submission."""
+    assert "filters: overlapping the time from 2026-10-31 23:00" in run("gaps", "--since", "2026-11-01")[2]
+    assert "filters: submitted (else registered) from 2026" in run("coverage", "--since", "2026-11-01")[2]
+
+
 @pytest.mark.usefixtures("jobs")
 @pytest.mark.parametrize("name", NAMES[1:])
 @pytest.mark.parametrize("args", [(), ("--cluster", "w1a2b3c4d", "--kind", "export", "--since", "2026-11-01")])

@@ -197,6 +197,44 @@ def test_filters_and_one_report(render: Callable[..., str]) -> None:
         render(names=["speed"])
 
 
+@pytest.mark.usefixtures("scene")
+def test_gaps_that_overlap_count_once(engine: sa.Engine, render: Callable[..., str]) -> None:
+    """The sum beside the picture is the time in which nothing was observed; a gap is over before a future since."""
+    more = [(T0 + DAY + timedelta(hours=12), T0 + 3 * DAY), (T0 + 3 * DAY, T0 + 3 * DAY + timedelta(hours=1))]
+    with database.writing(engine) as connection:
+        for began_at, ended_at in more:
+            gap = {"cluster": "w1", "began_at": began_at, "ended_at": ended_at, "cause": Cause.PAUSED}
+            connection.execute(sa.insert(Gap).values(**gap))
+    html = render(Filters(clusters=("w1",)), names=["gaps"])
+    assert "3 gaps, 2d 1h in all; 0 still open." in html
+    assert "1 gap," in render(Filters(clusters=("w2",)), names=["gaps"])
+    later = Filters(clusters=("w2",), since=datetime.now(UTC) + DAY)
+    assert "No gap" in render(later, names=["gaps"])
+
+
+def test_a_share_is_rounded_away_from_what_was_not_seen(engine: sa.Engine, render: Callable[..., str]) -> None:
+    """No table says 100 % while one of many is left, nor 0 % where one is done."""
+    at = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
+    curve = page._curve_table([(3600.0, 0.9996)], [(3600.0, 0.9996)], 7200.0)
+    assert {row[0].text: (row[1].text, row[2].text) for row in curve.rows}["1h"] == ("99.9 %", "100.0 %")
+    curve = page._curve_table([(3600.0, 1 - 0.71)], [(3600.0, 0.0004)], 3600.0)
+    assert [cell.text for cell in curve.rows[-1]] == ["1h", "0.0 %", "29.0 %"]
+    register(engine, "a", at=at)
+    with database.writing(engine) as connection:
+        gap = {"cluster": "w1", "began_at": at + DAY, "ended_at": at + DAY + timedelta(seconds=1)}
+        connection.execute(sa.insert(Gap).values(**gap, cause=Cause.PAUSED))
+    assert '<td class="number">99.99 %</td>' in render(names=["coverage"])
+
+
+def test_a_deadline_is_past_when_its_legal_day_is_over(engine: sa.Engine, render: Callable[..., str]) -> None:
+    """Which day it is, the legal time zone says: a day over there is past, and one that has not ended is not."""
+    job = register(engine, "a", at=T0, received_at=datetime(2026, 2, 5, 12, 0, tzinfo=UTC))  # until 5 March, 23:00 UTC
+    answer(engine, job, ("not_found", T0 + DAY), ("not_found", T0 + 2 * DAY))  # lost: undecidable from then on
+    at = datetime(2026, 3, 5, 22, 59, 59, tzinfo=UTC)
+    assert "0 past, 1 within the next 31 days" in render(as_of=at, names=["deadlines"])
+    assert "1 past, 0 within the next 31 days" in render(as_of=at + timedelta(seconds=1), names=["deadlines"])
+
+
 def test_an_empty_database_has_a_page(render: Callable[..., str]) -> None:
     """Nothing is drawn, and each section says that there is nothing."""
     outline = is_sound(render())

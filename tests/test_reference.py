@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property, partial
 from html.parser import HTMLParser
+from math import floor
 from typing import Any, TypeVar
 
 import pytest
@@ -472,7 +473,7 @@ def test_the_page(world: World, at: datetime) -> None:
 
     covered = [
         [
-            *(row["jid"], row["cluster"], f"{100 * row['covered_share']:.2f} %"),
+            *(row["jid"], row["cluster"], f"{floor(row['covered_share'] * 10_000 + 1e-6) / 100:.2f} %"),
             words(row["longest_unobserved_seconds"], up=True),
         ]
         for row in reference.report_coverage(then, at)

@@ -381,7 +381,7 @@ def _check_clusters(connection: sa.Connection, settings: Settings, wanted: tuple
             raise click.BadParameter(plain(f"there is no cluster {name!r}; {there}"), param_hint="'--cluster'")
 
 
-def _caption(title: str, about: About) -> str:
+def _caption(name: str, title: str, about: About) -> str:
     """Return what a report says of itself, two lines."""
     jobs = "1 job" if about.jobs == 1 else f"{about.jobs} jobs"
     filters = about.filters
@@ -393,7 +393,8 @@ def _caption(title: str, about: About) -> str:
     if filters.since or filters.until:
         since = f" from {utc(filters.since).isoformat(' ')}" if filters.since else ""
         until = f" until before {utc(filters.until).isoformat(' ')}" if filters.until else ""
-        said.append(f"submitted (else registered){since}{until}")
+        # Of gaps they choose which are listed, not which jobs are counted.
+        said.append(f"{'overlapping the time' if name == 'gaps' else 'submitted (else registered)'}{since}{until}")
     return (
         f"{title}: {jobs}, as of {utc(about.as_of).isoformat(' ', 'seconds')}\n"
         f"tracker {about.version}; filters: {'; '.join(said) or 'none'}"
@@ -415,7 +416,7 @@ def _head(name: str, about: About) -> dict[str, object]:
 
 
 def _print(name: str, title: str, made: _Output, format: str) -> None:
-    caption = _caption(title, made.about)
+    caption = _caption(name, title, made.about)
     rows = iter(made.rows)
     first = list(islice(rows, 1))
     match format:

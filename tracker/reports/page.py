@@ -19,7 +19,7 @@ from functools import cache
 from heapq import heappush, heappushpop
 from importlib.metadata import version
 from importlib.resources import files
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
@@ -322,7 +322,7 @@ class _Data:
         if f.clusters:
             query = query.where(g.cluster.in_(f.clusters))
         if f.since is not None:
-            query = query.where((g.is_open == 1) | (g.ended_at >= f.since))
+            query = query.where(sa.func.coalesce(g.ended_at, sa.literal(self.at, UtcDateTime())) >= f.since)
         if f.until is not None:
             query = query.where(g.began_at < f.until)
         counted = replace(f, since=None, until=None)  # these choose the gaps, not which jobs were open meanwhile
@@ -360,6 +360,13 @@ def _instant(value: datetime | None) -> Cell:
 
 def _seconds(value: float | None, *, up: bool = False, none: str = "–") -> Cell:
     return Cell(none) if value is None else Cell(human(float(value), up=up), is_number=True)
+
+
+def _percent(share: float, digits: int, *, up: bool = False) -> Cell:
+    """Return *share* rounded down, or *up*: 100.0 % at least must not be said while one is left (see `human`)."""
+    steps = 100 * share * 10**digits
+    whole = ceil(steps - 1e-6) if up else floor(steps + 1e-6)  # floats are no exact fractions
+    return Cell(f"{whole / 10**digits:.{digits}f} %", is_number=True)
 
 
 def _bounds(pair: Bounds) -> Cell:
@@ -449,8 +456,7 @@ def _curve_table(sure: Sequence[tuple[float, float]], early: Sequence[tuple[floa
                             ) if end / s <= 12 or s == 365 * 86400)  # fmt: skip
     times = [i * step for i in range(1, ceil(end / step) + 1)]
 
-    def share(curve: Sequence[tuple[float, float]], at: float) -> Cell:
-        value = 0.0
+    def share(curve: Sequence[tuple[float, float]], at: float) -> float:
         low, high = 0, len(curve)
         while low < high:
             middle = (low + high) // 2
@@ -458,15 +464,13 @@ def _curve_table(sure: Sequence[tuple[float, float]], early: Sequence[tuple[floa
                 low = middle + 1
             else:
                 high = middle
-        if low:
-            value = curve[low - 1][1]
-        return Cell(f"{100 * value:.1f} %", is_number=True)
+        return curve[low - 1][1] if low else 0.0
 
     # Where the curves cross (see durations), the pair is put in order, as the quantiles are.
     rows = []
     for at in times:
-        pair = sorted((share(sure, at), share(early, at)), key=lambda cell: float(cell.text[:-2]))
-        rows.append([Cell(human(at)), *pair])
+        least, most = sorted((share(sure, at), share(early, at)))
+        rows.append([Cell(human(at)), _percent(least, 1), _percent(most, 1, up=True)])
     return _table("Share of jobs done by then", "time since submission, at least, at most", rows)
 
 
@@ -752,7 +756,7 @@ def _draw_ahead(data: _Data, section: Section) -> None:
         .where(j.state.in_(UNSETTLED), j.deadline_on.is_not(None))
         .group_by(j.deadline_on, j.verdict)
     )
-    today = data.at.date()
+    today = data.at.astimezone(data.zone).date()  # as deadline_on, a day of the legal time zone
     past, later, ahead = 0, 0, Counter[date]()
     for on, verdict, number in data.rows(query):
         if verdict != "pending" and on < today:
@@ -854,9 +858,10 @@ def _gaps(data: _Data) -> list[Section]:
     if not rows:
         section.empty = "No gap: all clusters could be observed throughout."
         return [section]
-    longest: defaultdict[str, float] = defaultdict(float)
+    by: defaultdict[str, list[Any]] = defaultdict(list)
     for row in rows:
-        longest[row.cluster] += float(row.seconds)
+        by[row.cluster].append(row)
+    longest = {name: _unobserved(its, data.at) for name, its in by.items()}
     began = f.since or min(row.began_at for row in rows)
     ended = min(f.until, data.at) if f.until is not None else data.at
     shown = sorted(sorted(longest, key=lambda name: (-longest[name], name))[:LINES])
@@ -869,8 +874,7 @@ def _gaps(data: _Data) -> list[Section]:
                 bool(row.is_open),
                 f"{row.began_at:%Y-%m-%d %H:%M} {row.cause} {human(float(row.seconds))}",
             )
-            for row in rows
-            if row.cluster == name
+            for row in by[name]
         ]
         lines.append((plain(name), spans))
     unobserved = sum(longest.values())
@@ -900,6 +904,15 @@ def _gaps(data: _Data) -> list[Section]:
         )
     )
     return [section]
+
+
+def _unobserved(gaps: Sequence[Any], at: datetime) -> float:
+    """Return how many seconds *gaps*, those of one cluster, last in all at *at*; where they overlap, once."""
+    lasted, reached = timedelta(), datetime.min.replace(tzinfo=UTC)
+    for began_at, ended_at in sorted((gap.began_at, gap.ended_at or at) for gap in gaps):
+        lasted += max(ended_at - max(began_at, reached), timedelta())
+        reached = max(reached, ended_at)
+    return lasted.total_seconds()
 
 
 _SHARES: Final = (
@@ -941,7 +954,7 @@ def _coverage(data: _Data) -> list[Section]:
     )
     if gapped:
         rows = [
-            [_code(jid), _text(cluster), Cell(f"{-100 * share:.2f} %", is_number=True), _seconds(unobserved, up=True)]
+            [_code(jid), _text(cluster), _percent(-share, 2), _seconds(unobserved, up=True)]
             for share, cluster, jid, unobserved in sorted(least, key=lambda one: (-one[0], -one[3], one[1], one[2]))
         ]
         more = _more(len(rows), gapped, "the least observed first", "tracker report coverage")

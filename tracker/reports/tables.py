@@ -89,7 +89,7 @@ def read(
     ctes = shadows(connection, counted, as_of, zone, view.name)
     query = sa.select(*view.c).add_cte(*ctes).order_by(*_order(view, name, connection.dialect.name))
     if name == "gaps":
-        query = query.where(*_overlapping(view, filters))
+        query = query.where(*_overlapping(view, filters, told_at))
     jobs = connection.execute(sa.select(sa.func.count()).select_from(JOBS).add_cte(*ctes)).scalar_one()
     about = About(told_at, version("tracker"), filters, jobs)
     return Table(about, tuple(view.c.keys()), _stream(connection, query))
@@ -137,11 +137,11 @@ def _order(view: sa.TableClause, name: str, dialect: str) -> list[sa.ColumnEleme
     return [column.asc().nulls_last() for column in columns]
 
 
-def _overlapping(gaps: sa.TableClause, filters: Filters) -> Iterator[sa.ColumnElement[bool]]:
+def _overlapping(gaps: sa.TableClause, filters: Filters, now: datetime) -> Iterator[sa.ColumnElement[bool]]:
     if filters.clusters:
         yield gaps.c.cluster.in_(filters.clusters)
     if filters.since is not None:
-        yield (gaps.c.is_open == 1) | (gaps.c.ended_at >= filters.since)
+        yield sa.func.coalesce(gaps.c.ended_at, sa.literal(now, UtcDateTime())) >= filters.since
     if filters.until is not None:
         yield gaps.c.began_at < filters.until
 
