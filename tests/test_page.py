@@ -209,7 +209,7 @@ def test_gaps_that_overlap_count_once(engine: sa.Engine, render: Callable[..., s
     assert "3 gaps, 2d 1h in all; 0 still open." in html
     assert "1 gap," in render(Filters(clusters=("w2",)), names=["gaps"])
     later = Filters(clusters=("w2",), since=datetime.now(UTC) + DAY)
-    assert "No gap" in render(later, names=["gaps"])
+    assert "No gap is on record." in render(later, names=["gaps"])
 
 
 def test_a_share_is_rounded_away_from_what_was_not_seen(engine: sa.Engine, render: Callable[..., str]) -> None:

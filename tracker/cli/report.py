@@ -743,7 +743,8 @@ def anomalies(connection: sa.Connection, asked: _Asked) -> _Output:
 def gaps(connection: sa.Connection, asked: _Asked) -> _Output:
     """When nothing could be observed, why, and how many jobs were open meanwhile.
 
-    --since and --until choose the gaps that overlap that stretch of time; --kind, which jobs are counted.
+    --since and --until choose the gaps that overlap that stretch of time; --kind, which jobs are counted. That no
+    daemon ran is on record only once one runs again.
     """
     return _table(
         connection,
@@ -761,7 +762,11 @@ def gaps(connection: sa.Connection, asked: _Asked) -> _Output:
 
 @_subcommand("How much of each job's life was observed", "tracker report coverage --cluster w1a2b3c4d")
 def coverage(connection: sa.Connection, asked: _Asked) -> _Output:
-    """Which share of each job's life was observed, the least first."""
+    """Which share of each job's life was observed, the least first.
+
+    What no gap on record covers counts as observed. That no daemon ran is on record only once one runs again; until
+    then `tracker status` tells it.
+    """
     return _table(
         connection,
         asked,

@@ -853,10 +853,13 @@ def _anomalies(data: _Data) -> list[Section]:
 
 def _gaps(data: _Data) -> list[Section]:
     section = Section("gaps", "Gaps")
-    section.text.append("Stretches in which nothing could be observed of a cluster: bounds that span one are wide.")
+    section.text.append(
+        "Stretches in which nothing could be observed of a cluster: bounds that span one are wide. That no daemon ran "
+        "is on record only once one runs again."
+    )
     f, rows = data.filters, data.gaps()
     if not rows:
-        section.empty = "No gap: all clusters could be observed throughout."
+        section.empty = "No gap is on record."
         return [section]
     by: defaultdict[str, list[Any]] = defaultdict(list)
     for row in rows:
@@ -927,7 +930,7 @@ def _coverage(data: _Data) -> list[Section]:
     section = Section("coverage", "Coverage")
     section.text.append(
         "Which share of each job's life, from its registration to its end or now, was observed, and the longest "
-        "stretch in which it was not. What no gap of its cluster covers counts as observed."
+        "stretch in which it was not. What no gap on record of its cluster covers counts as observed."
     )
     total = data.value(sa.select(sa.func.count()).select_from(_JOBS))
     if not total:
