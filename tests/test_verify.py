@@ -369,8 +369,8 @@ def test_the_command_exits_with_1_and_names_each_finding(engine: sa.Engine, run:
 def test_a_bad_file_is_an_error_in_words(engine: sa.Engine, run: Callable[..., Result], tmp_path: Path) -> None:
     seal(engine, None)
     (tmp_path / "rubbish").write_bytes(b"\xff\x00 rubbish")
-    for arguments, kind in ((("--trusted",), Refused), (("--public-key",), BadConfiguration)):
-        result = run(*arguments, tmp_path / "rubbish")
+    for option, kind in (("--trusted", click.UsageError), ("--public-key", BadConfiguration)):
+        result = run(option, tmp_path / "rubbish")
         assert isinstance(result.exception, kind)
         assert "rubbish" in str(result.exception)
     (tmp_path / "tracker.toml").write_text("")
