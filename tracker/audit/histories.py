@@ -41,7 +41,7 @@ _SHAPE = slice(_ACTION, _ANOMALY)
 
 _LONG = 500  # transitions; a longer history is replayed as it is read, not kept
 _SHAPES = 10_000  # kept: unknown statuses are anyone's words
-_PIECE = 5_000  # rows fetched at a time
+_PIECE = 2_000  # rows fetched at a time
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EVER = 1 << 63
 
@@ -244,6 +244,13 @@ _POLLS_OF, _SEEN_OF, _OF = 3, 4, 5
 _DUE_ON = _OF + len(COMPARED)
 
 
+def stream(connection: sa.Connection, query: str, piece: int) -> Iterator[Row]:
+    """Yield the rows of *query*, a statement of ours without parameters, *piece* at a time in memory."""
+    options = {"stream_results": True, "max_row_buffer": piece}
+    for rows in connection.exec_driver_sql(query, execution_options=options).partitions(piece):
+        yield from rows
+
+
 class _Reader:
     """Goes through all jobs and their histories."""
 
@@ -263,15 +270,11 @@ class _Reader:
         self._shapes = _Shapes()
         self.read = Histories(0, 0, {})
 
-    def _rows(self, query: str) -> Iterator[Row]:
-        result = self._connection.exec_driver_sql(query, execution_options={"yield_per": _PIECE})
-        for piece in result.partitions():
-            yield from piece
-
     def run(self) -> None:
-        jobs = self._rows(f"SELECT {', '.join(_COLUMNS)} FROM jobs ORDER BY id")
+        jobs = stream(self._connection, f"SELECT {', '.join(_COLUMNS)} FROM jobs ORDER BY id", _PIECE)
         job = next(jobs, None)
-        transitions = self._rows(f"SELECT {', '.join(_READ)} FROM transitions ORDER BY job_id, seq")
+        query = f"SELECT {', '.join(_READ)} FROM transitions ORDER BY job_id, seq"
+        transitions = stream(self._connection, query, _PIECE)
         for job_id, history in groupby(transitions, itemgetter(_JOB)):
             while job is not None and job[0] < job_id:
                 self._without_history(job)

@@ -12,14 +12,14 @@ history shows which it is.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -107,11 +107,8 @@ class _Open:
     rows: int = 0
 
 
-@dataclass(slots=True)
-class _Lane:
-    """What a cluster's rows of one table are read into: the segments with such rows, in order."""
-
-    segments: deque[tuple[int, int, _Open]] = field(default_factory=deque)
+_Lanes: TypeAlias = defaultdict[str, deque[tuple[int, int, _Open]]]
+"""By cluster, the segments with rows of one table, in order, each with the first and last id of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +206,7 @@ class _Chain:
         self._bind = UtcDateTime().dialect_impl(connection.dialect).bind_processor(connection.dialect)
 
     def _read(self, query: str) -> Iterator[Any]:
-        result = self._connection.exec_driver_sql(query, execution_options={"yield_per": 500})
-        for piece in result.partitions():
-            yield from piece
+        yield from histories.stream(self._connection, query, 500)
 
     @property
     def sealed_up_to(self) -> int:
@@ -268,14 +263,12 @@ class _Chain:
         if not seal.is_true:
             seal.number = due
             seal.sha256 = Counter(votes).most_common(1)[0][0] or seal.sha256
-            why = "is no checkpoint" if seal.signed is None else "is not the one that was sealed: it does not have the "
-            why += (
-                ""
-                if seal.signed is None
-                else ("hash beside it" if len(votes) == 1 else "hash that is kept beside it and in the next one")
-            )
-            faults.append((What.CHECKPOINT, f"its text {why}"))
+            kept = "beside it" if len(votes) == 1 else "beside it and in the next one"
+            why = "is no checkpoint" if seal.signed is None else f"does not have the hash that is kept {kept}"
+            faults.append((What.CHECKPOINT, f"its text was changed: it {why}; what it covers cannot be checked"))
             is_in_order = True
+            if seal.signed is not None and seal.signed.checkpoint.next_key is not None:
+                self._key = seal.signed.checkpoint.next_key  # or all that follow would be findings, too
         else:
             assert seal.signed is not None  # noqa: S101 - a text that is no checkpoint is not true
             is_in_order = self._place(before, seal, said, due, faults)
@@ -306,8 +299,13 @@ class _Chain:
             return False
         if said > due:
             gone = f"checkpoint {due} is" if said == due + 1 else f"checkpoints {due} to {said - 1} are"
-            after = ", ".join(f"{_TABLES[kind]} up to {self._at[kind]}" for kind in lines.KINDS)
-            message = f"{gone} missing: {said} is there (what is left is sealed before: {after})"
+            lost = [
+                f"{_TABLES[kind]} {self._at[kind] + 1} to {begin}"
+                for kind, (begin, _) in _ranges(seal.signed).items()
+                if begin > self._at[kind]
+            ]
+            covered = f"; nothing covers {', '.join(lost)}" if lost else ""
+            message = f"{gone} missing: the next is {said}{covered}"
             self._missing[due] = Finding(What.CHAIN, message, checkpoint=due, table="seals")
         elif checkpoint.previous_sha256 != (before.sha256 if before else None):
             name = f"checkpoint {due - 1}" if before else "nothing"
@@ -337,11 +335,8 @@ class _Chain:
         wrong = [name for name, value in right.items() if getattr(row, name) != value]
         if not _is_at(row.sealed_at, checkpoint.sealed_at):
             wrong.append("sealed_at")
-        return (
-            [(What.CHECKPOINT, f"beside its text, {', '.join(wrong)} of the row of seals differ from it")]
-            if wrong
-            else []
-        )
+        told = f"its text is right, and beside it in the row of seals differs: {', '.join(wrong)}"
+        return [(What.CHECKPOINT, told)] if wrong else []
 
     def _signature(self, seal: _Seal) -> None:
         """Check who signed, and keep the key that is right for the next one."""
@@ -356,7 +351,7 @@ class _Chain:
         is_good = key is not None and seal.signed.is_genuine() is True
         is_unsigned = key is None and self._key is not None
         self._mark(What.SIGNATURE, "unsigned", is_unsigned, number, "not signed, though those before are")
-        self._mark(What.SIGNATURE, "bad", key is not None and not is_good, number, "has a bad signature")
+        self._mark(What.SIGNATURE, "bad", key is not None and not is_good, number, "bad signature")
         if not is_good or key is None:
             return
         if self._key is None:
@@ -380,8 +375,8 @@ class _Chain:
             del self._stretches[name]
 
     def _flush(self, stretch: _Stretch) -> None:
-        rest = f" (and so are or have those up to {stretch.last})" if stretch.last > stretch.first else ""
-        message = f"checkpoint {stretch.first}: {stretch.told}{rest}"
+        to = f" to {stretch.last}" if stretch.last > stretch.first else ""
+        message = f"checkpoint {stretch.first}{to}: {stretch.told}"
         self._found.add(Finding(stretch.what, message, checkpoint=stretch.first, table="seals"))
 
     def _compare_trusted(self, seal: _Seal) -> None:
@@ -394,18 +389,18 @@ class _Chain:
 
     def _rows(self, seal: _Seal) -> set[int]:
         """Read the rows that *seal* covers; return the parts whose rows differ from its text."""
-        if seal.signed is not None:
+        if seal.signed is not None and seal.is_true:
             ranges, segments = _ranges(seal.signed), seal.signed.checkpoint.segments
         else:  # the columns are all that is left
             ranges, segments = {kind: (self._at[kind], getattr(seal.row, _LAST[kind])) for kind in lines.KINDS}, ()
         opened = [_Open(segment) for segment in segments]
         for kind in lines.KINDS:
             after, upto = ranges[kind]
-            lanes: dict[str, _Lane] = {}
+            lanes: _Lanes = defaultdict(deque)
             for each in opened:
                 ids: tuple[int, int] | None = getattr(each.segment, _TABLES[kind])
                 if ids is not None:
-                    lanes.setdefault(each.segment.cluster, _Lane()).segments.append((*ids, each))
+                    lanes[each.segment.cluster].append((*ids, each))
             # A row before the range belongs to a checkpoint that is missing, but for the first: to none.
             self._take(kind, seal, lanes, after if seal.number > 1 else _LOWEST, upto)
             self._at[kind] = max(self._at[kind], upto)
@@ -418,13 +413,13 @@ class _Chain:
         for each in opened:
             if (each.rows, each.digest.hexdigest()) != (each.segment.rows, each.segment.sha256):
                 differing.add(each.segment.part)
-                if seal.is_true and len(self.mismatches) < LONGEST_LIST:
+                if len(self.mismatches) < LONGEST_LIST:
                     self.mismatches.append(_Mismatch(seal.number, each.segment, each.rows))
-                elif seal.is_true:
+                else:
                     self._found.more += 1
         return differing
 
-    def _take(self, kind: str, seal: _Seal, lanes: dict[str, _Lane], after: int, upto: int) -> None:
+    def _take(self, kind: str, seal: _Seal, lanes: _Lanes, after: int, upto: int) -> None:
         """Read the rows of *kind* up to the id *upto* into their segments, and keep those that are in none."""
         stream, ahead = self._streams[kind], self._ahead[kind]
         taken = 0
@@ -432,10 +427,7 @@ class _Chain:
             row_id, cluster, line = ahead
             taken += 1
             if row_id > after:
-                lane = lanes.get(cluster)
-                if lane is None:
-                    lane = lanes[cluster] = _Lane()
-                segments = lane.segments
+                segments = lanes[cluster]
                 while segments and segments[0][1] < row_id:
                     segments.popleft()
                 if segments and segments[0][0] <= row_id:
@@ -478,7 +470,7 @@ class _Chain:
             if seal_id is not None and self._segment_rows[0] >= seal_id:
                 return
             left, self._segment_rows = self._segment_rows[0], None
-            if not self._missing and not self._is_cut and seal_id is None and not self._is_seal(left):
+            if not self._missing and not self._is_cut and not self._is_seal(left):
                 self._is_cut = True  # told once
                 message = f"the segments of the seal with id {left} are there, and the seal is not: it was deleted"
                 self._found.add(Finding(What.CHAIN, message, table="segments", row_id=left))
@@ -502,15 +494,13 @@ class _Chain:
         if self._trusted:
             number = max(self._trusted)
             newest = self.last.number if self.last else 0
-            lost = f"the chain ends with {newest}" if number > newest else "it is missing here"
-            if any(origin == self.origin for _, origin, _ in self._trusted[number]) or self.origin is None:
-                message = (
-                    f"checkpoint {number} is trusted, and {lost}: what came after was cut off, or an old copy restored"
-                )
+            if self.origin is not None and all(origin != self.origin for _, origin, _ in self._trusted[number]):
+                lost = "is of another chain (origin): is the file another database's?"
+            elif number > newest:
+                lost = f"the chain ends with {newest}: what came after was cut off, or an old copy restored"
             else:
-                message = (
-                    f"checkpoint {number} is trusted, and of another chain (origin): is the file another database's?"
-                )
+                lost = "it is missing here"
+            message = f"checkpoint {number} is trusted, and {lost}"
             if not (number <= newest and self._missing):
                 self._found.add(Finding(What.TRUSTED, message, checkpoint=number))
         if self._given is not None and self.count and self._given.id not in self._in_force:
@@ -527,7 +517,7 @@ class _Chain:
         oldest: list[datetime] = []
         for kind, table in _TABLES.items():
             query = sa.text(f"SELECT min({_TIMES[kind]}) FROM {table} WHERE id > :last")
-            at = instant(self._connection.execute(query, {"last": self._at[kind]}).scalar())
+            at = _shown(self._connection.execute(query, {"last": self._at[kind]}).scalar())
             oldest += [at] if at else []
         if oldest and now - min(oldest) > DAY:
             since = "ever" if self.last is None else f"since checkpoint {self.last.number}"
