@@ -104,8 +104,8 @@ def legal(job: Row, recorded_at: datetime, zone: ZoneInfo) -> tuple[date, dateti
     began = first(job["received_at"], job["submitted_at"], job["registered_at"]).astimezone(zone).date()
     on = month_after(began, 1)
     extended = job["extended_on"]
-    if extended is not None and recorded_at < end_of(on, zone) and on < extended <= month_after(began, 3):
-        on = extended
+    if extended is not None and recorded_at < end_of(on, zone) and on < extended:
+        on = min(extended, month_after(began, 3))
     return on, end_of(on, zone)
 
 

@@ -223,6 +223,23 @@ def test_the_first_month_is_counted_from_what_is_declared_now(
     assert row(engine, job_id).deadline_on == new
 
 
+def test_an_extension_that_a_correction_made_too_long_counts_up_to_its_limit(
+    engine: sa.Engine, at: Callable[[datetime | None], None]
+) -> None:
+    """Recorded in time for all of two further months, it still gives those of a receipt corrected to an earlier day."""
+    job_id = register(engine, "a", at=NOW - 40 * DAY, received_at=NOW - 40 * DAY)
+    at(NOW - 20 * DAY)
+    new, limit = months(NOW - 40 * DAY, 3), months(NOW - 45 * DAY, 3)
+    amend(engine, job_id, extended_on=new)
+    at(None)
+    early = amend(engine, job_id, received_at=NOW - 45 * DAY)
+    assert (early.deadline.on, early.idle_extension, early.verdict) == (limit, new, Verdict.PENDING)
+    assert (row(engine, job_id).deadline_on, row(engine, job_id).extended_on) == (limit, new)
+    assert report(engine, "deadlines", as_of=datetime.now(UTC))["deadline_on"] == limit
+    with pytest.raises(InvalidField, match="put an end to the extension"):  # it is in force, and today is too late
+        amend(engine, job_id, extended_on=limit)
+
+
 def test_an_extension_in_force_is_not_replaced_too_late(
     engine: sa.Engine, at: Callable[[datetime | None], None]
 ) -> None:
@@ -486,9 +503,9 @@ def test_amend_says_what_it_changed(engine: sa.Engine, run: Run) -> None:
     assert run("amend", "a", "--extended-until", str(late), "--reason", "complex") == (
         0,
         f"a of cluster w1 is amended: extended_on none -> {late}; deadline {first} as before; the extension to {late} "
-        "moves nothing: it was recorded after the first month was over, or is out of the two further months.\n",
+        "is not it: it was recorded after the first month was over, or goes beyond the two further months.\n",
     )
-    assert "it moves nothing: recorded too late" in " ".join(run("show", "a", "--format", "table")[1].split())
+    assert "not the deadline: recorded too late" in " ".join(run("show", "a", "--format", "table")[1].split())
     code, told = run(*command, "none", "--extended-until", "none")
     assert (code, f"extended_on {late} -> none" in told, "verdict overdue -> pending" in told) == (0, True, True)
     assert row(engine, job_id).received_at is None

@@ -87,8 +87,9 @@ def deadline(
 ) -> Deadline:
     """Return the deadline of a job: one calendar month after the first of receipt, submission, registration known.
 
-    An extension counts only if it was recorded before the unextended deadline, moves it to a later day, and by at most
-    two further months (GDPR Article 12(3)); otherwise the deadline is as if there were none.
+    An extension counts only if it was recorded before the unextended deadline and moves it to a later day; otherwise
+    the deadline is as if there were none. One of more than two further months (GDPR Article 12(3)), as it becomes when
+    the receipt is corrected to an earlier day, counts up to their end.
 
     Args:
         received_at: When the request reached the company (aware), None if unknown.
@@ -108,9 +109,10 @@ def deadline(
         extended_on is not None
         and extension_recorded_at is not None
         and extension_recorded_at < at
-        and on < extended_on <= add_months(began_on, 3)
+        and extended_on > on
     ):
-        on, at = extended_on, _end_of(extended_on, timezone)
+        on = min(extended_on, add_months(began_on, 3))
+        at = _end_of(on, timezone)
     return Deadline(basis, on, at)
 
 

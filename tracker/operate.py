@@ -77,7 +77,7 @@ class Amendment:
 
     @property
     def idle_extension(self) -> date | None:
-        """An extension that is on record and does not move the deadline: recorded too late, or out of its bounds."""
+        """An extension that is on record and is not the deadline: recorded too late, or of more than two months."""
         extended_on = self.decision.job.facts.extended_on
         return None if extended_on == self.deadline.on else extended_on
 
@@ -321,7 +321,7 @@ def _check_extension(
             "extended_on",
             f"{new} is after {last}, the last day of the two further months that GDPR Article 12(3) allows",
         )
-    if due.on != new and _due(job, replace(facts, extended_on=old), zone, declared).on == old:
+    if due.on != new and _due(job, replace(facts, extended_on=old), zone, declared).on != first:
         raise InvalidField(
             "extended_on",
             f"{new} would be recorded after the first month was over ({first}), count for nothing, and put an end to "

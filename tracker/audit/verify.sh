@@ -734,7 +734,7 @@ function deadline(at, extended, recorded_at,    s, day, latest) {  # sets due_on
     if (!is_null(extended) && recorded_at + 0 < due_at) {
         latest = months_after(day, 3)
         day = days(substr(extended, 1, 4) + 0, substr(extended, 6, 2) + 0, substr(extended, 9, 2) + 0)
-        if (day > due_on && day <= latest) { due_on = day; due_at = end_of(day) * 1000000 }
+        if (day > due_on) { due_on = day < latest ? day : latest; due_at = end_of(due_on) * 1000000 }
     }
 }
 # Not before this: the request that last saw another status was sent, or, where none had been seen, the submission.

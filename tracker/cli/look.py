@@ -264,7 +264,7 @@ def _facts(
         away = f"in {human(row.deadline_at - now)}" if row.deadline_at > now else _ago(row.deadline_at, now)
         facts["deadline"] = f"{row.deadline_on} in {timezone}; it ends {_time(row.deadline_at)}, {away}"
     if row.extended_on is not None:
-        idle = "" if row.deadline_on == row.extended_on else "; it moves nothing: recorded too late, or out of bounds"
+        idle = "" if row.deadline_on == row.extended_on else "; not the deadline: recorded too late, or too long"
         facts["extended"] = _declared(row.extended_on) + idle
     facts["verdict"] = f"{seen.verdict}: {meaning}"
     facts["next poll"] = why if row.due_at is None else f"{_time(row.due_at)}, {_when(row.due_at, now)}; {why}"

@@ -273,8 +273,8 @@ def _amendment(done: Amendment) -> str:
     if done.verdict_was != done.verdict:
         told.append(f"verdict {done.verdict_was} -> {done.verdict}")
     if done.idle_extension is not None:
-        why = "it was recorded after the first month was over, or is out of the two further months"
-        told.append(f"the extension to {done.idle_extension} moves nothing: {why}")
+        why = "it was recorded after the first month was over, or goes beyond the two further months"
+        told.append(f"the extension to {done.idle_extension} is not it: {why}")
     return "; ".join(told)
 
 
