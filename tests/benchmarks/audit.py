@@ -4,15 +4,18 @@
 
 Builds N jobs (200,000 by default) with five transitions each on both databases, guards and CHECKs at work, seals them
 with a key, and then measures by turns, each in a process of its own: the transitions streamed with SQLAlchemy Core as
-the models have them, and `audit verify`. Prints ratios and the most memory that each took. Read the ratios: machines
-are noisy. Exit status 1: a bound was missed, or something was found.
+the models have them, and `audit verify` or `audit export`. Prints ratios and the most memory that each took. Then
+verify.sh reads the pack with each awk that this machine has. Read the ratios: machines are noisy. Exit status 1: a
+bound was missed, or something was found.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,7 +30,7 @@ import sqlalchemy as sa
 from tests.benchmarks.reports import Sql
 from tests.conftest import serve_postgres
 from tracker import database
-from tracker.audit import checkpoint
+from tracker.audit import checkpoint, pack
 from tracker.audit.checkpoint import SigningKey
 from tracker.audit.seal import seal
 from tracker.audit.verify import verify
@@ -35,6 +38,8 @@ from tracker.models import TRANSITIONS
 
 MEGABYTES = 200
 """At most, of any command."""
+SCRIPT_SECONDS = 120
+"""At most, of verify.sh."""
 
 
 class Rows(Sql):
@@ -151,7 +156,12 @@ def _verify(url: str) -> None:
         raise SystemExit("\n".join(finding.message for finding in report.findings[:10]))
 
 
-MEASURES: dict[str, tuple[Callable[[str], None], float]] = {"verify": (_verify, 4)}
+def _export(url: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        pack.export(database.open_database(url), Path(folder, "pack"), zone=ZoneInfo("UTC"))
+
+
+MEASURES: dict[str, tuple[Callable[[str], None], float]] = {"verify": (_verify, 4), "export": (_export, 8)}
 """By name: what is measured, and at most how many times the stream's time it may take."""
 
 
@@ -188,9 +198,11 @@ def main() -> int:
         key = SigningKey.load(Path(folder, "key"))
         for dialect in ("sqlite", "postgresql"):
             if options.only in (None, dialect):
+                Path(folder, dialect).mkdir()
                 url = f"sqlite:///{folder}/audit.db" if dialect == "sqlite" else server()
                 build(url, options.jobs, key)
                 missed += compare(dialect, url, options.rounds)
+                missed += verify_pack(dialect, url, Path(folder, dialect), key)
     return 1 if missed else 0
 
 
@@ -211,6 +223,34 @@ def compare(dialect: str, url: str, rounds: int) -> int:
             f" {'MISSED' if is_missed else 'ok'}",
             flush=True,
         )
+    return missed
+
+
+def verify_pack(dialect: str, url: str, folder: Path, key: SigningKey) -> int:
+    """Print how long verify.sh takes over a pack, with each awk, and return how often that was too long."""
+    engine = database.open_database(url)
+    pack.export(engine, folder / "pack", zone=ZoneInfo("UTC"), key=key)
+    engine.dispose()
+    missed = 0
+    for name in ("mawk", "gawk", "busybox"):
+        awk = shutil.which(name)
+        if awk is None:
+            print(f"{dialect:10} verify.sh: this machine has no {name}", flush=True)
+            continue
+        tools = folder / name
+        tools.mkdir()
+        (tools / "awk").symlink_to(awk)  # busybox does what it is called
+        path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+        began = monotonic()
+        command = ["sh", "verify.sh", "--key-id", key.public.id]
+        environment = {**os.environ, "PATH": path}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder / "pack", env=environment)
+        took = monotonic() - began
+        if done.returncode:
+            raise SystemExit(done.stdout + done.stderr)
+        missed += took > SCRIPT_SECONDS
+        verdict = "MISSED" if took > SCRIPT_SECONDS else "ok"
+        print(f"{dialect:10} verify.sh {took:7.2f} s with {name} (at most {SCRIPT_SECONDS} s) {verdict}", flush=True)
     return missed
 
 
