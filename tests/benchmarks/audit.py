@@ -12,9 +12,7 @@ bound was missed, or something was found.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -22,11 +20,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, process_time
+from time import monotonic
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
+from tests.benchmarks.apart import measure
 from tests.benchmarks.reports import Sql
 from tests.conftest import serve_postgres
 from tracker import database
@@ -165,33 +164,12 @@ MEASURES: dict[str, tuple[Callable[[str], None], float]] = {"verify": (_verify, 
 """By name: what is measured, and at most how many times the stream's time it may take."""
 
 
-def child(name: str, url: str) -> None:
-    """Run one measure in this process, and print its seconds, its CPU seconds and its megabytes."""
-    run = _stream if name == "stream" else MEASURES[name][0]
-    began, cpu = monotonic(), process_time()
-    run(url)
-    # Not getrusage(): its ru_maxrss begins with what the parent had when it forked.
-    kilobytes = re.search(r"^VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    megabytes = int(kilobytes[1]) / 1024 if kilobytes else 0.0
-    print(json.dumps([monotonic() - began, process_time() - cpu, megabytes]))
-
-
-def measure(name: str, url: str) -> tuple[float, float, float]:
-    command = [sys.executable, "-m", "tests.benchmarks.audit", "--child", name, url]
-    seconds, cpu, megabytes = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    return seconds, cpu, megabytes
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("sqlite", "postgresql"))
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        child(*options.child)
-        return 0
     missed = 0
     with tempfile.TemporaryDirectory() as folder, serve_postgres() as server:
         checkpoint.keygen(Path(folder, "key"))
@@ -208,13 +186,13 @@ def main() -> int:
 
 def compare(dialect: str, url: str, rounds: int) -> int:
     """Print the ratios on one database, and return how many bounds were missed."""
-    measure("stream", url)  # warm
+    measure(_stream, url)  # warm
     missed = 0
-    for name, (_, most) in MEASURES.items():
-        turns = [(measure("stream", url), measure(name, url)) for _ in range(rounds)]
-        base, took = (statistics.median(turn[side][0] for turn in turns) for side in (0, 1))
-        base_cpu, cpu = (statistics.median(turn[side][1] for turn in turns) for side in (0, 1))
-        megabytes = max(turn[1][2] for turn in turns)
+    for name, (function, most) in MEASURES.items():
+        turns = [(measure(_stream, url), measure(function, url)) for _ in range(rounds)]
+        base, took = (statistics.median(turn[side].seconds for turn in turns) for side in (0, 1))
+        base_cpu, cpu = (statistics.median(turn[side].cpu_seconds for turn in turns) for side in (0, 1))
+        megabytes = max(turn[1].megabytes for turn in turns)
         is_missed = took > most * base or megabytes > MEGABYTES
         missed += is_missed
         print(
