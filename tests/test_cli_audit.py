@@ -247,6 +247,14 @@ def test_a_rotation_does_not_wait_for_a_writer(
     assert (last.rows, last.next_key) == (0, SigningKey.load(new).public)
 
 
+@pytest.mark.parametrize("command", ["head", "keygen", "verify", "export"])
+def test_the_help_fits_a_terminal(run: Run, command: str) -> None:
+    """A line that the terminal folds is no example to copy."""
+    _, out, _ = run("audit", command, "--help")
+    assert "Example" in out
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
 def test_the_example_in_the_readme_can_be_reproduced_by_hand(tmp_path: Path) -> None:
     """Its commands print what it says, its lines are ours, and the checkpoint closes them with a true signature."""
     told = section("Audit trail")

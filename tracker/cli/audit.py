@@ -74,8 +74,7 @@ def _signed(newest: Signed) -> str:
 
 @audit.command(
     epilog=example(
-        "tracker audit keygen /etc/tracker/signing.pem",
-        "tracker audit keygen /etc/tracker/signing-2.pem --rotate   # TRACKER_SIGNING_KEY_FILE is still the old one",
+        "tracker audit keygen /etc/tracker/signing.pem", "tracker audit keygen /etc/tracker/signing-2.pem --rotate"
     )
 )
 @click.argument("file", type=click.Path(path_type=Path))

@@ -17,7 +17,8 @@ from tracker.cli.report import _instant, _when
 @click.command(
     epilog=example(
         "tracker audit export pack",
-        "tracker audit export pack-2026 --since 2026-01-01 --until 2026-12-31 --cluster w1a2b3c4d",
+        "tracker audit export pack-2026 --since 2026-01-01 --until 2026-12-31",
+        "tracker audit export pack-w1 --cluster w1a2b3c4d",
     )
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
