@@ -24,6 +24,7 @@ from tracker.settings import (
     is_loopback,
     load,
     mask_url,
+    may_be_loopback,
 )
 
 ONE = {"TRACKER_CLUSTER": "w1", "TRACKER_API_KEY": "k3y"}
@@ -430,6 +431,30 @@ def test_http_is_accepted_for_this_machine(tmp_path: Path, url: str) -> None:
 @pytest.mark.parametrize("host", ["127.1", "localhost.", "::ffff:10.0.0.1", "0.0.0.0", "", None, "example.com"])  # noqa: S104
 def test_only_what_is_this_machine_for_certain_is_loopback(host: str | None) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "LocalHost", "localhost.", "a.localhost", "a.LOCALHOST.", "127.0.0.1", "127.0.0.1."),
+        *("0.0.0.0", "127.1", "2130706433", "0x7f000001", "0x7F.1", "0177.0.0.1", "017700000001", "0"),  # noqa: S104
+        *("::1", "0:0:0:0:0:0:0:1", "::", "::ffff:127.0.0.1", "::FFFF:7f00:1", "::ffff:0.0.0.0", "::1%lo"),
+    ],
+)
+def test_this_machine_is_known_however_it_is_spelled(host: str) -> None:
+    """Each leads here, or may: what a name with a dot at its end means is up to the resolver."""
+    assert may_be_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", None, "example.com", "localhost.evil.com", "notlocalhost", "127.evil.com", "10.0.0.1", "3232235777"),
+        *("::ffff:10.0.0.1", "fe80::1", "2001:db8::1", "128.0.0.1", "1", "é.example", "999999999999", "0x"),
+    ],
+)
+def test_another_machine_is_none(host: str | None) -> None:
+    assert not may_be_loopback(host)
 
 
 def test_a_proxy_never_sees_a_key_in_clear(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests import history, lives
 from tests.history import register
 from tests.lives import HOUR, Life
 from tracker import database, guards
-from tracker.audit import histories
+from tracker.audit import findings, histories
 from tracker.audit.checkpoint import SigningKey, keygen, parse, sign
 from tracker.audit.findings import KeyUse, Report, What
 from tracker.audit.seal import seal
@@ -308,6 +308,21 @@ def test_a_file_of_checkpoints_is_read_one_by_one_and_rubbish_in_it_is_named(
         list(checkpoints(io.StringIO("rubbish\n" + text)))
     with pytest.raises(Refused, match=f"begins at line {second} "):
         list(checkpoints(io.StringIO(text[: len(made[0].text) + 60])))
+
+
+def flags(base_url: str) -> tuple[str, ...]:
+    return findings.Source(1, "w1", base_url, "/p", None).flags
+
+
+def test_a_source_on_the_same_machine_is_flagged_however_it_is_spelled() -> None:
+    """Whoever lets a server of his own answer writes its address as he likes."""
+    for host in ("localhost.", "LOCALHOST:443", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433", "127.1:80", "[::]"):  # noqa: S104
+        assert flags(f"https://{host}") == ("loopback",), host
+    for host in ("[0:0:0:0:0:0:0:1]:9", "127.8.8.8", "localhost"):  # what the settings take
+        assert flags(f"http://{host}") == ("loopback", "plain http"), host
+    assert flags("https://127.evil.example") == ()
+    assert flags("http://w1.example") == ("plain http",)
+    assert flags("https://[::1") == ("no address",)
 
 
 # The command

@@ -15,6 +15,7 @@ import difflib
 import ipaddress
 import os
 import re
+import socket
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,26 @@ def is_loopback(host: str | None) -> bool:
         return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False
+
+
+def may_be_loopback(host: str | None) -> bool:
+    """Return whether *host* may lead to this machine, however it is spelled: all that `is_loopback` says, and more.
+
+    The resolver decides about a name below ``localhost``, or one with a dot at its end, and the system about 0.0.0.0:
+    so no key goes there without TLS, and whoever reads where answers came from is told.
+    """
+    bare = (host or "").casefold().rstrip(".")
+    if is_loopback(bare) or bare.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(bare))  # 127.1, 2130706433: as a resolver reads them
+        except OSError:
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def mask_url(url: str) -> str:

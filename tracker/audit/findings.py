@@ -11,6 +11,8 @@ from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
 
+from tracker.settings import may_be_loopback
+
 LONGEST_LIST: Final = 1000
 """Findings that are told one by one; the rest is counted: a database in which nothing fits must not fill the memory."""
 
@@ -106,10 +108,9 @@ class Source:
         """Why it may not be Elevate: ``loopback`` (a server on the same machine), ``plain http`` (nobody proved it)."""
         try:
             parts = urlsplit(self.base_url)
-            host = parts.hostname or ""
+            loopback = may_be_loopback(parts.hostname)
         except ValueError:
             return ("no address",)
-        loopback = host in ("localhost", "::1") or host.endswith(".localhost") or host.startswith("127.")
         return tuple(flag for flag, is_so in (("loopback", loopback), ("plain http", parts.scheme != "https")) if is_so)
 
 
