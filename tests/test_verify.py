@@ -369,6 +369,22 @@ def test_the_command_tells_that_all_is_well_and_who_was_asked(
     assert [source["flags"] for source in report["sources"]] == [[], ["loopback", "plain http"]]
 
 
+def test_a_pipe_takes_the_findings_and_a_person_still_sees_the_rest(
+    engine: sa.Engine, run: Callable[..., Result], keys: list[SigningKey]
+) -> None:
+    """Whoever keeps the findings in a file learns who was asked, whose key it is and what to compare, too."""
+    add_source(engine, "w2", "http://127.0.0.1:8080")
+    [signed] = seal(engine, keys[0])
+    piped = run()
+    assert (piped.return_value, piped.stdout.count("\n")) == (0, 1)
+    assert piped.stdout.startswith("what,checkpoint,")
+    assert "127.0.0.1:8080" in piped.stderr
+    assert "loopback, plain http" in piped.stderr
+    assert f"Signed with key {keys[0].public.id}: checkpoints 1 to 1." in piped.stderr
+    assert signed.sha256 in piped.stderr
+    assert piped.stderr == run("--format", "table").stdout
+
+
 def test_the_command_exits_with_1_and_names_each_finding(engine: sa.Engine, run: Callable[..., Result]) -> None:
     register_many(engine, 1)
     with unguarded(engine) as connection:
