@@ -9,10 +9,11 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 import pytest
@@ -213,6 +214,40 @@ def test_a_history_that_is_too_long_to_keep_is_replayed_as_it_is_read(engine: sa
     report = verified(engine)
     assert [(f.what, f.jid, f.seq) for f in report.findings] == [(What.HISTORY, "long", 700)]
     assert report.transitions == 1199
+
+
+def test_the_wrong_legal_zone_is_told_once(engine: sa.Engine) -> None:
+    """An auditor on her own machine must not take a setting for a falsified record, nor lose what is falsified."""
+    begin = datetime(2026, 2, 28, 22, 30, tzinfo=UTC)  # 1 March in Stockholm from the second hour on
+    for number in range(1100):  # more than is kept
+        register(engine, f"j{number}", received_at=begin + number * HOUR)
+    with database.writing(engine) as connection:  # as one registered with SQL before anyone asked about it
+        connection.execute(sa.insert(JOBS).values(cluster="w1", jid="new"))
+    assert told(verified(engine, zone=history.ZONE)) == []
+    assert told(verified(engine, zone=ZoneInfo("Europe/Berlin"))) == []
+    report = verified(engine, zone=ZoneInfo("UTC"))
+    [finding] = report.findings
+    assert (finding.what, finding.jid, report.more) == (What.JOB, None, 0)
+    assert finding.message.startswith(
+        "the deadlines were not computed in the zone UTC (setting timezone): 1100 of 1100"
+    )
+    assert "the first: job j0 of cluster w1: its deadline is 2026-03-28" in finding.message
+    assert "TRACKER_TIMEZONE" in finding.message
+    with unguarded(engine) as connection:  # by more than a zone can: it is named even so
+        far = {"deadline_on": date(2026, 6, 1), "deadline_at": datetime(2026, 6, 1, 22, tzinfo=UTC)}
+        connection.execute(sa.update(JOBS).where(JOBS.c.jid == "j7").values(far))
+    assert [f.jid for f in verified(engine, zone=ZoneInfo("UTC")).findings] == ["j7", None]
+    assert [f.jid for f in verified(engine, zone=history.ZONE).findings] == ["j7"]
+
+
+def test_a_deadline_that_was_changed_by_a_day_is_named(engine: sa.Engine) -> None:
+    """Where most fit, or there is one alone, it is no matter of the zone."""
+    for number in range(4):
+        register(engine, f"j{number}")
+        with unguarded(engine) as connection:
+            later = {"deadline_on": date(2026, 6, 1), "deadline_at": JOBS.c.deadline_at}
+            connection.execute(sa.update(JOBS).where(JOBS.c.jid == "j0").values(later))
+        assert [f.jid for f in verified(engine, zone=history.ZONE).findings] == ["j0"]
 
 
 def test_rows_that_wait_longer_than_a_day_for_a_seal_are_found(engine: sa.Engine) -> None:

@@ -43,6 +43,7 @@ _LONG = 500  # transitions; a longer history is replayed as it is read, not kept
 _SHAPES = 10_000  # kept: unknown statuses are anyone's words
 _PIECE = 2_000  # rows fetched at a time
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ZONES = timedelta(days=6)  # one zone may make 28 February of what another makes 1 March of, so 28 March and 1 April
 _EVER = 1 << 63
 
 Row = Sequence[Any]
@@ -56,11 +57,13 @@ class Suspicion:
         finding: As it is if the segments show nothing.
         rows: Id and seq of the job's transitions that may have been changed, the likeliest first.
         missing: Between which ids (both excluded) a transition may be missing.
+        is_zonal: It is a deadline that another time zone may explain.
     """
 
     finding: Finding
     rows: tuple[tuple[int, int], ...] = ()
     missing: tuple[int, int] | None = None
+    is_zonal: bool = False
 
 
 @dataclass(slots=True)
@@ -82,11 +85,13 @@ class Histories:
     Attributes:
         jobs: How many.
         transitions: How many.
+        deadlines: How many were computed anew.
         sources: By source id.
     """
 
     jobs: int
     transitions: int
+    deadlines: int
     sources: dict[int, Use]
 
 
@@ -268,7 +273,7 @@ class _Reader:
         self._zone = zone
         self._progress = progress
         self._shapes = _Shapes()
-        self.read = Histories(0, 0, {})
+        self.read = Histories(0, 0, 0, {})
 
     def run(self) -> None:
         jobs = stream(self._connection, f"SELECT {', '.join(_COLUMNS)} FROM jobs ORDER BY id", _PIECE)
@@ -466,6 +471,7 @@ class _Reader:
         on, at = job[_DUE_ON], job[_DUE_ON + 1]
         if on is None and at is None:
             return None
+        self.read.deadlines += 1
         assert self._zone is not None  # noqa: S101 - the caller's condition
         facts = _facts(job, _OF + len(OBSERVED))
         registered_at = instant(job[_OF + len(OBSERVED) + len(FACTS)])
@@ -482,16 +488,20 @@ class _Reader:
             extended_on=facts.extended_on,
             extension_recorded_at=recorded_at,
         )
+        is_zonal = False
         try:
-            if (_day(on), instant(at)) == (due.on, due.at):
+            there = instant(at)
+            if (_day(on), there) == (due.on, due.at):
                 return None
+            is_zonal = there is not None and abs(there - due.at) <= _ZONES
         except ValueError:
             pass
         message = (
             f"job {job[2]} of cluster {job[1]}: its deadline is {on} ({at}), and by what is declared {due.on}"
             f" ({due.at}) in {self._zone.key}"
         )
-        return Suspicion(Finding(What.JOB, message, table="jobs", row_id=job[0], cluster=job[1], jid=job[2]))
+        finding = Finding(What.JOB, message, table="jobs", row_id=job[0], cluster=job[1], jid=job[2])
+        return Suspicion(finding, is_zonal=is_zonal)
 
 
 def _responsible(rows: Sequence[Row], last: Row, columns: set[str]) -> Row:

@@ -801,11 +801,16 @@ def verify(
     chain.run()
     chain.overdue(now or database.now(connection))
     suspicions: list[Suspicion] = []
+    elsewhere: list[Suspicion] = []  # deadlines that may have been computed in another zone
+    others = 0
 
     def suspect(suspicion: Suspicion) -> None:
-        if len(suspicions) < LONGEST_LIST:
-            suspicions.append(suspicion)
-        else:
+        nonlocal others
+        others += suspicion.is_zonal
+        kept = elsewhere if suspicion.is_zonal else suspicions
+        if len(kept) < LONGEST_LIST:
+            kept.append(suspicion)
+        elif not suspicion.is_zonal:
             found.more += 1
 
     read = histories.read(
@@ -815,6 +820,16 @@ def verify(
         zone=zone,
         progress=lambda done: progress("histories of jobs", done, about),
     )
+    if zone is not None and others > 1 and 2 * others > read.deadlines:
+        message = (
+            f"the deadlines were not computed in the zone {zone.key} (setting timezone): {others} of {read.deadlines}"
+            f" differ by less than a week, the first: {elsewhere[0].finding.message}. Set TRACKER_TIMEZONE to the"
+            " record's own zone: what differs then is told one by one"
+        )
+        suspicions.append(Suspicion(Finding(What.JOB, message, table="jobs")))
+    else:
+        suspicions += elsewhere
+        found.more += others - len(elsewhere)
     telling = _Telling(connection, chain, found)
     for suspicion in suspicions:
         telling.suspicion(suspicion)
