@@ -325,6 +325,11 @@ def test_a_trusted_checkpoint_that_was_forged_is_not_in_the_chain_and_says_why(
     elsewhere = sign(replace(signed.checkpoint, origin="0" * 32, key=None), keys[0])
     [finding] = verified(engine, trusted=[elsewhere]).findings
     assert "another chain" in finding.message
+    further = sign(replace(elsewhere.checkpoint, number=2, previous_sha256=elsewhere.sha256, key=None), keys[0])
+    [finding] = verified(engine, trusted=[elsewhere, further]).findings  # a longer chain: one mistake all the same
+    assert (finding.checkpoint, "(and 1 more)" in finding.message) == (1, True)
+    [finding, cut] = verified(engine, trusted=[elsewhere, forged]).findings
+    assert ("another chain" in finding.message, "the chain ends with 1" in cut.message) == (True, True)
 
 
 def test_a_file_of_checkpoints_is_read_one_by_one_and_rubbish_in_it_is_named(

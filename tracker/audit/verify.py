@@ -482,27 +482,33 @@ class _Chain:
     # What the chain comes to
 
     def _end(self) -> None:
-        if self._rewritten:
-            number, sha, origin, genuine = self._rewritten[0]
-            rest = f" (nor are {len(self._rewritten) - 1} after it)" if len(self._rewritten) > 1 else ""
+        left = [(number, *known) for number, listed in self._trusted.items() for known in listed]
+        foreign = [one for one in [*self._rewritten, *left] if self.origin not in (None, one[2])]
+        forged = "; but its own signature is bad: was the file with it forged?"
+        if foreign:
+            number, _, origin, genuine = foreign[0]
+            rest = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+            message = (
+                f"checkpoint {number} is trusted, and is of another chain{rest}: its origin is {origin}, here it is"
+                f" {self.origin}: is the file another database's, or was all of this one sealed anew?"
+            )
+            self._found.add(Finding(What.TRUSTED, message + forged * (genuine is False), checkpoint=number))
+        rewritten = [one for one in self._rewritten if one not in foreign]
+        if rewritten:
+            number, sha, _, genuine = rewritten[0]
+            rest = f" (nor are {len(rewritten) - 1} after it)" if len(rewritten) > 1 else ""
             message = f"checkpoint {number} is not the trusted one{rest}: that has the SHA-256 {sha}"
-            if origin != self.origin:
-                message += ", and is of another chain (origin)"
-            if genuine is False:
-                message += "; but its own signature is bad: was the file with it forged?"
-            self._found.add(Finding(What.TRUSTED, message, checkpoint=number))
-        if self._trusted:
-            number = max(self._trusted)
+            self._found.add(Finding(What.TRUSTED, message + forged * (genuine is False), checkpoint=number))
+        missing = [one[0] for one in left if one not in foreign]
+        if missing:
+            number = max(missing)
             newest = self.last.number if self.last else 0
-            if self.origin is not None and all(origin != self.origin for _, origin, _ in self._trusted[number]):
-                lost = "is of another chain (origin): is the file another database's?"
-            elif number > newest:
+            if number > newest:
                 lost = f"the chain ends with {newest}: what came after was cut off, or an old copy restored"
             else:
                 lost = "it is missing here"
-            message = f"checkpoint {number} is trusted, and {lost}"
             if not (number <= newest and self._missing):
-                self._found.add(Finding(What.TRUSTED, message, checkpoint=number))
+                self._found.add(Finding(What.TRUSTED, f"checkpoint {number} is trusted, and {lost}", checkpoint=number))
         if self._given is not None and self.count and self._given.id not in self._in_force:
             shown = ", ".join(self.keys) or "none"
             message = f"no checkpoint is signed with the given key {self._given.id}: they are with {shown}"
