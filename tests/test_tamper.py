@@ -369,6 +369,12 @@ def leave_counters(hand: Hand) -> None:
     rewind(hand, counters=False)
 
 
+def rubbish(hand: Hand) -> None:
+    """Put a row after the last seal that has no checkpoint in it, and follows on nothing."""
+    values = {"checkpoint": "garbage", "checkpoint_sha256": "y", "previous_sha256": "x", "key_id": None}
+    hand.insert(SEALS, SEALS.c.id == 3, **values)
+
+
 def switch_off(hand: Hand) -> None:
     """Let a guard stand, and refuse nothing."""
     guards.create(hand.connection)
@@ -664,6 +670,7 @@ CASES = [
         lambda hand: hand.insert(SEGMENTS, sa.and_(SEGMENTS.c.seal_id == 2, SEGMENTS.c.part == 1), part=3),
         ("segments 2",),
     ),
+    Case("add a row to `seals` that is no checkpoint", rubbish, ("checkpoint 4",)),
     Case("swap two transitions of a job", swap(TRANSITIONS, id_of("a1", 0), id_of("a1", 1)), ("rows 1/1 w1",)),
     Case("swap two transitions of two jobs", swap(TRANSITIONS, id_of("a1", 2), id_of("a2", 2)), S2W1),
     Case("swap two gaps", swap(GAPS, lambda hand: 2, lambda hand: 4), ("rows 2/1 w1", "rows 3/1 w1")),

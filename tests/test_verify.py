@@ -31,7 +31,7 @@ from tracker.audit.seal import seal
 from tracker.audit.verify import checkpoints, verify
 from tracker.cli.audit_verify import verify as command
 from tracker.errors import BadConfiguration, Refused
-from tracker.models import JOBS, TRANSITIONS, Source, facts_values, transition_of, transition_values
+from tracker.models import JOBS, TRANSITIONS, Seal, Source, facts_values, transition_of, transition_values
 from tracker.status import Action, Anomaly, Kind, State, replay
 
 REQUIRED = ("seq", "polls", "observed_at", "action", "to_state")
@@ -306,6 +306,24 @@ def test_unsigned_first_and_signed_later_is_no_finding(engine: sa.Engine, keys: 
     seal(engine, keys[0])
     report = verified(engine, public_key=keys[0].public)
     assert (told(report), report.unsigned, report.checkpoints) == ([], 1, 2)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_rubbish_after_a_signed_checkpoint_does_not_put_the_blame_on_it(
+    engine: sa.Engine, keys: list[SigningKey], number: int
+) -> None:
+    """Whoever can add a row to seals cannot discredit what is sealed: its own signature speaks for it."""
+    for one in range(number):
+        register_many(engine, 1, f"{one}-")
+        seal(engine, keys[0])
+    with unguarded(engine) as connection:
+        values = {"last_transition_id": 99, "last_gap_id": 9, "last_source_id": 9, "rows": 0, "checkpoint": "garbage"}
+        values |= {"previous_sha256": "x", "checkpoint_sha256": "y", "sealed_at": database.now(connection)}
+        connection.execute(sa.insert(Seal).values(values))
+    for key in (None, keys[0].public):
+        [finding] = verified(engine, public_key=key).findings
+        assert (finding.what, finding.checkpoint) == (What.CHECKPOINT, number + 1)
+        assert "is no checkpoint" in finding.message
 
 
 def test_a_trusted_checkpoint_that_was_forged_is_not_in_the_chain_and_says_why(

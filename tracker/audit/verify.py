@@ -255,10 +255,11 @@ class _Chain:
                 votes.append(following.signed.checkpoint.previous_sha256)
         agreeing = votes.count(seal.sha256)
         seal.is_true = seal.signed is not None and agreeing * 2 > len(votes)
-        # A text alone with a hash that is not its own: a genuine signature says which of the two is to blame.
-        if seal.signed is not None and len(votes) == 1 and not agreeing:
+        # A text alone with a hash that is not its own, or one vote against another, as where the next row is rubbish: a
+        # genuine signature by the key in force says that it is not the text that is to blame.
+        if seal.signed is not None and (agreeing * 2 == len(votes) or (len(votes) == 1 and not agreeing)):
             key = seal.signed.checkpoint.key
-            seal.is_true = key is not None and key == self._key and seal.signed.is_genuine() is True
+            seal.is_true = key is not None and self._key in (None, key) and seal.signed.is_genuine() is True
         faults: list[tuple[What, str]] = []
         if not seal.is_true:
             seal.number = due
