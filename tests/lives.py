@@ -294,8 +294,9 @@ def write(engine: sa.Engine, seed: int, lives: Iterable[Life]) -> None:
                 last = connection.execute(sa.select(sa.func.max(TRANSITIONS.c.id))).scalar_one()
                 for _ in range(2):  # the second has nothing to seal
                     sealed += 1
-                    seal = {"last_transition_id": last, "last_gap_id": 1, "last_source_id": 1, "rows": 1}
-                    seal |= {"checkpoint": "text", "checkpoint_sha256": f"{sealed:064}", "sealed_at": at + MINUTE}
+                    seal: dict[str, Any] = {"last_transition_id": last, "last_gap_id": 1, "last_source_id": 1}
+                    seal |= {"rows": 1, "checkpoint": "tracker checkpoint v1\n", "checkpoint_sha256": f"{sealed:064}"}
+                    seal |= {"previous_sha256": f"{sealed - 1:064}" if sealed > 1 else None, "sealed_at": at + MINUTE}
                     connection.execute(sa.insert(Seal).values(seal))
         for n, life in enumerate(lives):
             values = {"deadline_on": life.due and life.due.on, "deadline_at": life.due and life.due.at}

@@ -481,9 +481,9 @@ def test_polling_goes_on_when_sealing_fails(
 ) -> None:
     """A damaged chain and a file that cannot be written are told, and cost no poll."""
     with database.writing(engine) as connection:
-        garbage = {"checkpoint": "garbage", "checkpoint_sha256": "0" * 64, "sealed_at": database.now(connection)}
-        ids = {"last_transition_id": 0, "last_gap_id": 0, "last_source_id": 0, "rows": 0}
-        connection.execute(sa.insert(Seal).values(garbage | ids))
+        values: dict[str, Any] = {"last_transition_id": 0, "last_gap_id": 0, "last_source_id": 0, "rows": 0}
+        values |= {"checkpoint": "tracker checkpoint v1\ngarbage", "checkpoint_sha256": "0" * 64}
+        connection.execute(sa.insert(Seal).values(values | {"sealed_at": database.now(connection)}))
     daemon = start(TRACKER_CHECKPOINT_FILE=str(tmp_path / "missing" / "c.txt"))
     until(lambda: (tmp_path / "daemon.log").exists() and bool(told(tmp_path, "delivery_failed")))
     add(engine, "a")

@@ -20,7 +20,8 @@ ROWS = {  # a row for each append-only table
     f" lost_after_seconds, version, recorded_at) VALUES ('w1', 'https://x', '/p', 'UTC', 5, 5, 172800, '1', '{NOW}')",
     "gaps": f"INSERT INTO gaps (cluster, began_at, ended_at, cause) VALUES ('w1', '{NOW}', '{NOW}', 'paused')",
     "seals": "INSERT INTO seals (last_transition_id, last_gap_id, last_source_id, rows, checkpoint, checkpoint_sha256,"
-    f" sealed_at) VALUES (1, 1, 1, 3, 'x', '{DIGEST}', '{NOW}')",
+    f" sealed_at, previous_sha256) VALUES (1, 1, 1, 3, 'tracker checkpoint v1\nx', '{DIGEST}', '{NOW}',"
+    " (SELECT checkpoint_sha256 FROM seals ORDER BY id DESC LIMIT 1))",
     "segments": f"INSERT INTO segments (seal_id, part, cluster, rows, sha256) VALUES (1, 1, 'w1', 1, '{DIGEST}')",
     "transitions": "INSERT INTO transitions (job_id, seq, action, to_state, observed_at, polls)"
     f" VALUES (1, 1, 'observed', 'open', '{NOW}', 1)",
@@ -157,6 +158,37 @@ def test_no_segment_is_replaced_by_its_hidden_rowid(unchanged: sa.Engine) -> Non
         ROWS["segments"].replace("INTO segments (", "INTO segments (rowid, ").replace("VALUES (1, 1", "VALUES (1, 1, 2")
     )
     refused(unchanged, insert.replace("INSERT", "INSERT OR REPLACE"))
+
+
+def next_seal(**values: str) -> str:
+    """Return an INSERT of a seal that follows on that of `fill`, but for *values*."""
+    row = {"last_transition_id": "1", "last_gap_id": "1", "last_source_id": "1", "rows": "0", "sealed_at": f"'{NOW}'"}
+    row |= {"previous_sha256": f"'{DIGEST}'", "checkpoint_sha256": f"'{'b' * 64}'"}
+    row |= {"checkpoint": "'tracker checkpoint v1\norigin'"} | values
+    return f"INSERT INTO seals ({', '.join(row)}) VALUES ({', '.join(row.values())})"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("checkpoint", f"'{text}'") for text in ("garbage", "", "tracker checkpoint v1", "tracker checkpoint v11\n")),
+        *(("checkpoint", f"'{text}'") for text in (" tracker checkpoint v1\n", "tracker checkpoint v1\r\n")),
+        *(("checkpoint_sha256", f"'{text}'") for text in ("", "b" * 63, "b" * 65, "B" * 64, "b" * 63 + "g")),
+        *(("previous_sha256", text) for text in ("NULL", "''", f"'{'1' * 64}'")),
+        *((f"last_{kind}_id", "0") for kind in ("transition", "gap", "source")),
+    ],
+)
+def test_a_seal_is_the_next_checkpoint(unchanged: sa.Engine, column: str, value: str) -> None:
+    """Whoever may insert cannot stop the sealer with a row that is none: nobody could take it back."""
+    refused(unchanged, next_seal(**{column: value}))
+
+
+def test_the_next_seal_goes_in(filled: sa.Engine) -> None:
+    """One follows on the other, also within a statement."""
+    run(filled, next_seal())
+    one = next_seal(previous_sha256=f"'{'b' * 64}'", checkpoint_sha256=f"'{'c' * 64}'")
+    two = next_seal(previous_sha256=f"'{'c' * 64}'", checkpoint_sha256=f"'{'d' * 64}'", last_gap_id="7")
+    run(filled, f"{one}, {two.partition(' VALUES ')[2]}")
 
 
 def test_an_open_job_keeps_its_next_poll(unchanged: sa.Engine) -> None:

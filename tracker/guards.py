@@ -66,6 +66,21 @@ def _jobs_rules(differs: str, same: str, transitions: str, soon: str) -> tuple[s
     return f"{claims} OR {lasting} OR {early}", f"{update} OR ({lasting})"
 
 
+def _seal_rule(differs: str, lf: str, seals: str) -> str:
+    """Return the condition under which an INSERT of seals is refused: no checkpoint, or not the next one.
+
+    The sealer builds on the newest row alone, and none is ever taken back: rubbish there would stop it for good.
+    """
+    newest = f"(SELECT * FROM {seals} ORDER BY id DESC LIMIT 1) s"
+    falls = " OR ".join(f"NEW.last_{kind}_id < s.last_{kind}_id" for kind in ("transition", "gap", "source"))
+    return (
+        f"substr(NEW.checkpoint, 1, 22) {differs} 'tracker checkpoint v1' || {lf}"
+        " OR length(NEW.checkpoint_sha256) <> 64 OR ltrim(NEW.checkpoint_sha256, '0123456789abcdef') <> ''"
+        f" OR NEW.previous_sha256 {differs} (SELECT s.checkpoint_sha256 FROM {newest})"
+        f" OR EXISTS (SELECT 1 FROM {newest} WHERE {falls})"
+    )
+
+
 CHECKS = {  # the columns that have one, by table; its name is ck_TABLE_COLUMN
     "jobs": "cluster jid reference registered_by kind state status_polls seq polls failures "
     "received_at submitted_at registered_at deadline_at status_after status_by seen_at "
@@ -82,6 +97,7 @@ CHECKS = {  # the columns that have one, by table; its name is ck_TABLE_COLUMN
 }
 
 _REFUSED_CLAIM = "tracker: a registration claims nothing observed and nothing in the future: give declared columns only"
+_REFUSED_SEAL = "tracker: a seal holds a checkpoint that follows on the newest one, and is no other text"
 _REFUSED_CHANGE = "tracker: declared facts change by an amendment only, and an open job has a next poll"
 
 
@@ -105,6 +121,7 @@ def sqlite() -> dict[str, str]:
             message = f"tracker: {table} is append-only: {event} refused"
             trigger(f"guard_{table}_{event.lower()}", f"BEFORE {event}", table, message)
         replace(table, keys)
+    trigger("guard_seals_next", "BEFORE INSERT", "seals", _REFUSED_SEAL, _seal_rule("IS NOT", "char(10)", "seals"))
     soon = "strftime('%Y-%m-%d %H:%M:%f000', 'now', '+1 minute')"
     claims, update = _jobs_rules("IS NOT", "IS", "transitions", soon)
     trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs are never deleted: withdraw it")
@@ -133,6 +150,7 @@ def _postgresql_triggers() -> dict[str, tuple[str, str, int]]:
         triggers[f"guard_{table}_truncate"] = (table, "tracker_refuse", _BEFORE | _TRUNCATE)
     for table in SEALED:
         triggers[f"lock_{table}"] = (table, "tracker_share_seal_lock", _BEFORE | _INSERT)
+    triggers["guard_seals_next"] = ("seals", "tracker_refuse_seal", _ROW | _BEFORE | _INSERT)
     triggers["guard_jobs_delete"] = ("jobs", "tracker_refuse", _ROW | _BEFORE | _DELETE)
     triggers["guard_jobs_truncate"] = ("jobs", "tracker_refuse", _BEFORE | _TRUNCATE)
     triggers["guard_jobs_claim"] = ("jobs", "tracker_refuse_claim", _ROW | _BEFORE | _INSERT)
@@ -145,6 +163,7 @@ def _postgresql_functions(schema: str) -> dict[str, str]:
     """Return each function's body by its name."""
     soon = "clock_timestamp() + interval '1 minute'"
     claims, update = _jobs_rules("IS DISTINCT FROM", "IS NOT DISTINCT FROM", f"{schema}.transitions", soon)
+    seal = _seal_rule("IS DISTINCT FROM", "chr(10)", f"{schema}.seals")
     refuse = "USING ERRCODE = 'restrict_violation'"
     facts = ", ".join(FACTS)
     return {
@@ -152,6 +171,8 @@ def _postgresql_functions(schema: str) -> dict[str, str]:
         "tracker_refuse_claim": f"BEGIN IF {claims} THEN RAISE EXCEPTION '{_REFUSED_CLAIM}' {refuse}; END IF;"
         " RETURN NEW; END",
         "tracker_refuse_change": f"BEGIN IF {update} THEN RAISE EXCEPTION '{_REFUSED_CHANGE}' {refuse}; END IF;"
+        " RETURN NEW; END",
+        "tracker_refuse_seal": f"BEGIN IF {seal} THEN RAISE EXCEPTION '{_REFUSED_SEAL}' {refuse}; END IF;"
         " RETURN NEW; END",
         "tracker_share_seal_lock": f"BEGIN PERFORM pg_advisory_xact_lock_shared({SEAL_LOCK}); RETURN NULL; END",
         # One statement for all rows of one INSERT: a bulk import pays the lock above once.

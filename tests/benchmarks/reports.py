@@ -55,6 +55,10 @@ class Sql:
             return f"strftime('%Y-%m-%d', {seconds}, 'unixepoch')"
         return f"CAST(to_timestamp({seconds}) AS date)"
 
+    def digest(self, number: str) -> str:
+        """Return 64 hexadecimal digits that tell one number from another."""
+        return f"printf('%064d', {number})" if self.sqlite else f"lpad(CAST({number} AS text), 64, '0')"
+
     def numbers(self, count: int) -> str:
         """Return a FROM item with the column i from 1 to *count*."""
         if self.sqlite:
@@ -179,8 +183,9 @@ class Sql:
             " FROM transitions t WHERE t.job_id = jobs.id AND t.seq = 4"
         )
         yield (
-            "INSERT INTO seals (last_transition_id, last_gap_id, last_source_id, rows, checkpoint, checkpoint_sha256,"
-            f" sealed_at) SELECT CAST(i AS bigint) * {5 * self.jobs} / {SEALS}, 0, 0, 0, 'x', 'x' || i,"
+            "INSERT INTO seals (last_transition_id, last_gap_id, last_source_id, rows, previous_sha256, checkpoint,"
+            f" checkpoint_sha256, sealed_at) SELECT CAST(i AS bigint) * {5 * self.jobs} / {SEALS}, 0, 0, 0,"
+            f" CASE WHEN i > 1 THEN {self.digest('i - 1')} END, 'tracker checkpoint v1\n', {self.digest('i')},"
             f" {self.instant(str(BEGAN + SPAN))} FROM {self.numbers(SEALS)} ORDER BY i"
         )
         yield "ANALYZE"
