@@ -22,7 +22,7 @@ from tracker.audit import lines
 from tracker.audit import seal as module
 from tracker.audit.checkpoint import PublicKey, SigningKey, parse, split
 from tracker.audit.seal import seal
-from tracker.errors import DatabaseUnavailable
+from tracker.errors import BadConfiguration, DatabaseUnavailable
 from tracker.guards import SEAL_LOCK
 
 Run = Callable[..., tuple[int, str, str]]
@@ -159,7 +159,8 @@ def test_a_rotation_names_the_new_key(
     assert f"signed with key {old.public.id}, which names {new.public.id} as the next" in run("audit", "head")[2]
 
     register(engine, "b")
-    assert seal(engine, old, obeys=True) == []  # a daemon that was not restarted yet
+    with pytest.raises(BadConfiguration, match="announced another"):  # a daemon that was not restarted yet
+        seal(engine, old, obeys=True)
     (following,) = seal(engine, new, obeys=True)
     assert following.checkpoint.key == new.public
     code, out, err = run("audit", "verify")

@@ -243,13 +243,35 @@ def test_an_old_key_never_seals_after_the_new_one(engine: sa.Engine, caplog: pyt
         run(engine, GAP % "w1")
         assert len(seal(engine, NEW, obeys=True)) == 1
         run(engine, GAP % "w1")
-        assert seal(engine, OLD, obeys=True) == []
-        assert warnings_of(caplog) == ["seal_waits_for_key"]
+        with pytest.raises(BadConfiguration, match="announced another"):
+            seal(engine, OLD, obeys=True)
     seal(engine, NEW, next_key=OLD.public)
     run(engine, GAP % "w1")
     assert len(seal(engine, OLD, obeys=True)) == 1, "it is the right one again"
     assert len(whole(engine)) == 6
     assert warnings_of(caplog) == []
+
+
+def test_nothing_is_sealed_without_a_key_once_one_has_signed(engine: sa.Engine) -> None:
+    """A run whose environment lacks the key must not leave a finding for ever: what waits, the next one seals."""
+    seal(engine, None, obeys=True)
+    run(engine, GAP % "w1")
+    assert len(seal(engine, None, obeys=True)) == 1, "none has signed yet"
+    run(engine, GAP % "w1")
+    seal(engine, OLD, obeys=True)
+    assert seal(engine, None, obeys=True) == [], "nothing to seal"
+    for last in (False, True):
+        run(engine, GAP % "w1")
+        with pytest.raises(BadConfiguration, match=f"key {OLD.public.id} signs the chain.* TRACKER_SIGNING_KEY_FILE"):
+            seal(engine, None, obeys=True)
+        if not last:
+            seal(engine, None)  # somebody did it all the same: it stays as it is
+    seal(engine, OLD, next_key=NEW.public)
+    run(engine, GAP % "w1")
+    with pytest.raises(BadConfiguration, match=f"key {NEW.public.id} signs"):
+        seal(engine, None, obeys=True)
+    assert len(seal(engine, NEW, obeys=True)) == 1
+    assert len(whole(engine)) == 6
 
 
 def test_an_announcement_that_says_nothing_is_refused(engine: sa.Engine) -> None:

@@ -75,14 +75,14 @@ def seal(
         key: Signs; None: the checkpoints are unsigned.
         due: How old the last checkpoint may get when nothing is new; None: any age.
         next_key: Is announced as the key from the next checkpoint on, in the last one made now.
-        obeys: Seal nothing, with the event ``seal_waits_for_key``, once *key* has announced another, however many
-            checkpoints other daemons have made with that since: whoever changed keys has not come to this process
-            yet, and what the old key signs after that is a finding for ever.
+        obeys: Seal nothing without a key once one has signed, nor with a *key* that has announced another, however many
+            checkpoints other daemons have made with that since: whoever made or changed keys has not come to this
+            process yet, and what it seals is a finding for ever.
         wait: Waits for so many seconds.
 
     Raises:
         BadCheckpoint: The newest checkpoint in the database is damaged: none can be built on it.
-        BadConfiguration: A key is announced, and none is there to sign that.
+        BadConfiguration: A key is announced, and none is there to sign that; or it *obeys*, and seals nothing more.
         Refused: The key announced is the one that signs already.
         DatabaseUnavailable: Some of the checkpoints may have been made: they are in the chain.
     """
@@ -98,9 +98,8 @@ def seal(
             newest = _settled(engine, wait) or {}
         rebuilt = 0
         while (newest or next_key) and _reason(before, newest, now, due, next_key):
-            if obeys and key is not None and before is not None and _is_succeeded(engine, key, before):
-                event("seal_waits_for_key", logging.WARNING, key=key.public.id, why="it announced another: restart")
-                break
+            if obeys and before is not None:
+                _obey(engine, key, before)
             signed = _build(engine, before, newest, now, key, next_key)
             if _write(engine, before, signed):
                 made.append(signed)
@@ -302,14 +301,25 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed) -> bool:
     return True
 
 
-def _is_succeeded(engine: sa.Engine, key: SigningKey, before: Signed) -> bool:
-    """Return whether *key*, which is not the right one after *before*, announced another in the last that it signed."""
-    if (before.checkpoint.next_key or before.checkpoint.key) == key.public:
-        return False
-    query = sa.select(models.Seal.checkpoint).where(models.Seal.key_id == key.public.id)
+def _obey(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
+    """Raise BadConfiguration if another key than *key*, which is not the right one after *before*, has to seal."""
+    if key is not None and (before.checkpoint.next_key or before.checkpoint.key) == key.public:
+        return
+    its = models.Seal.key_id.is_not(None) if key is None else models.Seal.key_id == key.public.id
+    query = sa.select(models.Seal.checkpoint).where(its).order_by(models.Seal.id.desc()).limit(1)
     with database.reading(engine) as connection:
-        text = connection.execute(query.order_by(models.Seal.id.desc()).limit(1)).scalar()
-    return text is not None and _parsed(text).checkpoint.next_key not in (None, key.public)
+        text = connection.execute(query).scalar()
+    if text is None:
+        return
+    last = _parsed(text).checkpoint
+    right = last.next_key or last.key
+    if key is None:
+        signs = f"key {right.id} signs" if right else "a key signs"
+        raise BadConfiguration(f"nothing is sealed: {signs} the chain, and TRACKER_SIGNING_KEY_FILE is not set: set it")
+    if right not in (None, key.public):
+        raise BadConfiguration(
+            f"nothing is sealed: key {key.public.id} announced another: set TRACKER_SIGNING_KEY_FILE to its file"
+        )
 
 
 def _warn(before: Signed | None, signed: Signed) -> None:
