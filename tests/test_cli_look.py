@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -23,7 +24,7 @@ from tests import history
 from tests.history import answer, change, register, stand
 from tracker import cadence, cli, database, deadline, status
 from tracker.audit.seal import seal
-from tracker.models import JOBS, Delivery, Gap, Source, Worker
+from tracker.models import JOBS, Delivery, Gap, Seal, Source, Worker
 from tracker.reports import overview
 from tracker.status import Anomaly, Cause, State
 
@@ -572,8 +573,15 @@ def test_no_cluster_at_all_is_said(engine: sa.Engine, run: Run) -> None:
 # status
 
 
-def daemon(engine: sa.Engine, worker: str, beat_at: datetime, stopped_at: datetime | None = None) -> None:
-    values = {"host": f"host-{worker}", "pid": 1, "version": "1", "started_at": beat_at, "stopped_at": stopped_at}
+def daemon(
+    engine: sa.Engine,
+    worker: str,
+    beat_at: datetime,
+    stopped_at: datetime | None = None,
+    started_at: datetime | None = None,
+) -> None:
+    values = {"host": f"host-{worker}", "pid": 1, "version": "1", "stopped_at": stopped_at}
+    values["started_at"] = started_at or beat_at
     with database.writing(engine) as connection:
         connection.execute(sa.insert(Worker).values(worker=worker, beat_at=beat_at, **values))
 
@@ -657,8 +665,34 @@ def test_rows_that_nobody_seals_need_a_person(engine: sa.Engine, run: Run, now: 
     code, shown, needs = screen(run)
     assert (code, shown["last seal"].endswith("NOT SIGNED; 1 rows not sealed yet")) == (1, True)
     assert needs == [
-        f"1 rows of history are not sealed, the oldest since {at(now - 26 * HOUR)}; `tracker run --once` seals them; "
-        "if a daemon runs, its log says what keeps it (seal, sealing)."
+        f"1 rows of history are not sealed, the oldest since {at(now - 26 * HOUR)}; `tracker run --once` seals them, "
+        "or says what keeps it; a daemon's log does (sealing, seal)."
+    ]
+
+
+def test_a_daemon_that_does_not_seal_needs_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
+    """It seals every few minutes, so nobody waits a day; one that began just now has its time."""
+    minute = timedelta(minutes=1)
+    history.change(engine, register(engine, "a", at=now - 20 * minute), due_at=now + HOUR)
+    for worker, started_at, code in (("a", now, 0), ("b", now - 16 * minute, 1)):
+        daemon(engine, worker, now, started_at=started_at)
+        assert screen(run)[0] == code
+    assert screen(run)[2][0].startswith(f"1 rows of history are not sealed, the oldest since {at(now - 20 * minute)}; ")
+    seal(engine, None)
+    assert screen(run)[0] == 0
+    history.change(engine, register(engine, "b", at=now - 20 * minute), due_at=now + HOUR)
+    assert screen(run)[0] == 0  # registered as of then, since that seal
+
+
+def test_a_newest_seal_that_is_no_checkpoint_needs_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
+    with database.writing(engine) as connection:
+        values: dict[str, Any] = {"last_transition_id": 0, "last_gap_id": 0, "last_source_id": 0, "rows": 0}
+        values |= {"checkpoint": "tracker checkpoint v1\n", "checkpoint_sha256": "0" * 64, "sealed_at": now}
+        connection.execute(sa.insert(Seal).values(values))
+    code, shown, needs = screen(run)
+    assert (code, shown["last seal"].startswith("DAMAGED")) == (1, True)
+    assert [need.partition("; ")[0] for need in needs] == [
+        "The newest checkpoint is none, or damaged, and nothing is sealed any more"
     ]
 
 

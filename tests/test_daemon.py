@@ -411,6 +411,27 @@ def test_once_seals_at_its_end(engine: sa.Engine, script: Script, url: str, tmp_
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_once_exits_with_an_error_when_it_could_not_seal(
+    engine: sa.Engine, script: Script, url: str, tmp_path: Path
+) -> None:
+    """Cron tells of it, and what was polled is recorded: without the key that signs, and on rubbish."""
+    keygen(tmp_path / "key.pem")
+    env = environment(url, script.url)
+    assert tracker("run", "--once", env=env | {"TRACKER_SIGNING_KEY_FILE": str(tmp_path / "key.pem")}).returncode == 0
+    add(engine, "a")
+    ended = tracker("run", "--once", env=env)
+    assert (ended.returncode, script.asked, len(texts(engine))) == (78, ["a"], 1)
+    assert "error: nothing is sealed: key" in ended.stderr
+    with database.writing(engine) as connection:
+        row = dict(connection.execute(sa.select(Seal.__table__)).one()._mapping) | {"id": 2}
+        row |= {"previous_sha256": row["checkpoint_sha256"], "checkpoint_sha256": "0" * 64}
+        connection.execute(sa.insert(Seal).values(row | {"checkpoint": "tracker checkpoint v1\ngarbage"}))
+    ended = tracker("run", "--once", env=env)
+    assert (ended.returncode, "error: a checkpoint in the database is damaged" in ended.stderr) == (1, True)
+    histories_are_whole(engine)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_sealing_goes_on_while_the_daemon_runs(
     engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

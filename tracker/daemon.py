@@ -77,6 +77,7 @@ def run(settings: Settings, *, once: bool = False, stop: Stop | None = None) -> 
         BadConfiguration: No cluster is configured, the signing key cannot be used, or the database is missing, of
             another version or without its guards; each with the way out.
         DatabaseUnavailable: At the start; later it is waited for.
+        TrackerError: *once*: what kept a cluster from being polled, else what kept the record from being sealed.
     """
     stop = stop or Stop()
     settings.cluster(next(iter(settings.clusters), None))  # says what to set if there is none
@@ -101,7 +102,8 @@ def run(settings: Settings, *, once: bool = False, stop: Stop | None = None) -> 
                     sealing.start()
                     _keep_running(engine, worker, tasks, stop, settings.request_timeout.total_seconds())
             sealing.finish()
-            if failure := next((task.failure for task in tasks if once and task.failure), None):
+            failures = [*(task.failure for task in tasks), sealing.failure]
+            if failure := next((one for one in failures if once and one), None):
                 raise failure
             return sum((task.tally for task in tasks), Tally())
     finally:
@@ -225,6 +227,7 @@ class _Sealing:
         self._courier = courier
         self._stop = stop
         self._thread: threading.Thread | None = None
+        self.failure: Exception | None = None  # of the last seal
 
     def start(self) -> None:
         """Seal at once, then every `SEAL_SECONDS` until the stop."""
@@ -259,7 +262,12 @@ class _Sealing:
         self._tried(lambda: self._courier.deliver(seconds=LAST_DELIVERY_SECONDS))
 
     def _seal(self) -> None:
-        seal(self._engine, self._key, obeys=True)
+        self.failure = None
+        try:
+            seal(self._engine, self._key, obeys=True)
+        except Exception as error:
+            self.failure = error
+            raise
 
     @staticmethod
     def _tried(work: Callable[[], float | None]) -> float:

@@ -31,6 +31,9 @@ RECENT: Final = timedelta(hours=24)
 SEALED_WITHIN: Final = timedelta(hours=25)
 """A row that waits for its seal for longer than this needs a person: as `tracker audit verify` has it."""
 
+SEALED_BY_DAEMON: Final = timedelta(minutes=15)
+"""The same while a daemon runs, which seals every five minutes."""
+
 _BATCH: Final = 10_000
 """Rows fetched at a time; ours: a few MB."""
 
@@ -463,10 +466,18 @@ def needs(seen: Overview) -> list[Need]:
 def _unproven(seen: Overview) -> Iterable[Need]:
     """Yield what keeps checkpoints from being made, or from leaving the database."""
     its = seen.sealing
-    if its.unsealed_since is not None and its.unsealed_since < seen.now - SEALED_WITHIN:
-        what = f"{its.unsealed} rows of history are not sealed, the oldest since {_told(its.unsealed_since)}"
-        way_out = "`tracker run --once` seals them; if a daemon runs, its log says what keeps it (seal, sealing)."
-        yield Need(what, way_out)
+    if its.sealed_at is not None and its.number is None:
+        way_out = "run `tracker audit verify`; the README says what the owner can do (Roles on PostgreSQL)."
+        yield Need("The newest checkpoint is none, or damaged, and nothing is sealed any more", way_out)
+    elif its.unsealed_since is not None:
+        # A job may be registered as of long ago, and a daemon may have begun just now.
+        waited_since = max([its.unsealed_since, *([its.sealed_at] if its.sealed_at else [])])
+        run_since = min((row.started_at for row in seen.alive), default=seen.now)
+        is_old = its.unsealed_since < seen.now - SEALED_WITHIN
+        if is_old or max(waited_since, run_since) < seen.now - SEALED_BY_DAEMON:
+            what = f"{its.unsealed} rows of history are not sealed, the oldest since {_told(its.unsealed_since)}"
+            way_out = "`tracker run --once` seals them, or says what keeps it; a daemon's log does (sealing, seal)."
+            yield Need(what, way_out)
     for one in its.undelivered:
         match one.last_error.split(" ")[0]:
             case "CheckpointFile":
