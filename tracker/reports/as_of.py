@@ -68,7 +68,8 @@ class Sealed:
 
 
 # In PostgreSQL a CTE sees the tables, but for the names of the CTEs before it; in SQLite it sees all CTEs, its own name
-# included, so that a table's name needs its schema. Replay reads the tables, since a CTE has no index.
+# included, so that a table's name needs its schema. Replay reads the tables, since a CTE has no index: so the deadlines
+# are not joined, but sorted in among the transitions.
 _TABLES: Final = """
 clusters:
     WITH names AS (
@@ -99,16 +100,23 @@ as_of_heads:
             WHERE action = 'observed' AND coalesce(to_status, '') <> coalesce(from_status, '')
         ) AS status_seq,
         max(seq) FILTER (WHERE action IN ('observed', 'reopened')) AS polled_seq,
-        max(seq) FILTER (WHERE action <> 'amended') AS state_seq
-    FROM {schema}transitions
-    WHERE {transitions}
+        max(seq) FILTER (WHERE action <> 'amended') AS state_seq,
+        max(deadline_on) AS deadline_on,
+        max(deadline_at) AS deadline_at
+    FROM (
+        SELECT job_id, seq, action, from_status, to_status, {day} AS deadline_on, {instant} AS deadline_at
+        FROM {schema}transitions
+        WHERE {transitions}
+        UNION ALL
+        SELECT job_id, NULL, NULL, NULL, NULL, deadline_on, deadline_at FROM as_of_deadlines
+        ORDER BY job_id
+    ) known
     GROUP BY job_id
 as_of_jobs:
     SELECT
         j.id, j.cluster, j.jid, f.kind, f.reference, f.received_at, f.submitted_at, f.extended_on,
         j.registered_at, j.registered_by,
-        CASE WHEN d.job_id IS NULL THEN j.deadline_on ELSE d.deadline_on END AS deadline_on,
-        CASE WHEN d.job_id IS NULL THEN j.deadline_at ELSE d.deadline_at END AS deadline_at,
+        coalesce(h.deadline_on, j.deadline_on) AS deadline_on, coalesce(h.deadline_at, j.deadline_at) AS deadline_at,
         l.to_state AS state, l.to_status AS status, s.last_seen_at AS status_after, s.observed_at AS status_by,
         CASE WHEN p.action = 'observed' THEN 1 ELSE 0 END AS status_polls,
         l.last_seen_at AS seen_at,
@@ -131,7 +139,6 @@ as_of_jobs:
     JOIN {schema}transitions e ON e.job_id = h.job_id AND e.seq = h.state_seq
     LEFT JOIN {schema}transitions s ON s.job_id = h.job_id AND s.seq = h.status_seq
     LEFT JOIN {schema}transitions p ON p.job_id = h.job_id AND p.seq = h.polled_seq
-    LEFT JOIN as_of_deadlines d ON d.job_id = h.job_id
 transitions:
     SELECT * FROM {schema}transitions WHERE {transitions}
 gaps:
@@ -194,6 +201,7 @@ def shadows(
         known = {"t": t, **_known(t, sealed)} | {
             "schema": "main." if dialect == "sqlite" else "",
             "instant": "NULL" if dialect == "sqlite" else "CAST(NULL AS timestamptz)",
+            "day": "NULL" if dialect == "sqlite" else "CAST(NULL AS date)",
             "text": "NULL" if dialect == "sqlite" else "CAST(NULL AS varchar)",
         }
         for name, sql in re.findall(r"^(\w+):\n((?: .*\n)+)", _TABLES, re.MULTILINE):
@@ -258,14 +266,14 @@ def _deadlines(
 ) -> Iterator[tuple[int, str, str]]:
     """Yield id, deadline_on and deadline_at, as text, of the jobs whose columns may change or have changed."""
     t, j = TRANSITIONS.c, JOBS.c
-    unsettled = sa.select(j.id).where((j.polls == 0) | j.deadline_at.is_(None))
     amended = sa.select(t.job_id).where(t.action == Action.AMENDED)
+    moving = sa.select(j.id).where((j.polls == 0) | j.deadline_at.is_(None) | j.id.in_(amended))
     facts = (
         sa.select(t.job_id, t.observed_at, *(t[name] for name in Facts.__dataclass_fields__), j.registered_at)
         .join_from(TRANSITIONS, JOBS, j.id == t.job_id)
+        .where(t.job_id.in_(moving))
         .where(t.action.in_((Action.REGISTERED, Action.AMENDED)))
         .where(t.observed_at <= as_of if sealed is None else t.id <= sealed.transition_id)
-        .where(t.job_id.in_(sa.union(unsettled, amended)))
         .order_by(t.job_id, t.seq)
     )
     for job_id, its in groupby(connection.execute(facts), key=lambda row: row.job_id):
