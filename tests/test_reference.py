@@ -138,11 +138,9 @@ def expected(tables: Tables, view: str, now: datetime) -> list[Row]:
 
 
 def same(found: list[Row], right: list[Row]) -> None:
-    """Assert that the rows are equal, in the order of their columns too; shares to 1e-9."""
+    """Assert that the rows are equal, in the order of their columns too."""
     assert [list(row) for row in found] == [list(row) for row in right]
     for ours, theirs in zip(found, right, strict=True):
-        if "covered_share" in theirs:
-            theirs = theirs | {"covered_share": pytest.approx(theirs["covered_share"], abs=1e-9)}
         assert ours == theirs
 
 

@@ -49,10 +49,10 @@ def _word(enum: type[E]) -> sa.Enum:
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite's AUTOINCREMENT wants the type INTEGER
 
 
-def _partial(name: str, column: str, rows: str) -> sa.Index:
+def _partial(name: str, rows: str, *columns: str) -> sa.Index:
     """An index of the few rows that *rows* tells, in literals: no bound parameter finds it."""
     where = sa.text(rows)
-    return sa.Index(name, column, sqlite_where=where, postgresql_where=where)
+    return sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
 class Base(DeclarativeBase):
@@ -134,9 +134,12 @@ class Transition(Base):
     __tablename__ = "transitions"
     __table_args__: Any = (
         sa.UniqueConstraint("job_id", "seq"),  # each transition exactly once; also a job's timeline
-        _partial("ix_transitions_amended", "job_id", "action = 'amended'"),  # first dates of receipt, corrections
-        _partial("ix_transitions_anomalous", "id", "anomaly IS NOT NULL"),  # report_anomalies
-        _partial("ix_transitions_reopened", "job_id", "action = 'reopened'"),  # the few that were open twice
+        _partial("ix_transitions_amended", "action = 'amended'", "job_id"),  # first dates of receipt, corrections
+        _partial("ix_transitions_anomalous", "anomaly IS NOT NULL", "id"),  # report_anomalies
+        # report_gaps: when a job was no longer open whose end is somebody's word
+        _partial("ix_transitions_attested", "action = 'attested'", "job_id", "observed_at"),
+        # report_gaps, report_statuses: the few that changed state once more after their end, as by reopening
+        _partial("ix_transitions_restated", "from_state <> 'open' AND from_state <> to_state", "job_id"),
         {"sqlite_autoincrement": True},
     )
 

@@ -12,10 +12,11 @@ depends_on = None
 
 DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 TIME = "[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9][0-9][0-9][0-9]"
-PARTIAL = (  # name, column of transitions, the rows it holds: literals, since no bound parameter finds such an index
-    ("ix_transitions_amended", "job_id", "action = 'amended'"),
-    ("ix_transitions_anomalous", "id", "anomaly IS NOT NULL"),
-    ("ix_transitions_reopened", "job_id", "action = 'reopened'"),
+PARTIAL = (  # name, rows that it holds (in literals: no bound parameter finds such an index), columns of transitions
+    ("ix_transitions_amended", "action = 'amended'", ["job_id"]),
+    ("ix_transitions_anomalous", "anomaly IS NOT NULL", ["id"]),
+    ("ix_transitions_attested", "action = 'attested'", ["job_id", "observed_at"]),
+    ("ix_transitions_restated", "from_state <> 'open' AND from_state <> to_state", ["job_id"]),
 )
 
 
@@ -70,9 +71,9 @@ def upgrade() -> None:
         _instant("delivered_at"),
         _instant("failing_since"),
     )
-    for name, column, rows in PARTIAL:
+    for name, rows, columns in PARTIAL:
         where = sa.text(rows)
-        op.create_index(name, "transitions", [column], sqlite_where=where, postgresql_where=where)
+        op.create_index(name, "transitions", columns, sqlite_where=where, postgresql_where=where)
     op.create_index("ix_gaps_cluster_ended_at", "gaps", ["cluster", "ended_at"])
 
 

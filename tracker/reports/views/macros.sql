@@ -18,7 +18,8 @@
 {{ span(point(a), point(b)) }}
 {%- endmacro %}
 
-{# An instant to reckon with where it is needed more than once, and the seconds from one to another. #}
+{# An instant to reckon with where it is needed more than once, and the seconds from one to another. PostgreSQL's
+   date_part() is several times faster than EXTRACT, whose numeric is exact; rounded to the microsecond it is as exact. #}
 {% macro point(t) -%}
 {% if sqlite %}{{ microseconds(t) }}{% else %}{{ t }}{% endif %}
 {%- endmacro %}
@@ -27,7 +28,7 @@
 {% if sqlite -%}
 (({{ b }} - {{ a }}) / 1000000.0)
 {%- else -%}
-CAST(EXTRACT(EPOCH FROM ({{ b }} - {{ a }})) AS double precision)
+(round(date_part('epoch', {{ b }} - {{ a }}) * 1000000) / 1000000)
 {%- endif %}
 {%- endmacro %}
 
