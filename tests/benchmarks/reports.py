@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 
 import sqlalchemy as sa
@@ -273,6 +274,8 @@ def measure(engine: sa.Engine, rounds: int, names: list[str], plans: bool) -> in
 def databases(folder: str | None, only: str | None) -> Iterator[dict[str, str]]:
     """Yield the URLs of empty databases, or of those that an earlier run left in *folder* (SQLite only)."""
     with tempfile.TemporaryDirectory() as temporary, serve_postgres() as server:
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
         made = {"sqlite": f"sqlite:///{folder or temporary}/reports.db"}
         if only != "sqlite":
             made["postgresql"] = server()
@@ -284,14 +287,18 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("sqlite", "postgresql"))
+    parser.add_argument("--keep", metavar="FOLDER", help="leave the SQLite database there, for the next run to read")
     parser.add_argument("--views", nargs="*", default=list(views.VIEWS), choices=views.VIEWS)
     options = parser.parse_args()
     missed = 0
-    with databases(None, options.only) as urls:
-        for url in urls.values():
-            database.upgrade(url)
+    with databases(options.keep, options.only) as urls:
+        for dialect, url in urls.items():
+            is_kept = dialect == "sqlite" and options.keep and Path(options.keep, "reports.db").exists()
+            if not is_kept:
+                database.upgrade(url)
             engine = database.open_database(url)
-            fill(engine, options.jobs)
+            if not is_kept:
+                fill(engine, options.jobs)
             missed += measure(engine, options.rounds, options.views, plans=True)
             engine.dispose()
     return 1 if missed else 0
