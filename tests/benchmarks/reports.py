@@ -3,13 +3,15 @@
     .venv/bin/python -m tests.benchmarks.reports [--jobs N] [--rounds N] [--only sqlite|postgresql] [--keep FOLDER]
 
 Builds N jobs (a million by default) with five transitions each on both databases, guards and CHECKs at work, then sums
-over every column of each view inside the database. Prints each ratio and each view's query plan. Read the ratios:
-machines are noisy. Exit status 1: a bound was missed.
+over every column of each view inside the database. Prints each ratio and each view's query plan; last, what memory
+`tracker report durations` takes, and how long the page. Read the ratios: machines are noisy. Exit status 1: a bound was
+missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -20,8 +22,9 @@ from time import monotonic
 
 import sqlalchemy as sa
 
+from tests.benchmarks import apart
 from tests.conftest import serve_postgres
-from tracker import database
+from tracker import cli, database
 from tracker.reports import views
 
 BASELINE = "SELECT count(*), min(observed_at), max(observed_at), sum(length(to_status)) FROM transitions"
@@ -31,6 +34,10 @@ BOUNDS = dict.fromkeys(views.VIEWS, 6) | {
     "report_monthly": 4,
     "report_clusters": 4,
 }
+
+DURATIONS_MEGABYTES = 300
+PAGE_SECONDS = 30
+"""At most, of `report durations` and of the page of all reports."""
 
 BEGAN = 1_693_526_400  # 2023-09-01: the first submission, in epoch seconds
 SPAN = 3 * 365 * 86400  # the last comes three years later
@@ -270,6 +277,26 @@ def measure(engine: sa.Engine, rounds: int, names: list[str], plans: bool) -> in
     return missed
 
 
+def _report(url: str, *words: str) -> None:
+    os.environ |= {"TRACKER_DATABASE_URL": url, "TRACKER_CLUSTER": "wa", "TRACKER_API_KEY": "none"}
+    if code := cli.main(["report", *words, "--output", os.devnull]):
+        raise SystemExit(code)
+
+
+def measure_commands(url: str) -> int:
+    """Print what the two commands take that read the whole record, and return how many bounds were missed."""
+    durations = apart.measure(_report, url, "durations", "--format", "csv")
+    page = apart.measure(_report, url, "--format", "html")
+    missed = [durations.megabytes > DURATIONS_MEGABYTES, page.seconds > PAGE_SECONDS]
+    told = [
+        f"report durations {durations.seconds:.2f} s, {durations.megabytes:.0f} MB (at most {DURATIONS_MEGABYTES} MB)",
+        f"the page {page.seconds:.2f} s (at most {PAGE_SECONDS} s), {page.megabytes:.0f} MB",
+    ]
+    for text, is_missed in zip(told, missed, strict=True):
+        print(f"{sa.make_url(url).get_backend_name():10} {text} {'MISSED' if is_missed else 'ok'}", flush=True)
+    return sum(missed)
+
+
 @contextmanager
 def databases(folder: str | None, only: str | None) -> Iterator[dict[str, str]]:
     """Yield the URLs of empty databases, or of those that an earlier run left in *folder* (SQLite only)."""
@@ -301,6 +328,7 @@ def main() -> int:
                 fill(engine, options.jobs)
             missed += measure(engine, options.rounds, options.views, plans=True)
             engine.dispose()
+            missed += measure_commands(url)
     return 1 if missed else 0
 
 
