@@ -447,6 +447,11 @@ def cut_tail(folder: Path) -> None:
     (folder / "about.txt").write_text(about)
 
 
+def recode(folder: Path, how: Callable[[bytes], bytes]) -> None:
+    path = folder / "SHA256SUMS"
+    path.write_bytes(how(path.read_bytes()))
+
+
 def endless(path: Path) -> None:
     path.unlink()
     path.symlink_to("/dev/zero")
@@ -517,6 +522,16 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "remove about.txt": (lambda p: (p / "about.txt").unlink(), [r"about.txt: missing"]),
     "remove timezone.csv": (lambda p: (p / "timezone.csv").unlink(), [r"timezone.csv: missing"]),
     "edit timezone.csv": (lambda p: edit(p, "timezone.csv", ",3600", ",7200"), [r"timezone.csv: line 2: \+0200 at"]),
+    "end the lines of SHA256SUMS as another system does": (
+        lambda p: recode(p, lambda text: text.replace(b"\n", b"\r\n")),
+        [r"SHA256SUMS: line 1: not `SHA-256  name`: nothing else was checked"],
+    ),
+    "write SHA256SUMS in capitals": (lambda p: recode(p, bytes.upper), [r"SHA256SUMS: line 1: not `SHA-256  name`"]),
+    "turn SHA256SUMS round": (
+        lambda p: recode(p, lambda text: b"".join(reversed(text.splitlines(keepends=True)))),
+        [r"SHA256SUMS: line 2: double or out of order: nothing else was checked"],
+    ),
+    "empty SHA256SUMS": (lambda p: recode(p, lambda text: b""), [r"SHA256SUMS: there is no line in it"]),
     "add a file": (lambda p: (p / "segments/note.txt").write_text("x"), [r"segments/note.txt: not listed"]),
     "add a link": (lambda p: (p / "x").symlink_to("/etc/passwd"), [r"x: a link or a device, not a file"]),
     "replace a file by one without end": (lambda p: endless(p / "about.txt"), [r"about.txt: a link or a device"]),

@@ -174,14 +174,17 @@ BEGIN {
         name = substr(line, 67)
         if (!is_sha256(substr(line, 1, 64)) || substr(line, 65, 2) != "  " || name !~ /^[A-Za-z0-9_.~%\/-]+$/ \
             || name ~ /^[\/-]/ || name ~ /(^|\/)\.\.?(\/|$)/ || name ~ /\/\//)
-            finding("SHA256SUMS", "line " number ": not `SHA-256  name`")
+            bad = "not `SHA-256  name`"
         else if ((name "") <= (before ""))
-            finding("SHA256SUMS", "line " number ": double or out of order")
-        else {
-            listed[name] = substr(line, 1, 64)
-            order[++names] = name
-            before = name
-        }
+            bad = "double or out of order"
+        if (bad) break
+        listed[name] = substr(line, 1, 64)
+        order[++names] = name
+        before = name
+    }
+    if (bad || !number) {  # then nobody knows what belongs to the pack
+        finding("SHA256SUMS", (bad ? "line " number ": " bad : "there is no line in it") ": nothing else was checked")
+        exit
     }
     while ((getline line < (tmp "/found")) > 0) {
         name = substr(line, 3)
@@ -209,6 +212,7 @@ BEGIN {
         if (!(order[i] in belongs) && order[i] != "public_key.pem" && order[i] !~ /^(checkpoints|segments)\//)
             finding(order[i], "no file of a pack: it was added, and to SHA256SUMS too")
 }' </dev/null || stop "awk failed"
+! is_told SHA256SUMS || not_ok
 : >>"$tmp/names"
 : >>"$tmp/expected"
 # One process for many files; a file that cannot be read has no sum, and is told below.
