@@ -606,6 +606,10 @@ FORGERIES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: shutil.copy(p / "checkpoints/000001.txt", p / "checkpoints/one.txt"),
         r"checkpoints/one.txt: no checkpoint of a pack",
     ),
+    "add a checkpoint under another number": (
+        lambda p: shutil.copy(p / "checkpoints/000001.txt", p / "checkpoints/1.txt"),
+        r"checkpoints/1.txt: no checkpoint of a pack",
+    ),
     "remove a checkpoint": (
         lambda p: (p / "checkpoints/000002.txt").unlink(),
         r"checkpoints/000002.txt: missing: there are later ones",

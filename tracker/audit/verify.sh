@@ -447,17 +447,14 @@ BEGIN {
     for (file in sum) if (file ~ /^checkpoints\//) {
         number = file
         sub(/^checkpoints\/0*/, "", number); sub(/\.txt$/, "", number)
-        if (!is_number(number) || number + 0 < 1 || number + 0 > last || file != sprintf("checkpoints/%06d.txt", number)) \
-            unlinked[++strays] = file
+        if (!is_number(number) || number + 0 < 1 || file != sprintf("checkpoints/%06d.txt", number)) nameless[++n_nameless] = file
+        else if (number + 0 > last) later = 1
     }
     while ((getline line < (tmp "/told")) > 0) told[line] = 1
-    for (i = 1; i <= strays; i++) if (unlinked[i] !~ /^checkpoints\/[0-9]+[.]txt$/ || unlinked[i] ~ /\/000000/)
-        finding(unlinked[i], "no checkpoint of a pack")
-    else if (!((file = sprintf("checkpoints/%06d.txt", last + 1)) in told)) {
-        finding(file, "missing: there are later ones")
-        told[file] = 1
-    }
-    is_cut = strays || (sprintf("checkpoints/%06d.txt", last + 1) in told)
+    for (i = 1; i <= n_nameless; i++) finding(nameless[i], "no checkpoint of a pack")
+    file = sprintf("checkpoints/%06d.txt", last + 1)
+    is_cut = later || (file in told)
+    if (later && !(file in told)) finding(file, "missing: there are later ones")
     if (last && !(last in wrong) && (before in changed))
         { finding(before, "changed since the pack was made: not the SHA-256 in SHA256SUMS"); wrong[last] = 1 }
     first = about["first_checkpoint"]
