@@ -657,6 +657,19 @@ def test_a_tail_that_was_cut_off_is_found_with_a_checkpoint_from_outside(
     assert dash.verify(packs["unsigned"], "--trusted", kept)[0] == 0
 
 
+def test_trusted_checkpoints_later_than_the_pack_are_one_finding(
+    packs: dict[str, Path], tmp_path: Path, shell: Shell
+) -> None:
+    """The file that is kept grows with each seal, and a pack does not; but it may have been cut."""
+    kept = packs["unsigned"].with_suffix(".checkpoints").read_text()
+    last = kept.split("\n\n")[-1]
+    later = [re.sub("^number 3$", f"number {number}", last, flags=re.MULTILINE) for number in range(4, 1004)]
+    (tmp_path / "kept").write_text("\n".join([kept, *later]))
+    code, told = shell.verify(packs["unsigned"], "--trusted", tmp_path / "kept")
+    assert (code, len(told)) == (1, 2), told
+    assert told[0].startswith(f"{tmp_path / 'kept'}: checkpoints 4 to 1003 are not in the pack, which ends with 3: ")
+
+
 def test_trusted_checkpoints_of_another_chain_or_rubbish_are_findings(
     packs: dict[str, Path], tmp_path: Path, dash: Shell
 ) -> None:

@@ -404,7 +404,7 @@ function signed_part(n,    file, line) {  # what was signed: all but the last li
     close(tmp "/body." n)
     print n, by[n], signature[n] > (tmp "/signatures")
 }
-function compare(    block, n, given, file, line, i, p, count, same) {
+function compare(    block, n, given, file, line, i, p, count, same, later, least, most) {
     # A trusted file: checkpoints with an empty line between two. What is no checkpoint is told.
     while (1) {
         more = (getline line < trusted) > 0
@@ -415,9 +415,10 @@ function compare(    block, n, given, file, line, i, p, count, same) {
             count = split(block, p, "\n") - 1
             if (p[1] != "tracker checkpoint v1" || index(p[3], "number ") != 1 || !is_number(n = substr(p[3], 8)))
                 finding(trusted, "its text number " blocks " is no checkpoint")
-            else if (n + 0 > last) finding(trusted, "checkpoint " n " is not in the pack, which ends with " last \
-                ": the tail was cut off, or the pack was made before it (ask for a newer pack)")
-            else {
+            else if (n + 0 > last) {
+                if (!later++ || n + 0 < least + 0) least = n
+                if (n + 0 > most + 0) most = n
+            } else {
                 file = sprintf("checkpoints/%06d.txt", n)
                 close(file)
                 same = 1
@@ -425,12 +426,13 @@ function compare(    block, n, given, file, line, i, p, count, same) {
                 if (same && (getline given < file) > 0) same = 0
                 close(file)
                 if (!same && !((n + 0) in wrong)) finding(file, "not the checkpoint " n " of " trusted)
-                else if (same) trusted_last = n
             }
             block = ""
         }
         if (!more) break
     }
+    if (later) finding(trusted, (later == 1 ? "checkpoint " least " is" : "checkpoints " least " to " most " are") \
+        " not in the pack, which ends with " last ": the tail was cut off, or the pack was made before (ask for a newer pack)")
     if (!blocks) finding(trusted, "there is no checkpoint in it")
 }
 BEGIN {
