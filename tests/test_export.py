@@ -114,6 +114,11 @@ class Shell:
 
     def verify(self, folder: Path, *options: str | Path, script: Path | None = None) -> tuple[int, list[str]]:
         """Run a pack's verify.sh and return the exit code and the lines but for notes and sources."""
+        code, lines = self.lines(folder, *options, script=script)
+        return code, [line for line in lines if not line.startswith(("note: ", "source "))]
+
+    def lines(self, folder: Path, *options: str | Path, script: Path | None = None) -> tuple[int, list[str]]:
+        """Run a pack's verify.sh and return the exit code and all lines."""
         run = subprocess.run(
             [*self.command, script or folder / "verify.sh", *options],
             capture_output=True,
@@ -122,8 +127,7 @@ class Shell:
             cwd="/",
         )
         assert run.stderr == b"", run.stderr
-        lines = run.stdout.decode().splitlines()
-        return run.returncode, [line for line in lines if not line.startswith(("note: ", "source "))]
+        return run.returncode, run.stdout.decode().splitlines()
 
 
 @pytest.fixture(scope="session")
@@ -166,6 +170,34 @@ def test_a_pack_is_verified_by_each_shell_and_awk(
     code, told = shell.verify(tmp_path / "pack", "--key-id", key.public.id, "--all")
     assert (code, len(told)) == (0, 1), told
     assert told[0].startswith("OK: checkpoints 1 to 2, segments from checkpoint 1 on, all clusters: ")
+
+
+HERE = """
+    localhost LocalHost:80 localhost. elevate.localhost e.localhost.:1 127.0.0.1 127.9.8.7:443 127.0.0.1. 0.0.0.0
+    0.0.0.0:80 user:x@127.0.0.1:1 [::1] [::1]:80 [::1%lo] [0:0:0:0:0:0:0:1] [0000::0001] [::]:80 [0:0:0:0:0:0:0:0]
+    [::ffff:127.1.2.3] [::FFFF:7f01:203] [0:0:0:0:0:ffff:7f00:1] [::ffff:0.0.0.0] [::ffff:0:0]
+"""
+ELSEWHERE = """
+    w1.example w1.example:443 localhost.example notlocalhost 127.example 127.0.0.1.example 10.0.0.1 128.0.0.1
+    [2001:db8::1] [::2] [1::] [::10] [::1:1] [::ffff:10.0.0.1] [::ffff:7e00:1] [::ffff:7f0:1]
+    localhost@w1.example w1.example/localhost w1.example?@localhost
+"""
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_source_that_may_not_be_elevate_is_flagged(engine: sa.Engine, tmp_path: Path, shell: Shell) -> None:
+    """This machine itself by any of its names, and whoever was not asked by https."""
+    for host in (HERE + ELSEWHERE).split():
+        source(engine, "w1", f"https://{host}")
+        source(engine, "w1", f"HTTP://{host}")
+    register(engine, "a")
+    seal(engine, None)
+    export(engine, tmp_path / "pack")
+    told = [line for line in shell.lines(tmp_path / "pack")[1] if line.startswith("source ")]
+    flags = [re.findall(r"(?: \(([a-z, ]+)\))?$", line)[0] for line in told]
+    assert flags == ["loopback", "loopback, plain http"] * len(HERE.split()) + ["", "plain http"] * len(
+        ELSEWHERE.split()
+    )
 
 
 def cells(value: object) -> str:

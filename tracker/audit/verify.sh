@@ -840,8 +840,30 @@ function source(n) {
     if (n != 12 || !is_number(f[4]) || !is_time(f[12])) return wrong("not a source")
     sources++
     print "source " f[4] " of " shown(cluster) ": " shown(plain(f[5]) plain(f[6])) ", recorded " time(f[12]) \
-        (plain(f[5]) ~ /^https?:\/\/(localhost|127\.|\[::1\])/ ? " (LOOPBACK: this machine itself answered)" : \
-        f[5] ~ /^http:/ ? " (NOT ENCRYPTED)" : "") > (tmp "/sources")
+        flags(tolower(plain(f[5]))) > (tmp "/sources")
+}
+# Why a source may not be Elevate: a server on the same machine, or one that nobody proved (as `tracker audit verify`).
+function flags(url,    host, told) {
+    host = url
+    sub(/^[^:\/]*:\/\//, "", host)
+    sub(/[\/?#].*/, "", host)
+    sub(/^.*@/, "", host)
+    if (host ~ /^\[/) told = is_loopback_6(substr(host, 2, index(host "]", "]") - 2))
+    else {
+        sub(/:.*/, "", host)
+        sub(/\.$/, "", host)
+        told = host ~ /^(.*\.)?localhost$/ || host ~ /^127(\.[0-9]+)+$/ || host == "0.0.0.0"
+    }
+    told = told ? "loopback" : ""
+    if (index(url, "https:") != 1) told = told (told == "" ? "" : ", ") "plain http"
+    return told == "" ? "" : " (" told ")"
+}
+function is_loopback_6(host) {  # ::1, ::, or IPv4 as IPv6; zeros may be written out, or not
+    sub(/%.*/, "", host)
+    host = ":" host
+    gsub(/:0+/, ":", host)
+    gsub(/::+/, "::", host)
+    return host == "::1" || host == "::" || host ~ /^::ffff:(127\.|7f[0-9a-f][0-9a-f]:|:$|\.0\.0\.0$)/
 }
 function gap(n) {
     if (n != 8 || !is_number(f[4]) || !is_time(f[5]) || !is_time(f[6])) return wrong("not a gap")
