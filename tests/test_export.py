@@ -105,6 +105,14 @@ def export(engine: sa.Engine, folder: Path, **options: Any) -> pack.Pack:
     return pack.export(engine, folder, **{"zone": ZONE} | options)
 
 
+NO_ROOM = """
+import os, resource, signal, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write fails, and the process lives
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
 @dataclass(frozen=True)
 class Shell:
     """A POSIX shell with one awk, and nothing of Python."""
@@ -119,15 +127,20 @@ class Shell:
 
     def lines(self, folder: Path, *options: str | Path, script: Path | None = None) -> tuple[int, list[str]]:
         """Run a pack's verify.sh and return the exit code and all lines."""
-        run = subprocess.run(
-            [*self.command, script or folder / "verify.sh", *options],
+        run = self.run(script or folder / "verify.sh", *options)
+        assert run.stderr == b"", run.stderr
+        return run.returncode, run.stdout.decode().splitlines()
+
+    def run(self, script: Path, *options: str | Path, room: int | None = None) -> subprocess.CompletedProcess[bytes]:
+        """Run a script; with *room*, no file can be longer than so many bytes, as if the disk were full then."""
+        limit = [sys.executable, "-c", NO_ROOM, str(room)] if room is not None else []
+        return subprocess.run(
+            [*limit, *self.command, script, *options],
             capture_output=True,
             check=False,
             env={"PATH": self.path, "TMPDIR": os.environ.get("TMPDIR", "/tmp")},  # noqa: S108 - where else
             cwd="/",
         )
-        assert run.stderr == b"", run.stderr
-        return run.returncode, run.stdout.decode().splitlines()
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +150,7 @@ def dash() -> Shell:
     return Shell(("dash",), os.environ["PATH"])
 
 
-@pytest.fixture(params=["dash", "gawk", "busybox"])
+@pytest.fixture(params=["mawk", "gawk", "busybox"])
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
     """Each of the shells and awks that this machine has."""
     name = str(request.param)
@@ -151,8 +164,7 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
         assert openssl
         (tools / "openssl").symlink_to(openssl)
         return Shell((str(tools / "sh"),), str(tools))
-    if name == "gawk":
-        (tools / "awk").symlink_to(str(shutil.which("gawk")))
+    (tools / "awk").symlink_to(str(shutil.which(name)))
     return Shell((str(shutil.which("dash") or "sh"),), f"{tools}:{os.environ['PATH']}")
 
 
@@ -670,6 +682,44 @@ def test_an_attacker_who_makes_the_sums_anew_is_found(
     code, told = dash.verify(tmp_path / "pack")
     assert code == 1
     assert any(re.match(expected, line) for line in told), told
+
+
+def test_each_shell_and_awk_tells_a_finding_once(packs: dict[str, Path], tmp_path: Path, shell: Shell) -> None:
+    """What an awk program read of earlier findings, and wrote of its own, is one file: busybox must not mix them up."""
+    folder = tmp_path / "pack"
+    shutil.copytree(packs["signed"], folder)
+    edit(folder, "durations.csv", "3601", "3602")
+    assert len(shell.verify(folder)[1]) == 2
+    (folder / "checkpoints/000003.txt").unlink()
+    assert [line.split(":")[0] for line in shell.verify(folder)[1]] == [
+        *("checkpoints/000003.txt", "durations.csv", "NOT OK"),
+    ]
+
+
+@pytest.mark.parametrize("room", [0, 40, 300, 1500, 8000])
+def test_a_full_disk_hides_no_finding(packs: dict[str, Path], tmp_path: Path, shell: Shell, room: int) -> None:
+    """Whatever could not be written: exit status 2, or the truth. And OK says of how much."""
+    falsified = {
+        "a row": FORGERIES["edit deadlines.csv"][0],
+        "a page": TAMPERINGS["edit report.html"][0],
+        "a link": TAMPERINGS["add a link"][0],
+        "a file": TAMPERINGS["add a file"][0],
+    }
+    for name, falsify in falsified.items():
+        folder = tmp_path / name
+        shutil.copytree(packs["unsigned"], folder)
+        falsify(folder)
+        if name == "a row":
+            rehash(folder)
+        run = shell.run(packs["unsigned"] / "verify.sh", folder, room=room)
+        told = run.stdout.decode().splitlines()[-1:]
+        assert (run.returncode, told) in ((1, ["NOT OK: 1 finding"]), (2, [])), (name, run)
+        assert room or run.returncode == 2
+        assert b"cannot write" in run.stderr or b"awk failed" in run.stderr or run.returncode == 1
+    for good in packs.values():
+        run = shell.run(good / "verify.sh", room=room)
+        assert run.returncode == (0 if room == 8000 else 2), run
+        assert run.returncode == 2 or b" 10 jobs, 1 gaps, " in run.stdout, run
 
 
 def test_a_tail_that_was_cut_off_is_found_with_a_checkpoint_from_outside(

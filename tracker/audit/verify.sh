@@ -80,33 +80,72 @@ tmp=$(mktemp -d) || stop "cannot make a temporary folder"
 trap 'rm -rf "$tmp"' EXIT
 trap 'exit 2' HUP INT TERM
 export tmp trusted
-: >"$tmp/findings"
-: >"$tmp/told"
-: >"$tmp/notes"
-: >"$tmp/checks"
+tab=$(printf '\t')
+line_end='
+'
+found='' notes=''
 
+# A disk that is full must not hide a finding, nor shorten what is compared; and busybox awk and sort say nothing of it.
+# So that there are findings is kept here, and of each file in the temporary folder it is known how long it must be.
+cannot_write() { stop "cannot write to $tmp: is there room?"; }
+size() { wc -c <"$tmp/$1"; }
+for file in findings names sums changed segments keys signatures last_key signers sources skipped counts; do
+    printf '' >"$tmp/$file" || cannot_write
+done
 finding() { # FILE WHAT
-    printf '%s: %s\n' "$1" "$2" >>"$tmp/findings"
-    printf '%s\n' "$1" >>"$tmp/told"
+    found=1
+    printf '%s\t%s\n' "$1" "$2" >>"$tmp/findings" || cannot_write
 }
 is_told() { # FILE
-    while read -r name; do [ "$name" != "$1" ] || return 0; done <"$tmp/told"
+    while IFS= read -r line; do case $line in "$1$tab"*) return 0 ;; esac done <"$tmp/findings"
     return 1
 }
-note() { printf 'note: %s\n' "$*" >>"$tmp/notes"; }
+note() { notes="${notes}note: $*$line_end"; }
+can_write() { printf 'whole\n' >"$tmp/probe" && [ "$(cat "$tmp/probe")" = whole ] || cannot_write; }
 not_ok() {
-    cat "$tmp/findings"
+    can_write  # else openssl may have found what is not so
+    awk '{ sub(/\t/, ": "); print }' "$tmp/findings"
     count=$(wc -l <"$tmp/findings")
     if [ "$count" -eq 1 ]; then echo "NOT OK: 1 finding"; else echo "NOT OK: $((count)) findings"; fi
     exit 1
 }
+# Run an awk program, which ends with over(): then what it wrote must be there to the last byte.
+run() { # INPUT ARGUMENT...: INPUT is a command whose output it reads
+    input=$1
+    shift
+    had=$(size findings)
+    written=$("$input" | awk -v tmp="$tmp" "$@")
+    case $? in
+        0) ;;
+        3) found=1 ;;
+        *) stop "awk failed" ;;
+    esac
+    printf '%s\n' "$written" | while read -r bytes name; do
+        [ "$name" != findings ] || bytes=$((bytes + had))
+        [ -z "$name" ] || [ "$(size "$name")" -eq "$bytes" ] || exit 1
+    done || cannot_write
+}
+nothing() { :; }
 
-# Common to the awk programs: a finding, text that is safe on a terminal, and a strict reading of hexadecimal digits.
+# Common to the awk programs: findings and what else they write, text that is safe on a terminal, and a strict reading
+# of hexadecimal digits.
 common='
+function put(file, line) {
+    print line >> (tmp "/" file)
+    written[file] += length(line) + 1
+}
 function finding(file, what) {
-    print file ": " what >> (tmp "/findings")
-    print file >> (tmp "/told")
+    put("findings", file "\t" what)
+    told[file] = 1
     findings++
+}
+function load_told(    line) {  # what was found before: first of all, for it is in the file that finding() writes to
+    while ((getline line < (tmp "/findings")) > 0) told[substr(line, 1, index(line, "\t") - 1)] = 1
+    close(tmp "/findings")
+}
+function over(    file) {
+    for (file in written) print written[file], file
+    exit findings ? 3 : 0
 }
 function replaced(v, lead, least, most,    out, at, c) {  # two or three bytes of UTF-8 that begin with lead
     out = ""
@@ -139,11 +178,12 @@ function shown(v) {
 }
 function is_sha256(v) { return length(v) == 64 && v !~ /[^0-9a-f]/ }
 function is_number(v) { return v ~ /^(0|[1-9][0-9]*)$/ && length(v) < 17 }
-function load_sums(    line) {
-    while ((getline line < (tmp "/sums")) > 0) sum[substr(line, 69)] = substr(line, 1, 64)
-    while ((getline line < (tmp "/sizes")) > 0) {
-        sub(/^ */, "", line)
-        if (index(line, " ./")) size[substr(line, index(line, " ./") + 3)] = substr(line, 1, index(line, " ") - 1)
+function load_sums(    line, name) {
+    while ((getline line < (tmp "/sums")) > 0) {
+        name = substr(line, 66)
+        name = substr(name, index(name, " ") + 1)
+        sum[name] = substr(line, 1, 64)
+        size[name] = substr(line, 66, length(line) - length(name) - 66)
     }
     while ((getline line < (tmp "/changed")) > 0) changed[line] = 1
 }
@@ -153,20 +193,21 @@ function load_sums(    line) {
 
 # What is no file leads elsewhere, or never ends when it is read; a name of two lines passes for two others. So with
 # either of them nothing else is looked at.
-line_end='
-'
-if [ -n "$(find . -name "*$line_end*")" ]; then
+two_lines=$(find . -name "*$line_end*") && links=$(find . ! -type d ! -type f) && files=$(find . ! -type d | sort) ||
+    stop "cannot list all of the pack"
+if [ -n "$two_lines" ]; then
     finding . "a name with a line end in it, as no pack has: nothing else was checked"
     not_ok
 fi
-find . ! -type d ! -type f | sort >"$tmp/links"
-if [ -s "$tmp/links" ]; then
-    awk -v tmp="$tmp" "$common"'
-    { finding(shown(substr($0, 3)), "a link or a device, not a file: nothing else was checked") }' "$tmp/links"
+if [ -n "$links" ]; then
+    print_links() { printf '%s\n' "$links" | sort; }
+    run print_links "$common"'
+    { finding(shown(substr($0, 3)), "a link or a device, not a file: nothing else was checked") }
+    END { over() }'
     not_ok
 fi
-find . ! -type d | sort >"$tmp/found"
-awk -v tmp="$tmp" "$common"'
+print_files() { printf '%s\n' "$files"; }
+run print_files "$common"'
 BEGIN {
     before = ""
     while ((getline line < "SHA256SUMS") > 0) {
@@ -184,9 +225,9 @@ BEGIN {
     }
     if (bad || !number) {  # then nobody knows what belongs to the pack
         finding("SHA256SUMS", (bad ? "line " number ": " bad : "there is no line in it") ": nothing else was checked")
-        exit
+        over()
     }
-    while ((getline line < (tmp "/found")) > 0) {
+    while ((getline line) > 0) {
         name = substr(line, 3)
         if (name == "SHA256SUMS" || name == "SHA256SUMS.sig") continue
         if (name in listed) there[name] = 1
@@ -197,10 +238,8 @@ BEGIN {
     }
     for (i = 1; i <= names; i++) {
         name = order[i]
-        if (name in there) {
-            print "./" name > (tmp "/names")
-            print listed[name] "  ./" name > (tmp "/expected")
-        } else finding(name, "missing")
+        if (name in there) put("names", "./" name)
+        else finding(name, "missing")
     }
     n = split("README.txt about.txt deadlines.csv durations.csv gaps.csv jobs.csv report.html timezone.csv " \
         "transitions.csv verify.sh checkpoints/000001.txt", needed, " ")
@@ -211,25 +250,35 @@ BEGIN {
     for (i = 1; i <= names; i++)
         if (!(order[i] in belongs) && order[i] != "public_key.pem" && order[i] !~ /^(checkpoints|segments)\//)
             finding(order[i], "no file of a pack: it was added, and to SHA256SUMS too")
-}' </dev/null || stop "awk failed"
+    over()
+}'
 ! is_told SHA256SUMS || not_ok
-: >>"$tmp/names"
-: >>"$tmp/expected"
 # One process for many files; a file that cannot be read has no sum, and is told below.
-xargs sha256sum <"$tmp/names" >"$tmp/sums" 2>/dev/null
-xargs wc -c <"$tmp/names" >"$tmp/sizes" 2>/dev/null
-awk -v tmp="$tmp" '
-BEGIN {
-    while ((getline line < (tmp "/sums")) > 0) sum[substr(line, 67)] = substr(line, 1, 64)
-    while ((getline line < (tmp "/expected")) > 0)
-        if (sum[substr(line, 67)] != substr(line, 1, 64)) print substr(line, 69) > (tmp "/changed")
-}' </dev/null || stop "awk failed"
-: >>"$tmp/changed"
+print_sums() {
+    xargs wc -c <"$tmp/names" 2>/dev/null
+    xargs sha256sum <"$tmp/names" 2>/dev/null
+}
+run print_sums "$common"'
+function name_of(line) { return substr(line, index(line, " ./") + 3) }
+index($0, " ./") == 66 {
+    name = name_of($0)
+    sum[name] = substr($0, 1, 64)
+    put("sums", sum[name] " " size[name] " " name)
+}
+index($0, " ./") != 66 { size[name_of($0)] = $1 }
+END {
+    load_told()
+    while ((getline line < "SHA256SUMS") > 0) {
+        name = substr(line, 67)
+        if (!(name in told) && sum[name] != substr(line, 1, 64)) put("changed", name)
+    }
+    over()
+}'
 
 # -- 2. The checkpoints ------------------------------------------------------------------------------------------
 
 # Also about.txt, which says what the pack is about: it is believed only where the checkpoints bear it out.
-awk -v tmp="$tmp" -v all="$all" "$common"'
+run nothing -v all="$all" "$common"'
 function bad(what) {  # one finding a checkpoint: what else is wrong with it follows, as a rule
     if (!(number in wrong)) finding(file, what)
     wrong[number] = 1
@@ -398,11 +447,10 @@ function claims(name, right) {
 function signed_part(n,    file, line) {  # what was signed: all but the last line
     file = sprintf("checkpoints/%06d.txt", n)
     close(file)
-    printf "" > (tmp "/body." n)
-    while ((getline line < file) > 0) if (index(line, "signature ") != 1) print line > (tmp "/body." n)
+    while ((getline line < file) > 0) if (index(line, "signature ") != 1) put("body." n, line)
     close(file)
     close(tmp "/body." n)
-    print n, by[n], signature[n] > (tmp "/signatures")
+    put("signatures", n " " by[n] " " signature[n])
 }
 function compare(    block, n, given, file, line, i, p, count, same, later, least, most) {
     # A trusted file: checkpoints with an empty line between two. What is no checkpoint is told.
@@ -436,6 +484,7 @@ function compare(    block, n, given, file, line, i, p, count, same, later, leas
     if (!blocks) finding(trusted, "there is no checkpoint in it")
 }
 BEGIN {
+    load_told()
     load_sums()
     trusted = ENVIRON["trusted"]  # -v would read backslashes in it
     read_about()
@@ -452,7 +501,6 @@ BEGIN {
         if (!is_number(number) || number + 0 < 1 || file != sprintf("checkpoints/%06d.txt", number)) nameless[++n_nameless] = file
         else if (number + 0 > last) later = 1
     }
-    while ((getline line < (tmp "/told")) > 0) told[line] = 1
     for (i = 1; i <= n_nameless; i++) finding(nameless[i], "no checkpoint of a pack")
     file = sprintf("checkpoints/%06d.txt", last + 1)
     is_cut = later || (file in told)
@@ -479,24 +527,24 @@ BEGIN {
     for (i = 1; i <= segments; i++) {
         expected = s_number[i] >= first && (about["clusters"] == "all" || (s_cluster[i] in chosen))
         known[s_path[i]] = 1
-        if (expected && !(s_number[i] in wrong)) print s_text[i] > (tmp "/segments")
+        if (expected && !(s_number[i] in wrong)) put("segments", s_text[i])
         else if (!expected && (s_path[i] in sum)) finding(s_path[i], "not of the clusters and range that about.txt names")
     }
     for (path in sum) if (path ~ /^segments\// && !(path in known) && !findings && !is_cut) stray[++n_stray] = path
     for (i = 1; i <= n_stray; i++) finding(stray[i], "a segment that no checkpoint has")
-    for (id in keys) print id, keys[id] > (tmp "/keys")
+    for (id in keys) put("keys", id " " keys[id])
     # A signature covers all that went before: each checkpoint holds the SHA-256 of the one before it. So the last
     # signature of each key says as much as all of them, unless SHA-256 fails.
     for (number = 1; number <= last; number++) if ((number in by) && !(number in wrong) && (number in signature) \
         && (all || last_of[by[number]] == number)) signed_part(number)
     if (trusted != "" && last) compare()
-    print last + 0 "\n" sealed_at "\n" last_key "\n" first "\n" about["timezone"] "\n" about["signature"] "\n" \
-        signers "\n" first_signed + 0 "\n" (about["clusters"] == "all" ? "all clusters" : "only" choice) "\n" as_of > (tmp "/chain")
-    if (last_key != "") print keys[last_key] > (tmp "/last_key")
+    put("chain", last + 0 "\n" sealed_at "\n" last_key "\n" first "\n" about["timezone"] "\n" about["signature"] "\n" \
+        signers "\n" first_signed + 0 "\n" (about["clusters"] == "all" ? "all clusters" : "only" choice) "\n" as_of)
+    if (last_key != "") put("last_key", keys[last_key])
     for (number = 1; number <= last; number++) if (number in by) for (id in last_of) if (id == by[number]) its[id] = 1
-    for (id in its) print id > (tmp "/signers")
-}' </dev/null || stop "awk failed"
-for file in segments keys signatures last_key signers; do : >>"$tmp/$file"; done
+    for (id in its) put("signers", id)
+    over()
+}'
 {
     read -r last
     read -r sealed_at
@@ -524,15 +572,14 @@ if [ -s "$tmp/keys" ] || [ -f SHA256SUMS.sig ]; then  # else there is nothing to
 fi
 if [ "$can_sign" ]; then
     while read -r id der; do
-        printf '%s' "$der" | openssl base64 -d -A >"$tmp/der" 2>/dev/null
-        case $(sha256sum <"$tmp/der") in
+        case $(printf '%s' "$der" | openssl base64 -d -A 2>/dev/null | sha256sum) in
             "$id"*) ;;
             *) finding "checkpoints" "key $id: its id is not the beginning of its SHA-256" ;;
         esac
-        printf -- '-----BEGIN PUBLIC KEY-----\n%s\n-----END PUBLIC KEY-----\n' "$der" >"$tmp/$id.pem"
+        printf -- '-----BEGIN PUBLIC KEY-----\n%s\n-----END PUBLIC KEY-----\n' "$der" >"$tmp/$id.pem" || cannot_write
     done <"$tmp/keys"
     while read -r number id said; do
-        printf '%s' "$said" | openssl base64 -d -A >"$tmp/sig" 2>/dev/null
+        printf '%s' "$said" | openssl base64 -d -A >"$tmp/sig" 2>/dev/null && [ "$(size sig)" -eq 64 ] || cannot_write
         genuine "$tmp/$id.pem" "$tmp/body.$number" "$tmp/sig" ||
             finding "$(printf 'checkpoints/%06d.txt' "$number")" "its signature is not by key $id"
     done <"$tmp/signatures"
@@ -564,9 +611,9 @@ elif [ "$first_signed" -gt 1 ] && [ "$last" -ge "$first_signed" ]; then
     note "checkpoints before number $first_signed are not signed; the chain covers them from there on."
 fi
 if [ -n "$key_id" ]; then
-    found=''
-    while read -r id; do [ "$id" = "$key_id" ] && found=1; done <"$tmp/signers"
-    if [ -z "$found" ]; then
+    has_signed=''
+    while read -r id; do [ "$id" = "$key_id" ] && has_signed=1; done <"$tmp/signers"
+    if [ -z "$has_signed" ]; then
         finding "checkpoints" "none is signed by key $key_id, which you asked for${signers:+; they are signed by $signers}"
     elif [ "$last_key" != "$key_id" ]; then
         note "key $key_id, which you asked for, has named its successor; the last checkpoint is signed by key $last_key."
@@ -591,22 +638,26 @@ case $zone in
         if is_told timezone.csv; then
             :
         elif [ -f "$zone_file" ] && [ "$(TZ=UTC0 date -d @86400 +%Y-%m-%d 2>/dev/null)" = 1970-01-02 ]; then
-            awk -v until="$sealed_at" '
+            run nothing -v until="$sealed_at" "$common"'
             function offset(seconds,    v) {  # as `date +%z` says it
                 v = seconds < 0 ? -seconds : seconds
                 return sprintf("%s%02d%02d", seconds < 0 ? "-" : "+", int(v / 3600), int(v / 60) % 60)
             }
-            BEGIN { FS = "," }
-            NR == 1 { next }
-            {
-                if (NR > 2) {
-                    print NR - 1, $1 - 1, offset(before)
-                    for (i = 1; i < 4; i++) printf "%d %.0f %s\n", NR - 1, from + i * int(($1 - from) / 4), offset(before)
+            function say(at) { put("offsets", sprintf("%d %.0f %s", number, at, offset(before))) }
+            BEGIN {
+                while ((getline line < "timezone.csv") > 0) if (++number > 1) {
+                    split(line, row, ",")
+                    if (number-- > 2) {
+                        say(row[1] - 1)
+                        for (i = 1; i < 4; i++) say(from + i * int((row[1] - from) / 4))
+                    }
+                    number++
+                    from = row[1]; before = row[2]
+                    say(from)
                 }
-                print NR, $1 + 0, offset($2)
-                from = $1; before = $2
-            }
-            END { printf "%d %.0f %s\n", NR, until / 1000000 + 100 * 86400, offset(before) }' timezone.csv >"$tmp/offsets"
+                say(until / 1000000 + 100 * 86400)
+                over()
+            }'
             while read -r number at said; do
                 here=$(TZ=$zone date -d "@$at" +%z)
                 if [ "$here" != "$said" ] && [ "$here" ]; then
@@ -626,8 +677,8 @@ esac
 
 # Cluster by cluster (in the order of code points, which is that of bytes), each cluster's segments as they were sealed:
 # so its ids ascend, and a job's transitions come in their order.
-sort -t "$(printf '\t')" -k1,1 -k2,2n -k3,3n "$tmp/segments" >"$tmp/sorted"
-awk -v tmp="$tmp" -v first="$first" -v as_of="$sealed_at" "$common"'
+sort -t "$tab" -k1,1 -k2,2n -k3,3n "$tmp/segments" >"$tmp/sorted" && [ "$(size sorted)" -eq "$(size segments)" ] || cannot_write
+run nothing -v first="$first" -v as_of="$sealed_at" "$common"'
 # Text of a CSV cell: what tracker writes, so that no spreadsheet takes it for a formula.
 function cell(v,    c) {
     if (v == "\\N" || v == "") return ""
@@ -839,24 +890,24 @@ function wrong(what) {
 function source(n) {
     if (n != 12 || !is_number(f[4]) || !is_time(f[12])) return wrong("not a source")
     sources++
-    print "source " f[4] " of " shown(cluster) ": " shown(plain(f[5]) plain(f[6])) ", recorded " time(f[12]) \
-        flags(tolower(plain(f[5]))) > (tmp "/sources")
+    put("sources", "source " f[4] " of " shown(cluster) ": " shown(plain(f[5]) plain(f[6])) ", recorded " time(f[12]) \
+        flags(tolower(plain(f[5]))))
 }
 # Why a source may not be Elevate: a server on the same machine, or one that nobody proved (as `tracker audit verify`).
-function flags(url,    host, told) {
+function flags(url,    host, flag) {
     host = url
     sub(/^[^:\/]*:\/\//, "", host)
     sub(/[\/?#].*/, "", host)
     sub(/^.*@/, "", host)
-    if (host ~ /^\[/) told = is_loopback_6(substr(host, 2, index(host "]", "]") - 2))
+    if (host ~ /^\[/) flag = is_loopback_6(substr(host, 2, index(host "]", "]") - 2))
     else {
         sub(/:.*/, "", host)
         sub(/\.$/, "", host)
-        told = host ~ /^(.*\.)?localhost$/ || host ~ /^127(\.[0-9]+)+$/ || host == "0.0.0.0"
+        flag = host ~ /^(.*\.)?localhost$/ || host ~ /^127(\.[0-9]+)+$/ || host == "0.0.0.0"
     }
-    told = told ? "loopback" : ""
-    if (index(url, "https:") != 1) told = told (told == "" ? "" : ", ") "plain http"
-    return told == "" ? "" : " (" told ")"
+    flag = flag ? "loopback" : ""
+    if (index(url, "https:") != 1) flag = flag (flag == "" ? "" : ", ") "plain http"
+    return flag == "" ? "" : " (" flag ")"
 }
 function is_loopback_6(host) {  # ::1, ::, or IPv4 as IPv6; zeros may be written out, or not
     sub(/%.*/, "", host)
@@ -938,7 +989,9 @@ function read_segment(    n, kind, id, p, i, low, high, rank, its) {
 }
 function heading(file, columns) { row(file, columns); files[++n_files] = file }
 BEGIN {
+    load_told()
     load_sums()
+    for (file in told) if (file ~ /^(checkpoints|segments)\// || file == "about.txt") broken = 1
     while ((getline line < "timezone.csv") > 0) {
         if (++zone_lines == 1) {
             if (line != "from_epoch_seconds,offset_seconds") finding("timezone.csv", "line 1: not the heading")
@@ -953,11 +1006,8 @@ BEGIN {
         if (zone_offset[zones] > 57600 || zone_offset[zones] < -57600 || (zone_offset[zones] % 60 && zone_from[zones] >= 63593070))
             finding("timezone.csv", "line " zone_lines ": no zone has that offset")
     }
+    if (!zones && !("timezone.csv" in told)) finding("timezone.csv", "there is no offset in it")
     # First whether all segments are as they were sealed: what follows from one that is not is not told again.
-    while ((getline line < (tmp "/told")) > 0) {
-        told[line] = 1
-        if (line ~ /^(checkpoints|segments)\// || line == "about.txt") findings++
-    }
     while ((getline line < (tmp "/sorted")) > 0) {
         split(line, s, "\t")
         path = s[6]
@@ -966,9 +1016,9 @@ BEGIN {
         else if (sum[path] != s[5]) finding(path, "not what checkpoint " s[2] " sealed: its SHA-256 is " sum[path])
     }
     close(tmp "/sorted")
-    if (findings || !zones) {
-        print "the CSV files were not computed anew, since what they follow from is not as it was sealed." > (tmp "/skipped")
-        exit
+    if (broken || findings || !zones) {
+        put("skipped", "note: the CSV files were not computed anew, since what they follow from is not as it was sealed.")
+        over()
     }
     heading("transitions.csv", "checkpoint,cluster,jid,id,job_id,seq,action,from_status,to_status,from_state,to_state," \
         "last_seen_at,observed_at,server_date,source_id,polls,actor,anomaly,reason,kind,reference,received_at," \
@@ -1004,25 +1054,28 @@ BEGIN {
         finding("about.txt", names[i] " is `" shown(about[names[i]]) "`, but the segments have `" right[i] "`")
         break
     }
-    print n_segments + 0 " segments, " transitions + 0 " transitions of " all_jobs + 0 " jobs, " gaps + 0 " gaps, " \
-        sources + 0 " sources, " n_clusters + 0 " clusters" (older ? "; " older " transitions of jobs begun earlier" : "") \
-        > (tmp "/counts")
-}' </dev/null || stop "awk failed"
+    put("counts", n_segments + 0 " segments, " transitions + 0 " transitions of " all_jobs + 0 " jobs, " gaps + 0 " gaps, " \
+        sources + 0 " sources, " n_clusters + 0 " clusters" (older ? "; " older " transitions of jobs begun earlier" : ""))
+    over()
+}'
 
 # -- The verdict ---------------------------------------------------------------------------------------------------
 
 # A changed file of which nothing more exact was said.
-awk -v tmp="$tmp" "$common"'
+run nothing "$common"'
 BEGIN {
-    while ((getline line < (tmp "/told")) > 0) told[line] = 1
+    load_told()
     while ((getline line < (tmp "/changed")) > 0)
         if (!(line in told)) finding(line, "changed since the pack was made: not the SHA-256 in SHA256SUMS")
-}' </dev/null || stop "awk failed"
+    over()
+}'
 
-[ -f "$tmp/sources" ] && cat "$tmp/sources"
-cat "$tmp/notes"
-[ -f "$tmp/skipped" ] && printf 'note: ' && cat "$tmp/skipped"
-count=$(wc -l <"$tmp/findings")
-[ "$count" -eq 0 ] || not_ok
-printf 'OK: %s\n' "checkpoints 1 to $last, segments from checkpoint $first on, $scope: $(cat "$tmp/counts").\
- The CSV files follow from them, as of $as_of, with the months of $compared."
+cat "$tmp/sources"
+printf '%s' "$notes"
+cat "$tmp/skipped"
+[ -z "$found" ] || not_ok
+counts=$(cat "$tmp/counts")
+can_write
+[ "$last" -ge 1 ] && [ -n "$as_of" ] && [ -n "$counts" ] || stop "it did not come to its end"
+printf 'OK: %s\n' "checkpoints 1 to $last, segments from checkpoint $first on, $scope: $counts.\
+ The CSV files follow from them, as of $as_of, with the months of $compared." || stop "cannot write that it is OK"
