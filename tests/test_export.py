@@ -577,6 +577,14 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "empty SHA256SUMS": (lambda p: recode(p, lambda text: b""), [r"SHA256SUMS: there is no line in it"]),
     "add a file": (lambda p: (p / "segments/note.txt").write_text("x"), [r"segments/note.txt: not listed"]),
+    "add an empty folder": (
+        lambda p: (p / "segments/of/2026").mkdir(parents=True),
+        [r"segments/of/2026: an empty folder: it was added"],
+    ),
+    "add a folder": (
+        lambda p: shutil.copytree(p / "checkpoints", p / "old"),
+        [rf"old/00000{n}.txt: not" for n in "123"],
+    ),
     "add a link": (lambda p: (p / "x").symlink_to("/etc/passwd"), [r"x: a link or a device, not a file"]),
     "replace a file by one without end": (lambda p: endless(p / "about.txt"), [r"about.txt: a link or a device"]),
     "replace a file by a pipe": (lambda p: pipe(p / "report.html"), [r"report.html: a link or a device"]),

@@ -193,8 +193,8 @@ function load_sums(    line, name) {
 
 # What is no file leads elsewhere, or never ends when it is read; a name of two lines passes for two others. So with
 # either of them nothing else is looked at.
-two_lines=$(find . -name "*$line_end*") && links=$(find . ! -type d ! -type f) && files=$(find . ! -type d | sort) ||
-    stop "cannot list all of the pack"
+two_lines=$(find . -name "*$line_end*") && links=$(find . ! -type d ! -type f) && files=$(find . ! -type d | sort) &&
+    folders=$(find . -type d | sort) || stop "cannot list all of the pack"
 if [ -n "$two_lines" ]; then
     finding . "a name with a line end in it, as no pack has: nothing else was checked"
     not_ok
@@ -206,9 +206,17 @@ if [ -n "$links" ]; then
     END { over() }'
     not_ok
 fi
-print_files() { printf '%s\n' "$files"; }
-run print_files "$common"'
+print_listing() { printf '%s\n\n%s\n' "$folders" "$files"; }
+run print_listing "$common"'
+function its_folder(path) {
+    sub(/\/[^\/]*$/, "", path)
+    return path
+}
 BEGIN {
+    while ((getline line) > 0 && line != "") {
+        folder[++folders] = line
+        is_full[its_folder(line)] = 1
+    }
     before = ""
     while ((getline line < "SHA256SUMS") > 0) {
         number++
@@ -228,6 +236,7 @@ BEGIN {
         over()
     }
     while ((getline line) > 0) {
+        is_full[its_folder(line)] = 1
         name = substr(line, 3)
         if (name == "SHA256SUMS" || name == "SHA256SUMS.sig") continue
         if (name in listed) there[name] = 1
@@ -236,6 +245,9 @@ BEGIN {
             unlisted[name] = 1
         }
     }
+    for (i = 1; i <= folders; i++)
+        if (!(folder[i] in is_full) && folder[i] !~ /^\.(\/checkpoints|\/segments)?$/)
+            finding(shown(substr(folder[i], 3)), "an empty folder: it was added to the pack")
     for (i = 1; i <= names; i++) {
         name = order[i]
         if (name in there) put("names", "./" name)
