@@ -496,6 +496,18 @@ def recode(folder: Path, how: Callable[[bytes], bytes]) -> None:
     path.write_bytes(how(path.read_bytes()))
 
 
+AT_LAST = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+def forget(folder: Path, since: datetime, until: datetime = AT_LAST) -> None:
+    """Take the changes of the clocks in between out of timezone.csv."""
+    path = folder / "timezone.csv"
+    heading, *rows = path.read_text().splitlines(keepends=True)
+    kept = [row for row in rows if not since.timestamp() <= int(row.split(",")[0]) < until.timestamp()]
+    assert len(kept) < len(rows)
+    path.write_text("".join([heading, *kept]))
+
+
 def endless(path: Path) -> None:
     path.unlink()
     path.symlink_to("/dev/zero")
@@ -634,6 +646,18 @@ FORGERIES: dict[str, tuple[Callable[[Path], object], str]] = {
     "hide a cluster": (
         lambda p: edit(p, "about.txt", "clusters: all", "clusters: chosen\ncluster: w2"),
         r"segments/.*: not of the clusters and range",
+    ),
+    "empty timezone.csv": (
+        lambda p: os.truncate(p / "timezone.csv", 0),
+        r"timezone.csv: there is no offset in it",
+    ),
+    "leave out the change of clocks in spring, and what comes later": (
+        lambda p: forget(p, datetime(2026, 3, 1, tzinfo=UTC)),
+        r"timezone.csv: line \d+: \+0100 at @\d+, but this machine's zone data say \+0200",
+    ),
+    "leave out one summer": (
+        lambda p: forget(p, datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)),
+        r"timezone.csv: line \d+: \+0100 at @\d+, but this machine's zone data say \+0200",
     ),
     "another zone": (lambda p: edit(p, "about.txt", "Stockholm", "London"), r"timezone.csv: line 2: \+0100"),
     "a zone that is off by seconds": (

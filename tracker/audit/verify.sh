@@ -9,9 +9,9 @@
 #      rows, who signed it and which key comes next, and the signatures;
 #   3. each segment of the pack's clusters and range: there, and with the SHA-256 and the rows of its checkpoint; and
 #      each line of it: its form, the order of its id, and no hole in the numbers of a job's transitions;
-#   4. timezone.csv, against this machine's own zone data;
-#   5. that jobs.csv, transitions.csv, durations.csv, deadlines.csv and gaps.csv are what the segments say: they are
+#   4. that jobs.csv, transitions.csv, durations.csv, deadlines.csv and gaps.csv are what the segments say: they are
 #      computed anew from the segments and compared byte by byte;
+#   5. timezone.csv, by which the months were counted, against this machine's own zone data;
 #   6. that a checkpoint you kept (--trusted) is in the chain.
 # Each finding is one line that names the file and line, or the segment. What follows from one finding is not told again.
 # Exit status: 0 OK, 1 findings, 2 it could not work.
@@ -89,7 +89,7 @@ found='' notes=''
 # So that there are findings is kept here, and of each file in the temporary folder it is known how long it must be.
 cannot_write() { stop "cannot write to $tmp: is there room?"; }
 size() { wc -c <"$tmp/$1"; }
-for file in findings names sums changed segments keys signatures last_key signers sources skipped counts; do
+for file in findings names sums changed segments keys signatures last_key signers sources skipped counts counted; do
     printf '' >"$tmp/$file" || cannot_write
 done
 finding() { # FILE WHAT
@@ -637,55 +637,7 @@ if [ -z "$trusted" ]; then
     note "that nothing was cut off after checkpoint $last only a later checkpoint from elsewhere can show (--trusted)."
 fi
 
-# -- 4. The time zone --------------------------------------------------------------------------------------------
-
-# The instants at which the zone's offset changes are the zone's own rule; that there are no others is looked up at
-# three instants between two of them.
-zone_file=${TZDIR:-/usr/share/zoneinfo}/$zone
-compared="$zone, which nobody compared with any zone data"
-case $zone in
-    '') is_told about.txt || finding about.txt "timezone is missing" ;;
-    /* | *..* | *[!A-Za-z0-9_+/-]*) finding about.txt "timezone is no name of a time zone" ;;
-    *)
-        if is_told timezone.csv; then
-            :
-        elif [ -f "$zone_file" ] && [ "$(TZ=UTC0 date -d @86400 +%Y-%m-%d 2>/dev/null)" = 1970-01-02 ]; then
-            run nothing -v until="$sealed_at" "$common"'
-            function offset(seconds,    v) {  # as `date +%z` says it
-                v = seconds < 0 ? -seconds : seconds
-                return sprintf("%s%02d%02d", seconds < 0 ? "-" : "+", int(v / 3600), int(v / 60) % 60)
-            }
-            function say(at) { put("offsets", sprintf("%d %.0f %s", number, at, offset(before))) }
-            BEGIN {
-                while ((getline line < "timezone.csv") > 0) if (++number > 1) {
-                    split(line, row, ",")
-                    if (number-- > 2) {
-                        say(row[1] - 1)
-                        for (i = 1; i < 4; i++) say(from + i * int((row[1] - from) / 4))
-                    }
-                    number++
-                    from = row[1]; before = row[2]
-                    say(from)
-                }
-                say(until / 1000000 + 100 * 86400)
-                over()
-            }'
-            while read -r number at said; do
-                here=$(TZ=$zone date -d "@$at" +%z)
-                if [ "$here" != "$said" ] && [ "$here" ]; then
-                    finding timezone.csv "line $number: $said at @$at, but this machine's zone data say $here ($zone)"
-                    break
-                fi
-            done <"$tmp/offsets"
-            compared=$zone
-        else
-            note "timezone.csv could not be compared with this machine's zone data: it has none of $zone, or a date" \
-                "without -d @SECONDS. The deadlines are computed with the offsets in timezone.csv."
-        fi
-        ;;
-esac
-
-# -- 3 and 5. The segments, and the CSV files that follow from them ----------------------------------------------
+# -- 3 and 4. The segments, and the CSV files that follow from them ----------------------------------------------
 
 # Cluster by cluster (in the order of code points, which is that of bytes), each cluster's segments as they were sealed:
 # so its ids ascend, and a job's transitions come in their order.
@@ -767,6 +719,7 @@ function is_null(v) { return v == "\\N" }
 # The legal clock (GDPR Article 12(3), Regulation (EEC) 1182/71): one calendar month after the local day of the receipt.
 function offset_at(s,    low, high, middle) {
     if (s < zone_from[1]) too_early = 1
+    if (earliest == "" || s < earliest) earliest = s
     low = 1; high = zones
     while (low < high) {
         middle = int((low + high + 1) / 2)
@@ -782,6 +735,7 @@ function end_of(day,    i, local) {  # the instant at which the next local day b
         for (i = 1; i < zones; i++)
             if (local < zone_from[i + 1] + (zone_offset[i] > zone_offset[i + 1] ? zone_offset[i] : zone_offset[i + 1])) break
         ends[day] = local - zone_offset[i]
+        if (ends[day] > latest) latest = ends[day]
     }
     return ends[day]
 }
@@ -1056,6 +1010,7 @@ BEGIN {
         read_segment()
     }
     end_cluster()
+    if (earliest != "") put("counted", sprintf("%.0f %.0f", earliest, latest + 1))
     if (too_early) finding("timezone.csv", "it begins after the first day that a deadline is counted from")
     for (i = 1; i <= n_files; i++) finish(files[i])
     # What about.txt counts, if nothing else is wrong with it.
@@ -1070,6 +1025,56 @@ BEGIN {
         sources + 0 " sources, " n_clusters + 0 " clusters" (older ? "; " older " transitions of jobs begun earlier" : ""))
     over()
 }'
+
+# -- 5. The time zone --------------------------------------------------------------------------------------------
+
+# The instants at which the zone's offset changes are looked up; and that there are no others, every six days from the
+# first to the last that a deadline was counted over: since 1969 no zone took a change back before 6.9 days were over.
+earliest=0 latest=0
+[ ! -s "$tmp/counted" ] || read -r earliest latest <"$tmp/counted"
+zone_file=${TZDIR:-/usr/share/zoneinfo}/$zone
+compared="$zone, which nobody compared with any zone data"
+case $zone in
+    '') is_told about.txt || finding about.txt "timezone is missing" ;;
+    /* | *..* | *[!A-Za-z0-9_+/-]*) finding about.txt "timezone is no name of a time zone" ;;
+    *)
+        if is_told timezone.csv; then
+            :
+        elif [ -f "$zone_file" ] && [ "$(TZ=UTC0 date -d @86400 +%Y-%m-%d 2>/dev/null)" = 1970-01-02 ]; then
+            run nothing -v earliest="$earliest" -v latest="$latest" "$common"'
+            function offset(seconds,    v) {  # as `date +%z` says it
+                v = seconds < 0 ? -seconds : seconds
+                return sprintf("%s%02d%02d", seconds < 0 ? "-" : "+", int(v / 3600), int(v / 60) % 60)
+            }
+            function say(at) { put("offsets", sprintf("%d %.0f %s", number, at, offset(its_offset))) }
+            function stretch(upto) {  # what a line says of the time up to the next
+                for (at = from > earliest ? from : earliest; at < upto && at < latest; at += 6 * 86400) say(at)
+                say(upto - 1)
+            }
+            BEGIN {
+                while ((getline line < "timezone.csv") > 0) if (++lines > 1) {
+                    split(line, row, ",")
+                    if (lines > 2) stretch(row[1] + 0)
+                    number = lines; from = row[1] + 0; its_offset = row[2]
+                    say(from)
+                }
+                if (latest > from) stretch(latest)
+                over()
+            }'
+            while read -r number at said; do
+                here=$(TZ=$zone date -d "@$at" +%z)
+                if [ "$here" != "$said" ]; then
+                    finding timezone.csv "line $number: $said at @$at, but this machine's zone data say $here ($zone)"
+                    break
+                fi
+            done <"$tmp/offsets"
+            compared=$zone
+        else
+            note "timezone.csv could not be compared with this machine's zone data: it has none of $zone, or a date" \
+                "without -d @SECONDS. The deadlines are computed with the offsets in timezone.csv."
+        fi
+        ;;
+esac
 
 # -- The verdict ---------------------------------------------------------------------------------------------------
 
