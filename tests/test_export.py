@@ -915,6 +915,28 @@ def test_the_readme_tells_the_sum_of_verify_sh() -> None:
     assert f"verify.sh of this version has SHA-256\n`{digest}`" in (ROOT / "README.md").read_text()
 
 
+def falsifications() -> str:
+    """Return the table in README.md of what verify.sh finds."""
+    return "\n".join(
+        (
+            "| what was done to a pack | found |",
+            "|---|---|",
+            f"| {'; '.join(TAMPERINGS)} | the file and line, or the segment |",
+            f"| and SHA256SUMS made anew: {'; '.join(FORGERIES)} | the same |",
+            "| cut off the end, all of it made anew | with `--trusted` |",
+            "| of a signed pack: change a file, and the sums; take the signature away; damage one | the signature |",
+            "| sign all of it anew with another key | with `--key-id` |",
+            "| sign all of it anew with the stolen key | with `--trusted` |",
+        )
+    )
+
+
+def test_the_readme_tells_what_verify_sh_finds() -> None:
+    """Each falsification of these tests, and what it takes to find it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert falsifications() in readme, falsifications()
+
+
 def test_the_wheel_has_what_goes_into_a_pack() -> None:
     """verify.sh and README.txt are no Python, and in the wheel all the same."""
     builders = pytest.importorskip("hatchling.builders.wheel")
