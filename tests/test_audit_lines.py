@@ -203,14 +203,43 @@ def test_february_30_is_not_march_2(databases: dict[str, sa.Engine]) -> None:
     assert select(engine, "'2026-02-30 10:00:00.000000'") != select(engine, "'2026-03-02 10:00:00.000000'")
 
 
-def test_infinity_is_another_line(databases: dict[str, sa.Engine]) -> None:
-    """`infinity`, which a CHECK refuses, breaks no reader, and is not NULL."""
+@pytest.mark.parametrize("value", ["infinity", "-infinity", "20000-01-01 00:00:00+00", "0044-03-15 00:00:00+00 BC"])
+def test_a_time_that_python_cannot_hold_is_another_line(databases: dict[str, sa.Engine], value: str) -> None:
+    """`infinity` and what is beyond the years 1 to 9999, which a CHECK refuses, break no reader, and are not NULL."""
+    line = select(databases["postgresql"], f"CAST('{value}' AS timestamptz)")
+    assert line == f"v1|gap|w1|7|\\?{value}|\\N|paused|\\N\n"
+    with pytest.raises(ValueError, match=r"\\\?"):
+        lines.decode(line)
+
+
+@pytest.mark.parametrize("value", ["infinity", "20000-01-01", "2026-03-05 BC"])
+def test_a_day_that_python_cannot_hold_is_another_line(databases: dict[str, sa.Engine], value: str) -> None:
+    """A day before Christ is not the one after."""
+    with database.reading(databases["postgresql"]) as connection:
+        query = f"SELECT {lines._postgresql('d', 'date')} FROM (SELECT CAST('{value}' AS date) AS d) t"
+        assert connection.exec_driver_sql(query).scalar_one() == f"\\?{value}"
+
+
+def test_a_function_of_our_schema_makes_no_line(databases: dict[str, sa.Engine]) -> None:
+    """One whose types fit better than PostgreSQL's own would come first if the name were not qualified."""
     engine = databases["postgresql"]
-    for value in ("infinity", "-infinity"):
-        line = select(engine, f"CAST('{value}' AS timestamptz)")
-        assert line == f"v1|gap|w1|7|\\?{value}|\\N|paused|\\N\n"
-        with pytest.raises(ValueError, match=r"\\\?"):
-            lines.decode(line)
+    honest = select(engine, "CAST('2026-01-05 10:00:00.123456+00' AS timestamptz)", "CAST('a|b' AS varchar)")
+    many = ", ".join(["text"] * 9)
+    with engine.connect() as connection:
+        for statement in (
+            f"CREATE FUNCTION concat_ws({many}) RETURNS text LANGUAGE sql AS $$ SELECT 'old' $$",
+            "CREATE FUNCTION replace(varchar, text, text) RETURNS text LANGUAGE sql AS $$ SELECT 'old' $$",
+            "CREATE FUNCTION times(numeric, integer) RETURNS numeric LANGUAGE sql AS $$ SELECT 0.0 $$",
+            "CREATE OPERATOR * (FUNCTION = times, LEFTARG = numeric, RIGHTARG = integer)",
+        ):
+            connection.exec_driver_sql(statement)
+        row = (
+            "(SELECT varchar 'w1' AS cluster, bigint '7' AS id, timestamptz '2026-01-05 10:00:00.123456+00' AS began_at,"
+            " timestamptz 'infinity' AS ended_at, varchar 'paused' AS cause, varchar 'a|b' AS detail) t"
+        )
+        query = f"SELECT {lines.expression('gap', 'postgresql')} FROM {row}"
+        assert connection.exec_driver_sql(query).scalar_one() == honest[:-1].replace("\\N", "\\?infinity")
+        connection.rollback()
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
