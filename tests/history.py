@@ -45,7 +45,6 @@ def record(engine: sa.Engine, job_id: int, decide_: Callable[[Job, Past], Decisi
 def answer(engine: sa.Engine, job_id: int, *answers: tuple[str, datetime], due_at: datetime | None = None) -> None:
     """Record each (status, when the request was sent); an answer takes a second. *due_at*: the poll after the last."""
     for status, sent_at in answers:
-
         said = Answer(status, sent_at, sent_at + timedelta(seconds=1))
         record(engine, job_id, partial(_decided, said), due_at=due_at or sent_at + timedelta(hours=6))
 

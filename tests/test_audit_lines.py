@@ -234,8 +234,8 @@ def test_a_function_of_our_schema_makes_no_line(databases: dict[str, sa.Engine])
         ):
             connection.exec_driver_sql(statement)
         row = (
-            "(SELECT varchar 'w1' AS cluster, bigint '7' AS id, timestamptz '2026-01-05 10:00:00.123456+00' AS began_at,"
-            " timestamptz 'infinity' AS ended_at, varchar 'paused' AS cause, varchar 'a|b' AS detail) t"
+            "(SELECT varchar 'w1' AS cluster, bigint '7' AS id, varchar 'paused' AS cause, varchar 'a|b' AS detail,"
+            " timestamptz '2026-01-05 10:00:00.123456+00' AS began_at, timestamptz 'infinity' AS ended_at) t"
         )
         query = f"SELECT {lines.expression('gap', 'postgresql')} FROM {row}"
         assert connection.exec_driver_sql(query).scalar_one() == honest[:-1].replace("\\N", "\\?infinity")

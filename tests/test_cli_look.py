@@ -248,9 +248,7 @@ def test_no_job_is_said_to_be_none(engine: sa.Engine, run: Run) -> None:
 # show
 
 
-def test_show_tells_all_of_a_job(
-    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_show_tells_all_of_a_job(engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
     began = (now - 20 * DAY).replace(microsecond=0)
     job_id = register(
         engine, JID, at=began, submitted_at=began - HOUR, received_at=began - DAY, kind="export", reference="DSR-1"

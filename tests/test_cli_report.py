@@ -229,12 +229,15 @@ def test_nothing_is_no_error(run: Run, format: str) -> None:
         (["durations", "--cluster", "w1"], "'--cluster': there is no cluster 'w1'; there are: w1a2b3c4d, w9"),
         (["durations", "--cluster", "w9", "--cluster", "\x1b[1m\udcff\u202e"], "there are: w1a2b3c4d, w9"),
         (["duration"], f"There is no report 'duration'; there are: {', '.join(NAMES)}\n"),
-        *((["durations", "--as-of", value], f"'--as-of': {told}") for value, told in (
-            ("soon", "'soon' is no date"),
-            ("2026-11-01T10:00", "'2026-11-01T10:00' has no offset"),
-            ("2998-01-01T10:00+01:00", "2998-01-01 10:00:00+01:00 is in the future; the database's time is 20"),
-            ("2998-01-01", "2998-01-01 has not ended yet, so nobody knows all of it: give a time with its offset"),
-        )),
+        *(
+            (["durations", "--as-of", value], f"'--as-of': {told}")
+            for value, told in (
+                ("soon", "'soon' is no date"),
+                ("2026-11-01T10:00", "'2026-11-01T10:00' has no offset"),
+                ("2998-01-01T10:00+01:00", "2998-01-01 10:00:00+01:00 is in the future; the database's time is 20"),
+                ("2998-01-01", "2998-01-01 has not ended yet, so nobody knows all of it: give a time with its offset"),
+            )
+        ),
         (["coverage", "--as-of", "2998-01-01T10:00+01:00"], "is in the future"),
         (["deadlines", "--working-days", "SEE"], "'--working-days': there is no country 'SEE'; close ones are: SE"),
         (["coverage", "--working-days", "SE"], "No such option '--working-days'"),

@@ -243,9 +243,7 @@ def test_an_extension_counts_if_it_was_recorded_in_time_and_no_longer_than_it_ma
         extended_on=date.fromisoformat(extended_on) if extended_on else None,
         extension_recorded_at=local(recorded) if recorded else None,
     )
-    assert found == Deadline(
-        Basis.RECEIVED, date.fromisoformat(on), (local(on) + timedelta(days=1)).astimezone(UTC)
-    )
+    assert found == Deadline(Basis.RECEIVED, date.fromisoformat(on), (local(on) + timedelta(days=1)).astimezone(UTC))
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------

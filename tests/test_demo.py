@@ -114,9 +114,7 @@ def test_the_history_is_whole(played: tuple[Path, demo.Outcome], connection: sa.
         assert (again.ended_after, again.ended_by) == (job.ended_after, job.ended_by)
 
 
-def test_its_figures_are_those_of_the_database(
-    played: tuple[Path, demo.Outcome], connection: sa.Connection
-) -> None:
+def test_its_figures_are_those_of_the_database(played: tuple[Path, demo.Outcome], connection: sa.Connection) -> None:
     """Polls, the mean delay after the true end and the fixed interval's polls, computed here anew."""
     outcome = played[1]
     assert outcome.progress.polls == connection.execute(sa.select(sa.func.sum(JOBS.c.polls))).scalar_one()
@@ -268,9 +266,7 @@ def test_the_page_of_an_earlier_demo_is_replaced_and_no_other_file(tmp_path: Pat
     demo.make_way(tmp_path / "demo.db")
 
 
-def test_a_bound_without_the_truth_fails_it(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bound_without_the_truth_fails_it(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 1, and the job, the bounds and the truth are told: the check can fail."""
     right = demo.ForgetfulElevate.entered_at
 

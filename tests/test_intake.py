@@ -327,9 +327,7 @@ def test_times_are_stored_as_they_are_or_refused(
             # In UTC: a local time that comes twice a year equals none of another zone (PEP 495).
             assert row.submitted_at == submitted_at.astimezone(UTC)
             assert row.received_at == (received_at and received_at.astimezone(UTC))
-            assert register(
-                connection, "a", submitted_at=submitted_at, received_at=received_at, settings=ONE
-            ).already
+            assert register(connection, "a", submitted_at=submitted_at, received_at=received_at, settings=ONE).already
 
 
 # Two at once

@@ -173,9 +173,7 @@ def test_an_empty_list_agrees_with_nothing(
     assert run("jid\n", "--cluster", "w2")[0] == 0
 
 
-def test_the_scope_is_within_since_and_until(
-    engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_scope_is_within_since_and_until(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """By submission, else registration, whole days in the legal zone; jobs of the file are found outside it too."""
     monkeypatch.setattr(reconcile, "_LOOKED_UP", 2)
     zone = ZoneInfo("Europe/Stockholm")
@@ -220,9 +218,7 @@ def test_the_scope_is_within_since_and_until(
         (b"jid\na\n", ("--since", "2026-01-30", "--until", "2026-01-29"), "2026-01-29 is not after --since"),
     ],
 )
-def test_what_cannot_be_compared_is_one_error(
-    run: Run, text: bytes, args: tuple[str, ...], problem: str
-) -> None:
+def test_what_cannot_be_compared_is_one_error(run: Run, text: bytes, args: tuple[str, ...], problem: str) -> None:
     """A file that is none, an unknown cluster and a date that is none: usage, since 1 says that they do not agree."""
     code, out, err = run(text, *args)
     assert (code, out) == (2, "")
@@ -366,9 +362,7 @@ KEYS = st.tuples(st.sampled_from(["w1", "w2"]), st.sampled_from("abcdef"))
     there=st.lists(st.tuples(KEYS, FACTS), min_size=1, max_size=10),
     since=st.none() | st.just(AT + timedelta(microseconds=1)),
 )
-@hypothesis_settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_it_finds_what_the_plainest_comparison_finds(
     engine: sa.Engine,
     here: dict[tuple[str, str], dict[str, Any]],

@@ -390,6 +390,7 @@ def test_the_guards_hold_for_the_writer(refused: Callable[[str, str], str | None
 
 # --------------------------------------------------------------------------------------------------------- the owner
 
+
 def rights(stand: Stand) -> dict[tuple[str, str, str], list[str]]:
     """Return by (role, relation, right) the columns to which the role has it in effect, and who owns the relation."""
     query = sa.text(
@@ -443,6 +444,7 @@ def test_the_owner_owns_all_of_it(stand: Stand) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- the SQL itself
+
 
 def test_it_can_be_run_again(stand: Stand) -> None:
     """The rights are the same after it, and so is the SQL."""

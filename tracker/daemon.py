@@ -376,4 +376,3 @@ def _beat(engine: sa.Engine, worker: str) -> None:
             connection.execute(beat.values(beat_at=database.now(connection)))
     except DatabaseUnavailable as error:
         event("database_unavailable", logging.WARNING, error=error)
-

@@ -7,7 +7,8 @@ superuser or the tables' owner can always drop a trigger: only what has left the
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from hashlib import sha256
 
 import sqlalchemy as sa
 
@@ -94,6 +95,32 @@ CHECKS = {  # the columns that have one, by table; its name is ck_TABLE_COLUMN
     "seals": "last_transition_id last_gap_id last_source_id rows sealed_at",
     "segments": "cluster rows",
     "deliveries": "destination last_number delivered_at failing_since",
+}
+
+# What `digest` makes of `definitions` after the migrations, which alone say what a table is: a test compares.
+TABLES = {
+    "sqlite": {
+        "jobs": "860d0464d45cd4f4",
+        "transitions": "a2e29b0b894350e6",
+        "sources": "b39e1022ea8406c9",
+        "gaps": "50cb676d81ab04c5",
+        "clusters": "bf235579bc98d5da",
+        "workers": "fb7b477321a77ecd",
+        "seals": "69d182864ee2301e",
+        "segments": "1bb560b4e3571060",
+        "deliveries": "a684879eaa0fe8f2",
+    },
+    "postgresql": {  # 15 to 18 tell the same
+        "jobs": "29d9852bec208c48",
+        "transitions": "bf5e0f4d88b84463",
+        "sources": "ae57750cbe68b644",
+        "gaps": "1157f09b8fd86103",
+        "clusters": "5d3871e87a6091f2",
+        "workers": "f27a68c47bb77ebd",
+        "seals": "f0baab13c61eb164",
+        "segments": "f7af3fc99b68fe4b",
+        "deliveries": "b8d92b84404d567c",
+    },
 }
 
 _REFUSED_CLAIM = "tracker: a registration claims nothing observed and nothing in the future: give declared columns only"
@@ -250,19 +277,100 @@ def _present(connection: sa.Connection) -> list[tuple[str, str]]:
 
 
 def problems(connection: sa.Connection) -> list[str]:
-    """Return a line for each guard that is missing, altered, switched off or not ours; none if all is well."""
+    """Return a line for each guard that is missing, altered, switched off or not ours; none if all is well.
+
+    Also for each CHECK that is missing, each table that is altered, and on PostgreSQL for what can stand in for its own
+    functions, operators and casts. One change is one line.
+    """
     if connection.dialect.name == "sqlite":
-        expected: dict[str, object] = dict(sqlite())
         rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-        actual: dict[str, object] = {row[0]: row[1] for row in rows}
+        found = _differences("guard", sqlite(), {row[0]: row[1] for row in rows})
     else:
-        expected, actual = _postgresql_state(connection)
-    found = [f"guard {name} is missing" for name in expected if name not in actual]
-    found += [f"guard {name} is altered" for name in expected if name in actual and actual[name] != expected[name]]
-    found += [f"trigger {name} is not tracker's" for name in actual if name not in expected]
-    if connection.dialect.name != "sqlite":
-        found += _bypasses(connection)
-    return found + _missing_checks(connection)
+        found = _shadowed_catalog(connection)
+        if found:  # what the others say comes by way of these names
+            return found
+        found = _shadows(connection) + _postgresql_differences(connection) + _bypasses(connection)
+    return found + _table_differences(connection)
+
+
+def _differences(what: str, expected: Mapping[str, object], actual: Mapping[str, object]) -> list[str]:
+    found = [f"{what} {name} is missing" for name in expected if name not in actual]
+    found += [f"{what} {name} is altered" for name in expected if name in actual and actual[name] != expected[name]]
+    return found + [f"trigger {name} is not tracker's" for name in actual if name not in expected]
+
+
+def _shadowed_catalog(connection: sa.Connection) -> list[str]:
+    """Return a line if the search path, of a role or a database, lets another schema come before pg_catalog."""
+    path: list[str] = connection.exec_driver_sql("SELECT pg_catalog.current_schemas(true)").scalar_one()
+    before = [name for name in path[: path.index("pg_catalog")] if not name.startswith("pg_temp_")]
+    if not before:
+        return []
+    return [f"the search path has {', '.join(before)} before pg_catalog: whatever else is said here may be false"]
+
+
+def _shadows(connection: sa.Connection) -> list[str]:
+    """Return a line for each function and operator in a schema of ours that PostgreSQL might take for its own.
+
+    One whose types fit better comes first, whatever the search path: so it would in our views. Extensions have many
+    such, made by a superuser. Relations need no look: pg_catalog's come first, whatever they hold. Each operator here
+    is one of PostgreSQL's own for exactly these types, with which nobody can compete.
+    """
+    found = []
+    for what, table, name, schema, owner in (
+        ("function", "pg_proc", "proname", "pronamespace", "proowner"),
+        ("operator", "pg_operator", "oprname", "oprnamespace", "oprowner"),
+    ):
+        rows = connection.exec_driver_sql(
+            f"SELECT DISTINCT n.nspname, o.{name} FROM pg_catalog.{table} o"
+            f" JOIN pg_catalog.pg_namespace n ON n.oid = o.{schema}"
+            " WHERE n.nspname = ANY (pg_catalog.current_schemas(false)) AND n.nspname <> 'pg_catalog'"
+            f" AND EXISTS (SELECT FROM pg_catalog.{table} b WHERE b.{name} = o.{name}"
+            f" AND b.{schema} = 'pg_catalog'::regnamespace::oid)"
+            f" AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_roles r ON r.oid = o.{owner}"
+            f" WHERE d.classid = 'pg_catalog.{table}'::regclass::oid AND d.objid = o.oid AND d.deptype = 'e'"
+            " AND r.rolsuper) ORDER BY 1, 2"
+        )
+        found += [f"{what} {of}.{its} has the name of one of PostgreSQL's, and can stand in for it" for of, its in rows]
+    rows = connection.exec_driver_sql(
+        "SELECT c.castsource::regtype::text, c.casttarget::regtype::text FROM pg_catalog.pg_cast c"
+        " JOIN pg_catalog.pg_type s ON s.oid = c.castsource JOIN pg_catalog.pg_type t ON t.oid = c.casttarget"
+        " WHERE c.oid >= '16384'"  # the first that is not PostgreSQL's own
+        " AND s.typnamespace = 'pg_catalog'::regnamespace::oid AND t.typnamespace = 'pg_catalog'::regnamespace::oid"
+        " AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_cast'::regclass::oid"
+        " AND d.objid = c.oid AND d.deptype = 'e') ORDER BY 1, 2"
+    )
+    return found + [f"the cast from {source} to {target} is not PostgreSQL's" for source, target in rows]
+
+
+def _postgresql_differences(connection: sa.Connection) -> list[str]:
+    """Return a line for each function and trigger that is missing or altered, and each trigger that is not ours."""
+    bodies = _postgresql_functions(_schema(connection))
+    triggers = _postgresql_triggers()
+    here = "quote_ident(current_schema())::regnamespace"
+    rows = connection.execute(
+        sa.text(
+            "SELECT p.proname, p.prosrc, p.proconfig, p.prosecdef, l.lanname FROM pg_proc p"
+            f" JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace = {here} AND p.pronargs = 0"
+            " AND p.proname IN :names"
+        ).bindparams(sa.bindparam("names", [*bodies], expanding=True))
+    )
+    functions = {row[0]: tuple(row[1:]) for row in rows}
+    config = ["search_path=pg_catalog, pg_temp"]
+    found = _differences("function", {name: (bodies[name], config, False, "plpgsql") for name in bodies}, functions)
+    rows = connection.execute(
+        sa.text(
+            "SELECT t.tgname, c.relname, p.proname, p.pronamespace = c.relnamespace, t.tgtype, t.tgenabled::text,"
+            " t.tgqual, t.tgattr::text"
+            " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid"
+            f" WHERE NOT t.tgisinternal AND c.relname IN :tables AND c.relnamespace = {here}"
+        ).bindparams(sa.bindparam("tables", [*APPEND_ONLY, "jobs"], expanding=True))
+    )
+    expected = {
+        name: (table, function, True, kind, "A", None, "")
+        for name, (table, function, kind) in triggers.items()
+        if function in functions  # a function takes its triggers with it
+    }
+    return found + _differences("guard", expected, {row[0]: tuple(row[1:]) for row in rows})
 
 
 def _bypasses(connection: sa.Connection) -> list[str]:
@@ -280,39 +388,59 @@ def _bypasses(connection: sa.Connection) -> list[str]:
     return [row for each in statements for row in connection.execute(each, {"tables": [*CHECKS]}).scalars()]
 
 
-def _missing_checks(connection: sa.Connection) -> list[str]:
-    """Return a line for each CHECK that is gone, by its name."""
-    expected = {f"ck_{table}_{column}" for table, columns in CHECKS.items() for column in columns.split()}
+def _table_differences(connection: sa.Connection) -> list[str]:
+    """Return a line for each CHECK that is gone, and each table that is altered in another way."""
+    found = []
+    right = TABLES[connection.dialect.name] if _is_known(connection) else {}
+    for table, text in definitions(connection).items():
+        gone = [f"ck_{table}_{column}" for column in CHECKS[table].split() if f" ck_{table}_{column} " not in text]
+        found += [f"constraint {name} is missing" for name in gone]
+        if not gone and right and digest(text) != right[table]:
+            found.append(f"table {table} is altered: its columns or constraints are not as tracker makes them")
+    return found
+
+
+def _is_known(connection: sa.Connection) -> bool:
+    """Whether tables are told as `TABLES` has them: another PostgreSQL may find other words for the same."""
     if connection.dialect.name == "sqlite":
-        texts = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE type = 'table'").scalars()
-        present = {name for text in texts if text for name in re.findall(r"CONSTRAINT (ck_\w+) CHECK", text)}
+        return True
+    version: str = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
+    return 15 <= int(version) // 10_000 <= 18
+
+
+def digest(text: str) -> str:
+    """Return what `TABLES` keeps of a table's definition."""
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def definitions(connection: sa.Connection) -> dict[str, str]:
+    """Return each table of ours that is there with its columns and constraints, as the database tells them."""
+    tables = [*CHECKS]
+    if connection.dialect.name == "sqlite":
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name IN :tables"
     else:
-        query = (
-            "SELECT conname FROM pg_constraint WHERE contype = 'c' AND convalidated"
-            " AND connamespace = quote_ident(current_schema())::regnamespace"
-        )
-        present = set(connection.exec_driver_sql(query).scalars())
-    return [f"constraint {name} is missing" for name in sorted(expected - present)]
-
-
-def _postgresql_state(connection: sa.Connection) -> tuple[dict[str, object], dict[str, object]]:
-    bodies = _postgresql_functions(_schema(connection))
-    config = ["search_path=pg_catalog, pg_temp"]
-    expected: dict[str, object] = {
-        name: (table, function, kind, "A", None, "", bodies[function], config)
-        for name, (table, function, kind) in _postgresql_triggers().items()
-    }
-    tables = [*APPEND_ONLY, "jobs"]
-    rows = connection.execute(
-        sa.text(
-            "SELECT t.tgname, c.relname, p.proname, t.tgtype, t.tgenabled::text, t.tgqual, t.tgattr::text, p.prosrc,"
-            " p.proconfig"
-            " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid"
-            " WHERE NOT t.tgisinternal AND c.relname IN :tables"
-            " AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
-        ).bindparams(sa.bindparam("tables", tables, expanding=True))
-    )
-    return expected, {row[0]: tuple(row[1:]) for row in rows}
+        # NOT NULL is told by the columns: as a constraint it is there since version 18 only.
+        query = """
+            WITH ours AS (
+                SELECT oid, relname, relkind, relpersistence FROM pg_class
+                WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relname IN :tables
+            ), told AS (
+                SELECT oid, 0 AS kind, 0 AS place, concat_ws(' ', relkind, relpersistence) AS line FROM ours
+                UNION ALL
+                SELECT attrelid, 1, attnum, concat_ws(' ', attname, format_type(atttypid, atttypmod),
+                    attcollation::regcollation, CASE WHEN attnotnull THEN 'NOT NULL' END, attidentity, attgenerated,
+                    pg_get_expr(adbin, adrelid))
+                FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+                WHERE attnum > 0 AND NOT attisdropped
+                UNION ALL
+                SELECT conrelid, 2, 0, concat_ws(' ', 'CONSTRAINT', conname, pg_get_constraintdef(oid))
+                FROM pg_constraint WHERE contype <> 'n'
+            )
+            SELECT relname, string_agg(line, E'\n' ORDER BY kind, place, line COLLATE "C")
+            FROM ours JOIN told USING (oid) GROUP BY relname"""
+    statement = sa.text(query).bindparams(sa.bindparam("tables", tables, expanding=True))
+    found = {name: " ".join(text.split()) for name, text in connection.execute(statement)}
+    return {table: found[table] for table in tables if table in found}
 
 
 def check(connection: sa.Connection) -> None:

@@ -276,9 +276,7 @@ def register_rows(
         declared = [row.declared for row in piece if isinstance(row.declared, Registration)]
         with database.reading(engine) if dry_run else database.writing(engine) as connection:
             outcomes = iter(
-                register_many(
-                    connection, declared, registered_by=registered_by, settings=settings, rehearsal=rehearsal
-                )
+                register_many(connection, declared, registered_by=registered_by, settings=settings, rehearsal=rehearsal)
             )
         return [(row, row.declared if isinstance(row.declared, Refused) else next(outcomes)) for row in piece]
 
@@ -396,9 +394,7 @@ def check(
     return (cluster, jid), Facts(kind, reference or None, received_at, submitted_at)
 
 
-def _check(
-    declared: Registration, cluster_of: Callable[[str | None], str], zone: ZoneInfo, now: datetime
-) -> _Job:
+def _check(declared: Registration, cluster_of: Callable[[str | None], str], zone: ZoneInfo, now: datetime) -> _Job:
     """Return *declared* as it can be registered at *now*; raise InvalidField for the first value that cannot be."""
     key, facts = check(declared, cluster_of, now)
     received_at, submitted_at = facts.received_at, facts.submitted_at
@@ -472,9 +468,7 @@ def _written(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat(" ", "microseconds")[:26]
 
 
-def _recorded(
-    connection: sa.Connection, keys: Collection[_Key], zone: ZoneInfo
-) -> dict[_Key, tuple[Facts, Deadline]]:
+def _recorded(connection: sa.Connection, keys: Collection[_Key], zone: ZoneInfo) -> dict[_Key, tuple[Facts, Deadline]]:
     """Return the facts and the deadline of those of *keys* that are registered, as they are after any amendment."""
     jids: dict[str, list[str]] = {}
     for cluster, jid in keys:
@@ -680,7 +674,7 @@ def _json_record(text: str) -> _Record | Refused:
     except (ValueError, RecursionError) as error:  # a key twice, a number of 5,000 digits, nested without end
         return Refused(f"is no JSON object on one line: {error}")
     if not isinstance(record, dict):
-        return Refused("is no JSON object, such as {\"jid\": \"…\"}")
+        return Refused('is no JSON object, such as {"jid": "…"}')
     if unknown := [key for key in record if key not in COLUMNS]:
         told = ", ".join(repr(key[:60]) for key in unknown[:10])
         return Refused(f"has the unknown key{'s' * (len(unknown) > 1)} {told}; known are: {', '.join(COLUMNS)}")

@@ -525,9 +525,7 @@ def _problem(job: Job | None, transition: Transition) -> str | None:
     if action is Action.REGISTERED:
         return "the job is registered already"
     if (transition.from_status, transition.from_state) != (job.status, job.state):
-        return (
-            f"leaves {transition.from_status}, {transition.from_state}, but the job was at {job.status}, {job.state}"
-        )
+        return f"leaves {transition.from_status}, {transition.from_state}, but the job was at {job.status}, {job.state}"
     if job.state not in _FROM[action]:
         return f"not legal in state {job.state}"
     if transition.polls < job.polls + (action is Action.OBSERVED):

@@ -75,9 +75,7 @@ def add(
                 if is_day:
                     start = f"start in {settings.timezone}: {utc(times[field]).isoformat(' ', 'seconds')}"
                     click.echo(f"{field}: {text} is taken as that day's {start}", err=True)
-        registrations = [
-            intake.Registration(jid, cluster, kind, reference=reference, **times) for jid in jids
-        ]
+        registrations = [intake.Registration(jid, cluster, kind, reference=reference, **times) for jid in jids]
         if dry_run:
             with database.reading(engine) as connection, intake.rehearsing() as rehearsal:
                 outcomes = intake.register_many(connection, registrations, settings=settings, rehearsal=rehearsal)

@@ -72,9 +72,7 @@ class _Command:
 
 
 def _plain_decision(decide: _Decide) -> Callable[[Settings], _Act]:
-    def act(
-        connection: sa.Connection, job_id: int, actor: str, reason: str, given: _Given, dry_run: bool
-    ) -> str:
+    def act(connection: sa.Connection, job_id: int, actor: str, reason: str, given: _Given, dry_run: bool) -> str:
         before = decide(connection, job_id, actor, reason, dry_run=dry_run).transition
         return f"; it was {before.from_state}" if before else ""
 
@@ -177,9 +175,7 @@ def attest(done_by: str | None, **given: Any) -> int:
     options = {} if done_by is None else {"done_by": done_by}
 
     def prepare(settings: Settings) -> _Act:
-        def act(
-            connection: sa.Connection, job_id: int, actor: str, reason: str, given: _Given, dry_run: bool
-        ) -> str:
+        def act(connection: sa.Connection, job_id: int, actor: str, reason: str, given: _Given, dry_run: bool) -> str:
             text = given.get("done_by")
             if text is None:
                 raise InvalidField("done_by", "is left out; say it for all with --done-by")
@@ -249,9 +245,7 @@ def amend(
     def prepare(settings: Settings) -> _Act:
         _facts(options, settings, is_hinted=True)  # what is wrong for all is said once
 
-        def act(
-            connection: sa.Connection, job_id: int, actor: str, reason: str, given: _Given, dry_run: bool
-        ) -> str:
+        def act(connection: sa.Connection, job_id: int, actor: str, reason: str, given: _Given, dry_run: bool) -> str:
             changes = _facts(given, settings)
             if not changes:
                 raise Refused(f"says nothing that is to be amended: give one of {', '.join(_AMENDED)}")

@@ -349,9 +349,7 @@ def _filters(
     from tracker.reports.about import Filters
 
     try:
-        return Filters(
-            _instant(since, zone), _instant(until, zone, at_end=True), clusters, tuple(map(Kind, kinds))
-        )
+        return Filters(_instant(since, zone), _instant(until, zone, at_end=True), clusters, tuple(map(Kind, kinds)))
     except InvalidField:  # of what it refuses, only the order is left
         raise click.BadParameter(
             f"{until} is not after --since {since}: nothing lies between", param_hint="'--until'"

@@ -249,9 +249,7 @@ class Cohort:
         self.unknown += other.unknown
 
 
-def cohorts_of(
-    connection: sa.Connection, filters: Filters, then: tuple[sa.CTE, ...]
-) -> dict[tuple[str, Kind], Cohort]:
+def cohorts_of(connection: sa.Connection, filters: Filters, then: tuple[sa.CTE, ...]) -> dict[tuple[str, Kind], Cohort]:
     """Return the jobs by cluster and kind; *then*: as they were (`tracker.reports.as_of.shadows`)."""
     cohorts: defaultdict[tuple[str, str], Cohort] = defaultdict(Cohort)
     d, dialect = _REPORT_DURATIONS.c, connection.dialect.name

@@ -302,9 +302,7 @@ class _Data:
         self.at = self.as_of or database.now(self.connection)
         views = (_JOBS, _DURATIONS, _MONTHLY, _DEADLINES, _REQUESTS, _ANOMALIES, _COVERAGE)
         names = (view.name for view in views)
-        self.shadows = shadows(
-            self.connection, self.filters, self.as_of, self.zone, *names, sealed=self.sealed
-        )
+        self.shadows = shadows(self.connection, self.filters, self.as_of, self.zone, *names, sealed=self.sealed)
 
     def rows(self, query: sa.Select[Any]) -> Iterable[Any]:
         """Yield the rows of *query*, a few thousand at a time."""
