@@ -6,12 +6,13 @@ guards away and puts them back; ids are the database's, so rows are named by job
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,9 +25,10 @@ from tests.lives import MINUTE, SECOND, Life
 from tracker import database, guards
 from tracker.audit import checkpoint, lines
 from tracker.audit.checkpoint import Checkpoint, SigningKey, parse, sign
-from tracker.audit.findings import Finding
+from tracker.audit.findings import Finding, What
 from tracker.audit.seal import seal
 from tracker.audit.verify import verify
+from tracker.cli import audit_verify
 from tracker.models import JOBS, TRANSITIONS, Base, facts_values, observed_values, transition_of, transition_values
 from tracker.reports import views
 from tracker.status import Facts, Kind, State, replay
@@ -432,6 +434,51 @@ def id_of(jid: str, seq: int) -> Callable[[Hand], int]:
     )
 
 
+def moved(table: sa.Table, old: int, new: int) -> Do:
+    return lambda hand: hand.move(table, table.c.id == old, new)
+
+
+def working_tables(hand: Hand) -> None:
+    """Change what the daemons keep for themselves."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    worker = {"worker": "eve", "host": "eve", "pid": 1, "version": "1", "started_at": at, "beat_at": at}
+    hand.connection.execute(sa.insert(TABLES["clusters"]).values(cluster="w1", answered_at=at))
+    hand.connection.execute(sa.insert(TABLES["workers"]).values(worker))
+    hand.connection.execute(sa.insert(TABLES["deliveries"]).values(destination="eve", last_number=9))
+
+
+def retold(table: str, constraint: str, sqlite: tuple[str, str], postgresql: str) -> Do:
+    """Alter a constraint: in the schema's text on SQLite, from and to; by ALTER TABLE on PostgreSQL."""
+
+    def do(hand: Hand) -> None:
+        if not hand.record.is_sqlite:
+            hand.sql(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}{postgresql}")
+            return
+        hand.sql("PRAGMA writable_schema = ON")
+        where = f"WHERE name = '{table}'"
+        text = hand.connection.exec_driver_sql(f"SELECT sql FROM sqlite_master {where}").scalar_one()
+        assert sqlite[0] in text
+        hand.connection.exec_driver_sql(f"UPDATE sqlite_master SET sql = ? {where}", (text.replace(*sqlite),))
+        hand.sql("PRAGMA writable_schema = OFF")
+
+    return do
+
+
+def stand_in(hand: Hand) -> None:
+    """Change a row, and let a function tell verify the old one: it fits the types better than PostgreSQL's own."""
+    row_id = id_of("a2", 3)(hand)
+    (_, _, old), *_ = lines.stream(hand.connection, "transition", row_id - 1, row_id)
+    count = len(lines.COLUMNS["transition"]) + 3
+    given = ", ".join(f"${n}" for n in range(1, count + 1))
+    text = old[:-1].replace("\\", "\\\\").replace("'", "''")
+    body = f"SELECT CASE WHEN $6 = '{row_id}' THEN E'{text}' ELSE pg_catalog.concat_ws({given}) END"
+    types = ", ".join(["text"] * count)
+    database.execute(
+        hand.connection, f"CREATE FUNCTION concat_ws({types}) RETURNS text LANGUAGE sql AS $stand${body}$stand$"
+    )
+    transition("a2", 3, actor="eve")(hand)
+
+
 def swap_jids(one: str, two: str) -> Do:
     return lambda hand: hand.sql(
         f"UPDATE jobs SET jid = 'x' WHERE jid = '{one}'",
@@ -527,10 +574,17 @@ CASES = [
     Case("transitions.server_date", transition("a1", 2, server_date=later), S2W1),
     Case("transitions.server_date (of what was attested)", transition("b2", 2, server_date=None), ("history b2/2",)),
     Case("transitions.source_id", transition("a1", 2, source_id=2), S2W1),
+    Case("transitions.source_id (one that is not there)", transition("a1", 2, source_id=9), ("source 2/1 w1",)),
     Case("transitions.polls", transition("a1", 2, polls=9), A1_2),
     Case("transitions.actor", transition("a2", 3, actor="eve"), ("rows 3/1 w1",)),
     Case("transitions.actor (of a registration)", transition("a1", 0, actor="eve"), ("history a1/0",)),
     Case("transitions.anomaly", transition("a2", 2, anomaly=None), S2W1),
+    Case(
+        "transitions.reason (bytes that are no UTF-8)",
+        sql("UPDATE transitions SET reason = CAST(x'41ff' AS TEXT) WHERE reason IS NOT NULL AND action = 'withdrawn'"),
+        ("rows 3/1 w1",),
+        only="sqlite",
+    ),
     Case("transitions.reason", transition("a2", 3, reason="as it should be"), ("rows 3/1 w1",)),
     Case("transitions.kind", transition("a1", 0, kind="removal"), ("history a1/0",)),
     Case("transitions.reference", transition("a1", 0, reference="R-9"), ("history a1/0",)),
@@ -544,6 +598,11 @@ CASES = [
         ("history a1/2", "history a5/2"),
     ),
     Case("transitions.id", lambda hand: hand.move(TRANSITIONS, hand.transition("a1", 2), 1000), S2W1),
+    Case(
+        "transitions.id (one that no database gives)",
+        lambda hand: hand.move(TRANSITIONS, hand.transition("a1", 2), 0),
+        ("rows 1 a1",),
+    ),
     # gaps and sources, column by column
     Case("gaps.cluster", row(GAPS, 2, cluster="w2"), ("rows 2 w2",)),
     Case("gaps.began_at", row(GAPS, 2, began_at=later), S2W1),
@@ -551,6 +610,7 @@ CASES = [
     Case("gaps.cause", row(GAPS, 2, cause="not_running"), S2W1),
     Case("gaps.detail", row(GAPS, 2, detail=None), S2W1),
     Case("gaps.id", lambda hand: hand.move(GAPS, GAPS.c.id == 2, 1000), S2W1),
+    Case("gaps.id (one that no database gives)", moved(GAPS, 2, -1), ("rows 1 w1",)),
     Case("sources.cluster", row(SOURCES, 1, cluster="w2"), ("rows 1 w2",)),
     Case("sources.base_url", row(SOURCES, 2, base_url="https://w2.example"), ("rows 1/2 w2",)),
     Case("sources.path", row(SOURCES, 1, path="/other"), ("rows 1/1 w1",)),
@@ -560,7 +620,8 @@ CASES = [
     Case("sources.lost_after_seconds", row(SOURCES, 1, lost_after_seconds=9), ("rows 1/1 w1",)),
     Case("sources.version", row(SOURCES, 1, version="2"), ("rows 1/1 w1",)),
     Case("sources.recorded_at", row(SOURCES, 1, recorded_at=later), ("rows 1/1 w1",)),
-    Case("sources.id", lambda hand: hand.move(SOURCES, SOURCES.c.id == 1, 1000), ("rows 1/1 w1", "source w1")),
+    Case("sources.id", lambda hand: hand.move(SOURCES, SOURCES.c.id == 1, 1000), ("source 1/1 w1",)),
+    Case("sources.id (one that no database gives)", moved(SOURCES, 1, 0), ("rows 1 w1",)),
     # seals and segments, column by column
     *(
         Case(f"seals.{name}", row(SEALS, 2, **{name: value}), SEAL_2)
@@ -585,6 +646,7 @@ CASES = [
         lambda hand: hand.sql("UPDATE segments SET seal_id = 3, part = 9 WHERE seal_id = 2 AND part = 2"),
         ("segments 2", "segments 3"),
     ),
+    Case("segments.seal_id (one that is not there)", segment(2, 2, seal_id=9), ("segments 2",)),
     # jobs: declared and observed columns
     Case("jobs.cluster", job("a1", cluster="w3"), ("rows 1 a1",)),
     Case("jobs.jid", job("a1", jid="a9"), ("rows 1/1 w1",)),
@@ -609,6 +671,13 @@ CASES = [
     Case("jobs.seen_at (before what is on record)", job("a1", seen_at=lambda at: at - 30 * MINUTE), OF_A1),
     Case("jobs.seen_at (later)", job("b2", seen_at=lambda at: at + MINUTE), ()),
     Case("jobs.status_polls", job("b2", status_polls=9), ()),
+    Case("jobs.due_at (of an open job: none)", job("a5", due_at=None), ("job a5",)),
+    Case("jobs.due_at", job("a5", due_at=later), ()),
+    Case("jobs.failures", job("a5", failures=9), ()),
+    Case("jobs.last_error", job("a5", last_error="x"), ()),
+    Case("jobs.leased_by", job("a5", leased_by="eve"), ()),
+    Case("jobs.leased_until", job("a5", leased_until=lambda at: datetime(2031, 1, 1, tzinfo=UTC)), ()),
+    Case("all of `clusters`, `workers` and `deliveries`", working_tables, ()),
     # rows that go, come and change places
     Case(
         "delete a job's registration",
@@ -647,7 +716,7 @@ CASES = [
         ("rows 1/1 w1",),
     ),
     Case("delete a gap", sql("DELETE FROM gaps WHERE id = 2"), S2W1),
-    Case("delete a source", sql("DELETE FROM sources WHERE id = 1"), ("rows 1/1 w1", "source w1")),
+    Case("delete a source", sql("DELETE FROM sources WHERE id = 1"), ("source 1/1 w1",)),
     Case(
         "delete the first seal",
         sql("DELETE FROM segments WHERE seal_id = 1", "DELETE FROM seals WHERE id = 1"),
@@ -752,6 +821,17 @@ CASES = [
     Case("let a guard refuse nothing", switch_off, ("guard",), with_guards=True),
     Case("drop the guards, change a row, put them back", transition("a2", 3, actor="eve"), ("rows 3/1 w1",)),
     Case("add a trigger", extra_trigger, ("guard",)),
+    Case(
+        "let a CHECK refuse nothing",
+        retold("jobs", "ck_jobs_polls", ("polls >= 0", "1"), ", ADD CONSTRAINT ck_jobs_polls CHECK (true)"),
+        ("guard",),
+    ),
+    Case(
+        "drop a unique key",
+        retold("transitions", "uq_transitions_job_id_seq", ("UNIQUE (job_id, seq)", "CHECK (1)"), ""),
+        ("guard",),
+    ),
+    Case("change a row, and let a function tell the old one", stand_in, ("guard", "rows 3/1 w1"), only="postgresql"),
     Case("let a view show something else", other_view, ("view",)),
     Case("set a counter of ids back", set_back, ("sequence gaps",)),
 ]
@@ -786,7 +866,7 @@ def table() -> str:
         ]
         if case.outside is None and case.found:
             cells[1] = "the same"
-        name = case.name + (" (SQLite)" if case.only else "")
+        name = case.name + {"sqlite": " (SQLite)", "postgresql": " (PostgreSQL)", None: ""}[case.only]
         grouped.setdefault((cells[0], cells[1]), []).append(name)
     lines = ["| found | with `--trusted` | what was done |", "|---|---|---|"]
     lines += (f"| {alone} | {outside} | {_listed(names)} |" for (alone, outside), names in grouped.items())
@@ -894,6 +974,120 @@ def test_what_is_falsified_is_found_once_and_where_it_was(case: Case, records: t
 def test_in_an_honest_record_nothing_is_found(records: tuple[Record, Record], outside: bool) -> None:
     with database.reading(records[0].engine) as connection:
         assert checked(records[0], connection, outside=outside) == ()
+
+
+# Values that no honest program stores
+
+STRANGE = {  # SQL of what a column cannot hold, by the type of the column on PostgreSQL
+    "instant": ["'infinity'", "'-infinity'", "'20000-01-01 00:00:00+00'", "'0044-03-15 00:00:00+00 BC'"],
+    "date": ["'infinity'", "'-infinity'", "'20000-01-01'", "'0044-03-15 BC'"],
+    "sqlite": ["x'6131'", "x''", "CAST(x'41ff' AS TEXT)", "'a' || char(0)", "CAST({column} AS BLOB)"],
+}
+OTHER = {  # and of what it should not
+    "instant": ["NULL"],
+    "date": ["NULL"],
+    "integer": ["-1", "2147483647", "NULL"],
+    "text": ["''", "NULL"],
+    "sqlite": [
+        *("'zz'", "''", "-1", "0", "1", "1.5", "4611686018427387904", "-4611686018427387904", "9e999", "NULL"),
+        *("'2026-01-05T10:00:00.000000'", "'0000-00-00 00:00:00.000000'", "'9999-12-31 23:59:59.999999'"),
+        *("replace({column}, ' ', 'T')", "{column} || ' '"),
+    ],
+}
+SILENT = {
+    **{key: {"0", "1", "2147483647", "4611686018427387904"} for key in ("jobs.status_polls", "jobs.failures")},
+    "jobs.polls": {"2147483647", "4611686018427387904"},
+    "jobs.seen_at": {"'9999-12-31 23:59:59.999999'"},
+    **{key: {"'9999-12-31 23:59:59.999999'", "NULL"} for key in ("jobs.due_at", "jobs.leased_until")},
+    **{
+        key: {*OTHER["sqlite"], *OTHER["text"], "CAST(x'41ff' AS TEXT)"}
+        for key in ("jobs.last_error", "jobs.leased_by")
+    },
+}
+"""Where nothing on record tells a value of the right type: SQLite makes numbers in a column of text into text."""
+TWO = {"jobs.id", "transitions.job_id", "seals.id"}
+"""What breaks two things: a job without a history and a history without a job, a checkpoint in another's place."""
+
+
+def targets(hand: Hand) -> Iterator[tuple[str, str, bool]]:
+    """Yield the rows to change: table, condition, and whether all of the row is sealed or told by what is."""
+    for jid in ("a1", "a5"):
+        yield "jobs", f"id = {hand.job(jid)}", True
+    for jid, seq in (("a1", 2), ("late", 1)):
+        yield "transitions", f"job_id = {hand.job(jid)} AND seq = {seq}", jid != "late"
+    for table, row_id in (("sources", 1), ("gaps", 2), ("gaps", 5), ("seals", 2), ("seals", 3)):
+        yield table, f"id = {row_id}", (table, row_id) != ("gaps", 5)
+    yield "segments", "seal_id = 2 AND part = 2", True
+
+
+def loosen(hand: Hand) -> None:
+    """Let every column hold what it should not, NULL too."""
+    if hand.record.is_sqlite:
+        hand.sql(
+            "PRAGMA ignore_check_constraints = ON",
+            "PRAGMA writable_schema = ON",
+            "UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '') WHERE type = 'table'",
+            "PRAGMA writable_schema = RESET",
+        )
+        return
+    for table in (*guards.APPEND_ONLY, "jobs"):
+        inspector = sa.inspect(hand.connection)
+        for check in inspector.get_check_constraints(table):
+            hand.sql(f"ALTER TABLE {table} DROP CONSTRAINT {check['name']}")
+        for column in TABLES[table].columns:
+            if not column.primary_key:
+                hand.sql(f"ALTER TABLE {table} ALTER COLUMN {column.name} DROP NOT NULL")
+            if column.identity:
+                hand.sql(f"ALTER TABLE {table} ALTER COLUMN {column.name} SET GENERATED BY DEFAULT")
+
+
+def type_of(column: sa.Column[Any], dialect: str) -> str:
+    if dialect == "sqlite":
+        return "sqlite"
+    types = {datetime: "instant", date: "date", int: "integer"}
+    return types.get(column.type.python_type, "text")
+
+
+def test_a_value_of_another_type_or_range_is_one_finding(records: tuple[Record, Record]) -> None:
+    """Whatever stands in whichever column, past the CHECKs: a finding, never an error, and no other for it."""
+    record = records[0]
+    with falsified(record, Case("", loosen, (), with_guards=True)) as connection:
+        try:
+            for table, where, is_told in targets(Hand(record, connection)):
+                for column in TABLES[table].columns:
+                    type_ = type_of(column, connection.dialect.name)
+                    for value in (*STRANGE.get(type_, []), *(OTHER[type_] if is_told else [])):
+                        found = after(connection, record, table, column.name, value, where)
+                        told = f"{table}.{column.name} = {value} where {where}: {found}"
+                        name = f"{table}.{column.name}"
+                        assert found is None or found or value in SILENT.get(name, ()), told
+                        assert found is None or len(found) < 2 or name in TWO, told
+        finally:
+            if record.is_sqlite:
+                connection.rollback()
+                connection.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")
+                connection.exec_driver_sql("PRAGMA writable_schema = RESET")
+
+
+def after(
+    connection: sa.Connection, record: Record, table: str, column: str, value: str, where: str
+) -> list[str] | None:
+    """Return what is found after a column was set to *value*, but for the guards; None: that changes nothing."""
+    held = f"typeof({column}) || hex({column})" if record.is_sqlite else f"{column}::text"
+    before = connection.exec_driver_sql(f"SELECT {held} FROM {table} WHERE {where}").scalar_one()
+    with connection.begin_nested() as point:
+        change = f"UPDATE {table} SET {column} = {value.format(column=column)} WHERE {where} RETURNING {held}"
+        try:
+            if connection.exec_driver_sql(change).scalar_one() == before:
+                point.rollback()
+                return None
+        except sa.exc.DBAPIError:  # an id is a number
+            point.rollback()
+            return None
+        report = verify(connection, public_key=record.key.public, zone=ZONE)
+        point.rollback()
+    json.dumps(audit_verify._json(report)).encode()
+    return [finding.message for finding in report.findings if finding.what is not What.GUARD]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -177,6 +178,47 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     with engine.connect().execution_options(**options) as connection:
         yield connection
+
+
+@contextmanager
+def lenient(connection: sa.Connection) -> Iterator[None]:
+    """Let *connection* also read, more slowly, what its driver refuses, and CHECKs do not let in.
+
+    SQLite: bytes that are no UTF-8, as lone surrogates, so that other bytes are another text. PostgreSQL: times and
+    days that Python cannot hold, as the server's text.
+    """
+    raw: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite":
+        before, raw.text_factory = raw.text_factory, partial(str, encoding="utf-8", errors="surrogateescape")
+        try:
+            yield
+        finally:
+            raw.text_factory = before
+        return
+    from psycopg import DataError
+    from psycopg.pq import Format
+    from psycopg.types import datetime as strict
+
+    def willing(loader: Any) -> Any:
+        class Willing(loader):  # type: ignore[misc]  # of a class that is a variable
+            def load(self, data: Any) -> object:
+                try:
+                    return super().load(data)
+                except DataError:
+                    return bytes(data).decode()
+
+        return Willing
+
+    loaders = {"timestamptz": strict.TimestamptzLoader, "date": strict.DateLoader}
+    oids = {name: raw.adapters.types[name].oid for name in loaders}
+    usual = {name: raw.adapters.get_loader(oid, Format.TEXT) for name, oid in oids.items()}
+    for name, loader in loaders.items():
+        raw.adapters.register_loader(oids[name], willing(loader))
+    try:
+        yield
+    finally:
+        for name, loader in usual.items():
+            raw.adapters.register_loader(oids[name], loader)
 
 
 def now(connection: sa.Connection) -> datetime:

@@ -10,7 +10,8 @@ do), since making a million rows into values of ours takes most of the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain, groupby, islice
@@ -20,6 +21,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
+from tracker.audit import lines
 from tracker.audit.findings import Finding, What
 from tracker.deadline import deadline, extension_recorded_at
 from tracker.status import Action, Anomaly, Facts, Job, Kind, State, Transition, replay
@@ -206,13 +208,19 @@ def instant(value: object) -> datetime | None:
         return None
     if isinstance(value, datetime):
         return value.astimezone(UTC)
-    if not isinstance(value, str) or len(value) != 26:
+    at = datetime.fromisoformat(str(value))
+    if at.isoformat(" ", "microseconds") != value:  # the same time in other words, which do not sort as ours do
         raise ValueError(f"{value!r} is no time")
-    return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    return at.replace(tzinfo=UTC)
 
 
 def _day(value: object) -> date | None:
-    return value if value is None or isinstance(value, date) else date.fromisoformat(str(value))
+    if value is None or isinstance(value, date):
+        return value
+    day = date.fromisoformat(str(value))
+    if day.isoformat() != value:
+        raise ValueError(f"{value!r} is no day")
+    return day
 
 
 def _facts(row: Row, start: int) -> Facts:
@@ -244,16 +252,40 @@ def _transition(row: Row) -> Transition:
     )
 
 
-_COLUMNS = ("id", "cluster", "jid", "polls", "seen_at", *COMPARED, "deadline_on", "deadline_at")
+_COLUMNS = (  # a name that is no text is still to be told
+    *("id", "CAST(cluster AS text)", "CAST(jid AS text)", "polls", "seen_at"),
+    *(*COMPARED, "deadline_on", "deadline_at"),
+)
 _POLLS_OF, _SEEN_OF, _OF = 3, 4, 5
 _DUE_ON = _OF + len(COMPARED)
+_ODD = _DUE_ON + 2
+
+_UNTOLD: Final = {
+    **dict.fromkeys(("status_polls", "polls", "failures"), "integer"),
+    **dict.fromkeys(("seen_at", "due_at", "leased_until"), "instant"),
+    **dict.fromkeys(("last_error", "leased_by"), "text"),
+}
+"""The columns of jobs whose values no transition tells: that they are values of ours, the database looks at."""
+_NEVER: Final = "due_at is NULL, and the job is open: nobody would ever ask for it again"
 
 
-def stream(connection: sa.Connection, query: str, piece: int) -> Iterator[Row]:
+def _odd(dialect: str) -> str:
+    """Return the SQL that gives what is wrong with the first of these columns of a job; NULL: nothing."""
+    cases = [
+        f"WHEN {lines.is_other(column, type_, dialect)}"
+        + (f" OR coalesce({column}, -1) < 0" if type_ == "integer" else "")
+        + f" THEN '{column} is no value that tracker writes'"
+        for column, type_ in _UNTOLD.items()
+    ]
+    return f"CASE {' '.join(cases)} WHEN CAST(state AS text) = 'open' AND due_at IS NULL THEN '{_NEVER}' END"
+
+
+def stream(connection: sa.Connection, query: str, piece: int) -> Generator[Row, None, None]:
     """Yield the rows of *query*, a statement of ours without parameters, *piece* at a time in memory."""
     options = {"stream_results": True, "max_row_buffer": piece}
-    for rows in connection.exec_driver_sql(query, execution_options=options).partitions(piece):
-        yield from rows
+    with closing(connection.exec_driver_sql(query, execution_options=options)) as result:
+        for rows in result.partitions(piece):
+            yield from rows
 
 
 class _Reader:
@@ -276,11 +308,21 @@ class _Reader:
         self.read = Histories(0, 0, 0, {})
 
     def run(self) -> None:
-        jobs = stream(self._connection, f"SELECT {', '.join(_COLUMNS)} FROM jobs ORDER BY id", _PIECE)
+        columns = ", ".join((*_COLUMNS, _odd(self._connection.dialect.name)))
+        of_jobs = f"SELECT {columns} FROM jobs ORDER BY id"
+        of_transitions = f"SELECT {', '.join(_READ)} FROM transitions ORDER BY job_id, seq"
+        with (
+            closing(stream(self._connection, of_jobs, _PIECE)) as jobs,
+            closing(stream(self._connection, of_transitions, _PIECE)) as transitions,
+        ):
+            self._all(jobs, transitions)
+
+    def _all(self, jobs: Iterator[Row], transitions: Iterator[Row]) -> None:
         job = next(jobs, None)
-        query = f"SELECT {', '.join(_READ)} FROM transitions ORDER BY job_id, seq"
-        transitions = stream(self._connection, query, _PIECE)
         for job_id, history in groupby(transitions, itemgetter(_JOB)):
+            if not isinstance(job_id, int):  # what SQLite sorts before or after all numbers
+                self._without_job(job_id, history)
+                continue
             while job is not None and job[0] < job_id:
                 self._without_history(job)
                 job = next(jobs, None)
@@ -306,14 +348,14 @@ class _Reader:
         )
         self._suspect(Suspicion(finding, missing=(-_EVER, _EVER)))
 
-    def _without_job(self, job_id: int, history: Iterator[Row]) -> None:
+    def _without_job(self, job_id: object, history: Iterator[Row]) -> None:
         rows = list(islice(history, _LONG))
         count = len(rows) + sum(1 for _ in history)
         self.read.transitions += count
         of = f"its {count} transitions are" if count > 1 else "its transition is"
-        finding = Finding(
-            What.HISTORY, f"the job with id {job_id} is missing, and {of} there", table="jobs", row_id=job_id
-        )
+        row_id = job_id if isinstance(job_id, int) else None
+        message = f"the job with id {job_id!r} is missing, and {of} there"
+        finding = Finding(What.HISTORY, message, table="jobs", row_id=row_id)
         self._suspect(Suspicion(finding, tuple((row[_ID], row[_SEQ]) for row in rows), missing=(-_EVER, _EVER)))
 
     def _one(self, job: Row, history: Iterator[Row]) -> None:
@@ -327,30 +369,41 @@ class _Reader:
                 self.read.transitions += 1
         else:
             late = self._note(job, rows)
-            traced = self._shapes.of(rows)
-            if traced is None:
+            try:
+                suspicion = None if self._fits(job, rows) else self._replayed(job, iter(rows))
+            except TypeError:  # a value of another type than its column's
                 suspicion = self._replayed(job, iter(rows))
-            else:
-                first, facts, values = rows[0], rows[traced.facts], [None, None, None, None]
-                for place, where in enumerate(traced.times):
-                    if where is not None:
-                        values[place] = rows[where[0]][where[1]]
-                expected = (
-                    traced.state,
-                    traced.status,
-                    *values,
-                    len(rows) - 1,
-                    *facts[_FACTS:],
-                    first[_AT],
-                    first[_ACTOR],
-                )
-                if job[_OF:_DUE_ON] == expected and self._is_bounded(job, rows[-1][_POLLS], rows[-1][_SEEN]):
-                    suspicion = None
-                else:
-                    suspicion = self._replayed(job, iter(rows))
             suspicion = suspicion or late or (self._deadline(job, rows) if self._zone else None)
+        if not job[1] or not job[2]:
+            message = f"the job with id {job[0]} has no {'jid' if job[1] else 'cluster'}"
+            finding = Finding(What.HISTORY, message, table="jobs", row_id=job[0])
+            suspicion = Suspicion(finding, tuple((row[_ID], row[_SEQ]) for row in rows))
+        elif job[_ODD] is not None:
+            message = f"job {job[2]} of cluster {job[1]}: in its row {job[_ODD]}"
+            finding = Finding(What.JOB, message, table="jobs", row_id=job[0], cluster=job[1], jid=job[2])
+            suspicion = Suspicion(finding)
         if suspicion is not None:
             self._suspect(suspicion)
+
+    def _fits(self, job: Row, rows: Sequence[Row]) -> bool:
+        """Whether the row is what the history comes to, as far as can be told without a replay."""
+        traced = self._shapes.of(rows)
+        if traced is None:
+            return False
+        first, facts, values = rows[0], rows[traced.facts], [None, None, None, None]
+        for place, where in enumerate(traced.times):
+            if where is not None:
+                values[place] = rows[where[0]][where[1]]
+        expected = (
+            traced.state,
+            traced.status,
+            *values,
+            len(rows) - 1,
+            *facts[_FACTS:],
+            first[_AT],
+            first[_ACTOR],
+        )
+        return job[_OF:_DUE_ON] == expected and self._is_bounded(job, rows[-1][_POLLS], rows[-1][_SEEN])
 
     def _is_bounded(self, job: Row, polls: int, seen: Any) -> bool:
         """Whether what the history only bounds is within its bounds: polls, and the last sight."""
@@ -364,27 +417,29 @@ class _Reader:
         self.read.transitions += len(rows)
         late = None
         for row in rows:
-            source = row[_SOURCE]
             at = row[_AT]
-            if source is not None:
-                use = self.read.sources.get(source)
-                if use is None:
-                    self.read.sources[source] = Use(1, at, at, job[1], job[2], row[_ID])
-                else:
-                    use.transitions += 1
-                    if at < use.first_at:
-                        use.first_at = at
-                    elif at > use.last_at:
-                        use.last_at = at
-            if row[_ACTION] == "registered":  # a job of another system's may be registered as of then: it is declared
+            try:
+                # A job of another system's may be registered as of then: it is declared.
+                floor = None if row[_ACTION] == "registered" else self._floor(row[_ID])
+                if floor is not None and at < floor[1] and late is None:
+                    message = (
+                        f"transition {row[_SEQ]} of job {job[2]} of cluster {job[1]} says that it was observed at {at},"
+                        f" and was recorded after checkpoint {floor[0]}, which is newer"
+                    )
+                    late = Suspicion(self._finding(What.BACKDATED, message, job, row), ((row[_ID], row[_SEQ]),))
+                source = row[_SOURCE]
+                if source is not None:
+                    use = self.read.sources.get(source)
+                    if use is None:
+                        self.read.sources[source] = Use(1, at, at, job[1], job[2], row[_ID])
+                    else:
+                        use.transitions += 1
+                        if at < use.first_at:
+                            use.first_at = at
+                        elif at > use.last_at:
+                            use.last_at = at
+            except TypeError:  # a value of another type, of which the replay or the segment tells
                 continue
-            floor = self._floor(row[_ID])
-            if floor is not None and at < floor[1] and late is None:
-                message = (
-                    f"transition {row[_SEQ]} of job {job[2]} of cluster {job[1]} says that it was observed at {at}, and"
-                    f" was recorded after checkpoint {floor[0]}, which is newer"
-                )
-                late = Suspicion(self._finding(What.BACKDATED, message, job, row), ((row[_ID], row[_SEQ]),))
         return late
 
     @staticmethod
@@ -462,7 +517,7 @@ class _Reader:
                 pass
             if there != right:
                 found[name] = there, right
-        if not found and not self._is_bounded(job, last[_POLLS], last[_SEEN]):
+        if not found and job[_ODD] is None and not self._is_bounded(job, last[_POLLS], last[_SEEN]):
             found["polls, seen_at"] = f"{job[_POLLS_OF]}, {job[_SEEN_OF]}", f"at least {last[_POLLS]}, {last[_SEEN]}"
         return found
 
@@ -478,8 +533,10 @@ class _Reader:
         assert registered_at is not None  # noqa: S101 - it equals a transition's time, which is one
         recorded_at = None
         if facts.extended_on is not None:
-            declared = [(instant(row[_AT]) or registered_at, _day(row[-1])) for row in rows if row[_FACTS] is not None]
-            recorded_at = extension_recorded_at(declared)
+            stating = (row for row in rows if row[_ACTION] in ("registered", "amended"))
+            recorded_at = extension_recorded_at(
+                [(instant(row[_AT]) or registered_at, _day(row[-1])) for row in stating]
+            )
         due = deadline(
             facts.received_at,
             facts.submitted_at,

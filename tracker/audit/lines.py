@@ -188,6 +188,24 @@ def _postgresql(column: str, type_: str) -> str:
     return f"CASE WHEN {column} IS NULL THEN E'\\\\N' WHEN {is_held} THEN {value} ELSE {other} END"
 
 
+def is_other(column: str, type_: str, dialect: str) -> str:
+    """Return the SQL that tells whether *column* holds a value that no column of its type (as above) should."""
+    if dialect == "sqlite":
+        return f"substr({_sqlite(column, type_)}, 1, 2) = '\\?'"
+    return f"substr({_postgresql(column, type_)}, 1, 2) = E'\\\\?'"
+
+
+def is_strange(line: str) -> bool:
+    """Return whether a row's line tells of a value that no honest program stores."""
+    if "|\\?" not in line and "\\x" not in line:  # nearly all of them
+        return False
+    try:
+        decode(line)
+    except ValueError:
+        return True
+    return False
+
+
 def expression(kind: str, dialect: str) -> str:
     """Return the SQL that gives the line, without its LF, of a row ``t`` (for a transition: of a job ``j`` too).
 

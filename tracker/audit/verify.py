@@ -14,8 +14,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
@@ -30,7 +32,7 @@ from tracker.audit.checkpoint import PublicKey, Segment, Signed, parse
 from tracker.audit.findings import LONGEST_LIST, Finding, KeyUse, Report, Source, What
 from tracker.audit.histories import Suspicion, instant
 from tracker.audit.seal import MOST
-from tracker.errors import Refused
+from tracker.errors import DatabaseUnavailable, Refused
 from tracker.models import UtcDateTime
 from tracker.reports import views
 
@@ -95,7 +97,7 @@ class _Seal:
             signed = parse(text)
         except Refused:
             signed = None
-        return cls(row, signed, sha256(text.encode()).hexdigest())
+        return cls(row, signed, sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
 
 
 @dataclass(slots=True)
@@ -106,6 +108,9 @@ class _Open:
     digest: Any = field(default_factory=sha256)
     rows: int = 0
 
+
+_Trusted: TypeAlias = dict[int, list[tuple[str, str, bool | None]]]
+"""By number, of the checkpoints from outside: SHA-256, origin, and whether the signature is genuine."""
 
 _Lanes: TypeAlias = defaultdict[str, deque[tuple[int, int, _Open]]]
 """By cluster, the segments with rows of one table, in order, each with the first and last id of them."""
@@ -129,6 +134,11 @@ class _Mismatch:
     segment: Segment
     rows: int
 
+    def may_lack(self, kind: str, cluster: str, rows: int) -> bool:
+        """Whether just so many rows of the kind may have gone from it."""
+        ids = getattr(self.segment, _TABLES[kind])
+        return ids is not None and self.segment.cluster == cluster and self.segment.rows - self.rows == rows
+
     def holds(self, row_id: int, kind: str = "transition") -> bool:
         ids: tuple[int, int] | None = getattr(self.segment, _TABLES[kind])
         return ids is not None and ids[0] <= row_id <= ids[1]
@@ -144,6 +154,11 @@ class _Stretch:
     last: int = 0
 
 
+def _told(value: object) -> str:
+    """Return a value as text that can be written: bytes that are no UTF-8 (`database.lenient`) as ``\\xNN``."""
+    return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class _Findings:
     """Keeps the first, and counts the rest."""
 
@@ -153,7 +168,9 @@ class _Findings:
 
     def add(self, finding: Finding) -> None:
         if len(self.kept) < LONGEST_LIST:
-            self.kept.append(finding)
+            cluster, jid = (None if name is None else _told(name) for name in (finding.cluster, finding.jid))
+            seq = finding.seq if isinstance(finding.seq, int) else None  # SQLite holds any type in any column
+            self.kept.append(replace(finding, message=_told(finding.message), cluster=cluster, jid=jid, seq=seq))
         else:
             self.more += 1
 
@@ -166,22 +183,18 @@ class _Chain:
         connection: sa.Connection,
         found: _Findings,
         public_key: PublicKey | None,
-        trusted: Iterable[Signed],
+        trusted: _Trusted,
         progress: Callable[[int], None],
     ) -> None:
         self._connection = connection
         self._found = found
         self._progress = progress
         self._given = public_key
-        self._trusted: dict[int, list[tuple[str, str, bool | None]]] = {}
-        self.trusted = 0
-        for signed in trusted:
-            self.trusted += 1
-            known = self._trusted.setdefault(signed.checkpoint.number, [])
-            told = (signed.sha256, signed.checkpoint.origin, signed.is_genuine())
-            if told not in known:
-                known.append(told)
-        self._streams = {kind: lines.stream(connection, kind, _LOWEST) for kind in lines.KINDS}
+        self._trusted = dict(trusted)
+        self._opened = ExitStack()
+        self._streams = {
+            kind: self._opened.enter_context(closing(lines.stream(connection, kind, _LOWEST))) for kind in lines.KINDS
+        }
         self._ahead: dict[str, tuple[int, str, str] | None] = {k: next(s, None) for k, s in self._streams.items()}
         self._at = dict.fromkeys(lines.KINDS, 0)  # sealed up to these ids
         self._stretches: dict[str, _Stretch] = {}
@@ -189,10 +202,12 @@ class _Chain:
         self._key: PublicKey | None = None  # in force
         self._in_force: set[str] = set()
         self._segments = groupby(self._read(_SEGMENTS), itemgetter(0))
-        self._segment_rows: tuple[int, list[Any]] | None = None
-        self._is_cut = False
+        self._segment_rows: tuple[Any, list[Any]] | None = None
+        self._lacking: set[tuple[Any, ...]] = set()  # rows of segments that a seal should have
+        self._left: list[Any] = []  # those of no seal
         self.mismatches: list[_Mismatch] = []
         self.strays: list[_Stray] = []
+        self.strange: list[_Stray] = []
         self.origin: str | None = None
         self.last: _Seal | None = None
         self.count = 0
@@ -206,7 +221,11 @@ class _Chain:
         self._bind = UtcDateTime().dialect_impl(connection.dialect).bind_processor(connection.dialect)
 
     def _read(self, query: str) -> Iterator[Any]:
-        yield from histories.stream(self._connection, query, 500)
+        return self._opened.enter_context(closing(histories.stream(self._connection, query, 500)))
+
+    def close(self) -> None:
+        """Let go of what is still being read."""
+        self._opened.close()
 
     @property
     def sealed_up_to(self) -> int:
@@ -229,13 +248,15 @@ class _Chain:
         if seal is not None:
             self.last = self._one(before, seal, None)
         self._orphans(None)
+        self._deleted()
         for finding in self._missing.values():
             self._found.add(finding)
         for stretch in [*self._stretches.values()]:
             self._flush(stretch)
         for kind in lines.KINDS:
-            while self._ahead[kind] is not None:
+            while (ahead := self._ahead[kind]) is not None:
                 self.unsealed += 1
+                self._look(kind, self.count + 1, *ahead)
                 self._ahead[kind] = next(self._streams[kind], None)
         self._end()
 
@@ -393,7 +414,9 @@ class _Chain:
         if seal.signed is not None and seal.is_true:
             ranges, segments = _ranges(seal.signed), seal.signed.checkpoint.segments
         else:  # the columns are all that is left
-            ranges, segments = {kind: (self._at[kind], getattr(seal.row, _LAST[kind])) for kind in lines.KINDS}, ()
+            last = {kind: getattr(seal.row, _LAST[kind]) for kind in lines.KINDS}
+            ranges = {kind: (at, last[kind] if isinstance(last[kind], int) else at) for kind, at in self._at.items()}
+            segments = ()
         opened = [_Open(segment) for segment in segments]
         for kind in lines.KINDS:
             after, upto = ranges[kind]
@@ -427,6 +450,7 @@ class _Chain:
         while ahead is not None and ahead[0] <= upto:
             row_id, cluster, line = ahead
             taken += 1
+            self._look(kind, seal.number, row_id, cluster, line)
             if row_id > after:
                 segments = lanes[cluster]
                 while segments and segments[0][1] < row_id:
@@ -445,6 +469,14 @@ class _Chain:
         self.sealed += taken
         self._progress(self.sealed)
 
+    def _look(self, kind: str, number: int, row_id: int, cluster: str, line: str) -> None:
+        """Keep a row with a value that no honest program stores: sealed so, or not sealed yet."""
+        if lines.is_strange(line):
+            if len(self.strange) < LONGEST_LIST:
+                self.strange.append(_Stray(number, kind, cluster, row_id))
+            else:
+                self._found.more += 1
+
     def _compare_segments(self, seal: _Seal, differing: set[int], faults: list[tuple[What, str]]) -> None:
         """Compare the rows of ``segments`` with the text; a part whose rows differ is told already."""
         assert seal.signed is not None  # noqa: S101 - the caller's condition
@@ -455,10 +487,12 @@ class _Chain:
             there = {row.part: (row.cluster, row.rows, row.sha256) for row in current[1]}
             self._segment_rows = None
         right = {s.part: (s.cluster, s.rows, s.sha256) for s in seal.signed.checkpoint.segments}
-        wrong = sorted(p for p in there.keys() | right.keys() if there.get(p) != right.get(p) and p not in differing)
+        self._lacking.update((p, *right[p]) for p in right.keys() - there.keys())
+        parts = there.keys() | right.keys()
+        wrong = sorted((p for p in parts if there.get(p) != right.get(p) and p not in differing), key=_order)
         if wrong:
-            parts = ", ".join(map(str, wrong[:10])) + (" …" if len(wrong) > 10 else "")
-            faults.append((What.SEGMENTS, f"the rows of segments (part {parts}) differ from its text"))
+            shown = ", ".join(map(str, wrong[:10])) + (" …" if len(wrong) > 10 else "")
+            faults.append((What.SEGMENTS, f"the rows of segments (part {shown}) differ from its text"))
 
     def _orphans(self, seal_id: int | None) -> None:
         """Pass over the rows of ``segments`` of seals before *seal_id*; those of no seal are a deleted one's."""
@@ -468,17 +502,24 @@ class _Chain:
                 if group is None:
                     return
                 self._segment_rows = group[0], list(group[1])
-            if seal_id is not None and self._segment_rows[0] >= seal_id:
+            if seal_id is not None and _order(self._segment_rows[0]) >= _order(seal_id):
                 return
-            left, self._segment_rows = self._segment_rows[0], None
-            if not self._missing and not self._is_cut and not self._is_seal(left):
-                self._is_cut = True  # told once
-                message = f"the segments of the seal with id {left} are there, and the seal is not: it was deleted"
-                self._found.add(Finding(What.CHAIN, message, table="segments", row_id=left))
+            (left, rows), self._segment_rows = self._segment_rows, None
+            if not self._missing and len(self._left) < LONGEST_LIST and not self._is_seal(left):
+                self._left += rows
 
-    def _is_seal(self, seal_id: int) -> bool:
+    def _deleted(self) -> None:
+        """Tell of rows of ``segments`` whose seal is not there, once, unless a seal that is there lacks them."""
+        left = [row for row in self._left if (row.part, row.cluster, row.rows, row.sha256) not in self._lacking]
+        if left:
+            seal_id = left[0].seal_id
+            message = f"the segments of the seal with id {seal_id} are there, and the seal is not: it was deleted"
+            row_id = seal_id if isinstance(seal_id, int) else None
+            self._found.add(Finding(What.CHAIN, message, table="segments", row_id=row_id))
+
+    def _is_seal(self, seal_id: object) -> bool:
         query = sa.text("SELECT 1 FROM seals WHERE id = :id")
-        return self._connection.execute(query, {"id": seal_id}).first() is not None
+        return isinstance(seal_id, int) and self._connection.execute(query, {"id": seal_id}).first() is not None
 
     # What the chain comes to
 
@@ -540,6 +581,17 @@ def _ranges(signed: Signed) -> dict[str, tuple[int, int]]:
     return {"source": checkpoint.sources, "gap": checkpoint.gaps, "transition": checkpoint.transitions}
 
 
+def _order(value: Any) -> tuple[int, Any]:
+    """Return what sorts a value as SQLite does, which holds any type in any column."""
+    if value is None:
+        return 0, 0
+    return (1, value) if isinstance(value, (int, float)) else (2, str(value))
+
+
+def _ids(rows: list[_Stray]) -> str:
+    return ", ".join(str(row.row_id) for row in rows[:5]) + (" …" if len(rows) > 5 else "")
+
+
 def _is_at(value: object, at: datetime) -> bool:
     try:
         return instant(value) == at
@@ -593,7 +645,7 @@ def _sequences(connection: sa.Connection, found: _Findings) -> None:
         found.add(Finding(What.SEQUENCE, f"table {table}: {why}", table=table, row_id=newest))
 
 
-def _sources(connection: sa.Connection, read: histories.Histories, found: _Findings) -> list[Source]:
+def _sources(connection: sa.Connection, read: histories.Histories, telling: _Telling) -> list[Source]:
     """Return every source with its use, and tell of those that are used and not there."""
     listed = []
     used = dict(read.sources)
@@ -604,17 +656,16 @@ def _sources(connection: sa.Connection, read: histories.Histories, found: _Findi
         listed.append(
             Source(
                 row.id,
-                row.cluster,
-                row.base_url,
-                row.path,
+                _told(row.cluster),
+                _told(row.base_url),
+                _told(row.path),
                 _shown(row.recorded_at),
                 use.transitions if use else 0,
                 *times,
             )
         )
     for source_id, use in used.items():
-        message = f"{use.transitions} transitions name the source {source_id}, which is not there"
-        found.add(Finding(What.SOURCE, message, None, None, "sources", source_id, use.cluster))
+        telling.source(source_id, use)
     return listed
 
 
@@ -635,6 +686,7 @@ class _Telling:
         self._open = list(chain.mismatches)  # what nothing explains yet
         self._mismatches = chain.mismatches
         self._strays = chain.strays
+        self._strange = chain.strange
 
     def _explain(self, mismatches: Iterable[_Mismatch]) -> None:
         self._open = [mismatch for mismatch in self._open if mismatch not in mismatches]
@@ -644,6 +696,7 @@ class _Telling:
         finding, missing = suspicion.finding, suspicion.missing
         known = {row_id for row_id, _ in suspicion.rows}
         self._strays = [stray for stray in self._strays if stray.kind != "transition" or stray.row_id not in known]
+        self._strange = [each for each in self._strange if each.kind != "transition" or each.row_id not in known]
         held: list[tuple[int, int]] = []
         causes = []
         for mismatch in self._mismatches:
@@ -684,16 +737,12 @@ class _Telling:
         """Tell of rows that are in no segment, once for each job, with the segments that lack them."""
         jobs: dict[tuple[str, int], list[_Stray]] = {}
         for stray in self._strays:
-            key = stray.row_id
-            if stray.kind == "transition":
-                query = sa.text("SELECT job_id FROM transitions WHERE id = :id")
-                key = self._connection.execute(query, {"id": stray.row_id}).scalar_one()
-            jobs.setdefault((stray.kind, key), []).append(stray)
+            jobs.setdefault((stray.kind, self._job_of(stray)), []).append(stray)
         for (kind, key), strays in jobs.items():
             first = strays[0]
             jid = None
             if kind == "transition":
-                query = sa.text("SELECT jid FROM jobs WHERE id = :id")
+                query = sa.text("SELECT CAST(jid AS text) FROM jobs WHERE id = :id")
                 jid = self._connection.execute(query, {"id": key}).scalar()
             lacking = [
                 mismatch
@@ -701,17 +750,58 @@ class _Telling:
                 if mismatch.rows < mismatch.segment.rows
                 and any(mismatch.number == s.number and mismatch.holds(s.row_id, s.kind) for s in strays)
             ]
+            moved = None
+            if not lacking and first.row_id <= 0:  # which is no id that a database gives
+                moved = next((m for m in self._open if m.may_lack(kind, first.cluster, len(strays))), None)
+                lacking = [moved] if moved else []
             self._explain(lacking)
             of = f" of job {jid}" if jid else ""
-            ids = ", ".join(str(stray.row_id) for stray in strays[:5]) + (" …" if len(strays) > 5 else "")
             was = f"its cluster was {lacking[0].segment.cluster}" if lacking else "added since"
+            if moved is not None:
+                was = f"it was in segment {moved.segment.part} of checkpoint {moved.number}, with another id"
             message = (
-                f"checkpoint {first.number}: {_TABLES[kind]}{of} with id {ids}: in no segment of cluster"
+                f"checkpoint {first.number}: {_TABLES[kind]}{of} with id {_ids(strays)}: in no segment of cluster"
                 f" {first.cluster}, and so not there when it was sealed: {was}"
             )
             self._found.add(
                 Finding(What.ROWS, message, first.number, None, _TABLES[kind], first.row_id, first.cluster, jid)
             )
+
+    def source(self, source_id: object, use: histories.Use) -> None:
+        """Tell of a source that is used and not there, with the segments of which that changed a row."""
+        row_id = source_id if isinstance(source_id, int) else None
+        held = [m for m in self._mismatches if row_id is not None and m.holds(row_id, "source")]
+        if held and not any(mismatch in self._open for mismatch in held):
+            return  # what became of it is told
+        causes = held or [m for m in self._open if use.transitions == 1 and m.holds(use.row_id)]
+        message = f"{use.transitions} transitions name the source {source_id}, which is not there"
+        number, part = (causes[0].number, causes[0].segment.part) if causes else (None, None)
+        if causes:
+            self._explain(causes)
+            message += f" (segment {part} of checkpoint {number} shows it too)"
+        self._strange = [each for each in self._strange if (each.kind, each.row_id) != ("transition", use.row_id)]
+        self._found.add(Finding(What.SOURCE, message, number, part, "sources", row_id, use.cluster))
+
+    def strange(self) -> None:
+        """Tell of rows with a value that no honest program stores, where nothing else does: they were sealed so."""
+        told: dict[tuple[str, Any], list[_Stray]] = {}
+        for row in self._strange:
+            if not any(mismatch.holds(row.row_id, row.kind) for mismatch in self._mismatches):
+                told.setdefault((row.kind, self._job_of(row)), []).append(row)
+        for (kind, _), rows in told.items():
+            table, row_id = _TABLES[kind], rows[0].row_id
+            message = (
+                f"{table} with id {_ids(rows)}: a value in the row, or in its job's, is of another type or form than"
+                " tracker writes"
+            )
+            self._found.add(Finding(What.ROWS, message, None, None, table, row_id, rows[0].cluster or None))
+
+    def _job_of(self, row: _Stray) -> Any:
+        """Return the id of a transition's job; of another row its own."""
+        if row.kind != "transition":
+            return row.row_id
+        query = sa.text("SELECT job_id FROM transitions WHERE id = :id")
+        return self._connection.execute(query, {"id": row.row_id}).scalar_one()
 
     def segments(self) -> None:
         """Tell of the segments that nothing explains; of several of one cluster as one, where one job explains them."""
@@ -723,7 +813,7 @@ class _Telling:
             if jobs:
                 first = mismatches[0]
                 where = ", ".join(f"{m.number}/{m.segment.part}" for m in mismatches)
-                shown = ", ".join(jobs[:5]) + (" …" if len(jobs) > 5 else "")
+                shown = ", ".join(map(str, jobs[:5])) + (" …" if len(jobs) > 5 else "")
                 message = (
                     f"segments {where} (checkpoint/segment, cluster {cluster}): their rows are not those that were"
                     f" sealed; in each of them, and in no other, are rows of job {shown}: was its jid changed?"
@@ -764,7 +854,10 @@ class _Telling:
             values = {"first": first, "last": last, "cluster": cluster}
             found = set(self._connection.execute(query, values).scalars())
             common = found if common is None else common & found
-        rows = sa.text("SELECT t.id, j.jid FROM transitions t JOIN jobs j ON j.id = t.job_id WHERE t.job_id = :id")
+        rows = sa.text(
+            "SELECT t.id, CAST(j.jid AS text) AS jid FROM transitions t JOIN jobs j ON j.id = t.job_id"
+            " WHERE t.job_id = :id"
+        )
         jids = []
         for job_id in sorted(common or ()):
             there = self._connection.execute(rows, {"id": job_id}).all()
@@ -797,6 +890,33 @@ def verify(
     Raises:
         DatabaseUnavailable, BadConfiguration: The database cannot be read.
     """
+    known: _Trusted = {}
+    count = 0
+    for signed in trusted:
+        count += 1
+        told = (signed.sha256, signed.checkpoint.origin, signed.is_genuine())
+        of_number = known.setdefault(signed.checkpoint.number, [])
+        if told not in of_number:
+            of_number.append(told)
+    read = partial(_verified, connection, public_key, known, count, zone, now, progress)
+    refused: type[Exception] = DatabaseUnavailable if connection.dialect.name == "sqlite" else sa.exc.DataError
+    try:
+        return read()
+    except refused:
+        # The driver met a value that it cannot hold: where that is, and what else there is, is still to be told.
+        with database.lenient(connection):
+            return read()
+
+
+def _verified(
+    connection: sa.Connection,
+    public_key: PublicKey | None,
+    trusted: _Trusted,
+    trusted_count: int,
+    zone: ZoneInfo | None,
+    now: datetime | None,
+    progress: Callable[[str, int, int], None],
+) -> Report:
     found = _Findings()
     for line in guards.problems(connection):
         found.add(Finding(What.GUARD, line))
@@ -805,7 +925,8 @@ def verify(
     # About the number of rows, for the progress: a count would read the table once more.
     about = sum(connection.exec_driver_sql(f"SELECT max(id) FROM {t}").scalar() or 0 for t in _TABLES.values())
     chain = _Chain(connection, found, public_key, trusted, lambda done: progress("what is sealed", done, about))
-    chain.run()
+    with closing(chain):
+        chain.run()
     chain.overdue(now or database.now(connection))
     suspicions: list[Suspicion] = []
     elsewhere: list[Suspicion] = []  # deadlines that may have been computed in another zone
@@ -841,9 +962,10 @@ def verify(
     for suspicion in suspicions:
         telling.suspicion(suspicion)
     telling.strays()
+    sources = _sources(connection, read, telling)
+    telling.strange()
     telling.segments()
-    sources = _sources(connection, read, found)
-    if not any(finding.what in (What.ROWS, What.HISTORY, What.JOB, What.CHAIN) for finding in found.kept):
+    if not any(finding.what in (What.ROWS, What.HISTORY, What.JOB, What.SOURCE, What.CHAIN) for finding in found.kept):
         _sequences(connection, found)
     order = list(What)
     last = chain.last
@@ -858,9 +980,9 @@ def verify(
         unsigned=chain.unsigned,
         origin=chain.origin,
         number=last.number if last else None,
-        sha256=last.sha256 if last else None,
+        sha256=_told(last.sha256) if last else None,
         sealed_at=last.signed.checkpoint.sealed_at if last and last.signed else None,
-        trusted=chain.trusted,
+        trusted=trusted_count,
         keys=list(chain.keys.values()),
         sources=sources,
     )
