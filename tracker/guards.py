@@ -1,8 +1,9 @@
 """The guards: triggers that keep the history from being changed, and that complete a plain-SQL registration.
 
-Owns their one definition on each database and the check that they stand as defined. They hold no data, so ``env.py`` of
-the migrations drops them before the revisions run and makes today's after. What they are for is in ``DESIGN.md``; a
-superuser or the tables' owner can always drop a trigger: only what has left the database proves anything.
+Owns their one definition on each database, and the check that they and the tables stand as defined. They hold no data,
+so ``env.py`` of the migrations drops them before the revisions run and makes today's after. What they are for is in
+``DESIGN.md``; a superuser or the tables' owner can always drop a trigger: only what has left the database proves
+anything.
 """
 
 from __future__ import annotations

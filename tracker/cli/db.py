@@ -1,7 +1,7 @@
 """``tracker db``: make the schema, check it, and give roles their rights. Arguments and printing.
 
 What it should be is said by `tracker.models`, `tracker.guards` and `tracker.reports.views`; the check of the tables
-puts Alembic's differences into words. CHECKs are not compared: neither the models nor Alembic know them.
+puts Alembic's differences into words. CHECKs, which neither the models nor Alembic know, are compared by the guards'.
 """
 
 from __future__ import annotations
