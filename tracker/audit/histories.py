@@ -214,7 +214,7 @@ def instant(value: object) -> datetime | None:
     return at.replace(tzinfo=UTC)
 
 
-def _day(value: object) -> date | None:
+def day(value: object) -> date | None:
     if value is None or isinstance(value, date):
         return value
     day = date.fromisoformat(str(value))
@@ -225,7 +225,7 @@ def _day(value: object) -> date | None:
 
 def _facts(row: Row, start: int) -> Facts:
     kind, reference, received_at, submitted_at, extended_on = row[start : start + len(FACTS)]
-    return Facts(kind and Kind(kind), reference, instant(received_at), instant(submitted_at), _day(extended_on))
+    return Facts(kind and Kind(kind), reference, instant(received_at), instant(submitted_at), day(extended_on))
 
 
 def _transition(row: Row) -> Transition:
@@ -512,7 +512,7 @@ class _Reader:
                 if name.endswith(("_at", "_by", "_after")) and name != "registered_by":
                     there = instant(there)
                 elif name == "extended_on":
-                    there = _day(there)
+                    there = day(there)
             except ValueError:
                 pass
             if there != right:
@@ -535,7 +535,7 @@ class _Reader:
         if facts.extended_on is not None:
             stating = (row for row in rows if row[_ACTION] in ("registered", "amended"))
             recorded_at = extension_recorded_at(
-                [(instant(row[_AT]) or registered_at, _day(row[-1])) for row in stating]
+                [(instant(row[_AT]) or registered_at, day(row[-1])) for row in stating]
             )
         due = deadline(
             facts.received_at,
@@ -548,7 +548,7 @@ class _Reader:
         is_zonal = False
         try:
             there = instant(at)
-            if (_day(on), there) == (due.on, due.at):
+            if (day(on), there) == (due.on, due.at):
                 return None
             is_zonal = there is not None and abs(there - due.at) <= _ZONES
         except ValueError:

@@ -24,13 +24,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
-from itertools import groupby
+from itertools import groupby, product
+from operator import call
 from pathlib import Path
 from string import Template
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -38,6 +40,7 @@ import sqlalchemy as sa
 from tracker import database
 from tracker.audit import lines
 from tracker.audit.checkpoint import Checkpoint, Segment, SigningKey, parse, token
+from tracker.audit.histories import day, instant
 from tracker.deadline import Deadline, deadline, extension_recorded_at, verdict
 from tracker.errors import Refused
 from tracker.models import Gap, Seal, Source, Transition
@@ -77,7 +80,57 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CHUNK: Final = 500  # jobs whose transitions are fetched together: some hundred kB
 
-Row = dict[str, str | None]
+_NULL: Final[dict[str, str | None]] = {"\\N": None}
+
+
+class _Transition(NamedTuple):
+    """A line of a transition as its fields, in the order of ``lines.COLUMNS``: text without escapes, None for NULL."""
+
+    cluster: str | None
+    jid: str | None
+    id: str | None
+    job_id: str | None
+    seq: str | None
+    action: str | None
+    from_status: str | None
+    to_status: str | None
+    from_state: str | None
+    to_state: str | None
+    last_seen_at: str | None
+    observed_at: str | None
+    server_date: str | None
+    source_id: str | None
+    polls: str | None
+    actor: str | None
+    anomaly: str | None
+    reason: str | None
+    kind: str | None
+    reference: str | None
+    received_at: str | None
+    submitted_at: str | None
+    extended_on: str | None
+
+
+class _Row(NamedTuple):
+    """What the reports need of a transition, as the driver gives it."""
+
+    job_id: int
+    jid: str
+    action: str
+    from_status: str | None
+    to_status: str | None
+    to_state: str
+    last_seen_at: object
+    observed_at: object
+    server_date: object
+    polls: int
+    actor: str | None
+    kind: str | None
+    reference: str | None
+    received_at: object
+    submitted_at: object
+    extended_on: object
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,18 +595,19 @@ def _tables(
                 found = 0
                 with (folder.path / name).open(encoding="utf-8", newline="\n") as file:
                     for line in file:
-                        kind, row = _decoded(line, name)
-                        if kind == "gap":
-                            began_at, ended_at = _at(row["began_at"]), _at(row["ended_at"])
-                            times = _iso(began_at), _iso(ended_at)
-                            told = row["cause"], _cell(row["detail"]), _seconds(began_at, ended_at)
-                            tables["gaps.csv"].row((cell(cluster), *times, *told))
-                        elif kind == "transition":
+                        if line.startswith("v1|transition|"):
                             found += 1
-                            values = zip(_AS_TEXT, row.values(), strict=True)
-                            write_transition([number, *[value and as_text(value) for as_text, value in values]])
-                            if row["seq"] == "0":
-                                jobs.append(int(row["job_id"] or 0))
+                            row = _transition(line, name)
+                            write_transition((number, *map(call, _AS_TEXT, row)))
+                            if row.seq == "0":
+                                jobs.append(int(row.job_id or 0))
+                            continue
+                        kind, gap = _decoded(line, name)
+                        if kind == "gap":
+                            began_at, ended_at = _at(gap["began_at"]), _at(gap["ended_at"])
+                            times = _iso(began_at), _iso(ended_at)
+                            told = gap["cause"], _cell(gap["detail"]), _seconds(began_at, ended_at)
+                            tables["gaps.csv"].row((cell(cluster), *times, *told))
                 counts.transitions += found
                 progress.step(found)
             for chunk in (jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)):
@@ -567,77 +621,104 @@ def _tables(
     return counts
 
 
-def _time(microseconds: str, known: dict[str, str] = {}) -> str:  # noqa: B006 - seconds seen before, on purpose
-    """Return the instant as `_iso` does, quicker: a million transitions have three each, many in the same second."""
-    second, rest = microseconds[:-6], microseconds[-6:]
-    text = known.get(second)
-    if text is None:
-        if len(known) > 100_000:  # 20 MB
-            known.clear()
-        text = known[second] = (_EPOCH + timedelta(seconds=int(second or 0))).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}.{rest:>06}+00:00"
+_CLOCK: Final = tuple(f"{hour:02}:{at:02}:{second:02}" for hour, at, second in product(range(24), range(60), range(60)))
+"""What a clock shows in each second of a day."""
+
+
+@lru_cache(maxsize=10_000)
+def _date(days: int) -> str:
+    return (_EPOCH + timedelta(days=days)).strftime("%Y-%m-%d")
+
+
+def _time(microseconds: str | None) -> str | None:
+    """Return the instant as `_iso` does, quicker: a million transitions have three each."""
+    if microseconds is None:
+        return None
+    second, rest = divmod(int(microseconds), 1_000_000)
+    days, second = divmod(second, 86400)
+    return f"{_date(days)}T{_CLOCK[second]}.{rest:06}+00:00"
+
+
+@lru_cache(maxsize=10_000)  # most columns say the same few things again and again
+def _cell(text: str | None) -> str | None:
+    return None if text is None else cell(text)
+
+
+def _raw(value: str | None) -> str | None:
+    return value
 
 
 _AS_TEXT: Final = tuple(
-    _time if column in ("last_seen_at", "observed_at", "server_date", "received_at", "submitted_at") else cell
-    for column in lines.COLUMNS["transition"]
+    {
+        **dict.fromkeys(("id", "job_id", "seq", "action", "to_state", "polls"), _raw),
+        **dict.fromkeys(("last_seen_at", "observed_at", "server_date", "received_at", "submitted_at"), _time),
+    }.get(column, _cell)
+    for column in _Transition._fields
 )
-"""By column of a transition: how its value becomes text; numbers are text already, and safe."""
+"""By column of a transition: how its value becomes text; numbers and our own words are text already, and safe."""
 
 
-def _decoded(line: str, name: str) -> tuple[str, Row]:
-    if line.startswith("v1|transition|") and "\\" not in line.replace("|\\N", "|"):
+def _transition(line: str, name: str) -> _Transition:
+    """Return the transition in a line of the segment *name*."""
+    if "\\" not in line.replace("|\\N", "|"):
         # No escape but for NULL, as in most lines: a third of the time. What is no transition of ours fails below.
-        fields = [None if value == "\\N" else value for value in line[:-1].split("|")[2:]]
-        if len(fields) == len(_AS_TEXT):
-            return "transition", dict(zip(lines.COLUMNS["transition"], fields, strict=True))
+        fields = line[len("v1|transition|") : -1].split("|")
+        if len(fields) == len(_Transition._fields):
+            return _Transition._make(map(_NULL.get, fields, fields))
+    return _Transition(**_decoded(line, name)[1])
+
+
+def _decoded(line: str, name: str) -> tuple[str, dict[str, str | None]]:
     try:
         return lines.decode(line)
     except ValueError as error:
         raise Refused(f"a row of {name} is none that tracker writes: {error}; run `tracker audit verify`") from error
 
 
-def _histories(connection: sa.Connection, jobs: Sequence[int], last_id: int) -> Iterator[list[Row]]:
-    """Yield the sealed transitions of each job, in the order of *jobs*."""
-    line = lines.expression("transition", connection.dialect.name)
+def _histories(connection: sa.Connection, jobs: Sequence[int], last_id: int) -> Iterator[list[_Row]]:
+    """Yield the sealed transitions of each job, in the order of *jobs*.
+
+    Their lines are in the segments and have been read: so they hold what their types can, and need not be lines again.
+    """
+    columns = ", ".join("j.jid" if column == "jid" else f"t.{column}" for column in _Row._fields)
     query = (
-        f"SELECT t.job_id, {line} FROM transitions t JOIN jobs j ON j.id = t.job_id"
+        f"SELECT {columns} FROM transitions t JOIN jobs j ON j.id = t.job_id"
         f" WHERE t.job_id IN ({', '.join(map(str, jobs))}) AND t.id <= {last_id} ORDER BY t.job_id, t.seq"
     )
-    found: dict[int, list[Row]] = defaultdict(list)
-    for job_id, text in connection.exec_driver_sql(query).all():
-        found[job_id].append(_decoded(f"{text}\n", "transitions")[1])
+    found: dict[int, list[_Row]] = defaultdict(list)
+    for row in map(_Row._make, connection.exec_driver_sql(query)):
+        found[row.job_id].append(row)
     for job_id in jobs:
         if job_id in found:
             yield found[job_id]
 
 
 def _job(
-    tables: dict[str, _Table], cluster: str, rows: Sequence[Row], as_of: datetime, zone: ZoneInfo, counts: _Counts
+    tables: dict[str, _Table], cluster: str, rows: Sequence[_Row], as_of: datetime, zone: ZoneInfo, counts: _Counts
 ) -> None:
     """Write the rows about a job, from its transitions; the rules are those of the views, as of *as_of*."""
     begun, last = rows[0], rows[-1]
-    declared = [begun, *(row for row in rows[1:] if row["action"] == Action.AMENDED)]
+    declared = [begun, *(row for row in rows[1:] if row.action == Action.AMENDED)]
     facts = declared[-1]
-    moved = next(row for row in reversed(rows) if row is begun or row["action"] != Action.AMENDED)
+    moved = next(row for row in reversed(rows) if row is begun or row.action != Action.AMENDED)
     entry = next(
-        (row for row in reversed(rows) if row["action"] == Action.OBSERVED and row["to_status"] != row["from_status"]),
+        (row for row in reversed(rows) if row.action == Action.OBSERVED and row.to_status != row.from_status),
         None,
     )
-    state, status = State(last["to_state"] or ""), last["to_status"]
-    seen_at = _at(last["last_seen_at"])
-    status_after = _at(entry["last_seen_at"]) if entry else None
-    status_by = _at(entry["observed_at"]) if entry else None
+    state, status = State(last.to_state), last.to_status
+    seen_at = instant(last.last_seen_at)
+    status_after = instant(entry.last_seen_at) if entry else None
+    status_by = instant(entry.observed_at) if entry else None
     ended_after, ended_by = _end(moved)
-    registered_at = _at(begun["observed_at"]) or _EPOCH
-    received_at, submitted_at = _at(facts["received_at"]), _at(facts["submitted_at"])
+    registered_at = instant(begun.observed_at) or _EPOCH
+    received_at, submitted_at = instant(facts.received_at), instant(facts.submitted_at)
     if state in (State.DONE, State.FAILED, State.LOST):
         ended_after = _begin(ended_after, submitted_at, ended_by)
     due = _deadline(declared, received_at, submitted_at, registered_at, zone)
     found = verdict(state, status, status_after, seen_at, ended_after, ended_by, due.at, as_of)
     counted_from = received_at or submitted_at or registered_at
     counts.earliest = min(counts.earliest or counted_from, counted_from)
-    names = (cell(cluster), _cell(begun["jid"]), facts["kind"], _cell(facts["reference"]))
+    names = (cell(cluster), _cell(begun.jid), facts.kind, _cell(facts.reference))
     began_at = submitted_at or registered_at
     is_done, is_unsettled = state is State.DONE, state in (State.OPEN, State.FAILED, State.LOST)
     tables["jobs.csv"].row(
@@ -650,14 +731,14 @@ def _job(
             _iso(seen_at),
             _iso(submitted_at),
             _iso(registered_at),
-            _cell(begun["actor"]),
+            _cell(begun.actor),
             _iso(received_at),
             due.on.isoformat(),
             found.value,
             _iso(ended_after),
             _iso(ended_by),
             _seconds(began_at, ended_by or as_of),
-            last["polls"],
+            last.polls,
         )
     )
     tables["deadlines.csv"].row(
@@ -665,12 +746,12 @@ def _job(
             *names,
             state.value,
             _iso(received_at),
-            _iso(_at(begun["received_at"])),
+            _iso(instant(begun.received_at)),
             len(declared) - 1,
             due.basis.value,
             due.on.isoformat(),
             _iso(due.at),
-            facts["extended_on"],
+            str(facts.extended_on or ""),
             _iso(ended_after) if is_done else None,
             _iso(ended_by) if is_done else None,
             found.value,
@@ -688,22 +769,22 @@ def _job(
                 _seconds(began_at, max(ended_after or began_at, began_at)),
                 _seconds(submitted_at, ended_by),
                 _seconds(ended_after, ended_by),
-                _iso(ended_after + DOWNLOAD) if ended_after and facts["kind"] == "export" else None,
-                last["polls"],
+                _iso(ended_after + DOWNLOAD) if ended_after and facts.kind == "export" else None,
+                last.polls,
             )
         )
 
 
-def _end(moved: Row) -> tuple[datetime | None, datetime | None]:
+def _end(moved: _Row) -> tuple[datetime | None, datetime | None]:
     """Return the bounds of a job's end, from the last transition that was no amendment."""
-    observed_at = _at(moved["observed_at"])
-    if moved["to_state"] == State.OPEN:
+    observed_at = instant(moved.observed_at)
+    if moved.to_state == State.OPEN:
         return None, None
-    if moved["action"] == Action.ATTESTED:
-        return None, _at(moved["server_date"])
-    if moved["action"] == Action.WITHDRAWN:
+    if moved.action == Action.ATTESTED:
+        return None, instant(moved.server_date)
+    if moved.action == Action.WITHDRAWN:
         return observed_at, observed_at
-    return _at(moved["last_seen_at"]), observed_at
+    return instant(moved.last_seen_at), observed_at
 
 
 def _begin(seen: datetime | None, submitted: datetime | None, by: datetime | None) -> datetime | None:
@@ -714,21 +795,15 @@ def _begin(seen: datetime | None, submitted: datetime | None, by: datetime | Non
 
 
 def _deadline(
-    declared: Sequence[Row],
+    declared: Sequence[_Row],
     received_at: datetime | None,
     submitted_at: datetime | None,
     registered_at: datetime,
     zone: ZoneInfo,
 ) -> Deadline:
-    extended_on = declared[-1]["extended_on"]
-    if extended_on is None:
+    if declared[-1].extended_on is None:
         return deadline(received_at, submitted_at, registered_at, zone)
-    history = [
-        (_at(row["observed_at"]) or registered_at, datetime.fromisoformat(row["extended_on"]).date())
-        if row["extended_on"]
-        else (_at(row["observed_at"]) or registered_at, None)
-        for row in declared
-    ]
+    history = [(instant(row.observed_at) or registered_at, day(row.extended_on)) for row in declared]
     return deadline(
         received_at,
         submitted_at,
@@ -746,10 +821,6 @@ def _at(microseconds: str | None) -> datetime | None:
 def _iso(at: datetime | None) -> str | None:
     """Return *at* as ``tracker report --format csv`` writes it."""
     return None if at is None else at.isoformat(timespec="microseconds")
-
-
-def _cell(text: str | None) -> str | None:
-    return None if text is None else cell(text)
 
 
 def _seconds(since: datetime | None, until: datetime | None) -> str | None:
