@@ -720,6 +720,8 @@ def _job(
     counts.earliest = min(counts.earliest or counted_from, counted_from)
     names = (cell(cluster), _cell(begun.jid), facts.kind, _cell(facts.reference))
     began_at = submitted_at or registered_at
+    received, submitted, registered = _iso(received_at), _iso(submitted_at), _iso(registered_at)
+    after, by = _iso(ended_after), _iso(ended_by)
     is_done, is_unsettled = state is State.DONE, state in (State.OPEN, State.FAILED, State.LOST)
     tables["jobs.csv"].row(
         (
@@ -729,14 +731,14 @@ def _job(
             status and _iso(_begin(status_after, submitted_at, status_by)),
             _iso(status_by),
             _iso(seen_at),
-            _iso(submitted_at),
-            _iso(registered_at),
+            submitted,
+            registered,
             _cell(begun.actor),
-            _iso(received_at),
+            received,
             due.on.isoformat(),
             found.value,
-            _iso(ended_after),
-            _iso(ended_by),
+            after,
+            by,
             _seconds(began_at, ended_by or as_of),
             last.polls,
         )
@@ -745,15 +747,15 @@ def _job(
         (
             *names,
             state.value,
-            _iso(received_at),
+            received,
             _iso(instant(begun.received_at)),
             len(declared) - 1,
             due.basis.value,
             due.on.isoformat(),
             _iso(due.at),
             str(facts.extended_on or ""),
-            _iso(ended_after) if is_done else None,
-            _iso(ended_by) if is_done else None,
+            after if is_done else None,
+            by if is_done else None,
             found.value,
             (due.at - as_of) // timedelta(days=1) if is_unsettled else None,
         )
@@ -762,10 +764,10 @@ def _job(
         tables["durations.csv"].row(
             (
                 *names,
-                _iso(submitted_at),
-                _iso(registered_at),
-                _iso(ended_after),
-                _iso(ended_by),
+                submitted,
+                registered,
+                after,
+                by,
                 _seconds(began_at, max(ended_after or began_at, began_at)),
                 _seconds(submitted_at, ended_by),
                 _seconds(ended_after, ended_by),
