@@ -441,6 +441,25 @@ def test_output_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> Non
             assert "name a file in a folder that is there" in err
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"])
+@pytest.mark.parametrize(
+    "report", [["durations"], ["gaps", "--format", "table"], ["gaps", "--format", "html"], ["--format", "html"]]
+)
+@pytest.mark.usefixtures("jobs")
+def test_output_spares_the_database(run: Run, tmp_path: Path, report: list[str]) -> None:
+    """Its file, by whatever name, and those that SQLite keeps beside it are never written over."""
+    database = tmp_path / "tracker.db"
+    (tmp_path / "link.csv").symlink_to(database)
+    os.link(database, tmp_path / "hard.csv")
+    before, there = database.read_bytes(), set(tmp_path.iterdir())
+    beside = [f"tracker.db{ending}" for ending in ("-wal", "-shm", "-journal")]
+    for name in ("tracker.db", "link.csv", "hard.csv", *beside):
+        code, out, err = run(*report, "-o", name)
+        assert (code, out) == (2, "")
+        assert f"'--output': {name!r} belongs to the database, and is not replaced: name another file" in err
+    assert (database.read_bytes(), set(tmp_path.iterdir())) == (before, there)
+
+
 def test_a_file_without_permission_is_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that may not be written to is not replaced either, though its folder would allow it."""
     old = tmp_path / "old.csv"

@@ -212,7 +212,9 @@ def _page(
     from tracker import database
     from tracker.reports.page import render
 
-    with _destination(_file(output)) as destination, opened() as (settings, engine):
+    file = _file(output)
+    with _destination(file) as destination, opened() as (settings, engine):
+        _spare_database(file, engine)
         filters = _filters(settings.zone, since, until, cluster, kind)
         then = _instant(as_of, settings.zone, at_end=True)
         with database.reading(engine) as connection:
@@ -263,6 +265,7 @@ def _subcommand(
                 return
             with _destination(file) as destination:
                 with opened() as (settings, engine):
+                    _spare_database(file, engine)
                     filters = _filters(settings.zone, since, until, cluster, kind)
                     asked = _Asked(filters, _instant(as_of, settings.zone, at_end=True), settings.zone, more)
                     with database.reading(engine) as connection:
@@ -337,6 +340,17 @@ def _destination(file: Path | None) -> Iterator[IO[str]]:
             plain(f"cannot write {str(file)!r}: {why}; name a file in a folder that is there and may be written to"),
             param_hint="'--output'",
         ) from None
+
+
+def _spare_database(file: Path | None, engine: sa.Engine) -> None:
+    """Refuse to write over the database, or over a file that SQLite keeps beside it, there or not yet."""
+    if file is None or engine.dialect.name != "sqlite":
+        return
+    place = os.path.realpath(str(engine.url.database))
+    for theirs in (Path(place + ending) for ending in ("", "-wal", "-shm", "-journal")):
+        if Path(os.path.realpath(file)) == theirs or (file.exists() and theirs.exists() and file.samefile(theirs)):
+            problem = f"{str(file)!r} belongs to the database, and is not replaced: name another file"
+            raise click.BadParameter(plain(problem), param_hint="'--output'")
 
 
 def _filters(
