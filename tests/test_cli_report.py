@@ -532,6 +532,19 @@ def test_output_to_what_is_no_file_is_written_to_it(run: Run, tmp_path: Path) ->
     assert pipe.is_fifo()
 
 
+def test_output_goes_into_a_pipe_without_a_name(run: Run) -> None:
+    """So does a shell's >(gzip), or /dev/stdout where that is a pipe: what the name resolves to is no path."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    try:
+        for report in (["durations"], ["gaps", "--format", "json"], ["--format", "html"]):
+            assert run(*report, "-o", f"/dev/fd/{writer}")[:2] == (0, "")
+            assert len(os.read(reader, 65_536)) > 100
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_csv_is_streamed(run: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Memory does not grow with the rows; a table shows the first ones, and says that there are more."""
     jobs = 10_000

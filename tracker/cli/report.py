@@ -312,13 +312,13 @@ def _destination(file: Path | None) -> Iterator[IO[str]]:
         with spooled() as spool:
             yield spool
         return
-    target = Path(os.path.realpath(file))  # a link stays one
     try:
-        there = target.stat() if target.exists() else None
-        if there is not None and not S_ISREG(there.st_mode):  # /dev/null: nothing that could be replaced
-            with target.open("w", encoding="utf-8", newline="") as stream:
+        there = file.stat() if file.exists() else None
+        if there is not None and not S_ISREG(there.st_mode):  # a pipe or /dev/null: nothing that could be replaced
+            with file.open("w", encoding="utf-8", newline="") as stream:
                 yield stream
             return
+        target = Path(os.path.realpath(file))  # a link stays one
         if there is not None and not os.access(target, os.W_OK):
             raise PermissionError(13, "Permission denied")
         part = target.with_name(f".{target.name[:50]}.{os.urandom(4).hex()}.part")
