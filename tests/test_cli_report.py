@@ -545,6 +545,16 @@ def test_output_goes_into_a_pipe_without_a_name(run: Run) -> None:
         os.close(writer)
 
 
+@pytest.mark.parametrize("format", ["table", "csv", "json", "html"])
+@pytest.mark.usefixtures("jobs")
+def test_a_full_disk_below_standard_output_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    """Whatever the format: the place, why, and the exit status that says to try again; not that TMPDIR is full."""
+    with open("/dev/full", "w", encoding="utf-8") as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        code, _, err = run("statuses", "--format", format)
+    assert (code, err.splitlines()[-1]) == (75, "tracker: error: cannot read or write: No space left on device")
+
+
 def test_csv_is_streamed(run: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Memory does not grow with the rows; a table shows the first ones, and says that there are more."""
     jobs = 10_000

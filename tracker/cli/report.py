@@ -263,7 +263,9 @@ def _subcommand(
                     raise click.UsageError(f"a page has no place for {', '.join(unused)}: choose another format")
                 _page([name], since, until, as_of, cluster, kind, output)
                 return
-            with _destination(file) as destination:
+            # A table goes straight to the terminal, so that it is seen to be one.
+            straight = form == "table" and file is None
+            with nullcontext(sys.stdout) if straight else _destination(file) as destination:
                 with opened() as (settings, engine):
                     _spare_database(file, engine)
                     filters = _filters(settings.zone, since, until, cluster, kind)
@@ -281,8 +283,7 @@ def _subcommand(
                                 with redirect_stdout(destination):
                                     _print(name, title, made, form)
                 if form == "table":
-                    # Straight to the terminal, so that it is seen to be one.
-                    with redirect_stdout(destination) if file else nullcontext():
+                    with redirect_stdout(destination):
                         _print(name, title, made, form)
 
         shown = report.command(name, help=build.__doc__, epilog=example(*examples))
