@@ -441,10 +441,13 @@ def _print(name: str, title: str, made: _Output, format: str) -> None:
             emit(chain(first, rows), made.columns, "json")
             sys.stdout.write("}\n")
         case _:
+            if not first:
+                click.echo(f"{caption}\n\n{_NOTHING}")  # not a message: all that a file says of its own
+                return
             most = [*first, *islice(rows, ROWS - 1)]
             columns, cells = made.shown(most) if made.shown else (made.columns, most)
             lines = f"{caption}\n{made.note}" if made.note else caption
-            emit(cells, columns, "table", title=f"{lines}\n", empty=f"{caption}\n{_NOTHING}")
+            emit(cells, columns, "table", title=f"{lines}\n")
             if next(rows, None) is not None:
                 click.echo(f"There are more than these {ROWS}: narrow them down, or take --format csv.", err=True)
             return
