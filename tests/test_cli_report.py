@@ -78,7 +78,7 @@ def test_a_person_reads_bounds_in_80_columns(run: Run) -> None:
     assert (code, err) == (0, "")
     lines = [line.rstrip() for line in out.splitlines()]
     assert max(map(len, lines)) <= 80
-    assert lines[0].startswith("From submission to done: 5 jobs, as of 20")
+    assert lines[0].startswith("From submission to done: 6 jobs, as of 20")
     assert lines[0].endswith("+00:00")
     assert lines[1:5] == [
         f"tracker {version('tracker')}; filters: none",
@@ -94,6 +94,16 @@ def test_a_person_reads_bounds_in_80_columns(run: Run) -> None:
         ["max", "not", "reached", "not", "reached"],
     ]
     assert lines[-4].split() == ["all", "all", "5", "3", "1", "1", "median", "5d", "5d", "2h"]
+
+
+@pytest.mark.usefixtures("jobs")
+def test_every_report_is_about_the_same_jobs(run: Run) -> None:
+    """What it says of itself counts them all, the withdrawn one too, which the figures of durations leave out."""
+    assert {json.loads(run(name, "--format", "json")[1])["jobs"] for name in NAMES} == {6}
+    assert ">6 jobs, as of" in run("--format", "html")[1]
+    _, out, _ = run("durations", "--kind", "removal", "--format", "table")
+    assert out.startswith("From submission to done: 2 jobs, as of 20")
+    assert "Withdrawn, and left out: 1.\n" in out
 
 
 def flat(row: Row) -> dict[str, object]:
@@ -126,14 +136,14 @@ def test_every_format_says_what_python_says(run: Run, engine: sa.Engine) -> None
         "until": None,
         "clusters": None,
         "kinds": None,
-        "jobs": 5,
+        "jobs": 6,
     }
     code, out, err = run("durations", "--format", "csv")
     assert code == 0
     rows = list(csv.DictReader(io.StringIO(out)))
     assert rows == [{name: "" if value is None else str(value) for name, value in row.items()} for row in expected]
     assert rows[-1]["median_seconds_max"] == str(5 * 86_400 + 3601.0)
-    assert "5 jobs, as of 20" in err
+    assert "6 jobs, as of 20" in err
     assert f"tracker {version('tracker')}; filters: none" in err
 
 
@@ -174,7 +184,7 @@ def test_filters_are_applied_and_told(run: Run) -> None:
     assert (document["jobs"], document["clusters"], document["kinds"]) == (1, ["w9"], None)
     assert document["since"] == "2026-11-02T09:00:00.250000+00:00"
     _, out, _ = run("durations", "--until", "2026-11-02", "--format", "table")
-    assert "5 jobs, as of" in out
+    assert "6 jobs, as of" in out
     assert "filters: submitted (else registered) until before 2026-11-02 23:00:00+00:00" in " ".join(out.split())
 
 
@@ -369,7 +379,7 @@ def test_as_of_says_the_same_whatever_came_since(run: Run, engine: sa.Engine) ->
     assert outputs(run, "--as-of", "2026-11-09") == then
     assert outputs(run, "--as-of", "2026-11-16") != then
     _, out, _ = run("durations", "--as-of", "2026-11-09", "--format", "table")
-    assert out.startswith("From submission to done: 5 jobs, as of 2026-11-09 23:00:00+00:00\n")
+    assert out.startswith("From submission to done: 6 jobs, as of 2026-11-09 23:00:00+00:00\n")
     assert "What could be known then" in out
 
 

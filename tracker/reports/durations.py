@@ -190,7 +190,8 @@ def durations(
     while cohorts:
         everything.take(cohorts.popitem()[1])
     total = row_of(None, None, everything)
-    return Durations(About(told_at, version("tracker"), filters, total.jobs), rows, total)
+    about = About(told_at, version("tracker"), filters, total.jobs + total.withdrawn)
+    return Durations(about, rows, total)
 
 
 def _several(names: str | Collection[str]) -> tuple[str, ...]:
