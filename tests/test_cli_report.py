@@ -384,15 +384,19 @@ def test_as_of_says_the_same_whatever_came_since(run: Run, engine: sa.Engine) ->
 
 
 def test_working_days_are_added(run: Run, engine: sa.Engine) -> None:
-    """The day stands beside the deadline, in all formats; the verdict and the deadline stay as they were."""
+    """The day stands beside the deadline, in all formats, which say whose days; the verdict and the deadline stay."""
     register(engine, "a", received_at=datetime(2026, 1, 31, 12, tzinfo=UTC), at=BEGAN)
     _, plain, _ = run("deadlines", "--format", "csv")
-    _, out, _ = run("deadlines", "--working-days", "SE", "--format", "csv")
+    _, out, err = run("deadlines", "--working-days", "SE", "--format", "csv")
+    assert "; filters: none; working days of SE\n" in err
     [row] = csv.DictReader(io.StringIO(out))
     assert (row["deadline_on"], row.pop("working_day_on")) == ("2026-02-28", "2026-03-02")
     assert row == {**next(csv.DictReader(io.StringIO(plain))), "days_left": row["days_left"]}
     _, out, _ = run("deadlines", "--working-days", "se", "--format", "table")
     assert "2026-02-28  2026-03-02" in out
+    assert "; filters: none; working days of SE\n" in out
+    made = [json.loads(run("deadlines", *args, "--format", "json")[1]) for args in ((), ("--working-days", "de-by"))]
+    assert [one["working_days"] for one in made] == [None, "DE-BY"]
 
 
 @pytest.mark.usefixtures("jobs")

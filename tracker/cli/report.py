@@ -14,9 +14,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time, timedelta
 from itertools import chain, islice
 from pathlib import Path
@@ -108,6 +108,7 @@ class _Output:
         rows: Of CSV and JSON; to be read once, while the transaction lasts; none: there is nothing to report.
         shown: Of *rows*, columns and rows for people, where those differ.
         note: What a person should know who reads the table.
+        options: Those that only this report has, as they were given.
     """
 
     about: About
@@ -115,6 +116,7 @@ class _Output:
     rows: Iterable[Sequence[object]]
     shown: Callable[[Sequence[Sequence[Any]]], tuple[Sequence[Column | str], Sequence[Sequence[object]]]] | None = None
     note: str = ""
+    options: Mapping[str, str | None] = field(default_factory=dict)
 
     def close(self) -> None:
         """Let go of the database, if rows are left: after the transaction's end it would be too late."""
@@ -394,8 +396,9 @@ def _check_clusters(connection: sa.Connection, settings: Settings, wanted: tuple
             raise click.BadParameter(plain(f"there is no cluster {name!r}; {there}"), param_hint="'--cluster'")
 
 
-def _caption(name: str, title: str, about: About) -> str:
+def _caption(name: str, title: str, made: _Output) -> str:
     """Return what a report says of itself, two lines."""
+    about = made.about
     jobs = "1 job" if about.jobs == 1 else f"{about.jobs} jobs"
     filters = about.filters
     said = []
@@ -408,14 +411,15 @@ def _caption(name: str, title: str, about: About) -> str:
         until = f" until before {utc(filters.until).isoformat(' ')}" if filters.until else ""
         # Of gaps they choose which are listed, not which jobs are counted.
         said.append(f"{'overlapping the time' if name == 'gaps' else 'submitted (else registered)'}{since}{until}")
+    options = "".join(f"; {name.replace('_', ' ')} of {value}" for name, value in made.options.items() if value)
     return (
         f"{title}: {jobs}, as of {utc(about.as_of).isoformat(' ', 'seconds')}\n"
-        f"tracker {about.version}; filters: {'; '.join(said) or 'none'}"
+        f"tracker {about.version}; filters: {'; '.join(said) or 'none'}{options}"
     )
 
 
-def _head(name: str, about: About) -> dict[str, object]:
-    filters = about.filters
+def _head(name: str, made: _Output) -> dict[str, object]:
+    about, filters = made.about, made.about.filters
     return {
         "report": name,
         "as_of": utc(about.as_of).isoformat(timespec="microseconds"),
@@ -425,11 +429,12 @@ def _head(name: str, about: About) -> dict[str, object]:
         "clusters": filters.clusters or None,
         "kinds": filters.kinds or None,
         "jobs": about.jobs,
+        **made.options,
     }
 
 
 def _print(name: str, title: str, made: _Output, format: str) -> None:
-    caption = _caption(name, title, made.about)
+    caption = _caption(name, title, made)
     rows = iter(made.rows)
     first = list(islice(rows, 1))
     match format:
@@ -437,7 +442,7 @@ def _print(name: str, title: str, made: _Output, format: str) -> None:
             click.echo(caption, err=True)
             emit(chain(first, rows), made.columns, "csv")
         case "json":
-            sys.stdout.write(f'{json.dumps(_head(name, made.about))[:-1]}, "rows": ')
+            sys.stdout.write(f'{json.dumps(_head(name, made))[:-1]}, "rows": ')
             emit(chain(first, rows), made.columns, "json")
             sys.stdout.write("}\n")
         case _:
@@ -492,8 +497,9 @@ def durations(connection: sa.Connection, asked: _Asked) -> _Output:
 
 
 def _told(made: _Output, asked: _Asked) -> _Output:
-    """Return *made* with a note on what cannot be known of an earlier time."""
-    return made if asked.as_of is None else replace(made, note="\n".join(filter(None, (made.note, _THEN))))
+    """Return *made* with its options, and with a note on what cannot be known of an earlier time."""
+    note = made.note if asked.as_of is None else "\n".join(filter(None, (made.note, _THEN)))
+    return replace(made, note=note, options=asked.more)
 
 
 def print_durations(made: Durations, format: str | None = None) -> None:
@@ -670,6 +676,7 @@ def monthly(connection: sa.Connection, asked: _Asked) -> _Output:
         click.option(
             "--working-days",
             metavar="COUNTRY",
+            callback=lambda ctx, param, value: value and value.upper(),
             help="Add the last day as it is where weekends and public holidays do not count: a code such as SE, DE-BY.",
         ),
     ),
