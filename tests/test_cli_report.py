@@ -240,6 +240,7 @@ def test_nothing_is_no_error(run: Run, format: str) -> None:
         (["durations", "--cluster", "w1"], "'--cluster': there is no cluster 'w1'; there are: w1a2b3c4d, w9"),
         (["durations", "--cluster", "w9", "--cluster", "\x1b[1m\udcff\u202e"], "there are: w1a2b3c4d, w9"),
         (["duration"], f"There is no report 'duration'; there are: {', '.join(NAMES)}\n"),
+        (["clusters"], f"there are: {', '.join(NAMES)} (what you mean may be: tracker clusters)\n"),
         *(
             (["durations", "--as-of", value], f"'--as-of': {told}")
             for value, told in (

@@ -26,6 +26,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
+from tracker import cli
 from tracker.cli.look import opened
 from tracker.cli.output import FORMATS, Column, chosen, emit, example, human, plain, spooled, utc
 from tracker.errors import InvalidField
@@ -77,7 +78,8 @@ class _Reports(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.commands:
-            ctx.fail(f"There is no report {args[0]!r}; there are: {', '.join(self.commands)}")
+            hint = f" (what you mean may be: tracker {args[0]})" if args[0] in cli.COMMANDS else ""
+            ctx.fail(f"There is no report {args[0]!r}; there are: {', '.join(self.commands)}{hint}")
         return super().resolve_command(ctx, args)
 
 
