@@ -100,11 +100,13 @@ class Row(NamedTuple):
         line: The physical line on which it begins, from 1.
         declared: What it says, or why that cannot be.
         plain_dates: How many of its times are plain dates, taken as the start of that day.
+        named: Which job a row is about that has a time which cannot be read; None where *declared* tells, or nothing.
     """
 
     line: int
     declared: Registration | Refused
     plain_dates: int = 0
+    named: Registration | None = None
 
 
 Outcome: TypeAlias = Registered | Refused
@@ -590,24 +592,25 @@ def read(file: BinaryIO, zone: ZoneInfo, *, cluster: str | None = None, kind: st
         if isinstance(record, Refused):
             yield Row(line, record)
             continue
-        try:
-            yield _row(line, record, zone, cluster, kind)
-        except InvalidField as error:
-            yield Row(line, error)
+        yield _row(line, record, zone, cluster, kind)
 
 
 def _row(line: int, record: _Record, zone: ZoneInfo, cluster: str | None, kind: str | None) -> Row:
-    """Return the row in which *record* stands; raise InvalidField for a value that cannot be read."""
+    """Return the row in which *record* stands."""
     values = {name: text for name, cell in record.items() if (text := cell.strip())}
+    jid, its_cluster = values.get("jid", ""), values.get("cluster", cluster)
     times: dict[str, datetime] = {}
     plain_dates = 0
     for name in ("submitted_at", "received_at"):
         if name in values:
-            times[name], is_day = parse_time(name, values[name], zone)
+            try:
+                times[name], is_day = parse_time(name, values[name], zone)
+            except InvalidField as error:
+                return Row(line, error, named=Registration(jid, its_cluster))
             plain_dates += is_day
     declared = Registration(
-        values.get("jid", ""),
-        values.get("cluster", cluster),
+        jid,
+        its_cluster,
         values.get("kind", kind),
         times.get("submitted_at"),
         times.get("received_at"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -158,13 +159,15 @@ def reconcile(
             now = database.now(connection)
         for row in piece:
             plain_dates += row.plain_dates
-            if isinstance(row.declared, Refused):
-                findings.append(_wrong(row, row.declared))
-                continue
             try:
+                if isinstance(row.declared, Refused):
+                    raise row.declared
                 key, facts = intake.check(row.declared, cluster_of, now)
-            except InvalidField as error:
+            except Refused as error:
                 findings.append(_wrong(row, error))
+                with suppress(InvalidField):  # it may be the cluster that is wrong
+                    if (named := _named(row)) is not None:
+                        clusters.add(cluster_of(named.cluster))
                 continue
             first = jobs.setdefault(key, (row.line, facts))
             if first[1] != facts:
@@ -172,7 +175,8 @@ def reconcile(
         read += len(piece)
         moved(read)
     clusters.update(cluster for cluster, _ in jobs)
-    if not clusters and not findings:  # without a scope an empty log would agree with everything
+    # Without a scope an empty log would agree with everything.
+    if not clusters and (not findings or len(settings.clusters) == 1):
         clusters.add(cluster_of(None))
     scope = Filters(since, until, tuple(sorted(clusters)))
     in_file = len(jobs)
@@ -218,11 +222,16 @@ def _among(connection: sa.Connection, jids: list[str]) -> sa.ColumnElement[bool]
     return JOBS.c.jid == sa.any_(sa.bindparam(None, jids, type_=sa.ARRAY(sa.String())))
 
 
+def _named(row: intake.Row) -> intake.Registration | None:
+    """Return what tells which job *row* is about; None: it is no row at all."""
+    return row.named if isinstance(row.declared, Refused) else row.declared
+
+
 def _wrong(row: intake.Row, error: Refused) -> Finding:
     """Return the finding for a row that cannot be compared."""
     cluster = jid = field = None
-    if isinstance(row.declared, intake.Registration):
-        cluster, jid = row.declared.cluster, row.declared.jid[: intake.LONGEST]
+    if (named := _named(row)) is not None:
+        cluster, jid = named.cluster, named.jid[: intake.LONGEST]
     problem = str(error)
     if isinstance(error, InvalidField):
         field, problem = error.field, error.problem
