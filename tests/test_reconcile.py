@@ -254,7 +254,9 @@ def test_an_unknown_cluster_is_refused_with_those_that_there_are(engine: sa.Engi
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_a_file_or_a_configuration_that_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_or_a_configuration_that_is_missing(
+    engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is named, with the exit code that import has for it."""
     code, _, err = run("", file="nowhere.csv")
     assert code == 2
@@ -262,7 +264,9 @@ def test_a_file_or_a_configuration_that_is_missing(run: Run, monkeypatch: pytest
     monkeypatch.delenv("TRACKER_CLUSTER")
     code, out, err = run("jid\na\n")
     assert (code, out) == (78, "")
-    assert "no cluster is configured" in err
+    assert "does not name the cluster, and none is configured: say --cluster NAME, add a column cluster, or set" in err
+    history.register(engine, "a", "w1")
+    assert run("jid\na\n", "--cluster", "w1")[0] == 0
 
 
 def test_hostile_text_does_no_harm(engine: sa.Engine, run: Run) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import sqlalchemy as sa
 
 from tracker import database, intake
-from tracker.errors import InvalidField, Refused
+from tracker.errors import BadConfiguration, InvalidField, Refused
 from tracker.models import CLUSTERS, JOBS, facts_of
 from tracker.reports.about import Filters
 from tracker.settings import Settings
@@ -141,6 +141,11 @@ def reconcile(
 
     @cache
     def cluster_of(name: str | None) -> str:
+        if name is None and not settings.clusters:
+            raise BadConfiguration(
+                "the file does not name the cluster, and none is configured: say --cluster NAME, add a column cluster, "
+                "or set TRACKER_CLUSTER"
+            )
         if name is None or not known or name in settings.clusters:
             return settings.cluster(name).name
         if name not in known:
