@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from tests.history import answer, record, register, stand
 from tracker import cli, database, status
+from tracker.models import Gap
 from tracker.reports.about import Filters
 from tracker.reports.durations import Row, durations
 from tracker.reports.tables import NAMES, read
@@ -592,6 +593,36 @@ def test_csv_is_streamed(run: Run, engine: sa.Engine, monkeypatch: pytest.Monkey
     finally:
         tracemalloc.stop()
     assert len((tmp_path / "many.csv").read_text().splitlines()) == jobs + 1
-    _, out, err = run("deadlines", "--format", "table")
+    _, out, _ = run("deadlines", "--format", "table")
     assert sum("many" in line for line in out.splitlines()) == 200
-    assert "There are more than these 200" in err
+    assert out.endswith("\n\nThese are the first 200 of 10,000 rows; --format csv has all.\n")
+
+
+def test_a_table_begins_with_what_a_person_looks_for(
+    run: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not settled before what is, and the newest first: also where there is no room for all of it."""
+    for number in range(4):  # the newest are open
+        at = BEGAN + number * 31 * DAY - 365 * DAY
+        its = job(engine, f"j{number}", at=at, reference=f"R{number}")
+        answer(engine, its, ("surprise", at + HOUR), *([("done", at + DAY)] if number < 2 else []))
+    with database.writing(engine) as connection:
+        for number in range(3):
+            at = BEGAN + number * DAY
+            gap = {"cluster": "w1a2b3c4d", "began_at": at, "ended_at": at + HOUR, "cause": "rate_limited"}
+            connection.execute(sa.insert(Gap).values(**gap))
+    stand(engine, "w1a2b3c4d", gap_began_at=BEGAN - 9 * DAY, gap_cause="unreachable")
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def column(name: str, place: int) -> list[str]:
+        _, out, _ = run(name, "--format", "table")
+        return [line.split()[place] for line in out.split("\n\n")[1].splitlines()[1:]]
+
+    for limit in (200, 3):
+        monkeypatch.setattr("tracker.cli.report.ROWS", limit)
+        assert column("deadlines", 0) == ["j2", "j3", "j1", "j0"][:limit]
+        assert column("requests", 0) == ["R2", "R3", "R1", "R0"][:limit]
+        assert column("anomalies", 2) == ["j3", "j2", "j1", "j0"][:limit]
+        assert column("monthly", 0) == ["2026-02", "2026-01", "2025-12", "2025-11"][:limit]
+        assert column("gaps", 1) == ["2026-10-24", "2026-11-04", "2026-11-03", "2026-11-02"][:limit]

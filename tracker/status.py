@@ -58,6 +58,10 @@ class State(StrEnum):
     """Entered when an operator closes it; left by reopen."""
 
 
+UNSETTLED: Final = (State.OPEN, State.FAILED, State.LOST)
+"""The states in which somebody still waits for the job: it is polled, or a person has to decide."""
+
+
 class Action(StrEnum):
     """What made a transition."""
 

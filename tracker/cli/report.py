@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tracker.settings import Settings
 
 ROWS = 200
-"""Rows of a report in a table; ours: what a person scrolls through. CSV and JSON have all."""
+"""Rows of a report in a table; ours: what a person scrolls through. CSV and JSON have all, in an order of their own."""
 
 _NOTHING = "Nothing to report: there is nothing like that in the record."
 _NOT_REACHED = "not reached"
@@ -91,12 +91,14 @@ class _Asked:
         filters: Which jobs.
         as_of: At which time; None: now.
         zone: The legal time zone.
+        most: So many rows, the first that a person looks for; None: all.
         more: The values of the options that only this report has.
     """
 
     filters: Filters
     as_of: datetime | None
     zone: ZoneInfo
+    most: int | None
     more: dict[str, Any]
 
 
@@ -111,6 +113,7 @@ class _Output:
         shown: Of *rows*, columns and rows for people, where those differ.
         note: What a person should know who reads the table.
         options: Those that only this report has, as they were given.
+        left_out: How many more rows there are.
     """
 
     about: About
@@ -119,6 +122,7 @@ class _Output:
     shown: Callable[[Sequence[Sequence[Any]]], tuple[Sequence[Column | str], Sequence[Sequence[object]]]] | None = None
     note: str = ""
     options: Mapping[str, str | None] = field(default_factory=dict)
+    left_out: int = 0
 
     def close(self) -> None:
         """Let go of the database, if rows are left: after the transaction's end it would be too late."""
@@ -273,7 +277,8 @@ def _subcommand(
                 with opened() as (settings, engine):
                     _spare_database(file, engine)
                     filters = _filters(settings.zone, since, until, cluster, kind)
-                    asked = _Asked(filters, _instant(as_of, settings.zone, at_end=True), settings.zone, more)
+                    then = _instant(as_of, settings.zone, at_end=True)
+                    asked = _Asked(filters, then, settings.zone, ROWS if form == "table" else None, more)
                     with database.reading(engine) as connection:
                         _check_clusters(connection, settings, cluster)
                         try:
@@ -282,7 +287,7 @@ def _subcommand(
                             raise _bad(error, as_of) from None
                         with closing(made):
                             if form == "table":
-                                made = replace(made, rows=list(islice(made.rows, ROWS + 1)))
+                                made = replace(made, rows=list(made.rows))
                             else:
                                 with redirect_stdout(destination):
                                     _print(name, title, made, form)
@@ -451,12 +456,13 @@ def _print(name: str, title: str, made: _Output, format: str) -> None:
             if not first:
                 click.echo(f"{caption}\n\n{_NOTHING}")  # not a message: all that a file says of its own
                 return
-            most = [*first, *islice(rows, ROWS - 1)]
+            most = [*first, *rows]
             columns, cells = made.shown(most) if made.shown else (made.columns, most)
             lines = f"{caption}\n{made.note}" if made.note else caption
             emit(cells, columns, "table", title=f"{lines}\n")
-            if next(rows, None) is not None:
-                click.echo(f"There are more than these {ROWS}: narrow them down, or take --format csv.", err=True)
+            if made.left_out:
+                total = len(most) + made.left_out
+                click.echo(f"\nThese are the first {len(most)} of {total:,} rows; --format csv has all.")
             return
     if not first:
         click.echo(_NOTHING, err=True)
@@ -583,8 +589,9 @@ def _table(connection: sa.Connection, asked: _Asked, name: str, *columns: Column
     """Return the report *name*; *columns* are those that people see, in their order."""
     from tracker.reports.tables import read
 
-    made = read(connection, name, asked.filters, as_of=asked.as_of, zone=asked.zone)
-    return _told(_Output(made.about, made.columns, made.rows, _shown(made.columns, columns), note), asked)
+    made = read(connection, name, asked.filters, as_of=asked.as_of, zone=asked.zone, most=asked.most)
+    shown = _shown(made.columns, columns)
+    return _told(_Output(made.about, made.columns, made.rows, shown, note, left_out=made.left_out), asked)
 
 
 def _shown(
@@ -642,7 +649,7 @@ def statuses(connection: sa.Connection, asked: _Asked) -> _Output:
     "tracker report monthly --since 2026-01-01 --kind removal --format csv -o monthly.csv",
 )
 def monthly(connection: sa.Connection, asked: _Asked) -> _Output:
-    """How jobs went, by the month of their submission.
+    """How jobs went, by the month of their submission; in a table the newest first.
 
     For each cluster, kind and month: how many jobs there are and what became of them, within how many days they were
     done, and their verdicts. The median and the p95 are upper bounds over all but withdrawn jobs, an unfinished one
@@ -686,6 +693,8 @@ def monthly(connection: sa.Connection, asked: _Asked) -> _Output:
 def deadlines(connection: sa.Connection, asked: _Asked) -> _Output:
     """Each job's legal deadline and verdict, the nearest first.
 
+    A table begins with the jobs that are not settled, and ends with the oldest deadlines.
+
     One calendar month after the request was received (else after the job was submitted, else registered), in the legal
     time zone. The verdict "met" says that Elevate reported the job done in time; that the person was informed is not
     shown. The verdict goes by the unrolled date, the careful one, also with --working-days.
@@ -724,8 +733,9 @@ def deadlines(connection: sa.Connection, asked: _Asked) -> _Output:
 def requests(connection: sa.Connection, asked: _Asked) -> _Output:
     """Each person's request: its export and its removal together.
 
-    One row for each reference, the nearest deadline first; the verdict is the worst of its jobs. A filter leaves jobs
-    out, and with them what they count for: with --kind export it is about the exports only.
+    One row for each reference, the nearest deadline first, in a table those first that are not settled; the verdict is
+    the worst of its jobs. A filter leaves jobs out, and with them what they count for: with --kind export it is about
+    the exports only.
     """
     return _table(
         connection,
@@ -745,7 +755,7 @@ def requests(connection: sa.Connection, asked: _Asked) -> _Output:
 
 @_subcommand("Anomalies", "tracker report anomalies --since 2026-11-01")
 def anomalies(connection: sa.Connection, asked: _Asked) -> _Output:
-    """What was odd, in the order in which it was recorded.
+    """What was odd, in the order in which it was recorded; in a table the newest first.
 
     Every transition with an anomaly: unknown_status (a word that nobody documented), backwards (an earlier status after
     a later one), vanished (not found, although it was there before), reappeared, never_found. --since and --until go by
@@ -767,6 +777,8 @@ def anomalies(connection: sa.Connection, asked: _Asked) -> _Output:
 @_subcommand("Gaps in the observation", "tracker report gaps --since 2026-11-01 --cluster w1a2b3c4d")
 def gaps(connection: sa.Connection, asked: _Asked) -> _Output:
     """When nothing could be observed, why, and how many jobs were open meanwhile.
+
+    A table begins with those that are still open, then the newest; csv and json begin with the oldest.
 
     --since and --until choose the gaps that overlap that stretch of time; --kind, which jobs are counted. That no
     daemon ran is on record only once one runs again.

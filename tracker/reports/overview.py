@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Delivery, Gap, Seal, Source, UtcDateTime, Worker, facts_of
-from tracker.status import Action, Anomaly, Cause, Facts, State
+from tracker.status import UNSETTLED, Action, Anomaly, Cause, Facts, State
 
 BEHIND: Final = timedelta(seconds=60)
 """A poll that is due for longer than this is behind."""
@@ -36,9 +36,6 @@ SEALED_BY_DAEMON: Final = timedelta(minutes=15)
 
 _BATCH: Final = 10_000
 """Rows fetched at a time; ours: a few MB."""
-
-UNSETTLED: Final = (State.OPEN, State.FAILED, State.LOST)
-"""The states in which somebody still waits for the job: it is polled, or a person has to decide."""
 
 ANOMALIES: Final = {
     Anomaly.UNKNOWN_STATUS: "a status that nobody documented; the job stays open",

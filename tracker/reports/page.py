@@ -34,10 +34,10 @@ from tracker.reports import pictures
 from tracker.reports.about import Filters
 from tracker.reports.as_of import LEGAL_ZONE, Sealed, shadows
 from tracker.reports.durations import Bounds, Lateness, Row, cohorts_of, row_of
-from tracker.reports.overview import ANOMALIES, UNSETTLED, verdict_meaning
+from tracker.reports.overview import ANOMALIES, verdict_meaning
 from tracker.reports.survival import kaplan_meier
 from tracker.reports.words import NOTE, human, plain
-from tracker.status import Action, Anomaly, State, Status
+from tracker.status import UNSETTLED, Action, Anomaly, State, Status
 
 if TYPE_CHECKING:
     from jinja2 import Template

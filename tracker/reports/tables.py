@@ -21,6 +21,7 @@ from tracker.errors import InvalidField
 from tracker.models import JOBS, UtcDateTime
 from tracker.reports.about import About, Filters
 from tracker.reports.as_of import LEGAL_ZONE, shadows
+from tracker.status import UNSETTLED
 
 _ORDERS: Final = {
     "durations": "done_by cluster jid",
@@ -50,11 +51,13 @@ class Table:
         columns: Those of the view, in its order.
         rows: As long as *columns*: text, numbers, bools, dates, aware datetimes or None. To be read once, while the
             transaction lasts: they come from the database as they are read, so that any number fits into memory.
+        left_out: How many more there are.
     """
 
     about: About
     columns: tuple[str, ...]
     rows: Iterator[Sequence[Any]]
+    left_out: int = 0
 
 
 def read(
@@ -64,6 +67,7 @@ def read(
     *,
     as_of: datetime | None = None,
     zone: ZoneInfo = LEGAL_ZONE,
+    most: int | None = None,
 ) -> Table:
     """Return the report *name*.
 
@@ -76,6 +80,8 @@ def read(
         filters: Which jobs.
         as_of: What could be known at this time (aware; see `tracker.reports.as_of`); None: what is known now.
         zone: The legal time zone (setting ``timezone``), by which *as_of* computes deadlines.
+        most: So many rows, those first that a person looks for: what is not settled, and what is new. None: all, in an
+            order that stays as it is.
 
     Raises:
         InvalidField: There is no such report, or *as_of* has no offset or is in the future.
@@ -87,12 +93,19 @@ def read(
     view = _typed(connection, f"report_{name}")
     told_at = as_of or database.now(connection)
     ctes = shadows(connection, counted, as_of, zone, view.name)
-    query = sa.select(*view.c).add_cte(*ctes).order_by(*_order(view, name, connection.dialect.name))
-    if name == "gaps":
-        query = query.where(*_overlapping(view, filters, told_at))
+    wanted = list(_overlapping(view, filters, told_at)) if name == "gaps" else []
+    first = [] if most is None else _urgent(view, name)
+    query = sa.select(*view.c).where(*wanted).order_by(*first, *_order(view, name, connection.dialect.name))
+    query = query.limit(most).add_cte(*ctes)
     jobs = connection.execute(sa.select(sa.func.count()).select_from(JOBS).add_cte(*ctes)).scalar_one()
     about = About(told_at, version("tracker"), filters, jobs)
-    return Table(about, tuple(view.c.keys()), _stream(connection, query))
+    columns = tuple(view.c.keys())
+    if most is None:
+        return Table(about, columns, _stream(connection, query))
+    rows = connection.execute(query).all()
+    count = sa.select(sa.func.count()).select_from(view).where(*wanted).add_cte(*ctes)
+    left_out = connection.execute(count).scalar_one() - most if len(rows) == most else 0
+    return Table(about, columns, iter(rows), left_out)
 
 
 def _typed(connection: sa.Connection, view: str) -> sa.TableClause:
@@ -135,6 +148,28 @@ def _order(view: sa.TableClause, name: str, dialect: str) -> list[sa.ColumnEleme
     if dialect == "postgresql":
         columns = [sa.collate(c, "C") if isinstance(c.type, sa.String) else c for c in columns]
     return [column.asc().nulls_last() for column in columns]
+
+
+def _urgent(view: sa.TableClause, name: str) -> list[sa.ColumnElement[Any]]:
+    """Return what to sort by before all else where not all rows are seen."""
+    c = view.c
+    match name:
+        case "monthly":
+            return [c.month.desc()]
+        case "deadlines":
+            return _waiting(c.state.in_(UNSETTLED), c.deadline_at)
+        case "requests":
+            return _waiting(sa.and_(c.done_by.is_(None), c.verdict.not_in(("attested", "withdrawn"))), c.deadline_on)
+        case "anomalies":
+            return [c.id.desc()]
+        case "gaps":
+            return [c.is_open.desc(), c.began_at.desc()]
+    return []
+
+
+def _waiting(waits: sa.ColumnElement[bool], deadline: sa.ColumnElement[Any]) -> list[sa.ColumnElement[Any]]:
+    """Return what puts first whom somebody waits for, by the nearest deadline, and then the others, the last first."""
+    return [sa.case((waits, 0), else_=1), sa.case((waits, deadline)).nulls_last(), deadline.desc().nulls_last()]
 
 
 def _overlapping(gaps: sa.TableClause, filters: Filters, now: datetime) -> Iterator[sa.ColumnElement[bool]]:
