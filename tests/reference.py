@@ -532,6 +532,25 @@ def quantiles(tables: Tables, now: datetime) -> list[Row]:
     return rows
 
 
+def stays(tables: Tables, now: datetime) -> list[Row]:
+    """Return for each cluster, kind and status how many stays there are, and how long those lasted that are over."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for stay in report_statuses(tables, now):
+        groups.setdefault((stay["cluster"], stay["kind"], stay["status"]), []).append(stay)
+    rows = []
+    for (cluster, kind, status), its in groups.items():
+        over = [stay for stay in its if stay["left_by"] is not None]
+        bounded = [stay for stay in over if stay["seconds_max"] is not None]
+        row: Row = {"cluster": cluster, "kind": kind, "status": status, "stays": len(its), "over": len(over)}
+        row["bounded"] = len(bounded)
+        for bound in ("seconds_min", "seconds_max"):
+            lengths = [round(stay[bound] * SECOND) for stay in bounded]
+            row[f"mean_{bound}"] = seconds(round(Fraction(sum(lengths), len(lengths)))) if lengths else None
+            row[f"longest_{bound}"] = seconds(max(lengths, default=None))
+        rows.append(row)
+    return rows
+
+
 def known_at(tables: Tables, at: datetime) -> Tables:
     """Return the tables as far as rows that never change tell what was known at a time (`tracker.reports.as_of`).
 

@@ -201,7 +201,7 @@ def test_the_keyboard_reaches_everything(browser: Browser, file: Path) -> None:
             stops.append(name)
         regions = shown.locator(".scroll").count()
         assert len([stop for stop in stops if stop.rpartition("-")[2].isdigit()]) == regions
-        assert shown.locator("nav a").count() == 10
+        assert shown.locator("nav a").count() == 11
     finally:
         shown.close()
 

@@ -147,6 +147,7 @@ def test_a_page_has_every_report_and_nothing_from_elsewhere(render: Callable[...
         "durations",
         "registrations",
         "statuses",
+        "stays",
         "monthly",
         "requests",
         "anomalies",
@@ -178,6 +179,29 @@ def test_the_figures_are_those_of_the_views(engine: sa.Engine, render: Callable[
     assert "2 open at the end" in text
     assert "2 gaps" in text
     assert "1 still open" in text
+
+
+@pytest.mark.usefixtures("scene")
+def test_the_time_in_each_status_is_told(render: Callable[..., str]) -> None:
+    """On the page of statuses, too: as jobs go through them, how many stays there are and how long those lasted."""
+    html = render(names=["statuses"])
+    assert [attributes["id"] for attributes in is_sound(html).all("section")] == ["statuses", "stays"]
+    text = re.sub(r"[|\s]*\|[|\s]*", "|", re.sub(r"<[^>]*>", "|", html))
+    # Each export was seen waiting once, and running once, four days after its submission; two were done soon after.
+    assert "|waiting|w1|export|3|3|3|0s to 4d 1h|0s to 4d 1h|running|w1|export|3|2|2|0s to 4d 3h|0s to 4d 4h|" in text
+    assert "|done|w1|export|2|0|0|–|–|" in text
+
+
+def test_of_many_statuses_the_most_frequent_are_told(
+    engine: sa.Engine, render: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elevate may say anything: the page does not grow with it, and says how many there are."""
+    monkeypatch.setattr(page, "LIMIT", 2)
+    for number, words in enumerate((["waiting", "a"], ["waiting", "b"], ["created", "waiting"])):
+        job = register(engine, f"jid-{number}", at=T0)
+        answer(engine, job, *((word, T0 + place * DAY) for place, word in enumerate(words, 1)))
+    html = render(names=["statuses"])
+    assert "The first 2 of 4, those with the most stays. All of them: tracker report statuses --format csv" in html
 
 
 @pytest.mark.usefixtures("scene")
@@ -354,7 +378,7 @@ def test_the_command_writes_all_reports(run: Callable[..., Any], tmp_path: Path,
     """Without the name of a report they are all on the page, filters and as-of time included."""
     assert run(*options, "--cluster", "w1", "--as-of", "2026-03-05") == (0, "", "")
     outline = is_sound((tmp_path / "all.html").read_text(encoding="utf-8"))
-    assert len(outline.all("section")) == 10
+    assert len(outline.all("section")) == 11
     assert "7 jobs, as of 2026-03-05 23:00:00 UTC: what could be known then" in outline.text
     assert "Only: cluster w1." in outline.text
 

@@ -443,6 +443,16 @@ def test_the_page(world: World, at: datetime) -> None:
         for gap in gaps
     ]
 
+    stays = [
+        [
+            *(row["status"], row["cluster"], row["kind"]),
+            *(words(row[name]) for name in ("stays", "over", "bounded")),
+            *(pair(row, name) if row["bounded"] else "–" for name in ("mean", "longest")),
+        ]
+        for row in reference.stays(then, at)
+    ]
+    assert sorted(tables["Stays in each status, and how long those lasted that are over"]) == sorted(stays)
+
     upper = ("median_seconds", "p95_seconds")
     states = ("open", "done", "failed", "lost", "attested", "withdrawn")
     rest = ("done_within_1d", "done_within_7d", "done_within_14d", "met", "missed", "undecidable", "pending", "overdue")

@@ -283,6 +283,7 @@ _ANOMALIES: Final = _view(
 )
 _GAPS: Final = _view("report_gaps", "cluster began_at ended_at is_open cause detail seconds open_jobs")
 _COVERAGE: Final = _view("report_coverage", "cluster jid covered_share longest_unobserved_seconds")
+_STAYS: Final = _view("report_statuses", "cluster kind status left_by seconds_min seconds_max")
 _STEPS: Final = _view("transitions", "job_id action from_status to_status from_state to_state observed_at")
 
 
@@ -300,7 +301,7 @@ class _Data:
 
     def __post_init__(self) -> None:
         self.at = self.as_of or database.now(self.connection)
-        views = (_JOBS, _DURATIONS, _MONTHLY, _DEADLINES, _REQUESTS, _ANOMALIES, _COVERAGE)
+        views = (_JOBS, _DURATIONS, _STAYS, _MONTHLY, _DEADLINES, _REQUESTS, _ANOMALIES, _COVERAGE)
         names = (view.name for view in views)
         self.shadows = shadows(self.connection, self.filters, self.as_of, self.zone, *names, sealed=self.sealed)
 
@@ -554,7 +555,7 @@ def _in_flight(data: _Data) -> list[Section]:
     counts = _counts_over_time(data)
     if counts is None:
         section.empty = "No registered job is like that."
-        return [section]
+        return [section, _stays(data)]
     times, by_status = counts
     most: Counter[str | None] = Counter({status: max(values) for status, values in by_status.items()})
     known = [status for status in _ORDER if status in by_status and most[status]]
@@ -581,7 +582,67 @@ def _in_flight(data: _Data) -> list[Section]:
         for i, at in reversed(list(enumerate(times)))
     ]
     section.tables.append(Table("Open jobs over time, by status; newest first", columns, rows))
-    return [section]
+    return [section, _stays(data)]
+
+
+def _stays(data: _Data) -> Section:
+    """How long jobs were in each status. Lengths are of stays that are over: others would make them too rosy."""
+    section = Section("stays", "Time in each status")
+    section.text.append(
+        "The stays of jobs in each status that was seen, and how long those lasted that are over. Elevate gives no "
+        "times, so each figure is a pair: at least so long, and at most. A stay of which nobody knows how long before "
+        "the first answer it began (the submission is unknown) is not bounded, and left out of mean and longest."
+    )
+    s = _STAYS.c
+    is_over = s.left_by.is_not(None)
+    lengths = [sa.case((is_over, seconds)).label(seconds.name) for seconds in (s.seconds_min, s.seconds_max)]
+    # With OFFSET 0 the databases do not reckon the seconds anew for each figure.
+    stays = sa.select(s.cluster, s.kind, s.status, *lengths).offset(0).subquery().c
+    bounded = stays.seconds_max.is_not(None)
+    key = (stays.cluster, stays.kind, stays.status)
+    query = (
+        sa.select(
+            *(*key, sa.func.count().label("stays"), sa.func.count(stays.seconds_min).label("over")),
+            sa.func.count(stays.seconds_max).label("bounded"),
+            sa.func.avg(stays.seconds_min).filter(bounded).label("mean_min"),
+            sa.func.avg(stays.seconds_max).label("mean_max"),
+            sa.func.max(stays.seconds_min).filter(bounded).label("longest_min"),
+            sa.func.max(stays.seconds_max).label("longest_max"),
+            sa.func.count().over().label("groups"),
+        )
+        .group_by(*key)
+        .order_by(sa.func.count().desc(), *key)
+        .limit(LIMIT)
+    )
+    found = list(data.rows(query))
+    if not found:
+        section.empty = "Elevate has told no status yet."
+        return section
+    rows = [
+        [
+            *(_code(row.status), _text(row.cluster), _text(row.kind)),
+            *(_number(number) for number in (row.stays, row.over, row.bounded)),
+            *(_length(row.mean_min, row.mean_max), _length(row.longest_min, row.longest_max)),
+        ]
+        for row in sorted(found, key=lambda row: (row.cluster, row.kind, _place(row.status)))
+    ]
+    head = "status, cluster, kind, stays, over, of those bounded, mean, longest"
+    more = _more(len(rows), found[0].groups, "those with the most stays", "tracker report statuses")
+    section.tables.append(_table("Stays in each status, and how long those lasted that are over", head, rows, more))
+    return section
+
+
+def _length(least: float | None, most: float | None) -> Cell:
+    """Return both bounds of a figure, to the microsecond: a mean of floats is not exact."""
+    if least is None or most is None:
+        return _NONE
+    return _bounds(Bounds(round(least, 6), round(most, 6)))
+
+
+def _place(status: str) -> tuple[int, str]:
+    """Return where a status stands among the others: as jobs go through them, what nobody documented last."""
+    words = [*Status]
+    return words.index(Status(status)) if status in words else len(words), status
 
 
 def _short_time(at: datetime, times: Sequence[datetime]) -> Cell:
