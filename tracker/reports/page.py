@@ -999,7 +999,8 @@ def _coverage(data: _Data) -> list[Section]:
     least: list[tuple[float, str, str, float]] = []  # a heap of those with the least share
     c = _COVERAGE.c
     # Most jobs saw no gap: those need not leave the database.
-    query = sa.select(c.cluster, c.jid, c.covered_share, c.longest_unobserved_seconds).where(c.covered_share < 1)
+    seen = sa.select(c.cluster, c.jid, c.covered_share, c.longest_unobserved_seconds).offset(0).subquery()
+    query = sa.select(seen).where(seen.c.covered_share < 1)  # with OFFSET 0 the share is reckoned once, not twice
     for cluster, jid, covered, unobserved in data.rows(query):
         counted[next((words for bound, words in _SHARES if covered >= bound), "less than 50 %")] += 1
         item = (-float(covered), cluster, jid, float(unobserved))
