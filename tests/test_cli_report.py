@@ -81,13 +81,14 @@ def test_a_person_reads_bounds_in_80_columns(run: Run) -> None:
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("From submission to done: 6 jobs, as of 20")
     assert lines[0].endswith("+00:00")
-    assert lines[1:5] == [
+    assert lines[1:6] == [
         f"tracker {version('tracker')}; filters: none",
-        "A job that is not done counts as at least as old as when last seen not done.",
+        "Estimated (Kaplan-Meier): a job that is not done, also a failed, lost or",
+        "attested one, counts until last seen not done, and leaves the curve there.",
         "Withdrawn, and left out: 1.",
         "Registered after submission: median 0s, max 0s; later than a day: 0.",
     ]
-    assert [line.split() for line in lines[6:11]] == [
+    assert [line.split() for line in lines[7:12]] == [
         ["cluster", "kind", "jobs", "done", "open", "failed", "quantile", "at", "least", "at", "most"],
         ["w1a2b3c4d", "export", "4", "2", "1", "1", "median", "6d", "6d", "2h"],
         ["p90", "not", "reached", "not", "reached"],
@@ -154,7 +155,7 @@ def test_how_late_registrations_came_is_told(run: Run, engine: sa.Engine) -> Non
         register(engine, jid, "w1", at=BEGAN, submitted_at=BEGAN - late)
     register(engine, "e", "w2", at=BEGAN)
     _, out, _ = run("durations", "--format", "table")
-    assert out.splitlines()[3:5] == [
+    assert out.splitlines()[4:6] == [
         "Registered after submission: median 1d, max 2d 2h; later than a day: 2.",
         "Submission unknown: 1.",
     ]
@@ -165,7 +166,7 @@ def test_how_late_registrations_came_is_told(run: Run, engine: sa.Engine) -> Non
         ["86400.0", "180000.0", "2", "1"],
     ]
     _, out, _ = run("durations", "--cluster", "w2", "--format", "table")
-    assert out.splitlines()[3] == "Without a declared submission nobody can say how late a registration came."
+    assert out.splitlines()[4] == "Without a declared submission nobody can say how late a registration came."
 
 
 def test_a_pipe_gets_csv(run: Run) -> None:

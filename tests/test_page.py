@@ -236,6 +236,19 @@ def test_gaps_that_overlap_count_once(engine: sa.Engine, render: Callable[..., s
     assert "No gap is on record." in render(later, names=["gaps"])
 
 
+def test_a_share_of_the_curve_is_called_an_estimate(engine: sa.Engine, render: Callable[..., str]) -> None:
+    """Failed jobs leave the curve: it says 100 % where one of four is done, and the page says what that is."""
+    for number in range(4):
+        job = register(engine, f"jid-{number}", at=T0, submitted_at=T0)
+        words = [("done", T0 + DAY)] if number == 0 else [("waiting", T0), ("error", T0 + timedelta(hours=number))]
+        answer(engine, job, *words)
+    outline = is_sound(render(names=["durations"]))
+    assert "Estimated share of jobs done by then (Kaplan–Meier)" in outline.text
+    assert "100.0 %" in outline.text
+    assert "leaves the curve there, also a failed, lost or attested one" in outline.text
+    assert not re.search("(?<!Estimated s)hare of jobs done", outline.text)
+
+
 def test_a_share_is_rounded_away_from_what_was_not_seen(engine: sa.Engine, render: Callable[..., str]) -> None:
     """No table says 100 % while one of many is left, nor 0 % where one is done."""
     at = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
@@ -276,7 +289,7 @@ def test_one_job_has_a_page(engine: sa.Engine, render: Callable[..., str], asked
         answer(engine, job, ("waiting", datetime.now(UTC)))
     outline = is_sound(render())
     assert "1 job, as of" in outline.text
-    assert "Half of the jobs are not done yet." in outline.text
+    assert "The estimate does not reach half." in outline.text
     assert ("waiting" if asked else "not answered yet") in outline.text
 
 

@@ -479,14 +479,16 @@ def durations(connection: sa.Connection, asked: _Asked) -> _Output:
 
     From submission (where that is unknown, registration) to done. Elevate gives no times, so each
     figure is a pair: at least, and at most, so long. A job that is not done counts as at least as old as when it was
-    last seen not done (Kaplan-Meier), also a failed, lost or attested one; withdrawn jobs are left out. "not reached"
-    (csv: empty, json: null): too few are done to say.
+    last seen not done (Kaplan-Meier), also a failed, lost or attested one, which leaves the curve there: where many
+    fail, the figures are those of jobs that do not. Withdrawn jobs are left out. "not reached" (csv: empty, json:
+    null): too few are done to say.
 
     Above the table, and in csv and json by row, stands how late registrations came, in seconds after the declared
     submission (late_median_seconds, late_max_seconds), how many came more than a day late (late_over_1d), and how many
     jobs have no declared submission (submission_unknown); withdrawn jobs count there.
 
-    The median is the time by which half of the jobs are done, p90 and p95 nine tenths and nineteen twentieths, max all.
+    The median is the time by which half of the jobs are done, as estimated, p90 and p95 nine tenths and nineteen
+    twentieths, max all.
     The last row is the total: its cluster and kind are "all" in a table, empty in csv, null in json.
     """
     from tracker.reports.durations import durations
@@ -548,7 +550,8 @@ def _durations_output(made: Durations) -> _Output:
         ["cluster", "kind", *_COUNTS, *bounds, *_LATE],
         [[row.cluster, row.kind, *_counted(row, _COUNTS), *_bounds(row), *_late(row)] for row in rows],
         lambda _: (columns, [line for row in rows for line in _lines(row, counts)]),
-        f"A job that is not done counts as at least as old as when last seen not done.{withdrawn}\n{came}",
+        "Estimated (Kaplan-Meier): a job that is not done, also a failed, lost or\n"
+        f"attested one, counts until last seen not done, and leaves the curve there.{withdrawn}\n{came}",
     )
 
 

@@ -408,8 +408,10 @@ def _durations(data: _Data) -> list[Section]:
     total = total or row_of(None, None, everything)
     section.text.append(
         "From submission (where that is unknown, registration) to done. Elevate gives no times, so each figure is a "
-        "pair: at least so long, and at most. A job that is not done counts as at least as old as when it was last "
-        "seen not done (Kaplan–Meier); withdrawn jobs are left out."
+        "pair: at least so long, and at most. They are estimates (Kaplan–Meier): a job that is not done counts as at "
+        "least as old as when it was last seen not done, and leaves the curve there, also a failed, lost or attested "
+        "one. So where many fail, the curve is that of jobs that do not, and lies above the share that is done. "
+        "Withdrawn jobs are left out."
     )
     lower = list(kaplan_meier(everything.done_min, everything.unended))
     upper = list(kaplan_meier(everything.done_max, [*everything.unended, *everything.unbounded]))
@@ -417,25 +419,24 @@ def _durations(data: _Data) -> list[Section]:
     end = max(end, max(everything.unended, default=0.0) if not lower else 0.0, 60.0)
     done = total.median
     if done.seconds_min is None:
-        words = "Half of the jobs are not done yet."
+        words = "The estimate does not reach half."
     elif done.seconds_max is None:
-        words = f"Half are done after {human(done.seconds_min)} at the earliest."
+        words = f"Estimated: half are done after {human(done.seconds_min)} at the earliest."
     else:
         latest = human(done.seconds_max, up=True)
-        words = f"Half are done after {human(done.seconds_min)} at the earliest, {latest} at the latest."
+        words = f"Estimated: half are done after {human(done.seconds_min)} at the earliest, {latest} at the latest."
     early = [(at, 1 - left) for at, left in lower]
     sure = [(at, 1 - left) for at, left in upper]
-    svg = pictures.completion(
-        "curve", "Share of jobs done, by time since submission", words, pictures.Band(sure, early, end)
-    )
+    title = "Estimated share of jobs done, by time since submission"
+    svg = pictures.completion("curve", title, words, pictures.Band(sure, early, end))
     legend = [("band", "between the two bounds: what the observations leave open")]
-    section.pictures.append(Picture(svg, f"Share of jobs done, by time since submission. {words}", legend))
+    section.pictures.append(Picture(svg, f"{title}. {words}", legend))
     section.tables.append(_curve_table(sure, early, end))
     # These are rare, and there is little room: a column only where there are any.
     rare = [name for name in ("failed", "lost", "attested", "withdrawn") if getattr(total, name)]
     section.tables.append(
         _table(
-            "By this time half (median), nine tenths (p90), nineteen twentieths (p95) and all are done",
+            "By this time half (median), nine tenths (p90), nineteen twentieths (p95) and all are done, estimated",
             ", ".join(("cluster, kind, jobs, median, p90, p95, max, done, open", *rare)),
             [_duration_row(row, rare) for row in ([*rows, total] if len(rows) > 1 else rows)],
         )
@@ -470,7 +471,8 @@ def _curve_table(sure: Sequence[tuple[float, float]], early: Sequence[tuple[floa
     for at in times:
         least, most = sorted((share(sure, at), share(early, at)))
         rows.append([Cell(human(at)), _percent(least, 1), _percent(most, 1, up=True)])
-    return _table("Share of jobs done by then", "time since submission, at least, at most", rows)
+    caption = "Estimated share of jobs done by then (Kaplan–Meier)"
+    return _table(caption, "time since submission, at least, at most", rows)
 
 
 def _late(rows: Sequence[Row], total: Lateness) -> Section:
