@@ -205,6 +205,16 @@ def test_of_many_statuses_the_most_frequent_are_told(
 
 
 @pytest.mark.usefixtures("scene")
+def test_the_jobs_of_a_request_stand_side_by_side(engine: sa.Engine, render: Callable[..., str]) -> None:
+    """Which of them is open is told, not only how many; the same twice is counted."""
+    for number in range(2):
+        register(engine, f"jid-more-{number}", at=T0, kind=Kind.EXPORT, reference="R-2")
+    text = re.sub("(<[^>]*>)+", "|", render(names=["requests"]))
+    assert "|R-0|export done, removal done|2|" in text
+    assert "|R-2|3 export open, removal open|4|" in text
+
+
+@pytest.mark.usefixtures("scene")
 def test_filters_and_one_report(render: Callable[..., str]) -> None:
     """Only what was asked for is on the page, and the page says what that was."""
     html = render(Filters(clusters=("w2",)), names=["durations"])

@@ -468,6 +468,10 @@ def test_the_page(world: World, at: datetime) -> None:
 
     head = "reference jobs open done not_done verdict deadline_on received_at done_after done_by"
     requests = cells(reference.report_requests(then, at), head)
+    for row in requests:
+        its = Counter((job["kind"], job["state"]) for job in jobs if job["reference"] == row[0])
+        told = sorted(its, key=lambda key: ([*Kind].index(key[0]), [*State].index(key[1])))
+        row.insert(1, ", ".join(" ".join([words(its[key])] * (its[key] > 1) + [*key]) for key in told))
     assert sorted(tables["Requests, the most urgent first"]) == sorted(requests)
 
     head = "jid verdict state deadline_on days_left kind reference cluster basis received_at extended_on "

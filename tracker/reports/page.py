@@ -37,7 +37,7 @@ from tracker.reports.durations import Bounds, Lateness, Row, cohorts_of, row_of
 from tracker.reports.overview import ANOMALIES, verdict_meaning
 from tracker.reports.survival import kaplan_meier
 from tracker.reports.words import NOTE, human, plain
-from tracker.status import UNSETTLED, Action, Anomaly, State, Status
+from tracker.status import UNSETTLED, Action, Anomaly, Kind, State, Status
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -854,12 +854,15 @@ def _requests(data: _Data) -> list[Section]:
         .limit(LIMIT)
     )
     section.text.append(
-        "The jobs of one person's request, an export and a removal for instance, share a reference. The verdict is the "
-        "worst of its jobs."
+        "The jobs of one person's request, an export and a removal for instance, share a reference, and stand side by "
+        "side. The verdict is the worst of its jobs."
     )
+    requests = list(data.rows(query))
+    its = _jobs_of(data, [row.reference for row in requests])
     rows = [
         [
             _code(row.reference),
+            Cell(its[row.reference]),
             _number(row.jobs),
             _number(row.open),
             _number(row.done),
@@ -870,12 +873,26 @@ def _requests(data: _Data) -> list[Section]:
             _instant(row.done_after),
             _instant(row.done_by),
         ]
-        for row in data.rows(query)
+        for row in requests
     ]
-    head = "reference, jobs, open, done, not done, verdict, last day, received, done after, done by"
+    head = "reference, its jobs, jobs, open, done, not done, verdict, last day, received, done after, done by"
     more = _more(len(rows), total, "unfinished ones first", "tracker report requests")
     section.tables.append(_table("Requests, the most urgent first", head, rows, more))
     return [section]
+
+
+def _jobs_of(data: _Data, references: Sequence[str]) -> dict[str, str]:
+    """Return for each reference in words which jobs it has and how they stand: "export done, removal open"."""
+    j = _JOBS.c
+    query = sa.select(j.reference, j.kind, j.state, sa.func.count()).where(j.reference.in_(references))
+    query = query.group_by(j.reference, j.kind, j.state)
+    kinds, states = [*Kind], [*State]
+    told: defaultdict[str, list[str]] = defaultdict(list)
+    for reference, kind, state, number in sorted(
+        data.rows(query), key=lambda row: (kinds.index(row.kind), states.index(row.state))
+    ):
+        told[reference].append(f"{kind} {state}" if number == 1 else f"{number:,} {kind} {state}")
+    return {reference: ", ".join(words) for reference, words in told.items()}
 
 
 def _anomalies(data: _Data) -> list[Section]:
