@@ -109,6 +109,23 @@ DRAWN = """() => {
 }"""
 """The contrast of what carries meaning in a picture (WCAG 2.2, 1.4.11: at least 3)."""
 
+BROKEN = """() => {
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (!node.parentElement.closest("td, th") || node.parentElement.closest("code, .long")) continue;
+    for (const word of node.data.matchAll(/\\S+/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+      if (lines.size > 1 && !word[0].includes("--") && word[0].length < 30) found.push(word[0]);
+    }
+  }
+  return found;
+}"""
+"""The words of tables, of dates whole ones, that stand on more than one line; what is shown letter by letter may."""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -215,5 +232,20 @@ def test_in_print_nothing_is_cut_off(browser: Browser, file: Path) -> None:
         assert shown.evaluate(cut) == 0
         assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert [one for one in shown.evaluate(CONTRASTS) if one[1] < one[2]] == []
+    finally:
+        shown.close()
+
+
+def test_in_print_tables_read_well(browser: Browser, file: Path) -> None:
+    """On a landscape sheet no word or date is broken, and a picture, of no great height, has its table beside it."""
+    shown, _ = opened(browser, file, 1009, "light")  # A4, but for its margins
+    try:
+        shown.emulate_media(media="print")
+        assert shown.evaluate(BROKEN) == []
+        columns = "[...document.querySelectorAll('.side')].map(e => getComputedStyle(e).gridTemplateColumns)"
+        assert {len(tracks.split()) for tracks in shown.evaluate(columns)} == {2}
+        heights = "[...document.querySelectorAll('figure > svg')].map(e => e.getBoundingClientRect().height)"
+        assert max(shown.evaluate(heights)) < 6 / 2.54 * 96 + 1
+        assert shown.evaluate(OVERFLOWING) == []
     finally:
         shown.close()

@@ -68,7 +68,7 @@ class Cell:
     Attributes:
         text: As it is shown.
         is_number: It stands on the right.
-        at: The instant in full, where the text is one.
+        at: The instant in full, the day or the month, where the text is one.
         is_code: It is a jid, a reference or a status: shown letter by letter.
     """
 
@@ -347,7 +347,7 @@ def _number(value: int | None) -> Cell:
 
 
 def _day(value: date | None) -> Cell:
-    return _NONE if value is None else Cell(value.isoformat())
+    return _NONE if value is None else Cell(value.isoformat(), at=value.isoformat())
 
 
 def _instant(value: datetime | None) -> Cell:
@@ -732,7 +732,7 @@ def _monthly(data: _Data) -> list[Section]:
             head,
             [
                 [
-                    Cell(row.month),
+                    Cell(row.month, at=row.month),
                     _text(row.cluster),
                     _text(row.kind),
                     _number(row.submitted),
