@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -290,6 +290,7 @@ def test_a_user_without_a_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @given(jid=st.text(max_size=260), reference=st.none() | st.text(max_size=260), kind=st.sampled_from([*Kind, None]))
+@example(jid="j", reference="\r", kind=None)
 @FEW
 def test_what_is_let_in_the_database_takes(
     engine: sa.Engine, jid: str, reference: str | None, kind: str | None

@@ -391,9 +391,9 @@ def check(
             "has an @ in it: an address is personal data, and what is in the history cannot be taken out of it again; "
             "name a ticket instead",
         )
-    if reference is not None and (not isinstance(reference, str) or reference.strip()):
-        reference = _text("reference", reference)
-    return (cluster, jid), Facts(kind, reference or None, received_at, submitted_at)
+    left_out = reference is None or (isinstance(reference, str) and not reference.strip())
+    reference = None if left_out else _text("reference", reference)
+    return (cluster, jid), Facts(kind, reference, received_at, submitted_at)
 
 
 def _check(declared: Registration, cluster_of: Callable[[str | None], str], zone: ZoneInfo, now: datetime) -> _Job:
