@@ -344,6 +344,19 @@ def test_the_same_as_of_gives_the_same_bytes(engine: sa.Engine, render: Callable
     assert render(as_of=then) == before
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+@pytest.mark.usefixtures("scene")
+def test_who_may_make_nothing_gets_the_same_page(engine: sa.Engine) -> None:
+    """The jobs of an earlier time are kept in a temporary table meanwhile; an auditor cannot, and nothing is left."""
+    pages = []
+    for mode in ("WRITE", "ONLY"):
+        with database.reading(engine) as connection:
+            connection.exec_driver_sql(f"SET TRANSACTION READ {mode}")
+            pages.append(page.render(connection, as_of=T0 + 100 * DAY))
+            assert sa.inspect(connection).get_temp_table_names() == []
+    assert pages[0] == pages[1]
+
+
 def test_a_long_table_is_cut_and_says_so(engine: sa.Engine, render: Callable[..., str]) -> None:
     """Of more jobs than are shown the most urgent are, and the page says how many there are and how to see all."""
     jobs = [

@@ -34,7 +34,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -170,6 +171,7 @@ def shadows(
     zone: ZoneInfo = LEGAL_ZONE,
     *names: str,
     sealed: Sealed | None = None,
+    is_kept: bool = False,
 ) -> tuple[sa.CTE, ...]:
     """Return what to add to a query (``add_cte``), so that it sees only the jobs asked for, as they were then.
 
@@ -182,6 +184,7 @@ def shadows(
         zone: The legal time zone.
         names: The views that the query reads.
         sealed: Only what is in these bounds is known at *as_of*, the time of their checkpoint.
+        is_kept: The jobs as they were then are in the table that `kept` made.
 
     Raises:
         InvalidField: *as_of* has no offset, or is in the future by the database's clock.
@@ -191,28 +194,88 @@ def shadows(
     if as_of is None and filters == Filters():
         return ()
     found: list[sa.CTE] = []
-    source, schema = "jobs", "main" if dialect == "sqlite" else None
+    jobs: sa.FromClause = _jobs("jobs", "main" if dialect == "sqlite" else None)
     if as_of is not None:
         _check(connection, as_of)
-        given = json.dumps(list(_deadlines(connection, as_of, zone, sealed)))
-        found.append(sa.text(_DEADLINES[dialect]).bindparams(deadlines=given).columns().cte("as_of_deadlines"))
-        found[0] = found[0].prefix_with("MATERIALIZED")  # else SQLite parses it again for each job
-        t = _literal(as_of, dialect)
-        known = {"t": t, **_known(t, sealed)} | {
-            "schema": "main." if dialect == "sqlite" else "",
-            "instant": "NULL" if dialect == "sqlite" else "CAST(NULL AS timestamptz)",
-            "day": "NULL" if dialect == "sqlite" else "CAST(NULL AS date)",
-            "text": "NULL" if dialect == "sqlite" else "CAST(NULL AS varchar)",
-        }
-        for name, sql in re.findall(r"^(\w+):\n((?: .*\n)+)", _TABLES, re.MULTILINE):
-            cte = _cte(name, sql.format(**known))
-            found.append(cte if name.startswith("as_of_") else cte.prefix_with("NOT MATERIALIZED"))
-        source, schema = "as_of_jobs", None
-    jobs = sa.table(source, *(sa.column(column.name, column.type) for column in JOBS.c), schema=schema)
+        if is_kept:
+            jobs = _KEPT
+        else:
+            found += _replay(connection, as_of, zone, sealed)
+            jobs = _jobs("as_of_jobs")
+        found += _tables(dialect, as_of, sealed, lambda name: not name.startswith("as_of_"))
     asked = sa.select(*jobs.c).where(*filters.conditions(jobs.c)).cte("jobs")
     # Replayed once; but only filtered it must not stand between a view and the indexes.
     found.append(asked.prefix_with("NOT MATERIALIZED" if as_of is None else "MATERIALIZED"))
     return (*found, *(_cte(name, views.sql(name, dialect, as_of=as_of)) for name in _needed(names, dialect)))
+
+
+def _jobs(name: str, schema: str | None = None) -> sa.TableClause:
+    """Return what has the columns of jobs and another name, or stands in another schema."""
+    return sa.table(name, *(sa.column(column.name, column.type) for column in JOBS.c), schema=schema)
+
+
+_KEPT: Final = sa.Table(
+    "as_of_kept",
+    sa.MetaData(),
+    *(sa.Column(column.name, column.type) for column in JOBS.c),
+    prefixes=["TEMPORARY"],
+    postgresql_on_commit="DROP",
+)
+
+
+@contextmanager
+def kept(
+    connection: sa.Connection, as_of: datetime | None, zone: ZoneInfo, sealed: Sealed | None = None
+) -> Iterator[bool]:
+    """Keep the jobs as they were at *as_of* in a temporary table meanwhile, and yield whether that could be done.
+
+    A page asks for them a dozen times, and each query of `shadows` replays all histories otherwise. It cannot be done
+    where nothing may be made at all, as for an auditor on PostgreSQL; nothing is kept of the time that it is now.
+    """
+    may = as_of is not None
+    if may and connection.dialect.name == "postgresql":
+        may = connection.exec_driver_sql(
+            "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
+            " AND current_setting('transaction_read_only') = 'off'"
+        ).scalar_one()
+    if as_of is None or not may:
+        yield False
+        return
+    _check(connection, as_of)
+    _KEPT.create(connection)
+    replayed = sa.select(_jobs("as_of_jobs")).add_cte(*_replay(connection, as_of, zone, sealed))
+    connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), replayed))
+    yield True
+    _KEPT.drop(connection)  # after an error the transaction takes it back
+
+
+def _replay(connection: sa.Connection, as_of: datetime, zone: ZoneInfo, sealed: Sealed | None) -> list[sa.CTE]:
+    """Return ``as_of_jobs``, the rows of jobs as they were then, with what it reads."""
+    dialect = connection.dialect.name
+    given = json.dumps(list(_deadlines(connection, as_of, zone, sealed)))
+    deadlines = sa.text(_DEADLINES[dialect]).bindparams(deadlines=given).columns().cte("as_of_deadlines")
+    # Materialized, or else SQLite parses it again for each job.
+    return [
+        deadlines.prefix_with("MATERIALIZED"),
+        *_tables(dialect, as_of, sealed, lambda name: name.startswith("as_of_")),
+    ]
+
+
+def _tables(
+    dialect: str, as_of: datetime, sealed: Sealed | None, wanted: Callable[[str], bool]
+) -> Iterator[sa.CTE]:
+    """Yield the CTEs of _TABLES whose names are *wanted*."""
+    t = _literal(as_of, dialect)
+    values = {"t": t, **_known(t, sealed)} | {
+        "schema": "main." if dialect == "sqlite" else "",
+        "instant": "NULL" if dialect == "sqlite" else "CAST(NULL AS timestamptz)",
+        "day": "NULL" if dialect == "sqlite" else "CAST(NULL AS date)",
+        "text": "NULL" if dialect == "sqlite" else "CAST(NULL AS varchar)",
+    }
+    for name, sql in re.findall(r"^(\w+):\n((?: .*\n)+)", _TABLES, re.MULTILINE):
+        if wanted(name):
+            cte = _cte(name, sql.format(**values))
+            yield cte if name.startswith("as_of_") else cte.prefix_with("NOT MATERIALIZED")
 
 
 def _check(connection: sa.Connection, as_of: datetime) -> None:

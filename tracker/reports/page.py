@@ -32,7 +32,7 @@ from tracker.errors import InvalidField, Refused
 from tracker.models import UtcDateTime
 from tracker.reports import pictures
 from tracker.reports.about import Filters
-from tracker.reports.as_of import LEGAL_ZONE, Sealed, shadows
+from tracker.reports.as_of import LEGAL_ZONE, Sealed, kept, shadows
 from tracker.reports.durations import Bounds, Lateness, Row, cohorts_of, row_of
 from tracker.reports.overview import ANOMALIES, verdict_meaning
 from tracker.reports.survival import kaplan_meier
@@ -152,9 +152,10 @@ def render(
     for name in wanted:
         if name not in NAMES:
             raise InvalidField("report", f"{name[:80]!r} is none of {', '.join(NAMES)}")
-    data = _Data(connection, filters or Filters(), as_of, zone, sealed)
-    sections = [section for name in NAMES if name in wanted for section in _SECTIONS[name](data)]
-    jobs = data.value(sa.select(sa.func.count()).select_from(_JOBS))
+    with kept(connection, as_of, zone, sealed) as is_kept:
+        data = _Data(connection, filters or Filters(), as_of, zone, sealed, is_kept)
+        sections = [section for name in NAMES if name in wanted for section in _SECTIONS[name](data)]
+        jobs = data.value(sa.select(sa.func.count()).select_from(_JOBS))
     title = "GDPR jobs" if len(wanted) > 1 else f"GDPR jobs: {wanted[0]}"
     return _template().render(
         title=title,
@@ -295,15 +296,20 @@ class _Data:
     filters: Filters
     as_of: datetime | None
     zone: ZoneInfo
-    sealed: Sealed | None = None
+    sealed: Sealed | None
+    is_kept: bool
     at: datetime = field(init=False)
     shadows: tuple[sa.CTE, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.at = self.as_of or database.now(self.connection)
         views = (_JOBS, _DURATIONS, _STAYS, _MONTHLY, _DEADLINES, _REQUESTS, _ANOMALIES, _COVERAGE)
-        names = (view.name for view in views)
-        self.shadows = shadows(self.connection, self.filters, self.as_of, self.zone, *names, sealed=self.sealed)
+        self.shadows = self._shadows(self.filters, *(view.name for view in views))
+
+    def _shadows(self, filters: Filters, *names: str) -> tuple[sa.CTE, ...]:
+        return shadows(
+            self.connection, filters, self.as_of, self.zone, *names, sealed=self.sealed, is_kept=self.is_kept
+        )
 
     def rows(self, query: sa.Select[Any]) -> Iterable[Any]:
         """Yield the rows of *query*, a few thousand at a time."""
@@ -325,8 +331,7 @@ class _Data:
         if f.until is not None:
             query = query.where(g.began_at < f.until)
         counted = replace(f, since=None, until=None)  # these choose the gaps, not which jobs were open meanwhile
-        ctes = shadows(self.connection, counted, self.as_of, self.zone, _GAPS.name, sealed=self.sealed)
-        return list(self.connection.execute(query.add_cte(*ctes)))
+        return list(self.connection.execute(query.add_cte(*self._shadows(counted, _GAPS.name))))
 
 
 # -- cells ---------------------------------------------------------------------------------------------------------
