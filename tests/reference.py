@@ -533,15 +533,15 @@ def quantiles(tables: Tables, now: datetime) -> list[Row]:
 
 
 def stays(tables: Tables, now: datetime) -> list[Row]:
-    """Return for each cluster, kind and status how many stays there are, and how long those lasted that are over."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    """Return for each status how many stays there are, and how long those lasted that are over."""
+    groups: dict[str, list[Row]] = {}
     for stay in report_statuses(tables, now):
-        groups.setdefault((stay["cluster"], stay["kind"], stay["status"]), []).append(stay)
+        groups.setdefault(stay["status"], []).append(stay)
     rows = []
-    for (cluster, kind, status), its in groups.items():
+    for status, its in groups.items():
         over = [stay for stay in its if stay["left_by"] is not None]
         bounded = [stay for stay in over if stay["seconds_max"] is not None]
-        row: Row = {"cluster": cluster, "kind": kind, "status": status, "stays": len(its), "over": len(over)}
+        row: Row = {"status": status, "stays": len(its), "over": len(over)}
         row["bounded"] = len(bounded)
         for bound in ("seconds_min", "seconds_max"):
             lengths = [round(stay[bound] * SECOND) for stay in bounded]

@@ -187,9 +187,8 @@ def test_the_time_in_each_status_is_told(render: Callable[..., str]) -> None:
     html = render(names=["statuses"])
     assert [attributes["id"] for attributes in is_sound(html).all("section")] == ["statuses", "stays"]
     text = re.sub(r"[|\s]*\|[|\s]*", "|", re.sub(r"<[^>]*>", "|", html))
-    # Each export was seen waiting once, and running once, four days after its submission; two were done soon after.
-    assert "|waiting|w1|export|3|3|3|0s to 4d 1h|0s to 4d 1h|running|w1|export|3|2|2|0s to 4d 3h|0s to 4d 4h|" in text
-    assert "|done|w1|export|2|0|0|–|–|" in text
+    # Each was seen waiting once, and running once, four days after its submission; four were done soon after.
+    assert "|waiting|6|6|6|0s to 4d 1h|0s to 4d 1h|running|6|4|4|0s to 4d 2h|0s to 4d 4h|done|4|0|0|–|–|" in text
 
 
 def test_of_many_statuses_the_most_frequent_are_told(

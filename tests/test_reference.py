@@ -445,7 +445,7 @@ def test_the_page(world: World, at: datetime) -> None:
 
     stays = [
         [
-            *(row["status"], row["cluster"], row["kind"]),
+            row["status"],
             *(words(row[name]) for name in ("stays", "over", "bounded")),
             *(pair(row, name) if row["bounded"] else "–" for name in ("mean", "longest")),
         ]

@@ -231,9 +231,8 @@ class Cohort:
     late: array[float] = field(default_factory=_seconds)
     unknown: int = 0
 
-    def count(self, state: str, late: float | None) -> None:
-        """Count a job in *state* that was registered *late* seconds after its submission (None: unknown)."""
-        self.states[state] += 1
+    def register(self, late: float | None) -> None:
+        """Count a job that was registered *late* seconds after its submission (None: unknown)."""
         if late is None:
             self.unknown += 1
         else:
@@ -258,12 +257,14 @@ def cohorts_of(connection: sa.Connection, filters: Filters, then: tuple[sa.CTE, 
     done = sa.select(d.cluster, d.kind, d.seconds_min, d.seconds_max, late).where(*filters.conditions(d))
     for cluster, kind, seconds_min, seconds_max, late_by in _stream(connection, done.add_cte(*then)):
         cohort = cohorts[cluster, kind]
-        cohort.count(State.DONE, late_by)
+        cohort.register(late_by)
         cohort.done_min.append(seconds_min)
         if seconds_max is None:
             cohort.unbounded.append(seconds_min)
         else:  # plain SQL can declare a submission after the end: the view shows it, the curve must not turn back
             cohort.done_max.append(max(seconds_max, seconds_min))
+    for cohort in cohorts.values():
+        cohort.states[State.DONE] = len(cohort.done_min)
     j = JOBS.c
     began_at = sa.func.coalesce(j.submitted_at, j.registered_at)
     not_done_at = sa.case((j.status == Status.NOT_FOUND, j.status_after), else_=j.seen_at)
@@ -274,7 +275,8 @@ def cohorts_of(connection: sa.Connection, filters: Filters, then: tuple[sa.CTE, 
     )
     for cluster, kind, state, began, not_done, late_by in _stream(connection, others.add_cte(*then)):
         cohort = cohorts[cluster, kind]
-        cohort.count(state, late_by)
+        cohort.states[state] += 1
+        cohort.register(late_by)
         if state != State.WITHDRAWN:
             cohort.unended.append(0.0 if not_done is None else max(0.0, (not_done - began).total_seconds()))
     return {(cluster, Kind(kind)): cohort for (cluster, kind), cohort in cohorts.items()}

@@ -50,7 +50,10 @@ def quantiles(ended: Iterable[float], unended: Iterable[float], shares: Sequence
         shares: Above 0, at most 1, ascending.
     """
     found: list[float | None] = []
+    levels = [1 - share + ROUNDING for share in shares]
+    level = levels[0]
     for at, left in kaplan_meier(ended, unended):
-        while len(found) < len(shares) and left <= 1 - shares[len(found)] + ROUNDING:
+        while left <= level:
             found.append(at)
+            level = levels[len(found)] if len(found) < len(levels) else -1.0
     return found + [None] * (len(shares) - len(found))
