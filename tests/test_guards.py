@@ -255,6 +255,16 @@ def test_a_registration_claims_nothing_observed(unchanged: sa.Engine, claim: str
     refused(unchanged, f"INSERT INTO jobs (cluster, jid, {column}) VALUES ('w1', 'b', {value})")
 
 
+@pytest.mark.parametrize("column", ["received_at", "submitted_at"])
+def test_no_job_is_registered_before_it_was_submitted(unchanged: sa.Engine, column: str) -> None:
+    """Who registers it has its jid; what was done before the submission would have taken less than no time."""
+    given = "INSERT INTO jobs (cluster, jid, registered_at, {}) VALUES ('w1', 'b', '2026-01-05 10:00:00.000000', '{}')"
+    refused(unchanged, given.format(column, "2026-01-05 10:01:00.000001"))
+    with unchanged.connect() as connection:
+        connection.exec_driver_sql(given.format(column, "2026-01-05 10:00:59.000000"))
+        connection.rollback()
+
+
 @pytest.mark.parametrize("column", ["received_at", "submitted_at", "registered_at", "due_at", "deadline_at"])
 @pytest.mark.parametrize(
     "value",

@@ -8,7 +8,7 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 
 import sqlalchemy as sa
@@ -39,14 +39,18 @@ UNOBSERVED = {
 }
 
 
-def _jobs_rules(differs: str, same: str, transitions: str, soon: str) -> tuple[str, str]:
+def _jobs_rules(
+    differs: str, same: str, transitions: str, now: str, minute_after: Callable[[str], str]
+) -> tuple[str, str]:
     """Return the conditions under which an INSERT, and an UPDATE, of jobs is refused.
 
     Args:
         differs: The operator that tells two values apart, NULL included.
         same: Its opposite.
         transitions: The table's name, qualified where the database needs it.
-        soon: An instant a little ahead of the database's clock: nothing is declared beforehand.
+        now: The database's clock. Nothing is declared beforehand, nor a submission after the registration, which needs
+            the jid: a job could have been done before it was submitted, in less than no time.
+        minute_after: Makes an instant a minute later: clocks differ.
     """
     claims = " OR ".join(f"NEW.{column} {differs} {value}" for column, value in UNOBSERVED.items())
     amended = (
@@ -64,7 +68,11 @@ def _jobs_rules(differs: str, same: str, transitions: str, soon: str) -> tuple[s
         f" OR ({changed(FACTS)} OR ({settled} AND {changed(('deadline_on', 'deadline_at'))})) AND NOT ({amended})"
     )
     lasting = f"NEW.state = 'open' AND NEW.due_at {same} NULL"  # it would never be polled again
-    early = " OR ".join(f"NEW.{column} > {soon}" for column in NEVER_AHEAD)
+    early = " OR ".join(
+        f"NEW.{column} > {minute_after(limit)}"
+        for limit, columns in ((now, NEVER_AHEAD), ("NEW.registered_at", ("received_at", "submitted_at")))
+        for column in columns
+    )
     return f"{claims} OR {lasting} OR {early}", f"{update} OR ({lasting})"
 
 
@@ -124,7 +132,9 @@ TABLES = {
     },
 }
 
-_REFUSED_CLAIM = "tracker: a registration claims nothing observed and nothing in the future: give declared columns only"
+_REFUSED_CLAIM = (
+    "tracker: a registration claims nothing observed, and nothing later than now or itself: give declared columns only"
+)
 _REFUSED_SEAL = "tracker: a seal holds a checkpoint that follows on the newest one, and is no other text"
 _REFUSED_CHANGE = "tracker: declared facts change by an amendment only, and an open job has a next poll"
 
@@ -150,8 +160,9 @@ def sqlite() -> dict[str, str]:
             trigger(f"guard_{table}_{event.lower()}", f"BEFORE {event}", table, message)
         replace(table, keys)
     trigger("guard_seals_next", "BEFORE INSERT", "seals", _REFUSED_SEAL, _seal_rule("IS NOT", "char(10)", "seals"))
-    soon = "strftime('%Y-%m-%d %H:%M:%f000', 'now', '+1 minute')"
-    claims, update = _jobs_rules("IS NOT", "IS", "transitions", soon)
+    claims, update = _jobs_rules(
+        "IS NOT", "IS", "transitions", "'now'", lambda at: f"strftime('%Y-%m-%d %H:%M:%f000', {at}, '+1 minute')"
+    )
     trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs are never deleted: withdraw it")
     replace("jobs", (("id",), ("cluster", "jid")))
     trigger("guard_jobs_claim", "BEFORE INSERT", "jobs", _REFUSED_CLAIM, claims)
@@ -189,8 +200,10 @@ def _postgresql_triggers() -> dict[str, tuple[str, str, int]]:
 
 def _postgresql_functions(schema: str) -> dict[str, str]:
     """Return each function's body by its name."""
-    soon = "clock_timestamp() + interval '1 minute'"
-    claims, update = _jobs_rules("IS DISTINCT FROM", "IS NOT DISTINCT FROM", f"{schema}.transitions", soon)
+    claims, update = _jobs_rules(
+        *("IS DISTINCT FROM", "IS NOT DISTINCT FROM", f"{schema}.transitions", "clock_timestamp()"),
+        lambda at: f"{at} + interval '1 minute'",
+    )
     seal = _seal_rule("IS DISTINCT FROM", "chr(10)", f"{schema}.seals")
     refuse = "USING ERRCODE = 'restrict_violation'"
     facts = ", ".join(FACTS)
