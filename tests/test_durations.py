@@ -266,8 +266,8 @@ def test_the_bounds_are_in_order_where_the_curves_cross(connection: sa.Connectio
 
 def test_a_submission_declared_after_the_end_turns_nothing_over(connection: sa.Connection) -> None:
     """Plain SQL may declare one within a minute, by a clock that is ahead: the job took no time at all, not less."""
-    early = Story(((0, 0, "waiting"), (0, 0, "done")), submitted=59, registered=0)
-    tell(connection, early, Story(((0, 0, "waiting"),), submitted=59, registered=0))
+    early = Story(((0, 0, "waiting"), (0, 0, "done")), submitted=59 * SECOND, registered=0)
+    tell(connection, early, Story(((0, 0, "waiting"),), submitted=59 * SECOND, registered=0))
     total = durations(connection).total
     assert (total.median, total.max) == (Bounds(0.0, 0.0), Bounds(None, None))
 
