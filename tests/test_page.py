@@ -18,7 +18,7 @@ from tests.history import answer, record, register, stand
 from tracker import cli, database
 from tracker.errors import InvalidField, Refused
 from tracker.models import JOBS, Gap
-from tracker.reports import page, pictures
+from tracker.reports import as_of, page, pictures
 from tracker.reports.about import Filters
 from tracker.status import Cause, Kind, withdraw
 
@@ -348,9 +348,10 @@ def test_the_same_as_of_gives_the_same_bytes(engine: sa.Engine, render: Callable
 def test_who_may_make_nothing_gets_the_same_page(engine: sa.Engine) -> None:
     """The jobs of an earlier time are kept in a temporary table meanwhile; an auditor cannot, and nothing is left."""
     pages = []
-    for mode in ("WRITE", "ONLY"):
-        with database.reading(engine) as connection:
-            connection.exec_driver_sql(f"SET TRANSACTION READ {mode}")
+    for temporary in (True, False):
+        with database.reading(engine, temporary=temporary) as connection:
+            with as_of.kept(connection, T0, as_of.LEGAL_ZONE) as is_kept:
+                assert is_kept is temporary
             pages.append(page.render(connection, as_of=T0 + 100 * DAY))
             assert sa.inspect(connection).get_temp_table_names() == []
     assert pages[0] == pages[1]

@@ -171,11 +171,16 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 @contextmanager
-def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Yield a connection that sees one state of the database throughout, writes nothing and holds no writer up."""
+def reading(engine: sa.Engine, *, temporary: bool = False) -> Iterator[sa.Connection]:
+    """Yield a connection that sees one state of the database throughout, writes nothing and holds no writer up.
+
+    Args:
+        engine: The database.
+        temporary: It may make temporary tables, if its role may: PostgreSQL refuses even those to who only reads.
+    """
     options: dict[str, Any] = {"tracker_reading": True}
     if engine.dialect.name == "postgresql":
-        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        options |= {"isolation_level": "REPEATABLE READ"} | ({} if temporary else {"postgresql_readonly": True})
     with engine.connect().execution_options(**options) as connection:
         yield connection
 

@@ -202,7 +202,7 @@ def export(
     temporary: Path | None = None
     lock: int | None = None
     try:
-        with database.reading(engine) as connection:
+        with database.reading(engine, temporary=True) as connection:
             first_id, last_id = _chosen(connection, since, until)
             _clear(folder)
             temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))

@@ -225,7 +225,7 @@ def _page(
         _spare_database(file, engine)
         filters = _filters(settings.zone, since, until, cluster, kind)
         then = _instant(as_of, settings.zone, at_end=True)
-        with database.reading(engine) as connection:
+        with database.reading(engine, temporary=True) as connection:
             _check_clusters(connection, settings, cluster)
             try:
                 destination.write(render(connection, filters, as_of=then, zone=settings.zone, names=names))
