@@ -285,7 +285,7 @@ _ANOMALIES: Final = _view(
 )
 _GAPS: Final = _view("report_gaps", "cluster began_at ended_at is_open cause detail seconds open_jobs")
 _COVERAGE: Final = _view("report_coverage", "cluster jid covered_share longest_unobserved_seconds")
-_STAYS: Final = _view("report_statuses", "cluster kind status left_by seconds_min seconds_max")
+_STAYS: Final = _view("report_statuses", "status left_by seconds_min seconds_max")
 _STEPS: Final = _view("transitions", "job_id action from_status to_status from_state to_state observed_at")
 
 

@@ -67,10 +67,6 @@ CASE
 {%- endif %}
 {%- endmacro %}
 
-{% macro least(a, b) -%}
-{% if sqlite %}min({{ a }}, {{ b }}){% else %}least({{ a }}, {{ b }}){% endif %}
-{%- endmacro %}
-
 {# Not before this: the request that last saw another status was sent, or, where none had been seen, the submission;
    a submission that was declared later than what was observed after it says nothing. #}
 {% macro begin(seen, submitted, by) -%}
