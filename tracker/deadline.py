@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from typing import assert_never
+from functools import lru_cache
+from typing import TypeVar, assert_never
 from zoneinfo import ZoneInfo
 
 from tracker.status import State, Status
+
+Instant = TypeVar("Instant", datetime, int)
 
 
 class Basis(StrEnum):
@@ -62,6 +65,7 @@ class Verdict(StrEnum):
     """An operator closed it."""
 
 
+@lru_cache(maxsize=10_000)  # a million jobs begin on some thousand days
 def add_months(day: date, months: int) -> date:
     """Return the day with the same number *months* later, or that month's last day where there is none.
 
@@ -146,14 +150,14 @@ def extension_recorded_at(declared: Iterable[tuple[datetime, date | None]]) -> d
 def verdict(
     state: State,
     status: str | None,
-    status_after: datetime | None,
-    seen_at: datetime | None,
-    done_after: datetime | None,
-    done_by: datetime | None,
-    deadline_at: datetime | None,
-    now: datetime,
+    status_after: Instant | None,
+    seen_at: Instant | None,
+    done_after: Instant | None,
+    done_by: Instant | None,
+    deadline_at: Instant | None,
+    now: Instant,
 ) -> Verdict:
-    """Return what can be said about a job's deadline at *now*.
+    """Return what can be said about a job's deadline at *now*; times are aware, or numbers on one scale.
 
     Args:
         state: The job's state.
@@ -207,6 +211,7 @@ def _begin(
         raise ValueError(f"{began_at} is outside the calendar in {timezone}") from error
 
 
+@lru_cache(maxsize=10_000)
 def _end_of(day: date, timezone: ZoneInfo) -> datetime:
     """Return the instant at which the next local day begins, in UTC.
 
