@@ -534,9 +534,7 @@ class _Reader:
         recorded_at = None
         if facts.extended_on is not None:
             stating = (row for row in rows if row[_ACTION] in ("registered", "amended"))
-            recorded_at = extension_recorded_at(
-                [(instant(row[_AT]) or registered_at, day(row[-1])) for row in stating]
-            )
+            recorded_at = extension_recorded_at([(instant(row[_AT]) or registered_at, day(row[-1])) for row in stating])
         due = deadline(
             facts.received_at,
             facts.submitted_at,

@@ -205,7 +205,7 @@ def shadows(
         found += _tables(dialect, as_of, sealed, lambda name: not name.startswith("as_of_"))
     asked = sa.select(*jobs.c).where(*filters.conditions(jobs.c)).cte("jobs")
     # Replayed once; but only filtered it must not stand between a view and the indexes.
-    found.append(asked.prefix_with("NOT MATERIALIZED" if as_of is None else "MATERIALIZED"))
+    found.append(asked.prefix_with("NOT MATERIALIZED" if as_of is None or is_kept else "MATERIALIZED"))
     return (*found, *(_cte(name, views.sql(name, dialect, as_of=as_of)) for name in _needed(names, dialect)))
 
 
@@ -245,6 +245,7 @@ def kept(
     _KEPT.create(connection)
     replayed = sa.select(_jobs("as_of_jobs")).add_cte(*_replay(connection, as_of, zone, sealed))
     connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), replayed))
+    connection.exec_driver_sql(f"ANALYZE {_KEPT.name}")
     yield True
     _KEPT.drop(connection)  # after an error the transaction takes it back
 
@@ -261,9 +262,7 @@ def _replay(connection: sa.Connection, as_of: datetime, zone: ZoneInfo, sealed: 
     ]
 
 
-def _tables(
-    dialect: str, as_of: datetime, sealed: Sealed | None, wanted: Callable[[str], bool]
-) -> Iterator[sa.CTE]:
+def _tables(dialect: str, as_of: datetime, sealed: Sealed | None, wanted: Callable[[str], bool]) -> Iterator[sa.CTE]:
     """Yield the CTEs of _TABLES whose names are *wanted*."""
     t = _literal(as_of, dialect)
     values = {"t": t, **_known(t, sealed)} | {
