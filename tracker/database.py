@@ -133,6 +133,7 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
         # A role or a database can have others by default: psycopg reads no other dates, and figures lost digits.
         connection.execute("SET datestyle = 'ISO'")
         connection.execute("SET extra_float_digits = 1")
+        connection.execute("SET cursor_tuple_fraction = 1")  # our cursors fetch all that they ask for
         connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
         connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
         connection.autocommit = autocommit

@@ -222,7 +222,7 @@ def expression(kind: str, dialect: str) -> str:
 
 
 def stream(
-    connection: sa.Connection, kind: str, after: int, upto: int | None = None
+    connection: sa.Connection, kind: str, after: int, upto: int | None = None, most: int | None = None
 ) -> Generator[tuple[int, str, str], None, None]:
     """Yield (id, cluster, line with LF) of the rows of *kind* with after < id <= upto, by id, in bounded memory.
 
@@ -234,6 +234,7 @@ def stream(
         kind: One of KINDS.
         after: Ids above this.
         upto: Ids up to this, or all.
+        most: So many rows, or all.
     """
     dialect = connection.dialect.name
     cluster, line = "t.cluster", expression(kind, dialect)
@@ -244,6 +245,8 @@ def stream(
         cluster, line = f"CAST({cluster} AS BLOB)", f"CAST({line} AS BLOB)"
     bound = "" if upto is None else f" AND t.id <= {int(upto)}"
     query = f"SELECT t.id, {cluster}, {line} FROM {table} WHERE t.id > {int(after)}{bound} ORDER BY t.id"
+    if most is not None:
+        query += f" LIMIT {int(most)}"
     options = {"stream_results": True, "max_row_buffer": _AT_ONCE}
     result = connection.exec_driver_sql(query, execution_options=options)
     clusters: dict[bytes | str | None, str] = {None: ""}

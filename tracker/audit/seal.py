@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Final
 
 import sqlalchemy as sa
@@ -257,8 +256,8 @@ def _segments(engine: sa.Engine, after: Ids, upto: Ids) -> tuple[list[Segment], 
 
 
 def _piece(engine: sa.Engine, kind: str, after: int, upto: int, most: int) -> list[tuple[int, str, str]]:
-    with database.reading(engine) as connection, closing(lines.stream(connection, kind, after, upto)) as rows:
-        return list(islice(rows, min(PIECE, most)))
+    with database.reading(engine) as connection:
+        return list(lines.stream(connection, kind, after, upto, min(PIECE, most)))
 
 
 def _add(parts: dict[str, list[_Part]], table: str, id_: int, cluster: str, line: str) -> None:
