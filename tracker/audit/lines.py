@@ -148,7 +148,7 @@ def _sqlite(column: str, type_: str) -> str:
         # datetime() gives back what it was given, or it was no date: February 30 is March 2 to strftime().
         second, rest = f"substr({column}, 1, 19)", f"substr({column}, 20, 7)"
         real = f"datetime({second}) || {rest} = {column} AND {rest} GLOB '.{'[0-9]' * 6}'"
-        rule = f"{real} THEN strftime('%s', {second}) * 1000000 + substr({column}, 21) ELSE {other}"
+        rule = f"{real} THEN {microseconds(column, 'sqlite')} ELSE {other}"
     else:
         rule = f"typeof({column}) <> 'text' OR instr({column}, char(0)) THEN {other}"
         if type_ == "text":
@@ -175,7 +175,7 @@ def _postgresql(column: str, type_: str) -> str:
             escaped = f"pg_catalog.replace({escaped}, E'{sign}', E'{escape}')"
         return f"coalesce({escaped}, E'\\\\N')"
     if type_ == "instant":
-        value = f"CAST(CAST(extract(epoch FROM {column}) OPERATOR(pg_catalog.*) 1000000 AS bigint) AS pg_catalog.text)"
+        value = f"CAST({microseconds(column, 'postgresql')} AS pg_catalog.text)"
         of, first, last = "timestamptz", "0001-01-01 00:00:00+00", "9999-12-31 23:59:59.999999+00"
     else:
         value = f"pg_catalog.to_char({column}, 'YYYY-MM-DD')"  # which tells no year before Christ from one after
@@ -186,6 +186,13 @@ def _postgresql(column: str, type_: str) -> str:
     )
     other = f"E'\\\\?' OPERATOR(pg_catalog.||) CAST({column} AS pg_catalog.text)"
     return f"CASE WHEN {column} IS NULL THEN E'\\\\N' WHEN {is_held} THEN {value} ELSE {other} END"
+
+
+def microseconds(column: str, dialect: str) -> str:
+    """Return the SQL of an instant in microseconds since 1970, an integer; of a value that is none, anything."""
+    if dialect == "sqlite":
+        return f"strftime('%s', substr({column}, 1, 19)) * 1000000 + substr({column}, 21)"
+    return f"CAST(extract(epoch FROM {column}) OPERATOR(pg_catalog.*) 1000000 AS bigint)"
 
 
 def is_other(column: str, type_: str, dialect: str) -> str:

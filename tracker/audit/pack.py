@@ -40,7 +40,7 @@ import sqlalchemy as sa
 from tracker import database
 from tracker.audit import lines
 from tracker.audit.checkpoint import Checkpoint, Segment, SigningKey, parse, token
-from tracker.audit.histories import day, instant
+from tracker.audit.histories import day
 from tracker.deadline import Deadline, deadline, extension_recorded_at, verdict
 from tracker.errors import Refused
 from tracker.models import Gap, Seal, Source, Transition
@@ -48,12 +48,9 @@ from tracker.reports import page
 from tracker.reports.about import Filters
 from tracker.reports.as_of import Sealed
 from tracker.reports.words import cell
-from tracker.status import Action, State
+from tracker.status import Action, Kind, State
 
 SUMS: Final = "SHA256SUMS"
-DOWNLOAD: Final = timedelta(days=7)
-"""An export's data last about a week (``report_durations.download_by``)."""
-
 TABLES: Final = {
     "transitions.csv": ("checkpoint", *lines.COLUMNS["transition"]),
     "gaps.csv": ("cluster", "began_at", "ended_at", "cause", "detail", "seconds"),
@@ -76,43 +73,17 @@ TABLES: Final = {
 Of jobs, the next poll and the failures are not recorded in transitions; of gaps, an open one is not sealed, and
 ``open_jobs`` is no fact of the gap."""
 
+_BEGIN: Final = "v1|transition|"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_DAY: Final = 86_400_000_000  # microseconds
+_DOWNLOAD: Final = 7 * _DAY  # an export's data last about a week (``report_durations.download_by``)
+_ROWS_AT_ONCE: Final = 1000  # of a CSV file that are written together
 _CHUNK: Final = 500  # jobs whose transitions are fetched together: some hundred kB
-
-_NULL: Final[dict[str, str | None]] = {"\\N": None}
-
-
-class _Transition(NamedTuple):
-    """A line of a transition as its fields, in the order of ``lines.COLUMNS``: text without escapes, None for NULL."""
-
-    cluster: str | None
-    jid: str | None
-    id: str | None
-    job_id: str | None
-    seq: str | None
-    action: str | None
-    from_status: str | None
-    to_status: str | None
-    from_state: str | None
-    to_state: str | None
-    last_seen_at: str | None
-    observed_at: str | None
-    server_date: str | None
-    source_id: str | None
-    polls: str | None
-    actor: str | None
-    anomaly: str | None
-    reason: str | None
-    kind: str | None
-    reference: str | None
-    received_at: str | None
-    submitted_at: str | None
-    extended_on: str | None
 
 
 class _Row(NamedTuple):
-    """What the reports need of a transition, as the driver gives it."""
+    """What the reports need of a transition; times are microseconds since 1970, as in its line."""
 
     job_id: int
     jid: str
@@ -120,17 +91,16 @@ class _Row(NamedTuple):
     from_status: str | None
     to_status: str | None
     to_state: str
-    last_seen_at: object
-    observed_at: object
-    server_date: object
+    last_seen_at: int | None
+    observed_at: int
+    server_date: int | None
     polls: int
     actor: str | None
     kind: str | None
     reference: str | None
-    received_at: object
-    submitted_at: object
+    received_at: int | None
+    submitted_at: int | None
     extended_on: object
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,24 +252,40 @@ class _Folder:
 
 
 class _Table:
-    """A CSV file while it is written: rows of text, numbers or None."""
+    """A CSV file while it is written."""
 
     def __init__(self, folder: _Folder, name: str) -> None:
         self._folder, self._name = folder, name
-        self._file: BinaryIO = (folder.path / name).open("wb", buffering=1 << 18)
+        self._file: BinaryIO = (folder.path / name).open("wb")
         self._sum = sha256()
-        writer = csv.writer(self, lineterminator="\n")
-        writer.writerow(TABLES[name])
-        self.row: Callable[[Sequence[str | int | None]], object] = writer.writerow
-        self.rows = 0
+        self._ahead: list[str] = []
+        self._writer = csv.writer(self, lineterminator="\n")
+        self.row(TABLES[name])
+
+    def row(self, cells: Sequence[str]) -> None:
+        """Write a row of as many cells as the table has columns."""
+        text = ",".join(cells)
+        if text.count(",") == len(cells) - 1 and '"' not in text and "\n" not in text:
+            self.write(f"{text}\n")  # nothing to quote, as in nearly all of them: a fifth of the time
+        else:
+            self._writer.writerow(cells)
 
     def write(self, text: str) -> None:
-        content = text.encode()
+        self._ahead.append(text)
+        if len(self._ahead) == _ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        content = "".join(self._ahead).encode()
+        self._ahead.clear()
         self._file.write(content)
         self._sum.update(content)
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._flush()
+        finally:
+            self._file.close()
         self._folder.sums[self._name] = self._sum.hexdigest()
 
 
@@ -343,7 +329,7 @@ def _write(
     sealed = Sealed(last.transitions[1], last.gaps[1], last.sources[1])
     report = page.render(connection, filters, as_of=last.sealed_at, zone=zone, sealed=sealed)
     folder.put("report.html", report.encode())
-    folder.put("timezone.csv", _timezone(zone, counts.earliest, last.sealed_at))
+    folder.put("timezone.csv", _timezone(zone, _instant(counts.earliest), last.sealed_at))
     is_signed = key is not None and last.key is not None and key.public.id == last.key.id
     if last.key is not None:
         folder.put("public_key.pem", last.key.pem().encode())
@@ -353,7 +339,7 @@ def _write(
         "origin": last.origin,
         "last_checkpoint": str(last.number),
         "last_checkpoint_sha256": contents.sha256,
-        "as_of": _iso(last.sealed_at) or "",
+        "as_of": last.sealed_at.isoformat(timespec="microseconds"),
         "timezone": zone.key,
         "first_checkpoint": str(contents.first),
         "clusters": "chosen" if clusters else "all",
@@ -568,46 +554,47 @@ class _Counts:
     """Of the rows in the CSV files.
 
     Attributes:
+        earliest: The earliest instant that a deadline is counted from, in microseconds since 1970.
         transitions: All in the segments.
         covered: Those of the jobs whose whole history is in them.
         jobs: These jobs.
-        earliest: The earliest instant that a deadline is counted from.
     """
 
+    earliest: int
     transitions: int = 0
     covered: int = 0
     jobs: int = 0
-    earliest: datetime | None = None
 
 
 def _tables(
     connection: sa.Connection, folder: _Folder, contents: _Contents, zone: ZoneInfo, progress: _Progress
 ) -> _Counts:
     """Write the CSV files: cluster by cluster, the jobs of each in the order of their first transitions."""
-    counts = _Counts()
-    as_of, last_id = contents.last.sealed_at, contents.last.transitions[1]
+    as_of, last_id = _microseconds(contents.last.sealed_at), contents.last.transitions[1]
+    counts = _Counts(earliest=as_of)
     with ExitStack() as stack:
         tables = {name: stack.enter_context(closing(_Table(folder, name))) for name in TABLES}
-        write_transition = tables["transitions.csv"].row
+        transitions = tables["transitions.csv"]
         for cluster, segments in groupby(contents.segments, key=lambda segment: segment[0]):
             jobs = array("q")
             for _, number, _, name in segments:
                 found = 0
                 with (folder.path / name).open(encoding="utf-8", newline="\n") as file:
                     for line in file:
-                        if line.startswith("v1|transition|"):
+                        if line.startswith(_BEGIN):
                             found += 1
-                            row = _transition(line, name)
-                            write_transition((number, *map(call, _AS_TEXT, row)))
-                            if row.seq == "0":
-                                jobs.append(int(row.job_id or 0))
+                            cells = _cells(line, str(number))
+                            if cells is None:
+                                cells = [str(number), *map(call, _AS_TEXT, _decoded(line, name)[1].values())]
+                            transitions.row(cells)
+                            if cells[_SEQ] == "0":
+                                jobs.append(int(cells[_JOB_ID] or 0))
                             continue
                         kind, gap = _decoded(line, name)
                         if kind == "gap":
-                            began_at, ended_at = _at(gap["began_at"]), _at(gap["ended_at"])
-                            times = _iso(began_at), _iso(ended_at)
-                            told = gap["cause"], _cell(gap["detail"]), _seconds(began_at, ended_at)
-                            tables["gaps.csv"].row((cell(cluster), *times, *told))
+                            began_at, ended_at = _int(gap["began_at"]), _int(gap["ended_at"])
+                            told = gap["cause"] or "", _cell(gap["detail"]), _seconds(began_at, ended_at)
+                            tables["gaps.csv"].row((_cell(cluster), _time(began_at), _time(ended_at), *told))
                 counts.transitions += found
                 progress.step(found)
             for chunk in (jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)):
@@ -627,25 +614,28 @@ _CLOCK: Final = tuple(f"{hour:02}:{at:02}:{second:02}" for hour, at, second in p
 
 @lru_cache(maxsize=10_000)
 def _date(days: int) -> str:
-    return (_EPOCH + timedelta(days=days)).strftime("%Y-%m-%d")
+    return (_EPOCH + timedelta(days=days)).date().isoformat()
 
 
-def _time(microseconds: str | None) -> str | None:
-    """Return the instant as `_iso` does, quicker: a million transitions have three each."""
-    if microseconds is None:
-        return None
-    second, rest = divmod(int(microseconds), 1_000_000)
+def _time(at: int | str | None) -> str:
+    """Return an instant, in microseconds since 1970, as ``tracker report --format csv`` writes it; of None, nothing.
+
+    Quicker than a datetime does: a million transitions have three each.
+    """
+    if at is None:
+        return ""
+    second, rest = divmod(int(at), 1_000_000)
     days, second = divmod(second, 86400)
     return f"{_date(days)}T{_CLOCK[second]}.{rest:06}+00:00"
 
 
 @lru_cache(maxsize=10_000)  # most columns say the same few things again and again
-def _cell(text: str | None) -> str | None:
-    return None if text is None else cell(text)
+def _cell(text: str | None) -> str:
+    return "" if text is None else cell(text)
 
 
-def _raw(value: str | None) -> str | None:
-    return value
+def _raw(value: str | None) -> str:
+    return value or ""
 
 
 _AS_TEXT: Final = tuple(
@@ -653,19 +643,32 @@ _AS_TEXT: Final = tuple(
         **dict.fromkeys(("id", "job_id", "seq", "action", "to_state", "polls"), _raw),
         **dict.fromkeys(("last_seen_at", "observed_at", "server_date", "received_at", "submitted_at"), _time),
     }.get(column, _cell)
-    for column in _Transition._fields
+    for column in lines.COLUMNS["transition"]
 )
 """By column of a transition: how its value becomes text; numbers and our own words are text already, and safe."""
+_CELLS: Final = TABLES["transitions.csv"]
+_JOB_ID, _SEQ = map(_CELLS.index, ("job_id", "seq"))
+_TIMES: Final = tuple(place for place, function in enumerate(_AS_TEXT, 1) if function is _time)
+_UNLIKE_CELLS: Final = ("\\", "|=", "|+", "|-", "|@")
+"""Where none of these is in a line, NULLs apart, each of its fields is a cell as it is."""
 
 
-def _transition(line: str, name: str) -> _Transition:
-    """Return the transition in a line of the segment *name*."""
-    if "\\" not in line.replace("|\\N", "|"):
-        # No escape but for NULL, as in most lines: a third of the time. What is no transition of ours fails below.
-        fields = line[len("v1|transition|") : -1].split("|")
-        if len(fields) == len(_Transition._fields):
-            return _Transition._make(map(_NULL.get, fields, fields))
-    return _Transition(**_decoded(line, name)[1])
+def _cells(line: str, number: str) -> list[str] | None:
+    """Return the row of transitions.csv that a transition's line is, of checkpoint *number*; None: decode it.
+
+    For lines like nearly all, a third of the time.
+    """
+    text = line[len(_BEGIN) - 1 : -1].replace("|\\N", "|")
+    if not text.isascii() or not text.isprintable() or any(map(text.__contains__, _UNLIKE_CELLS)):
+        return None
+    cells = text.split("|")
+    if len(cells) != len(_CELLS):
+        return None
+    cells[0] = number
+    for place in _TIMES:
+        if cells[place]:
+            cells[place] = _time(cells[place])
+    return cells
 
 
 def _decoded(line: str, name: str) -> tuple[str, dict[str, str | None]]:
@@ -680,13 +683,21 @@ def _histories(connection: sa.Connection, jobs: Sequence[int], last_id: int) -> 
 
     Their lines are in the segments and have been read: so they hold what their types can, and need not be lines again.
     """
-    columns = ", ".join("j.jid" if column == "jid" else f"t.{column}" for column in _Row._fields)
+    dialect = connection.dialect.name
+    columns = ", ".join(
+        "j.jid"
+        if column == "jid"
+        else lines.microseconds(f"t.{column}", dialect)
+        if column.endswith(("_at", "_date"))
+        else f"t.{column}"
+        for column in _Row._fields
+    )
     query = (
-        f"SELECT {columns} FROM transitions t JOIN jobs j ON j.id = t.job_id"
-        f" WHERE t.job_id IN ({', '.join(map(str, jobs))}) AND t.id <= {last_id} ORDER BY t.job_id, t.seq"
+        f"SELECT {columns} FROM jobs j JOIN transitions t ON t.job_id = j.id"
+        f" WHERE j.id IN ({', '.join(map(str, jobs))}) AND t.id <= {last_id} ORDER BY t.job_id, t.seq"
     )
     found: dict[int, list[_Row]] = defaultdict(list)
-    for row in map(_Row._make, connection.exec_driver_sql(query)):
+    for row in map(_Row._make, connection.exec_driver_sql(query).all()):
         found[row.job_id].append(row)
     for job_id in jobs:
         if job_id in found:
@@ -694,53 +705,54 @@ def _histories(connection: sa.Connection, jobs: Sequence[int], last_id: int) -> 
 
 
 def _job(
-    tables: dict[str, _Table], cluster: str, rows: Sequence[_Row], as_of: datetime, zone: ZoneInfo, counts: _Counts
+    tables: dict[str, _Table], cluster: str, rows: Sequence[_Row], as_of: int, zone: ZoneInfo, counts: _Counts
 ) -> None:
     """Write the rows about a job, from its transitions; the rules are those of the views, as of *as_of*."""
-    begun, last = rows[0], rows[-1]
-    declared = [begun, *(row for row in rows[1:] if row.action == Action.AMENDED)]
-    facts = declared[-1]
-    moved = next(row for row in reversed(rows) if row is begun or row.action != Action.AMENDED)
-    entry = next(
-        (row for row in reversed(rows) if row.action == Action.OBSERVED and row.to_status != row.from_status),
-        None,
-    )
-    state, status = State(last.to_state), last.to_status
-    seen_at = instant(last.last_seen_at)
-    status_after = instant(entry.last_seen_at) if entry else None
-    status_by = instant(entry.observed_at) if entry else None
+    begun = moved = rows[0]
+    entry: _Row | None = None
+    declared = [begun]
+    for row in rows[1:]:
+        if row.action == Action.AMENDED:
+            declared.append(row)
+        else:
+            moved = row
+            if row.action == Action.OBSERVED and row.to_status != row.from_status:
+                entry = row
+    facts, last = declared[-1], rows[-1]
+    state, status, seen_at = State(last.to_state), last.to_status, last.last_seen_at
+    status_after, status_by = (entry.last_seen_at, entry.observed_at) if entry else (None, None)
+    received_at, submitted_at, registered_at = facts.received_at, facts.submitted_at, begun.observed_at
     ended_after, ended_by = _end(moved)
-    registered_at = instant(begun.observed_at) or _EPOCH
-    received_at, submitted_at = instant(facts.received_at), instant(facts.submitted_at)
     if state in (State.DONE, State.FAILED, State.LOST):
         ended_after = _begin(ended_after, submitted_at, ended_by)
-    due = _deadline(declared, received_at, submitted_at, registered_at, zone)
-    found = verdict(state, status, status_after, seen_at, ended_after, ended_by, due.at, as_of)
-    counted_from = received_at or submitted_at or registered_at
-    counts.earliest = min(counts.earliest or counted_from, counted_from)
-    names = (cell(cluster), _cell(begun.jid), facts.kind, _cell(facts.reference))
-    began_at = submitted_at or registered_at
-    received, submitted, registered = _iso(received_at), _iso(submitted_at), _iso(registered_at)
-    after, by = _iso(ended_after), _iso(ended_by)
+    due = _deadline(declared, registered_at, zone)
+    due_at = _microseconds(due.at)
+    found = verdict(state, status, status_after, seen_at, ended_after, ended_by, due_at, as_of).value
+    began_at = registered_at if submitted_at is None else submitted_at
+    counts.earliest = min(counts.earliest, began_at if received_at is None else received_at)
+    reference = "" if facts.reference is None else cell(facts.reference)
+    names = (_cell(cluster), cell(begun.jid), facts.kind or "", reference)
+    received, submitted, registered = _time(received_at), _time(submitted_at), _time(registered_at)
+    after, by, due_on = _time(ended_after), _time(ended_by), due.on.isoformat()
     is_done, is_unsettled = state is State.DONE, state in (State.OPEN, State.FAILED, State.LOST)
     tables["jobs.csv"].row(
         (
             *names,
             state.value,
             _cell(status),
-            status and _iso(_begin(status_after, submitted_at, status_by)),
-            _iso(status_by),
-            _iso(seen_at),
+            _time(_begin(status_after, submitted_at, status_by)) if status else "",
+            _time(status_by),
+            _time(seen_at),
             submitted,
             registered,
             _cell(begun.actor),
             received,
-            due.on.isoformat(),
-            found.value,
+            due_on,
+            found,
             after,
             by,
-            _seconds(began_at, ended_by or as_of),
-            last.polls,
+            _seconds(began_at, as_of if ended_by is None else ended_by),
+            str(last.polls),
         )
     )
     tables["deadlines.csv"].row(
@@ -748,19 +760,20 @@ def _job(
             *names,
             state.value,
             received,
-            _iso(instant(begun.received_at)),
-            len(declared) - 1,
+            _time(begun.received_at),
+            str(len(declared) - 1),
             due.basis.value,
-            due.on.isoformat(),
-            _iso(due.at),
+            due_on,
+            _time(due_at),
             str(facts.extended_on or ""),
-            after if is_done else None,
-            by if is_done else None,
-            found.value,
-            (due.at - as_of) // timedelta(days=1) if is_unsettled else None,
+            after if is_done else "",
+            by if is_done else "",
+            found,
+            str((due_at - as_of) // _DAY) if is_unsettled else "",
         )
     )
     if is_done:
+        is_export = facts.kind == Kind.EXPORT
         tables["durations.csv"].row(
             (
                 *names,
@@ -768,75 +781,70 @@ def _job(
                 registered,
                 after,
                 by,
-                _seconds(began_at, max(ended_after or began_at, began_at)),
+                _seconds(began_at, began_at if ended_after is None else max(ended_after, began_at)),
                 _seconds(submitted_at, ended_by),
                 _seconds(ended_after, ended_by),
-                _iso(ended_after + DOWNLOAD) if ended_after and facts.kind == "export" else None,
-                last.polls,
+                _time(ended_after + _DOWNLOAD) if ended_after is not None and is_export else "",
+                str(last.polls),
             )
         )
 
 
-def _end(moved: _Row) -> tuple[datetime | None, datetime | None]:
+def _end(moved: _Row) -> tuple[int | None, int | None]:
     """Return the bounds of a job's end, from the last transition that was no amendment."""
-    observed_at = instant(moved.observed_at)
     if moved.to_state == State.OPEN:
         return None, None
     if moved.action == Action.ATTESTED:
-        return None, instant(moved.server_date)
+        return None, moved.server_date
     if moved.action == Action.WITHDRAWN:
-        return observed_at, observed_at
-    return instant(moved.last_seen_at), observed_at
+        return moved.observed_at, moved.observed_at
+    return moved.last_seen_at, moved.observed_at
 
 
-def _begin(seen: datetime | None, submitted: datetime | None, by: datetime | None) -> datetime | None:
+def _begin(seen: int | None, submitted: int | None, by: int | None) -> int | None:
     """Return what something began not before (the views' macro ``begin``)."""
     if seen is None and submitted is not None and by is not None and submitted > by:
         return by
-    return seen or submitted
+    return submitted if seen is None else seen
 
 
-def _deadline(
-    declared: Sequence[_Row],
-    received_at: datetime | None,
-    submitted_at: datetime | None,
-    registered_at: datetime,
-    zone: ZoneInfo,
-) -> Deadline:
-    if declared[-1].extended_on is None:
-        return deadline(received_at, submitted_at, registered_at, zone)
-    history = [(instant(row.observed_at) or registered_at, day(row.extended_on)) for row in declared]
-    return deadline(
-        received_at,
-        submitted_at,
-        registered_at,
-        zone,
-        extended_on=history[-1][1],
-        extension_recorded_at=extension_recorded_at(history),
-    )
+def _deadline(declared: Sequence[_Row], registered_at: int, zone: ZoneInfo) -> Deadline:
+    facts = declared[-1]
+    times = _at(facts.received_at), _at(facts.submitted_at), _instant(registered_at)
+    if facts.extended_on is None:
+        return deadline(*times, zone)
+    history = [(_instant(row.observed_at), day(row.extended_on)) for row in declared]
+    return deadline(*times, zone, extended_on=history[-1][1], extension_recorded_at=extension_recorded_at(history))
 
 
-def _at(microseconds: str | None) -> datetime | None:
-    return None if microseconds is None else _EPOCH + timedelta(microseconds=int(microseconds))
+def _int(text: str | None) -> int | None:
+    return None if text is None else int(text)
 
 
-def _iso(at: datetime | None) -> str | None:
-    """Return *at* as ``tracker report --format csv`` writes it."""
-    return None if at is None else at.isoformat(timespec="microseconds")
+def _instant(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _seconds(since: datetime | None, until: datetime | None) -> str | None:
+def _microseconds(at: datetime) -> int:
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def _at(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else _instant(microseconds)
+
+
+def _seconds(since: int | None, until: int | None) -> str:
     """Return the seconds between, with six decimals, exactly."""
     if since is None or until is None:
-        return None
-    passed = (until - since) // _MICROSECOND
+        return ""
+    passed = until - since
     whole, rest = divmod(abs(passed), 1_000_000)
     return f"{'-' if passed < 0 else ''}{whole}.{rest:06d}"
 
 
-def _timezone(zone: ZoneInfo, earliest: datetime | None, as_of: datetime) -> bytes:
+def _timezone(zone: ZoneInfo, earliest: datetime, as_of: datetime) -> bytes:
     """Return, for all years that a deadline may fall into, from when on which offset holds in *zone*."""
-    begin = datetime((earliest or as_of).year - 1, 1, 1, tzinfo=UTC)
+    begin = datetime(earliest.year - 1, 1, 1, tzinfo=UTC)
     end = datetime(as_of.year + 2, 1, 1, tzinfo=UTC)
 
     def offset(at: datetime) -> int:
