@@ -29,7 +29,7 @@ from tracker.audit import pack
 from tracker.audit.checkpoint import SigningKey, keygen
 from tracker.audit.seal import seal
 from tracker.cli.audit_export import export as command
-from tracker.errors import Refused
+from tracker.errors import DatabaseUnavailable, Refused
 from tracker.models import Gap, Source
 from tracker.reports import tables
 from tracker.reports.words import cell
@@ -355,6 +355,47 @@ pack.export(engine, folder, zone=ZoneInfo("UTC"))
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
+@pytest.mark.timeout(30)
+def test_an_export_that_is_stopped_does_not_wait_for_its_page(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_half(engine)
+    seal(engine, None)
+    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e11) SELECT max(i) FROM n"
+    ended: list[object] = []
+
+    def render(connection: sa.Connection, *arguments: object, **named: object) -> str:
+        try:
+            return str(connection.exec_driver_sql(forever).scalar())
+        except DatabaseUnavailable as error:
+            ended.append(error)
+            raise
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tracker.reports.page.render", render)
+    with pytest.raises(KeyboardInterrupt):
+        pack.export(engine, tmp_path / "pack", zone=ZONE, told=stop)
+    assert len(ended) == 1
+    assert not list(tmp_path.glob("*pack*"))
+
+
+def test_a_page_that_cannot_be_drawn_leaves_no_pack(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_half(engine)
+    seal(engine, None)
+
+    def render(connection: sa.Connection, *arguments: object, **named: object) -> str:
+        raise DatabaseUnavailable("the connection was lost")
+
+    monkeypatch.setattr("tracker.reports.page.render", render)
+    with pytest.raises(DatabaseUnavailable, match="the connection was lost"):
+        pack.export(engine, tmp_path / "pack", zone=ZONE)
+    assert not list(tmp_path.glob("*pack*"))
+
+
 def test_what_a_killed_export_left_is_removed_by_the_next_one(engine: sa.Engine, tmp_path: Path) -> None:
     """Only of the same name, and never what a living export writes, nor anything else."""
     first_half(engine)

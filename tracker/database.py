@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -184,6 +184,13 @@ def reading(engine: sa.Engine, *, temporary: bool = False) -> Iterator[sa.Connec
         options |= {"isolation_level": "REPEATABLE READ"} | ({} if temporary else {"postgresql_readonly": True})
     with engine.connect().execution_options(**options) as connection:
         yield connection
+
+
+def interrupt(connection: sa.Connection) -> None:
+    """End the query that another thread runs on *connection*, if it runs one: it fails there."""
+    with suppress(Exception):  # what has no server or is closed by now runs none
+        raw: Any = connection.connection.driver_connection
+        raw.interrupt() if connection.dialect.name == "sqlite" else raw.cancel_safe(timeout=1)
 
 
 @contextmanager

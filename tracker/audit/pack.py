@@ -21,7 +21,8 @@ import tempfile
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from concurrent import futures
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -39,7 +40,7 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.audit import lines
-from tracker.audit.checkpoint import Checkpoint, Segment, SigningKey, parse, token
+from tracker.audit.checkpoint import Checkpoint, Segment, Signed, SigningKey, parse, token
 from tracker.audit.histories import day
 from tracker.deadline import Deadline, deadline, extension_recorded_at, verdict
 from tracker.errors import Refused
@@ -152,7 +153,7 @@ def export(
     """Write the pack to *folder*, which must not be there: whole, or not at all.
 
     Args:
-        engine: The database; it is only read, in one transaction.
+        engine: The database; it is only read, each file in one transaction.
         folder: Where to; the folder above it must be there.
         since: Only what was sealed at this instant or later (aware).
         until: Only what was sealed before this instant (aware); the checkpoints end there, too.
@@ -172,13 +173,15 @@ def export(
     temporary: Path | None = None
     lock: int | None = None
     try:
-        with database.reading(engine, temporary=True) as connection:
-            first_id, last_id = _chosen(connection, since, until)
+        with ExitStack() as stack:
+            connection = stack.enter_context(database.reading(engine))
+            first_id, last_id, last = _chosen(connection, since, until)
+            drawn = stack.enter_context(_page(engine, Filters(clusters=tuple(clusters)), last, zone))
             _clear(folder)
             temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
             with suppress(OSError):  # a file system that has no locks
                 lock = _lock(temporary)
-            pack = _write(connection, temporary, folder, first_id, last_id, clusters, zone, key, told)
+            pack = _write(connection, temporary, folder, first_id, last_id, last, clusters, zone, key, drawn, told)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)  # it was made for its owner alone
@@ -221,8 +224,8 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _chosen(connection: sa.Connection, since: datetime | None, until: datetime | None) -> tuple[int, int]:
-    """Return the ids of the first and the last seal that were asked for."""
+def _chosen(connection: sa.Connection, since: datetime | None, until: datetime | None) -> tuple[int, int, Checkpoint]:
+    """Return the ids of the first and the last seal that were asked for, and the checkpoint of the last."""
     s = Seal.__table__.c
     query = sa.select(sa.func.min(s.id), sa.func.max(s.id))
     if since is not None:
@@ -234,7 +237,33 @@ def _chosen(connection: sa.Connection, since: datetime | None, until: datetime |
         if since is None and until is None:
             raise Refused("nothing is sealed yet, so nothing can be proven: the daemon seals, or `tracker run --once`")
         raise Refused("nothing was sealed between --since and --until; `tracker audit head` shows the last checkpoint")
-    return first, last
+    text = connection.execute(sa.select(s.checkpoint).where(s.id == last)).scalar_one()
+    return first, last, _parsed(last, text).checkpoint
+
+
+def _parsed(seal_id: int, text: str) -> Signed:
+    try:
+        return parse(text)
+    except Refused as error:
+        raise type(error)(f"seal {seal_id} in the database: {error}; run `tracker audit verify`") from error
+
+
+@contextmanager
+def _page(engine: sa.Engine, filters: Filters, last: Checkpoint, zone: ZoneInfo) -> Iterator[futures.Future[str]]:
+    """Have the page as of *last* drawn meanwhile: the database takes most of its time, and Python of the other files'.
+
+    It is of what is sealed, so another transaction sees the same.
+    """
+    sealed = Sealed(last.transitions[1], last.gaps[1], last.sources[1])
+    with database.reading(engine, temporary=True) as connection, futures.ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(page.render, connection, filters, as_of=last.sealed_at, zone=zone, sealed=sealed)
+        try:
+            yield drawn
+        except BaseException:
+            while not drawn.done():  # in one query or between two
+                database.interrupt(connection)
+                futures.wait((drawn,), timeout=0.1)
+            raise
 
 
 class _Folder:
@@ -294,8 +323,8 @@ class _Contents:
     """What has been found while the segments were written."""
 
     last: Checkpoint
-    sha256: str
-    first: int
+    sha256: str = ""  # of the last checkpoint
+    first: int = 0  # the number of the first checkpoint whose segments are wanted
     segments: list[tuple[str, int, int, str]] = field(default_factory=list)  # cluster, checkpoint, part, name
     differing: list[str] = field(default_factory=list)
     known: set[str] = field(default_factory=set)  # all clusters that have a segment anywhere
@@ -307,9 +336,11 @@ def _write(
     target: Path,
     first_id: int,
     last_id: int,
+    last: Checkpoint,
     clusters: Sequence[str],
     zone: ZoneInfo,
     key: SigningKey | None,
+    drawn: futures.Future[str],
     told: Callable[[int, int], None],
 ) -> Pack:
     if connection.dialect.name == "postgresql":
@@ -319,16 +350,12 @@ def _write(
     (temporary / "segments").mkdir()
     (temporary / "checkpoints").mkdir()
     progress = _Progress(told)
-    contents = _segments(connection, folder, first_id, last_id, clusters, progress)
-    last = contents.last
+    contents = _segments(connection, folder, first_id, last_id, last, clusters, progress)
     if unknown := sorted(set(clusters) - contents.known):
         there = f"there are: {', '.join(sorted(contents.known))}" if contents.known else "there is none"
         raise Refused(f"no segment is of cluster {', '.join(unknown)}; {there}")
     counts = _tables(connection, folder, contents, zone, progress)
-    filters = Filters(clusters=tuple(clusters))
-    sealed = Sealed(last.transitions[1], last.gaps[1], last.sources[1])
-    report = page.render(connection, filters, as_of=last.sealed_at, zone=zone, sealed=sealed)
-    folder.put("report.html", report.encode())
+    folder.put("report.html", drawn.result().encode())
     folder.put("timezone.csv", _timezone(zone, _instant(counts.earliest), last.sealed_at))
     is_signed = key is not None and last.key is not None and key.public.id == last.key.id
     if last.key is not None:
@@ -424,6 +451,7 @@ def _segments(
     folder: _Folder,
     first_id: int,
     last_id: int,
+    last: Checkpoint,
     clusters: Sequence[str],
     progress: _Progress,
 ) -> _Contents:
@@ -433,36 +461,27 @@ def _segments(
     ends = sa.select(s.last_transition_id).where(s.id.in_((first_id, last_id)))
     known = sorted(connection.execute(ends).scalars())
     progress.begin(known[-1] - known[0])
-    contents: _Contents | None = None
-    first = 0
+    contents = _Contents(last)
     names: dict[str, str] = {}
-    known_clusters: set[str] = set()
     with ExitStack() as stack:
         seals = stack.enter_context(connection.execute(query, execution_options={"yield_per": 100}))
         reader: _Reader | None = None
         for row in seals:
-            try:
-                signed = parse(row.checkpoint)
-            except Refused as error:
-                raise type(error)(f"seal {row.id} in the database: {error}; run `tracker audit verify`") from error
+            signed = _parsed(row.id, row.checkpoint)
             checkpoint = signed.checkpoint
             name = f"checkpoints/{checkpoint.number:06d}.txt"
             if name in folder.sums:
                 raise Refused(f"two seals have number {checkpoint.number}: run `tracker audit verify`")
-            digest = folder.put(name, signed.text.encode())
-            known_clusters.update(names.setdefault(segment.cluster, segment.cluster) for segment in checkpoint.segments)
-            first = first or (checkpoint.number if row.id >= first_id else 0)
-            contents = contents or (_Contents(checkpoint, digest, first) if first else None)
-            if contents is None:
+            contents.sha256 = folder.put(name, signed.text.encode())
+            contents.known.update(names.setdefault(segment.cluster, segment.cluster) for segment in checkpoint.segments)
+            if row.id < first_id:
                 continue
             if reader is None:
-                reader = _Reader(connection, checkpoint)
+                contents.first = checkpoint.number
+                reader = _Reader(connection, checkpoint, last)
                 stack.callback(reader.close)
-            contents.last, contents.sha256 = checkpoint, digest
             _one_seal(folder, checkpoint, reader, clusters, names, contents)
             progress.step(checkpoint.transitions[1] - checkpoint.transitions[0])
-    assert contents is not None  # noqa: S101 - _chosen has seen that there is one
-    contents.known = known_clusters
     contents.segments.sort()
     return contents
 
@@ -470,9 +489,11 @@ def _segments(
 class _Reader:
     """The lines of all rows, seal after seal; one statement a table, however many seals there are."""
 
-    def __init__(self, connection: sa.Connection, first: Checkpoint) -> None:
-        after = {"source": first.sources[0], "gap": first.gaps[0], "transition": first.transitions[0]}
-        self._streams = {kind: lines.stream(connection, kind, after[kind]) for kind in lines.KINDS}
+    def __init__(self, connection: sa.Connection, first: Checkpoint, last: Checkpoint) -> None:
+        self._streams = {
+            kind: lines.stream(connection, kind, getattr(first, f"{kind}s")[0], getattr(last, f"{kind}s")[1])
+            for kind in lines.KINDS
+        }
         self._ahead: dict[str, tuple[int, str, str] | None] = dict.fromkeys(lines.KINDS)
 
     def upto(self, kind: str, last: int) -> Iterator[tuple[int, str, str]]:
