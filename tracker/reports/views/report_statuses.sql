@@ -2,10 +2,9 @@
 {% macro is_entry(t) -%}
 {{ t }}.to_status IS NOT NULL AND ({{ t }}.from_status IS NULL OR {{ t }}.from_status <> {{ t }}.to_status)
 {%- endmacro %}
-{# A status is left with the next entry of one. SQLite looks that up. PostgreSQL joins the next transition, which all its
-   workers can do at once, as they cannot for a window or a look-up; where it is no entry, but what an operator did to a
-   job that was then polled on, the entry after that is joined, too. #}
-{% if not sqlite %}
+{# A status is left with the next entry of one, and that is nearly always the next transition, which is joined; where it
+   is none, but what an operator did to a job that was then polled on, the entry after that is joined, too. A window or a
+   look-up of the next entry takes longer, and all of PostgreSQL's workers cannot do it at once. #}
 WITH passed_over AS (
     SELECT e.job_id, e.seq, n.last_seen_at, n.observed_at
     FROM (
@@ -19,7 +18,6 @@ WITH passed_over AS (
         SELECT 1 FROM transitions b WHERE b.job_id = p.job_id AND b.seq > e.seq AND b.seq < p.seq AND {{ is_entry('b') }}
     )
 )
-{% endif %}
 SELECT
     j.cluster,
     j.jid,
@@ -35,19 +33,10 @@ SELECT
 FROM (
     SELECT
         t.job_id, t.to_status AS status, t.last_seen_at, t.observed_at,
-{% if sqlite %}
-        n.last_seen_at AS left_after, n.observed_at AS left_by
-    FROM transitions t
-    LEFT JOIN transitions n ON n.id = (
-        SELECT m.id FROM transitions m WHERE m.job_id = t.job_id AND m.seq > t.seq AND {{ is_entry('m') }}
-        ORDER BY m.seq LIMIT 1
-    )
-{% else %}
         coalesce(n.last_seen_at, p.last_seen_at) AS left_after, coalesce(n.observed_at, p.observed_at) AS left_by
     FROM transitions t
     LEFT JOIN transitions n ON n.job_id = t.job_id AND n.seq = t.seq + 1 AND {{ is_entry('n') }}
     LEFT JOIN passed_over p ON p.job_id = t.job_id AND p.seq = t.seq
-{% endif %}
     WHERE {{ is_entry('t') }}
 ) s
 CROSS JOIN jobs j WHERE j.id = s.job_id
