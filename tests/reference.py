@@ -58,6 +58,11 @@ def between(a: datetime | None, b: datetime | None) -> int | None:
     return None if a is None or b is None else (b - a) // timedelta(microseconds=1)
 
 
+def passed(a: datetime | None, b: datetime | None) -> int | None:
+    """Return the microseconds from *a* to *b*, none where a clock put *a* after *b*."""
+    return None if a is None or b is None else max(0, (b - a) // timedelta(microseconds=1))
+
+
 def seconds(microseconds: int | None) -> float | None:
     return None if microseconds is None else microseconds / SECOND
 
@@ -192,7 +197,7 @@ def report_jobs(tables: Tables, now: datetime) -> list[Row]:
                 ended_after=ended_after,
                 verdict=verdict(job, now),
                 next_poll_at=job["due_at"],
-                age_seconds=seconds(between(job["began_at"], first(job["ended_by"], now))),
+                age_seconds=seconds(passed(job["began_at"], first(job["ended_by"], now))),
             )
         )
     return rows
@@ -210,7 +215,7 @@ def report_durations(tables: Tables, now: datetime) -> list[Row]:
             "cluster jid kind reference submitted_at registered_at done_after done_by seconds_min seconds_max "
             "uncertainty_seconds download_by polls",
             seconds_min=seconds(least_seconds(job)),
-            seconds_max=seconds(between(job["submitted_at"], job["done_by"])),
+            seconds_max=seconds(passed(job["submitted_at"], job["done_by"])),
             uncertainty_seconds=seconds(between(job["done_after"], job["done_by"])),
             download_by=job["done_after"] and job["done_after"] + timedelta(days=7)
             if job["kind"] == "export"
@@ -293,7 +298,7 @@ def report_monthly(tables: Tables, now: datetime) -> list[Row]:
         groups.setdefault((job["cluster"], job["kind"], month), []).append(job)
     rows = []
     for (cluster, kind, month), jobs in groups.items():
-        took = [between(job["submitted_at"], job["done_by"]) for job in jobs if job["state"] != "withdrawn"]
+        took = [passed(job["submitted_at"], job["done_by"]) for job in jobs if job["state"] != "withdrawn"]
         ordered: list[int | None] = [*sorted(known(took)), *[None] * took.count(None)]
         row: Row = {"cluster": cluster, "kind": kind, "month": month, "submitted": len(jobs)}
         row |= {state: sum(job["state"] == state for job in jobs) for state in STATES}

@@ -66,8 +66,8 @@ def first_half(engine: sa.Engine) -> int:
     answer(engine, first, ("waiting", T + HOUR), ("running", T + 2 * HOUR), ("done", T + 3 * HOUR))
     second = register(engine, "b", "w2", at=T, received_at=T - DAY)
     answer(engine, second, ('wéird, "st"', T + HOUR), ("done", T + 40 * DAY))
-    third = register(engine, "c", at=T, submitted_at=T, kind="export", reference="-x")
-    answer(engine, third, ("done", T + HOUR))
+    ahead = register(engine, "c", at=T, submitted_at=T + timedelta(seconds=50), kind="export", reference="-x")
+    answer(engine, ahead, ("done", T + timedelta(seconds=20)))  # by a clock that was not ahead
     register(engine, "only registered", at=T)
     return first
 

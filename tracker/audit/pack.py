@@ -772,7 +772,7 @@ def _job(
             found,
             after,
             by,
-            _seconds(began_at, as_of if ended_by is None else ended_by),
+            _passed(began_at, as_of if ended_by is None else ended_by),
             str(last.polls),
         )
     )
@@ -802,8 +802,8 @@ def _job(
                 registered,
                 after,
                 by,
-                _seconds(began_at, began_at if ended_after is None else max(ended_after, began_at)),
-                _seconds(submitted_at, ended_by),
+                _passed(began_at, began_at if ended_after is None else ended_after),
+                _passed(submitted_at, ended_by),
                 _seconds(ended_after, ended_by),
                 _time(ended_after + _DOWNLOAD) if ended_after is not None and is_export else "",
                 str(last.polls),
@@ -852,6 +852,11 @@ def _microseconds(at: datetime) -> int:
 
 def _at(microseconds: int | None) -> datetime | None:
     return None if microseconds is None else _instant(microseconds)
+
+
+def _passed(since: int | None, until: int | None) -> str:
+    """Return the seconds between, none where a clock put *since* after *until* (the views' macro ``passed``)."""
+    return "" if since is None or until is None else _seconds(since, max(since, until))
 
 
 def _seconds(since: int | None, until: int | None) -> str:

@@ -715,6 +715,7 @@ function seconds(us,    sign, whole) {  # with six decimals: a double holds micr
     if (whole * 1000000 > us) whole--
     return sprintf("%s%.0f.%06d", sign, whole, us - whole * 1000000)
 }
+function passed(since, until) { return seconds(until - since < 0 ? 0 : until - since) }  # a clock can be ahead
 function is_null(v) { return v == "\\N" }
 # The legal clock (GDPR Article 12(3), Regulation (EEC) 1182/71): one calendar month after the local day of the receipt.
 function offset_at(s,    low, high, middle) {
@@ -821,7 +822,7 @@ function job_rows(k,    a, b, c, d, e, start, state, submitted, registered, sinc
     start = !is_null(submitted) ? submitted : registered
     row("jobs.csv", seen "," state "," cell(c[2]) "," time(since) "," time(d[2]) "," time(c[3]) "," time(submitted) "," \
         time(registered) "," cell(a[3]) "," time(b[3]) "," date(due_on) "," left "," time(after) "," time(by) "," \
-        seconds((is_null(by) ? as_of : by) - start) "," c[4])
+        passed(start, is_null(by) ? as_of : by) "," c[4])
     wide = ""
     if (state == "open" || state == "failed" || state == "lost") {
         wide = int((due_at - as_of) / 86400000000)
@@ -835,7 +836,7 @@ function job_rows(k,    a, b, c, d, e, start, state, submitted, registered, sinc
     if (state != "done") return
     least = is_null(after) ? 0 : after - start
     if (least < 0) least = 0
-    most = is_null(submitted) ? "" : seconds(by - submitted)
+    most = is_null(submitted) ? "" : passed(submitted, by)
     wide = is_null(after) ? "" : seconds(by - after)
     down = b[1] == "export" && !is_null(after) ? time(sprintf("%.0f", after + 7 * 86400000000)) : ""
     row("durations.csv", seen "," time(submitted) "," time(registered) "," time(after) "," time(by) "," seconds(least) "," \

@@ -261,8 +261,8 @@ def cohorts_of(connection: sa.Connection, filters: Filters, then: tuple[sa.CTE, 
         cohort.done_min.append(seconds_min)
         if seconds_max is None:
             cohort.unbounded.append(seconds_min)
-        else:  # plain SQL can declare a submission after the end: the view shows it, the curve must not turn back
-            cohort.done_max.append(max(seconds_max, seconds_min))
+        else:
+            cohort.done_max.append(seconds_max)
     for cohort in cohorts.values():
         cohort.states[State.DONE] = len(cohort.done_min)
     j = JOBS.c

@@ -62,7 +62,7 @@ COLUMNS: Final = {
     "ended_after": "The job ended after this. NULL: still open, or unknown",
     "ended_by": "The job had ended by then. NULL: still open",
     "next_poll_at": "When Elevate is asked next. NULL: the job has ended",
-    "age_seconds": "Since submission, else registration, until it had ended (ended_by), or now",
+    "age_seconds": "Since submission, else registration, until it had ended (ended_by), or now; 0 at least",
     "polls": "Requests about the job so far, failed ones included",
     "failures": "Failed polls in a row",
     "last_error": "Class and code of the last failed poll, never a body. NULL: the last one did not fail",
@@ -145,7 +145,7 @@ COLUMNS: Final = {
     "report_durations.seconds_min": (
         "From submission to done at least; from registration, where the submission is unknown"
     ),
-    "report_durations.seconds_max": "From submission to done at most. NULL: the submission is unknown",
+    "report_durations.seconds_max": "From submission to done at most; 0 at least. NULL: the submission is unknown",
     "report_statuses.seconds_min": "It had the status at least so long: until it was last seen, if it was not left",
     "report_statuses.seconds_max": (
         "It had the status at most so long: until now, if the job is open in it. NULL: not known"

@@ -18,6 +18,11 @@
 {{ span(point(a), point(b)) }}
 {%- endmacro %}
 
+{# The same, or 0 where b is before a: clocks differ, so a submission can be declared later than what came after it. #}
+{% macro passed(a, b) -%}
+{{ seconds(a, greatest(b, a)) }}
+{%- endmacro %}
+
 {# An instant to reckon with where it is needed more than once, and the seconds from one to another. PostgreSQL's
    date_part() is several times faster than EXTRACT, whose numeric is exact; rounded to the microsecond it is as exact. #}
 {% macro point(t) -%}

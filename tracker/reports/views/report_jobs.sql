@@ -1,4 +1,4 @@
-{% from 'macros.sql' import begin, now, seconds, verdict %}
+{% from 'macros.sql' import begin, now, passed, verdict %}
 SELECT
     j.cluster,
     j.jid,
@@ -21,7 +21,7 @@ SELECT
     END AS ended_after,
     j.ended_by,
     j.due_at AS next_poll_at,
-    {{ seconds('coalesce(j.submitted_at, j.registered_at)', 'coalesce(j.ended_by, ' ~ now() ~ ')') }} AS age_seconds,
+    {{ passed('coalesce(j.submitted_at, j.registered_at)', 'coalesce(j.ended_by, ' ~ now() ~ ')') }} AS age_seconds,
     j.polls,
     j.failures,
     j.last_error

@@ -1,10 +1,10 @@
-{% from 'macros.sql' import month, month_name, point, seconds, verdict %}
+{% from 'macros.sql' import month, month_name, passed, point, verdict %}
 {# An unfinished job, and a done one whose submission is unknown, counts as longer than any: of the jobs that count, the
    k-th smallest is the k-th smallest of those with a duration, and not reached beyond them. A month's durations are
    sorted into one array, and the k-th is taken from it: a window function takes twice as long. SQLite's arrays are JSON,
    which keeps the order of the rows that they are made of, and integers exactly: so they are of microseconds. #}
 {% set duration %}
-CASE WHEN j.state = 'done' THEN {% if sqlite %}{{ point('j.ended_by') }} - {{ point('j.submitted_at') }}{% else %}{{ seconds('j.submitted_at', 'j.ended_by') }}{% endif %} END
+CASE WHEN j.state = 'done' THEN {% if sqlite %}max(0, {{ point('j.ended_by') }} - {{ point('j.submitted_at') }}){% else %}{{ passed('j.submitted_at', 'j.ended_by') }}{% endif %} END
 {%- endset %}
 {% set second = 1000000 if sqlite else 1 %}
 {% macro within(days) -%}
