@@ -21,7 +21,7 @@ from tracker import database, models, status
 from tracker.errors import InvalidField
 from tracker.reports import durations as room
 from tracker.reports.durations import SHARES, Bounds, Durations, durations
-from tracker.reports.survival import kaplan_meier, quantiles
+from tracker.reports.survival import Curve
 from tracker.status import Answer, Facts, Job, Kind, LostRule, Past, State
 
 Lives = tuple[list[float], list[float]]
@@ -75,15 +75,17 @@ def test_the_estimator_agrees_with_an_established_one(
     lives: Lives, percentiles: list[float | None], curve: dict[float, float]
 ) -> None:
     """Quantiles equal lifelines' and the curve does to its last digits: ties, microseconds, all open, one job."""
-    assert quantiles(*lives, SHARES) == percentiles
-    ours = dict(kaplan_meier(*lives))
-    assert {at: ours[at] for at in curve} == pytest.approx(curve, rel=1e-12, abs=1e-15)
+    ours = Curve(*lives)
+    assert ours.quantiles(SHARES) == percentiles
+    assert {at: ours.left(at) for at in curve} == pytest.approx(curve, rel=1e-12, abs=1e-15)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 10, 20, 40, 100, 1000])
 def test_without_open_jobs_it_is_the_nearest_rank(size: int) -> None:
     """The p90 of ten is the ninth, exactly, whatever floats make of nine tenths (lifelines takes the next at times)."""
-    assert quantiles(range(1, size + 1), [], SHARES) == [-(-size * percent // 100) for percent in (50, 90, 95, 100)]
+    assert Curve(range(1, size + 1), []).quantiles(SHARES) == [
+        -(-size * percent // 100) for percent in (50, 90, 95, 100)
+    ]
 
 
 def plain_quantile(ended: list[int], unended: list[int], share: Fraction) -> int | None:
@@ -105,7 +107,7 @@ AGES = st.lists(st.integers(0, 12), max_size=25)
 @settings(deadline=None, max_examples=300)
 def test_the_estimator_is_the_definition(ended: list[int], unended: list[int]) -> None:
     """On any data with ties the quantiles are those of the definition in exact fractions."""
-    assert quantiles(ended, unended, SHARES) == [plain_quantile(ended, unended, share) for share in PLAIN_SHARES]
+    assert Curve(ended, unended).quantiles(SHARES) == [plain_quantile(ended, unended, share) for share in PLAIN_SHARES]
 
 
 # Which jobs enter, and where

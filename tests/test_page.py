@@ -20,6 +20,7 @@ from tracker.errors import InvalidField, Refused
 from tracker.models import JOBS, Gap
 from tracker.reports import as_of, page, pictures
 from tracker.reports.about import Filters
+from tracker.reports.survival import Curve
 from tracker.status import Cause, Kind, withdraw
 
 T0 = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
@@ -261,10 +262,11 @@ def test_a_share_of_the_curve_is_called_an_estimate(engine: sa.Engine, render: C
 def test_a_share_is_rounded_away_from_what_was_not_seen(engine: sa.Engine, render: Callable[..., str]) -> None:
     """No table says 100 % while one of many is left, nor 0 % where one is done."""
     at = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
-    curve = page._curve_table([(3600.0, 0.9996)], [(3600.0, 0.9996)], 7200.0)
-    assert {row[0].text: (row[1].text, row[2].text) for row in curve.rows}["1h"] == ("99.9 %", "100.0 %")
-    curve = page._curve_table([(3600.0, 1 - 0.71)], [(3600.0, 0.0004)], 3600.0)
-    assert [cell.text for cell in curve.rows[-1]] == ["1h", "0.0 %", "29.0 %"]
+    nearly_all, few, hardly_any = (Curve([3600.0] * number, [9000.0] * (10_000 - number)) for number in (9996, 2900, 4))
+    table = page._curve_table(nearly_all, nearly_all, 7200.0)
+    assert {row[0].text: (row[1].text, row[2].text) for row in table.rows}["1h"] == ("99.9 %", "100.0 %")
+    table = page._curve_table(few, hardly_any, 3600.0)
+    assert [cell.text for cell in table.rows[-1]] == ["1h", "0.0 %", "29.0 %"]
     register(engine, "a", at=at)
     with database.writing(engine) as connection:
         gap = {"cluster": "w1", "began_at": at + DAY, "ended_at": at + DAY + timedelta(seconds=1)}
@@ -447,7 +449,8 @@ def test_a_wrong_command_says_what_is_wrong(run: Callable[..., Any], arguments: 
 
 def test_pictures_of_extremes() -> None:
     """A picture of no span, of huge numbers, or of years is drawn, with ticks that are few and within it."""
-    band = pictures.Band([], [], 0.0)
+    flat = pictures.Steps([], float)
+    band = pictures.Band(flat, flat, 0.0)
     assert "<path" in pictures.completion("a", "t", "d", band)
     years = [T0, T0 + 4000 * DAY]
     drawn = pictures.layers("b", "t", "d", years, [(0, [0, 12_345_678])])

@@ -44,7 +44,7 @@ from tracker.errors import InvalidField
 from tracker.models import JOBS, UtcDateTime
 from tracker.reports.about import About, Filters
 from tracker.reports.as_of import LEGAL_ZONE, shadows
-from tracker.reports.survival import quantiles
+from tracker.reports.survival import Curve
 from tracker.status import Kind, State, Status
 
 SHARES: Final = (0.5, 0.9, 0.95, 1.0)
@@ -238,6 +238,11 @@ class Cohort:
         else:
             self.late.append(late)
 
+    def curves(self) -> tuple[Curve, Curve]:
+        """Return the curves at the lower and at the upper bounds."""
+        unended = chain(self.unended, self.unbounded)
+        return Curve(self.done_min, self.unended), Curve(self.done_max, unended)
+
     def take(self, other: Cohort) -> None:
         """Add the jobs of *other*."""
         self.states += other.states
@@ -270,15 +275,16 @@ def cohorts_of(connection: sa.Connection, filters: Filters, then: tuple[sa.CTE, 
     not_done_at = sa.case((j.status == Status.NOT_FOUND, j.status_after), else_=j.seen_at)
     others = (
         sa.select(j.cluster, sa.type_coerce(j.kind, sa.String()), sa.type_coerce(j.state, sa.String()))
-        .add_columns(began_at, not_done_at, seconds_between(j.submitted_at, j.registered_at, dialect))
+        .add_columns(seconds_between(began_at, not_done_at, dialect))
+        .add_columns(seconds_between(j.submitted_at, j.registered_at, dialect))
         .where(j.state != State.DONE, *filters.conditions(JOBS.c))
     )
-    for cluster, kind, state, began, not_done, late_by in _stream(connection, others.add_cte(*then)):
+    for cluster, kind, state, age, late_by in _stream(connection, others.add_cte(*then)):
         cohort = cohorts[cluster, kind]
         cohort.states[state] += 1
         cohort.register(late_by)
         if state != State.WITHDRAWN:
-            cohort.unended.append(0.0 if not_done is None else max(0.0, (not_done - began).total_seconds()))
+            cohort.unended.append(max(0.0, age or 0.0))
     return {(cluster, Kind(kind)): cohort for (cluster, kind), cohort in cohorts.items()}
 
 
@@ -302,8 +308,7 @@ def _stream(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Sequen
 
 def row_of(cluster: str | None, kind: Kind | None, cohort: Cohort) -> Row:
     """Return the figures of *cohort*, the jobs of one *cluster* and *kind* (None: of all)."""
-    lower = quantiles(cohort.done_min, cohort.unended, SHARES)
-    upper = quantiles(cohort.done_max, chain(cohort.unended, cohort.unbounded), SHARES)
+    lower, upper = (curve.quantiles(SHARES) for curve in cohort.curves())
     median, p90, p95, longest = (Bounds(*sorted(pair, key=_or_infinity)) for pair in zip(lower, upper, strict=True))
     count = cohort.states
     return Row(

@@ -36,7 +36,7 @@ from tracker.reports.about import Filters
 from tracker.reports.as_of import LEGAL_ZONE, Sealed, kept, shadows
 from tracker.reports.durations import Bounds, Lateness, Row, cohorts_of, row_of
 from tracker.reports.overview import ANOMALIES, verdict_meaning
-from tracker.reports.survival import kaplan_meier
+from tracker.reports.survival import Curve
 from tracker.reports.words import NOTE, human, plain
 from tracker.status import UNSETTLED, Action, Anomaly, Kind, State, Status
 
@@ -421,11 +421,9 @@ def _durations(data: _Data) -> list[Section]:
         "one. So where many fail, the curve is that of jobs that do not, and lies above the share that is done. "
         "Withdrawn jobs are left out."
     )
-    unended = [*everything.unended, *everything.unbounded]
-    early = [(at, 1 - left) for at, left in kaplan_meier(everything.done_min, everything.unended)]
-    sure = [(at, 1 - left) for at, left in kaplan_meier(everything.done_max, unended)]
-    end = max([at for at, _ in (*early[-1:], *sure[-1:])], default=0.0) * 1.03
-    end = max(end, max(everything.unended, default=0.0) if not early else 0.0, 60.0)
+    early, sure = everything.curves()
+    end = max((*early.ends[-1:], *sure.ends[-1:]), default=0.0) * 1.03
+    end = max(end, max(everything.unended, default=0.0) if not early.ends else 0.0, 60.0)
     done = total.median
     if done.seconds_min is None:
         words = "The estimate does not reach half."
@@ -435,7 +433,7 @@ def _durations(data: _Data) -> list[Section]:
         latest = human(done.seconds_max, up=True)
         words = f"Estimated: half are done after {human(done.seconds_min)} at the earliest, {latest} at the latest."
     title = "Estimated share of jobs done, by time since submission"
-    svg = pictures.completion("curve", title, words, pictures.Band(sure, early, end))
+    svg = pictures.completion("curve", title, words, pictures.Band(_steps(sure), _steps(early), end))
     legend = [("band", "between the two bounds: what the observations leave open")]
     section.pictures.append(Picture(svg, f"{title}. {words}", legend))
     section.tables.append(_curve_table(sure, early, end))
@@ -457,26 +455,20 @@ def _duration_row(row: Row, rare: Sequence[str]) -> list[Cell]:
     return [_text(row.cluster or "all"), _text(row.kind or "all"), _number(row.jobs), *quantiles, *map(_number, counts)]
 
 
-def _curve_table(sure: Sequence[tuple[float, float]], early: Sequence[tuple[float, float]], end: float) -> Table:
+def _steps(curve: Curve) -> pictures.Steps:
+    return pictures.Steps(curve.ends, lambda at: 1 - curve.left(at))
+
+
+def _curve_table(sure: Curve, early: Curve, end: float) -> Table:
     """Return the figures of the picture at round times."""
     step = next(s for s in (60, 300, 900, 3600, 3 * 3600, 6 * 3600, *(86400 * n for n in (1, 2, 5, 10, 30, 100, 365))
                             ) if end / s <= 12 or s == 365 * 86400)  # fmt: skip
     times = [i * step for i in range(1, ceil(end / step) + 1)]
 
-    def share(curve: Sequence[tuple[float, float]], at: float) -> float:
-        low, high = 0, len(curve)
-        while low < high:
-            middle = (low + high) // 2
-            if curve[middle][0] <= at:
-                low = middle + 1
-            else:
-                high = middle
-        return curve[low - 1][1] if low else 0.0
-
     # Where the curves cross (see durations), the pair is put in order, as the quantiles are.
     rows = []
     for at in times:
-        least, most = sorted((share(sure, at), share(early, at)))
+        least, most = sorted((1 - sure.left(at), 1 - early.left(at)))
         rows.append([Cell(human(at)), _percent(least, 1), _percent(most, 1, up=True)])
     caption = "Estimated share of jobs done by then (Kaplan–Meier)"
     return _table(caption, "time since submission, at least, at most", rows)

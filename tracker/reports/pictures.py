@@ -7,6 +7,7 @@ do not see it; its figures stand in a table beside it, which is the page's.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,8 +26,21 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """A curve in steps.
+
+    Attributes:
+        at: The x of each step, ascending.
+        height: Returns its y at an x.
+    """
+
+    at: Sequence[float]
+    height: Callable[[float], float]
+
+
+@dataclass(frozen=True, slots=True)
 class Band:
-    """A curve known between two bounds, as steps: (x, y) says that it is y from x on.
+    """A curve known between two bounds.
 
     Attributes:
         lower: What is at least so.
@@ -34,8 +48,8 @@ class Band:
         end: The x up to which it is known.
     """
 
-    lower: Sequence[Point]
-    upper: Sequence[Point]
+    lower: Steps
+    upper: Steps
     end: float
 
 
@@ -202,20 +216,17 @@ def _path(points: Iterable[Point]) -> Markup:
     return Markup(found)  # noqa: S704 - numbers
 
 
-def _steps(
-    points: Sequence[Point], end: float, x: Callable[[float], float], y: Callable[[float], float]
-) -> list[Point]:
+def _steps(steps: Steps, end: float, x: Callable[[float], float], y: Callable[[float], float]) -> list[Point]:
     """Return the corners of a step curve that begins at 0, at most one step for each half unit of width."""
-    corners, level, last = [(x(0), y(0))], 0.0, -1
-    kept: list[Point] = []
-    for at, value in points:
-        column = round(2 * x(at))
-        if column == last:
-            kept[-1] = (kept[-1][0], value)
-        else:
-            kept.append((at, value))
-        last = column
-    for at, value in kept:
+
+    def column(at: float) -> int:
+        return round(2 * x(at))
+
+    corners, level, place = [(x(0), y(0))], 0.0, 0
+    while place < len(steps.at):
+        at = steps.at[place]
+        place = bisect_right(steps.at, column(at), place, key=column)
+        value = steps.height(steps.at[place - 1])
         corners += [(x(at), y(level)), (x(at), y(value))]
         level = value
     return [*corners, (x(end), y(level))]
