@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from tests.history import ZONE, answer, record, register
-from tracker import database
+from tracker import database, guards
 from tracker.audit import pack
 from tracker.audit.checkpoint import SigningKey, keygen
 from tracker.audit.seal import seal
@@ -931,6 +931,28 @@ def test_a_record_that_was_changed_is_packed_as_it_is_and_found(
     code, told = dash.verify(tmp_path / "pack")
     assert code == 1
     assert told[0].startswith(f"{SEGMENT}: not what checkpoint 1 sealed")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("kind", "zz"), ("to_state", "zz"), ("received_at", "9999-12-31 23:59:59.999999")]
+)
+def test_a_record_that_makes_no_sense_is_refused(
+    engine: sa.Engine, dialect: str, tmp_path: Path, column: str, value: str
+) -> None:
+    """Who can take guards and CHECKs away can write what has no meaning: no traceback, and where verify tells more."""
+    register(engine, "a")
+    seal(engine, None)
+    with database.writing(engine) as connection:
+        guards.drop(connection)
+        if dialect == "sqlite":
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
+        else:
+            for check in sa.inspect(connection).get_check_constraints("transitions"):
+                connection.exec_driver_sql(f"ALTER TABLE transitions DROP CONSTRAINT {check['name']}")
+        connection.exec_driver_sql(f"UPDATE transitions SET {column} = '{value}'")
+    with pytest.raises(Refused, match=r"makes no sense .*; run `tracker audit verify`"):
+        export(engine, tmp_path / "pack")
+    assert not list(tmp_path.glob("*pack*"))
 
 
 def test_usage_is_refused_with_status_2(packs: dict[str, Path], dash: Shell, tmp_path: Path) -> None:

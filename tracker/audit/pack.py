@@ -163,7 +163,8 @@ def export(
         told: Is given how many steps of how many are done.
 
     Raises:
-        Refused: The folder is there or cannot be written, or nothing that was asked for is sealed. Nothing is left.
+        Refused: The folder is there or cannot be written, nothing that was asked for is sealed, or the record makes no
+            sense. Nothing is left.
         BadCheckpoint: A seal in the database holds no checkpoint.
         DatabaseUnavailable: The database did not answer. Nothing is left.
     """
@@ -173,7 +174,7 @@ def export(
     temporary: Path | None = None
     lock: int | None = None
     try:
-        with ExitStack() as stack:
+        with _sense("something in the record"), ExitStack() as stack:
             connection = stack.enter_context(database.reading(engine))
             first_id, last_id, last = _chosen(connection, since, until)
             drawn = stack.enter_context(_page(engine, Filters(clusters=tuple(clusters)), last, zone))
@@ -198,6 +199,16 @@ def export(
         if lock is not None:
             os.close(lock)
     return pack
+
+
+@contextmanager
+def _sense(what: str) -> Iterator[None]:
+    """Refuse to export *what* makes no sense: values that are only there if somebody took the CHECKs away."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, sa.exc.DataError) as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]  # without the statement, of SQL's
+        raise Refused(f"{what} makes no sense ({why}); run `tracker audit verify`: was it changed?") from error
 
 
 def _clear(folder: Path) -> None:
@@ -424,7 +435,7 @@ def _unsealed(connection: sa.Connection) -> int:
     newest = connection.execute(sa.select(Seal.__table__).order_by(Seal.id.desc()).limit(1)).one()
     after = ((Transition, newest.last_transition_id), (Gap, newest.last_gap_id), (Source, newest.last_source_id))
     return sum(
-        connection.execute(sa.select(sa.func.count()).select_from(table).where(table.id > last)).scalar_one()
+        connection.execute(sa.select(sa.func.count()).select_from(table).where(table.id > (last or 0))).scalar_one()
         for table, last in after
     )
 
@@ -622,7 +633,8 @@ def _tables(
                 read = 0
                 for rows in _histories(connection, chunk, last_id):
                     read += len(rows)
-                    _job(tables, cluster, rows, as_of, zone, counts)
+                    with _sense(f"the history of job {rows[0].jid} of cluster {cluster}"):
+                        _job(tables, cluster, rows, as_of, zone, counts)
                 counts.covered += read
                 counts.jobs += len(chunk)
                 progress.step(read)

@@ -13,7 +13,7 @@ import tempfile
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -153,8 +153,8 @@ def render(
     for name in wanted:
         if name not in NAMES:
             raise InvalidField("report", f"{name[:80]!r} is none of {', '.join(NAMES)}")
-    with kept(connection, as_of, zone, sealed) as is_kept:
-        data = _Data(connection, filters or Filters(), as_of, zone, sealed, is_kept)
+    with kept(connection, as_of, zone, sealed) as is_kept, ExitStack() as opened:
+        data = _Data(connection, filters or Filters(), as_of, zone, sealed, is_kept, opened)
         sections = [section for name in NAMES if name in wanted for section in _SECTIONS[name](data)]
         jobs = data.jobs
     title = "GDPR jobs" if len(wanted) > 1 else f"GDPR jobs: {wanted[0]}"
@@ -299,6 +299,7 @@ class _Data:
     zone: ZoneInfo
     sealed: Sealed | None
     is_kept: bool
+    opened: ExitStack  # what is being read when a section fails is closed by it, before the transaction ends
     at: datetime = field(init=False)
     shadows: tuple[sa.CTE, ...] = field(init=False)
     jobs: int = field(init=False)
@@ -317,8 +318,8 @@ class _Data:
     def rows(self, query: sa.Select[Any]) -> Iterable[Any]:
         """Yield the rows of *query*, a few thousand at a time."""
         options = {"yield_per": 10_000}
-        with self.connection.execute(query.add_cte(*self.shadows), execution_options=options) as result:
-            yield from result
+        result = self.connection.execute(query.add_cte(*self.shadows), execution_options=options)
+        yield from self.opened.enter_context(result)
 
     def value(self, query: sa.Select[Any]) -> Any:
         return self.connection.execute(query.add_cte(*self.shadows)).scalar_one()
