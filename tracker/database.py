@@ -7,6 +7,7 @@ rooms': tables in ``models``, guards in ``guards``, views in ``reports.views``.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ from sqlalchemy import event
 
 from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
 from tracker.settings import mask_url
+
+# It logs each cursor that it cannot close after an error, which is told anyway: to standard error where nobody listens.
+logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 HEAD = "0002"  # the revision this version needs; a test compares it with the migrations
 
