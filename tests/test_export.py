@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent import futures
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -356,8 +357,9 @@ pack.export(engine, folder, zone=ZoneInfo("UTC"))
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 @pytest.mark.timeout(30)
+@pytest.mark.parametrize("stops", [1, 2])
 def test_an_export_that_is_stopped_does_not_wait_for_its_page(
-    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: int
 ) -> None:
     first_half(engine)
     seal(engine, None)
@@ -371,9 +373,13 @@ def test_an_export_that_is_stopped_does_not_wait_for_its_page(
             ended.append(error)
             raise
 
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
+    left = [KeyboardInterrupt() for _ in range(stops)]
 
+    def stop(*arguments: object, **named: object) -> None:
+        if left:
+            raise left.pop()
+
+    monkeypatch.setattr(futures, "wait", stop)
     monkeypatch.setattr("tracker.reports.page.render", render)
     with pytest.raises(KeyboardInterrupt):
         pack.export(engine, tmp_path / "pack", zone=ZONE, told=stop)
@@ -394,6 +400,51 @@ def test_a_page_that_cannot_be_drawn_leaves_no_pack(
     with pytest.raises(DatabaseUnavailable, match="the connection was lost"):
         pack.export(engine, tmp_path / "pack", zone=ZONE)
     assert not list(tmp_path.glob("*pack*"))
+
+
+class AtOnce(futures.Executor):
+    """Does what it is given before anything else is done."""
+
+    def __init__(self, workers: int) -> None:
+        assert workers == 1
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> futures.Future[Any]:
+        done: futures.Future[Any] = futures.Future()
+        try:
+            done.set_result(function(*arguments, **named))
+        except DatabaseUnavailable as error:
+            done.set_exception(error)
+        return done
+
+
+def test_a_page_that_failed_ends_the_export_at_once(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_half(engine)
+    seal(engine, None)
+
+    def render(connection: sa.Connection, *arguments: object, **named: object) -> str:
+        raise DatabaseUnavailable("the connection was lost")
+
+    steps: list[int] = []
+    monkeypatch.setattr(futures, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("tracker.reports.page.render", render)
+    with pytest.raises(DatabaseUnavailable, match="the connection was lost"):
+        pack.export(engine, tmp_path / "pack", zone=ZONE, told=lambda done, total: steps.append(done))
+    assert steps == []
+
+
+def test_a_page_that_is_done_early_holds_no_transaction(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL ends one that is idle for a minute: an export of millions failed at its end."""
+    first_half(engine)
+    seal(engine, None)
+    open_now: list[int] = []
+    monkeypatch.setattr(futures, "ThreadPoolExecutor", AtOnce)
+    pool = cast(sa.pool.QueuePool, engine.pool)
+    export(engine, tmp_path / "pack", told=lambda done, total: open_now.append(pool.checkedout()))
+    assert set(open_now) == {1}
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next_one(engine: sa.Engine, tmp_path: Path) -> None:
@@ -936,7 +987,7 @@ def test_a_record_that_was_changed_is_packed_as_it_is_and_found(
 @pytest.mark.parametrize(
     ("column", "value"), [("kind", "zz"), ("to_state", "zz"), ("received_at", "9999-12-31 23:59:59.999999")]
 )
-def test_a_record_that_makes_no_sense_is_refused(
+def test_a_record_that_holds_what_it_cannot_is_refused(
     engine: sa.Engine, dialect: str, tmp_path: Path, column: str, value: str
 ) -> None:
     """Who can take guards and CHECKs away can write what has no meaning: no traceback, and where verify tells more."""
@@ -950,7 +1001,7 @@ def test_a_record_that_makes_no_sense_is_refused(
             for check in sa.inspect(connection).get_check_constraints("transitions"):
                 connection.exec_driver_sql(f"ALTER TABLE transitions DROP CONSTRAINT {check['name']}")
         connection.exec_driver_sql(f"UPDATE transitions SET {column} = '{value}'")
-    with pytest.raises(Refused, match=r"makes no sense .*; run `tracker audit verify`"):
+    with pytest.raises(Refused, match=r"cannot be exported .*: run `tracker audit verify`"):
         export(engine, tmp_path / "pack")
     assert not list(tmp_path.glob("*pack*"))
 

@@ -163,8 +163,8 @@ def export(
         told: Is given how many steps of how many are done.
 
     Raises:
-        Refused: The folder is there or cannot be written, nothing that was asked for is sealed, or the record makes no
-            sense. Nothing is left.
+        Refused: The folder is there or cannot be written, nothing that was asked for is sealed, or the record holds
+            what it cannot. Nothing is left.
         BadCheckpoint: A seal in the database holds no checkpoint.
         DatabaseUnavailable: The database did not answer. Nothing is left.
     """
@@ -203,12 +203,13 @@ def export(
 
 @contextmanager
 def _sense(what: str) -> Iterator[None]:
-    """Refuse to export *what* makes no sense: values that are only there if somebody took the CHECKs away."""
+    """Refuse *what* cannot be exported, as over values that are only there if somebody took the CHECKs away."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, sa.exc.DataError) as error:
         why = f"{type(error).__name__}: {error}".partition("\n")[0]  # without the statement, of SQL's
-        raise Refused(f"{what} makes no sense ({why}); run `tracker audit verify`: was it changed?") from error
+        way_out = "run `tracker audit verify`; if it finds nothing, that is a fault of tracker's"
+        raise Refused(f"{what} cannot be exported ({why}): {way_out}") from error
 
 
 def _clear(folder: Path) -> None:
@@ -263,18 +264,27 @@ def _parsed(seal_id: int, text: str) -> Signed:
 def _page(engine: sa.Engine, filters: Filters, last: Checkpoint, zone: ZoneInfo) -> Iterator[futures.Future[str]]:
     """Have the page as of *last* drawn meanwhile: the database takes most of its time, and Python of the other files'.
 
-    It is of what is sealed, so another transaction sees the same.
+    It is of what is sealed, so another transaction sees the same. It ends with the page: PostgreSQL would end it, idle
+    for a minute while the other files of millions of rows are written.
     """
     sealed = Sealed(last.transitions[1], last.gaps[1], last.sources[1])
-    with database.reading(engine, temporary=True) as connection, futures.ThreadPoolExecutor(1) as pool:
-        drawn = pool.submit(page.render, connection, filters, as_of=last.sealed_at, zone=zone, sealed=sealed)
+    connections: list[sa.Connection] = []
+
+    def draw() -> str:
+        with database.reading(engine, temporary=True) as connection:
+            connections.append(connection)
+            return page.render(connection, filters, as_of=last.sealed_at, zone=zone, sealed=sealed)
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(draw)
         try:
             yield drawn
-        except BaseException:
-            while not drawn.done():  # in one query or between two
-                database.interrupt(connection)
-                futures.wait((drawn,), timeout=0.1)
-            raise
+        finally:
+            while not drawn.done():  # something failed: in one query or between two
+                with suppress(KeyboardInterrupt):  # a second one changes nothing
+                    for connection in connections:
+                        database.interrupt(connection)
+                    futures.wait((drawn,), timeout=0.1)
 
 
 class _Folder:
@@ -355,12 +365,12 @@ def _write(
     told: Callable[[int, int], None],
 ) -> Pack:
     if connection.dialect.name == "postgresql":
-        # A long stretch of writing files is no reason to end this transaction; it holds nobody up.
-        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '10min'")
+        # A long stretch of writing files, or of the page, is no reason to end this transaction; it holds nobody up.
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '1h'")
     folder = _Folder(temporary)
     (temporary / "segments").mkdir()
     (temporary / "checkpoints").mkdir()
-    progress = _Progress(told)
+    progress = _Progress(told, drawn)
     contents = _segments(connection, folder, first_id, last_id, last, clusters, progress)
     if unknown := sorted(set(clusters) - contents.known):
         there = f"there are: {', '.join(sorted(contents.known))}" if contents.known else "there is none"
@@ -443,13 +453,15 @@ def _unsealed(connection: sa.Connection) -> int:
 class _Progress:
     """Tells how far it is: each transition is gone through three times."""
 
-    def __init__(self, told: Callable[[int, int], None]) -> None:
-        self._told, self._done, self._total = told, 0, 1
+    def __init__(self, told: Callable[[int, int], None], drawn: futures.Future[str]) -> None:
+        self._told, self._drawn, self._done, self._total = told, drawn, 0, 1
 
     def begin(self, transitions: int) -> None:
         self._total = max(transitions * 3, 1)
 
     def step(self, transitions: int) -> None:
+        if self._drawn.done():
+            self._drawn.result()  # where the page has failed, all else is in vain
         self._done += transitions
         self._told(min(self._done, self._total), self._total)
 
