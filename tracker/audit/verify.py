@@ -89,6 +89,12 @@ class _Seal:
     sha256: str
     number: int = 0
     is_true: bool = True
+    is_early: bool = False  # it stands before its place in the chain
+
+    @property
+    def said(self) -> int:
+        """The number in its text; 0: it is no checkpoint."""
+        return self.signed.checkpoint.number if self.signed else 0
 
     @classmethod
     def of(cls, row: Any) -> _Seal:
@@ -240,8 +246,7 @@ class _Chain:
     def run(self) -> None:
         before: _Seal | None = None
         seal: _Seal | None = None
-        for row in self._read(_SEALS):
-            following = _Seal.of(row)
+        for following in self._in_order():
             if seal is not None:
                 before = self._one(before, seal, following)
             seal = following
@@ -262,15 +267,36 @@ class _Chain:
 
     # The checkpoints
 
+    def _in_order(self) -> Iterator[_Seal]:
+        """Yield the seals by their ids, but one that was put before its place in that: the others go on without it.
+
+        A database gives ids from 1 up, so that of a checkpoint is its number or, where one was lost, more.
+        """
+        due, early = 1, dict[int, _Seal]()
+        seals = map(_Seal.of, self._read(_SEALS))
+        seal = next(seals, None)
+        while seal is not None:
+            following = next(seals, None)
+            is_next = following is not None and following.said == due
+            if seal.row.id < seal.said and seal.said > due and is_next and len(early) < LONGEST_LIST:
+                seal.is_early = True
+                early[seal.said] = seal
+            else:
+                yield seal
+                due = max(due, (seal.said or due) + 1)
+                while due in early:
+                    yield early.pop(due)
+                    due += 1
+            seal = following
+        yield from early.values()
+
     def _one(self, before: _Seal | None, seal: _Seal, following: _Seal | None) -> _Seal:
         """Check one checkpoint, whose neighbours are given, and return the newest of the chain so far."""
         self.count += 1
         due = before.number + 1 if before else 1
-        said = seal.signed.checkpoint.number if seal.signed else due
+        said = seal.said or due
         votes = [seal.row.checkpoint_sha256]
-        if following is not None and (
-            following.signed is None or following.signed.checkpoint.number in (said + 1, due + 1)
-        ):
+        if following is not None and following.said in (0, said + 1, due + 1):
             votes.append(following.row.previous_sha256)
             if following.signed is not None:
                 votes.append(following.signed.checkpoint.previous_sha256)
@@ -315,6 +341,8 @@ class _Chain:
         assert seal.signed is not None  # noqa: S101 - the caller's condition
         checkpoint = seal.signed.checkpoint
         seal.number = said
+        if seal.is_early:
+            faults.append((What.CHAIN, "its row stands before those of checkpoints before it: out of order"))
         if said < due:
             self._missing.pop(said, None)
             faults.append((What.CHAIN, f"it stands after checkpoint {due - 1}: double, or out of order"))
