@@ -527,7 +527,7 @@ def quantiles(tables: Tables, now: datetime) -> list[Row]:
             pair = [quantile(least, unended, share), quantile(most, unended + endless, share)]
             pair.sort(key=lambda at: (at is None, at))
             row[f"{name}_seconds_min"], row[f"{name}_seconds_max"] = map(seconds, pair)
-        late = known(between(job["submitted_at"], job["registered_at"]) for job in jobs)
+        late = known(passed(job["submitted_at"], job["registered_at"]) for job in jobs)
         row["late_jobs"] = len(late)
         for name, percent in (("median", 50), ("p95", 95), ("max", 100)):
             row[f"late_{name}_seconds"] = seconds(rank(sorted(late), percent))

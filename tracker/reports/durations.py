@@ -236,7 +236,7 @@ class Cohort:
         if late is None:
             self.unknown += 1
         else:
-            self.late.append(late)
+            self.late.append(max(0.0, late))  # a clock can be ahead
 
     def curves(self) -> tuple[Curve, Curve]:
         """Return the curves at the lower and at the upper bounds."""
