@@ -355,7 +355,6 @@ pack.export(engine, folder, zone=ZoneInfo("UTC"))
 """
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"])
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("stops", [1, 2])
 def test_an_export_that_is_stopped_does_not_wait_for_its_page(
@@ -387,9 +386,9 @@ def test_an_export_that_is_stopped_does_not_wait_for_its_page(
     assert not list(tmp_path.glob("*pack*"))
 
 
-def test_a_page_that_cannot_be_drawn_leaves_no_pack(
-    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def lost(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seal something of which no page can be drawn."""
     first_half(engine)
     seal(engine, None)
 
@@ -397,6 +396,10 @@ def test_a_page_that_cannot_be_drawn_leaves_no_pack(
         raise DatabaseUnavailable("the connection was lost")
 
     monkeypatch.setattr("tracker.reports.page.render", render)
+
+
+@pytest.mark.usefixtures("lost")
+def test_a_page_that_cannot_be_drawn_leaves_no_pack(engine: sa.Engine, tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailable, match="the connection was lost"):
         pack.export(engine, tmp_path / "pack", zone=ZONE)
     assert not list(tmp_path.glob("*pack*"))
@@ -417,18 +420,12 @@ class AtOnce(futures.Executor):
         return done
 
 
+@pytest.mark.usefixtures("lost")
 def test_a_page_that_failed_ends_the_export_at_once(
     engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first_half(engine)
-    seal(engine, None)
-
-    def render(connection: sa.Connection, *arguments: object, **named: object) -> str:
-        raise DatabaseUnavailable("the connection was lost")
-
     steps: list[int] = []
     monkeypatch.setattr(futures, "ThreadPoolExecutor", AtOnce)
-    monkeypatch.setattr("tracker.reports.page.render", render)
     with pytest.raises(DatabaseUnavailable, match="the connection was lost"):
         pack.export(engine, tmp_path / "pack", zone=ZONE, told=lambda done, total: steps.append(done))
     assert steps == []
@@ -447,6 +444,7 @@ def test_a_page_that_is_done_early_holds_no_transaction(
     assert set(open_now) == {1}
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"])
 def test_what_a_killed_export_left_is_removed_by_the_next_one(engine: sa.Engine, tmp_path: Path) -> None:
     """Only of the same name, and never what a living export writes, nor anything else."""
     first_half(engine)
