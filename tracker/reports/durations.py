@@ -306,9 +306,9 @@ def _stream(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Sequen
         yield from result
 
 
-def row_of(cluster: str | None, kind: Kind | None, cohort: Cohort) -> Row:
-    """Return the figures of *cohort*, the jobs of one *cluster* and *kind* (None: of all)."""
-    lower, upper = (curve.quantiles(SHARES) for curve in cohort.curves())
+def row_of(cluster: str | None, kind: Kind | None, cohort: Cohort, curves: tuple[Curve, Curve] | None = None) -> Row:
+    """Return the figures of *cohort*, the jobs of one *cluster* and *kind* (None: of all); *curves*: its own."""
+    lower, upper = (curve.quantiles(SHARES) for curve in curves or cohort.curves())
     median, p90, p95, longest = (Bounds(*sorted(pair, key=_or_infinity)) for pair in zip(lower, upper, strict=True))
     count = cohort.states
     return Row(

@@ -410,11 +410,11 @@ def _durations(data: _Data) -> list[Section]:
     if not rows:
         section.empty = "No registered job is like that."
         return [section]
-    total = rows[0] if len(rows) == 1 else None
     everything = by.pop(next(iter(sorted(by))))
     for key in sorted(by):
         everything.take(by.pop(key))
-    total = total or row_of(None, None, everything)
+    early, sure = curves = everything.curves()
+    total = rows[0] if len(rows) == 1 else row_of(None, None, everything, curves)
     section.text.append(
         "From submission (where that is unknown, registration) to done. Elevate gives no times, so each figure is a "
         "pair: at least so long, and at most. They are estimates (Kaplan–Meier): a job that is not done counts as at "
@@ -422,7 +422,6 @@ def _durations(data: _Data) -> list[Section]:
         "one. So where many fail, the curve is that of jobs that do not, and lies above the share that is done. "
         "Withdrawn jobs are left out."
     )
-    early, sure = everything.curves()
     end = max((*early.ends[-1:], *sure.ends[-1:]), default=0.0) * 1.03
     end = max(end, max(everything.unended, default=0.0) if not early.ends else 0.0, 60.0)
     done = total.median
