@@ -59,8 +59,9 @@ def between(a: datetime | None, b: datetime | None) -> int | None:
 
 
 def passed(a: datetime | None, b: datetime | None) -> int | None:
-    """Return the microseconds from *a* to *b*, none where a clock put *a* after *b*."""
-    return None if a is None or b is None else max(0, (b - a) // timedelta(microseconds=1))
+    """Return the microseconds from *a* to *b*, 0 where a clock put *a* after *b*."""
+    found = between(a, b)
+    return None if found is None else max(0, found)
 
 
 def seconds(microseconds: int | None) -> float | None:

@@ -805,7 +805,7 @@ function finish(file,    given) {
     else if (!differing[file] && size[file] != bytes[file]) difference[file] = "its end: not the bytes that the segments give"
     if (file in difference) finding(file, difference[file])
 }
-function job_rows(k,    a, b, c, d, e, start, state, submitted, registered, since, after, by, seen, left, least, most, wide, down) {
+function job_rows(k,    a, b, c, d, e, start, state, submitted, registered, since, after, by, seen, left, most, wide, down) {
     split(registration[k], a, "|")  # jid, registered_at, registered_by, received_at then
     split(facts[k], b, "|")         # kind, reference, received_at, submitted_at, extended_on, recorded_at, amendments
     split(now[k], c, "|")           # state, status, last_seen_at, polls
@@ -834,12 +834,10 @@ function job_rows(k,    a, b, c, d, e, start, state, submitted, registered, sinc
         time(sprintf("%.0f", due_at)) "," (is_null(b[5]) ? "" : b[5]) "," (state == "done" ? time(after) "," time(by) : ",") \
         "," left "," wide)
     if (state != "done") return
-    least = is_null(after) ? 0 : after - start
-    if (least < 0) least = 0
     most = is_null(submitted) ? "" : passed(submitted, by)
     wide = is_null(after) ? "" : seconds(by - after)
     down = b[1] == "export" && !is_null(after) ? time(sprintf("%.0f", after + 7 * 86400000000)) : ""
-    row("durations.csv", seen "," time(submitted) "," time(registered) "," time(after) "," time(by) "," seconds(least) "," \
+    row("durations.csv", seen "," time(submitted) "," time(registered) "," time(after) "," time(by) "," passed(start, is_null(after) ? start : after) "," \
         most "," wide "," down "," c[4])
 }
 function end_cluster(    k) {
