@@ -83,6 +83,14 @@ _ROWS_AT_ONCE: Final = 1000  # of a CSV file that are written together
 _CHUNK: Final = 500  # jobs whose transitions are fetched together: some hundred kB
 
 
+class _Chosen(NamedTuple):
+    """What was asked for: the ids of the first and the last seal, and the checkpoint of the last."""
+
+    first_id: int
+    last_id: int
+    last: Checkpoint
+
+
 class _Row(NamedTuple):
     """What the reports need of a transition; times are microseconds since 1970, as in its line."""
 
@@ -176,13 +184,13 @@ def export(
     try:
         with _sense("something in the record"), ExitStack() as stack:
             connection = stack.enter_context(database.reading(engine))
-            first_id, last_id, last = _chosen(connection, since, until)
-            drawn = stack.enter_context(_page(engine, Filters(clusters=tuple(clusters)), last, zone))
+            chosen = _chosen(connection, since, until)
+            drawn = stack.enter_context(_page(engine, Filters(clusters=tuple(clusters)), chosen.last, zone))
             _clear(folder)
             temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
             with suppress(OSError):  # a file system that has no locks
                 lock = _lock(temporary)
-            pack = _write(connection, temporary, folder, first_id, last_id, last, clusters, zone, key, drawn, told)
+            pack = _write(connection, temporary, folder, chosen, clusters, zone, key, drawn, told)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)  # it was made for its owner alone
@@ -236,8 +244,7 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _chosen(connection: sa.Connection, since: datetime | None, until: datetime | None) -> tuple[int, int, Checkpoint]:
-    """Return the ids of the first and the last seal that were asked for, and the checkpoint of the last."""
+def _chosen(connection: sa.Connection, since: datetime | None, until: datetime | None) -> _Chosen:
     s = Seal.__table__.c
     query = sa.select(sa.func.min(s.id), sa.func.max(s.id))
     if since is not None:
@@ -250,7 +257,7 @@ def _chosen(connection: sa.Connection, since: datetime | None, until: datetime |
             raise Refused("nothing is sealed yet, so nothing can be proven: the daemon seals, or `tracker run --once`")
         raise Refused("nothing was sealed between --since and --until; `tracker audit head` shows the last checkpoint")
     text = connection.execute(sa.select(s.checkpoint).where(s.id == last)).scalar_one()
-    return first, last, _parsed(last, text).checkpoint
+    return _Chosen(first, last, _parsed(last, text).checkpoint)
 
 
 def _parsed(seal_id: int, text: str) -> Signed:
@@ -355,9 +362,7 @@ def _write(
     connection: sa.Connection,
     temporary: Path,
     target: Path,
-    first_id: int,
-    last_id: int,
-    last: Checkpoint,
+    chosen: _Chosen,
     clusters: Sequence[str],
     zone: ZoneInfo,
     key: SigningKey | None,
@@ -371,7 +376,8 @@ def _write(
     (temporary / "segments").mkdir()
     (temporary / "checkpoints").mkdir()
     progress = _Progress(told, drawn)
-    contents = _segments(connection, folder, first_id, last_id, last, clusters, progress)
+    last = chosen.last
+    contents = _segments(connection, folder, chosen, clusters, progress)
     if unknown := sorted(set(clusters) - contents.known):
         there = f"there are: {', '.join(sorted(contents.known))}" if contents.known else "there is none"
         raise Refused(f"no segment is of cluster {', '.join(unknown)}; {there}")
@@ -472,19 +478,17 @@ class _Progress:
 def _segments(
     connection: sa.Connection,
     folder: _Folder,
-    first_id: int,
-    last_id: int,
-    last: Checkpoint,
+    chosen: _Chosen,
     clusters: Sequence[str],
     progress: _Progress,
 ) -> _Contents:
     """Write all checkpoints up to the last that was asked for, and the segments of those asked for."""
     s = Seal.__table__.c
-    query = sa.select(s.id, s.checkpoint, s.checkpoint_sha256).where(s.id <= last_id).order_by(s.id)
-    ends = sa.select(s.last_transition_id).where(s.id.in_((first_id, last_id)))
+    query = sa.select(s.id, s.checkpoint, s.checkpoint_sha256).where(s.id <= chosen.last_id).order_by(s.id)
+    ends = sa.select(s.last_transition_id).where(s.id.in_((chosen.first_id, chosen.last_id)))
     known = sorted(connection.execute(ends).scalars())
     progress.begin(known[-1] - known[0])
-    contents = _Contents(last)
+    contents = _Contents(chosen.last)
     names: dict[str, str] = {}
     with ExitStack() as stack:
         seals = stack.enter_context(connection.execute(query, execution_options={"yield_per": 100}))
@@ -497,11 +501,11 @@ def _segments(
                 raise Refused(f"two seals have number {checkpoint.number}: run `tracker audit verify`")
             contents.sha256 = folder.put(name, signed.text.encode())
             contents.known.update(names.setdefault(segment.cluster, segment.cluster) for segment in checkpoint.segments)
-            if row.id < first_id:
+            if row.id < chosen.first_id:
                 continue
             if reader is None:
                 contents.first = checkpoint.number
-                reader = _Reader(connection, checkpoint, last)
+                reader = _Reader(connection, checkpoint, chosen.last)
                 stack.callback(reader.close)
             _one_seal(folder, checkpoint, reader, clusters, names, contents)
             progress.step(checkpoint.transitions[1] - checkpoint.transitions[0])
@@ -879,7 +883,7 @@ def _at(microseconds: int | None) -> datetime | None:
 
 
 def _passed(since: int | None, until: int | None) -> str:
-    """Return the seconds between, none where a clock put *since* after *until* (the views' macro ``passed``)."""
+    """Return the seconds between, 0 where a clock put *since* after *until* (the views' macro ``passed``)."""
     return "" if since is None or until is None else _seconds(since, max(since, until))
 
 
