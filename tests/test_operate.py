@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tests import history
 from tests.history import register, stand
 from tests.scripted import Script, SetClock, polling
-from tracker import database, operate, status
+from tracker import database, operate, status, text
 from tracker.errors import AmbiguousJob, InvalidField, Refused, UnknownJob
 from tracker.models import CLUSTERS, Gap
 from tracker.operate import Standing
@@ -184,7 +184,7 @@ def test_the_longest_reason_is_kept_whole(engine: sa.Engine, now: datetime) -> N
 @pytest.mark.parametrize("actor", ["", " ", "x" * 256, "a\x1bb"])
 def test_an_actor_that_will_not_do_is_refused(actor: str) -> None:
     with pytest.raises(InvalidField, match="actor"):
-        operate.check_actor(actor)
+        text.check("actor", actor)
 
 
 def test_a_bad_reason_or_actor_changes_nothing(engine: sa.Engine, now: datetime) -> None:
@@ -236,7 +236,7 @@ def test_what_cannot_be_a_jid_is_unknown_and_shown_safely(engine: sa.Engine, jid
 
 def pause(engine: sa.Engine, cluster: str = "w1", reason: str = WHY) -> tuple[Standing, Standing]:
     with database.writing(engine) as connection:
-        return operate.pause(connection, cluster, reason, ["w1"])
+        return operate.pause(connection, cluster, "anna", reason, ["w1"])
 
 
 def resume(engine: sa.Engine, cluster: str = "w1", reason: str | None = None) -> tuple[Standing, Standing]:

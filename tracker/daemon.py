@@ -87,7 +87,7 @@ def run(settings: Settings, *, once: bool = False, stop: Stop | None = None) -> 
         with database.reading(engine) as connection:
             guards.check(connection)
         served = _page(settings) if not once else nullcontext()
-        with stop.listening(), served, _worker(engine, settings) as worker:
+        with stop.listening(), served, _worker(engine, settings, once) as worker:
             sealing = _Sealing(engine, key, Courier(engine, settings.checkpoint_file, settings.checkpoint_url), stop)
             tasks = []
             with ExitStack() as stack:
@@ -299,7 +299,7 @@ def _page(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def _worker(engine: sa.Engine, settings: Settings) -> Iterator[str]:
+def _worker(engine: sa.Engine, settings: Settings, once: bool) -> Iterator[str]:
     """Enter this daemon into ``workers`` and yield its name; note at the end that it stopped."""
     worker = database.worker_name()
     release = version("tracker")
@@ -310,7 +310,7 @@ def _worker(engine: sa.Engine, settings: Settings) -> Iterator[str]:
         last = sa.select(sa.func.max(last_sign)).scalar_subquery()
         connection.execute(sa.delete(Worker).where(last_sign < now - FORGOTTEN, last_sign < last))
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": release}
-        connection.execute(sa.insert(Worker).values(worker=worker, started_at=now, beat_at=now, **facts))
+        connection.execute(sa.insert(Worker).values(worker=worker, started_at=now, beat_at=now, once=once, **facts))
         counts = sa.select(JOBS.c.cluster, sa.func.count().label("jobs")).where(JOBS.c.due_at.is_not(None))
         open_jobs = {row.cluster: row.jobs for row in connection.execute(counts.group_by(JOBS.c.cluster))}
     shown = mask_url(settings.database_url)

@@ -37,6 +37,7 @@ from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from tracker import text
 from tracker.errors import AskError, BadAnswer, BadConfiguration, KeyRefused, RateLimited, Unavailable, WrongTarget
 from tracker.settings import is_loopback
 from tracker.status import Answer
@@ -46,9 +47,6 @@ _CAP = 64 * 1024
 
 _LONGEST_PAUSE = timedelta(hours=6)
 """However long a server asks to be left alone: a typing error of its owner must not blind us for weeks."""
-
-_STATUS = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
-"""What can be stored as a status and shown on a terminal: no control characters, nothing that UTF-8 cannot carry."""
 
 
 class _Flight(threading.local):
@@ -508,7 +506,7 @@ def _status(jid: str, body: bytes) -> str:
     if document.get("jid") != jid:
         raise _bad_answer("other_jid", "the answer is not about this job")
     status = document.get("status")
-    if not isinstance(status, str) or not _STATUS.fullmatch(status):
+    if not isinstance(status, str) or not 1 <= len(status) <= text.LONGEST or text.INVISIBLE.search(status):
         raise _bad_answer("bad_status", "the answer has no status that could be one")
     return status
 

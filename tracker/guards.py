@@ -8,8 +8,11 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from hashlib import sha256
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files
+from typing import TypeAlias
 
 import sqlalchemy as sa
 
@@ -22,7 +25,7 @@ APPEND_ONLY: dict[str, tuple[tuple[str, ...], ...]] = {
     "sources": (("id",),),
     "gaps": (("id",),),
     "seals": (("id",), ("checkpoint_sha256",)),
-    "segments": (("seal_id", "part"), ("rowid",)),  # rowid: SQLite's own key, where the primary key is of two columns
+    "segments": (("seal_id", "name", "part"), ("rowid",)),  # rowid: SQLite's own key, where there is no id
 }
 SEALED = ("transitions", "sources", "gaps")  # what the sealer reads by id, so that their writers take its lock, shared
 SEAL_LOCK = 0x7472616B  # the advisory lock between writers (shared) and the sealer (exclusive): "trak"
@@ -76,66 +79,42 @@ def _jobs_rules(
     return f"{claims} OR {lasting} OR {early}", f"{update} OR ({lasting})"
 
 
-def _seal_rule(differs: str, lf: str, seals: str) -> str:
-    """Return the condition under which an INSERT of seals is refused: no checkpoint, or not the next one.
+def _seal_rule(differs: str, lf: str, seals: str, place: Callable[[str, str], str]) -> str:
+    """Return the condition under which an INSERT of seals is refused: not a checkpoint, or not the next one.
 
-    The sealer builds on the newest row alone, and none is ever taken back: rubbish there would stop it for good.
+    The sealer builds on the newest row alone, and none is ever taken back: rubbish there would stop it permanently.
+
+    Args:
+        differs: As for `_jobs_rules`.
+        lf: A line feed.
+        seals: The table's name, qualified where the database needs it.
+        place: Makes the place of a text in another; 0 if it is not there.
     """
     newest = f"(SELECT * FROM {seals} ORDER BY id DESC LIMIT 1) s"
     falls = " OR ".join(f"NEW.last_{kind}_id < s.last_{kind}_id" for kind in ("transition", "gap", "source"))
+    folder = "'  checkpoints/'"
+    previous = f"'sha256 ' || s.checkpoint_sha256 || {folder}"
     return (
-        f"substr(NEW.checkpoint, 1, 22) {differs} 'tracker checkpoint v1' || {lf}"
-        " OR length(NEW.checkpoint_sha256) <> 64 OR ltrim(NEW.checkpoint_sha256, '0123456789abcdef') <> ''"
-        f" OR NEW.previous_sha256 {differs} (SELECT s.checkpoint_sha256 FROM {newest})"
-        f" OR EXISTS (SELECT 1 FROM {newest} WHERE {falls})"
+        f"substr(NEW.checkpoint, 1, 22) {differs} 'tracker checkpoint v2' || {lf}"
+        f" OR EXISTS (SELECT 1 FROM {newest} WHERE {falls} OR {place(previous, 'NEW.checkpoint')} = 0)"
+        f" OR ({place(folder, 'NEW.checkpoint')} > 0 AND NOT EXISTS (SELECT 1 FROM {seals}))"
     )
 
 
-CHECKS = {  # the columns that have one, by table; its name is ck_TABLE_COLUMN
-    "jobs": "cluster jid reference registered_by kind state status_polls seq polls failures "
-    "received_at submitted_at registered_at deadline_at status_after status_by seen_at "
-    "ended_after ended_by due_at leased_until extended_on deadline_on",
-    "transitions": "action from_state to_state anomaly kind reference seq polls last_seen_at observed_at "
-    "server_date received_at submitted_at extended_on",
-    "sources": "cluster archive_days lost_after_polls lost_after_seconds recorded_at",
-    "gaps": "cluster cause began_at ended_at order",
-    "clusters": "cluster pause_cause gap_cause answered_at paused_until gap_began_at next_request_at",
-    "workers": "started_at beat_at stopped_at",
-    "seals": "last_transition_id last_gap_id last_source_id rows sealed_at",
-    "segments": "cluster rows",
-    "deliveries": "destination last_number delivered_at failing_since",
-}
+def _source_rule(sources: str, jobs: str) -> str:
+    """Return the condition under which an INSERT of transitions is refused: an answer from nowhere."""
+    own = f"SELECT 1 FROM {sources} s JOIN {jobs} j ON j.cluster = s.cluster"
+    return f"NEW.action = 'observed' AND NOT EXISTS ({own} WHERE s.id = NEW.source_id AND j.id = NEW.job_id)"
 
-# What `digest` makes of `definitions` after the migrations, which alone say what a table is: a test compares.
-TABLES = {
-    "sqlite": {
-        "jobs": "860d0464d45cd4f4",
-        "transitions": "a2e29b0b894350e6",
-        "sources": "b39e1022ea8406c9",
-        "gaps": "50cb676d81ab04c5",
-        "clusters": "bf235579bc98d5da",
-        "workers": "fb7b477321a77ecd",
-        "seals": "69d182864ee2301e",
-        "segments": "1bb560b4e3571060",
-        "deliveries": "a684879eaa0fe8f2",
-    },
-    "postgresql": {  # 15 to 18 tell the same
-        "jobs": "29d9852bec208c48",
-        "transitions": "bf5e0f4d88b84463",
-        "sources": "ae57750cbe68b644",
-        "gaps": "1157f09b8fd86103",
-        "clusters": "5d3871e87a6091f2",
-        "workers": "f27a68c47bb77ebd",
-        "seals": "f0baab13c61eb164",
-        "segments": "f7af3fc99b68fe4b",
-        "deliveries": "b8d92b84404d567c",
-    },
-}
 
-_REFUSED_CLAIM = (
-    "tracker: a registration claims nothing observed, and nothing later than now or itself: give declared columns only"
+TABLES = (
+    *("sources", "jobs", "transitions", "gaps", "clusters", "workers", "seals", "segments", "deliveries", "alerts"),
 )
-_REFUSED_SEAL = "tracker: a seal holds a checkpoint that follows on the newest one, and is no other text"
+
+
+_REFUSED_CLAIM = "tracker: INSERT into jobs may set declared columns only, and no time in the future"
+_REFUSED_SEAL = "tracker: a row of seals is a checkpoint that follows the newest one"
+_REFUSED_SOURCE = "tracker: an observed transition names a source of its own job''s cluster"
 _REFUSED_CHANGE = "tracker: declared facts change by an amendment only, and an open job has a next poll"
 
 
@@ -151,7 +130,7 @@ def sqlite() -> dict[str, str]:
         exists = " OR ".join(
             f"EXISTS (SELECT 1 FROM {table} WHERE {' AND '.join(f'{c} = NEW.{c}' for c in key)})" for key in keys
         )
-        message = f"tracker: {table} has a row with this key, and none is replaced"
+        message = f"tracker: {table} has a row with this key already"
         trigger(f"guard_{table}_replace", "BEFORE INSERT", table, message, exists)
 
     for table, keys in APPEND_ONLY.items():
@@ -159,14 +138,17 @@ def sqlite() -> dict[str, str]:
             message = f"tracker: {table} is append-only: {event} refused"
             trigger(f"guard_{table}_{event.lower()}", f"BEFORE {event}", table, message)
         replace(table, keys)
-    trigger("guard_seals_next", "BEFORE INSERT", "seals", _REFUSED_SEAL, _seal_rule("IS NOT", "char(10)", "seals"))
+    seal = _seal_rule("IS NOT", "char(10)", "seals", lambda part, whole: f"instr({whole}, {part})")
+    trigger("guard_seals_next", "BEFORE INSERT", "seals", _REFUSED_SEAL, seal)
+    source = _source_rule("sources", "jobs")
+    trigger("guard_transitions_source", "BEFORE INSERT", "transitions", _REFUSED_SOURCE, source)
     claims, update = _jobs_rules(
         "IS NOT", "IS", "transitions", "'now'", lambda at: f"strftime('%Y-%m-%d %H:%M:%f000', {at}, '+1 minute')"
     )
     trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs are never deleted: withdraw it")
     replace("jobs", (("id",), ("cluster", "jid")))
     trigger("guard_jobs_claim", "BEFORE INSERT", "jobs", _REFUSED_CLAIM, claims)
-    trigger("guard_jobs_update", "BEFORE UPDATE", "jobs", _REFUSED_CHANGE.replace("'", "''"), update)
+    trigger("guard_jobs_update", "BEFORE UPDATE", "jobs", _REFUSED_CHANGE, update)
     facts = ", ".join(FACTS)
     ddl["register_job"] = (
         f"CREATE TRIGGER register_job AFTER INSERT ON jobs BEGIN"
@@ -190,6 +172,7 @@ def _postgresql_triggers() -> dict[str, tuple[str, str, int]]:
     for table in SEALED:
         triggers[f"lock_{table}"] = (table, "tracker_share_seal_lock", _BEFORE | _INSERT)
     triggers["guard_seals_next"] = ("seals", "tracker_refuse_seal", _ROW | _BEFORE | _INSERT)
+    triggers["guard_transitions_source"] = ("transitions", "tracker_refuse_source", _ROW | _BEFORE | _INSERT)
     triggers["guard_jobs_delete"] = ("jobs", "tracker_refuse", _ROW | _BEFORE | _DELETE)
     triggers["guard_jobs_truncate"] = ("jobs", "tracker_refuse", _BEFORE | _TRUNCATE)
     triggers["guard_jobs_claim"] = ("jobs", "tracker_refuse_claim", _ROW | _BEFORE | _INSERT)
@@ -204,7 +187,10 @@ def _postgresql_functions(schema: str) -> dict[str, str]:
         *("IS DISTINCT FROM", "IS NOT DISTINCT FROM", f"{schema}.transitions", "clock_timestamp()"),
         lambda at: f"{at} + interval '1 minute'",
     )
-    seal = _seal_rule("IS DISTINCT FROM", "chr(10)", f"{schema}.seals")
+    seal = _seal_rule(
+        *("IS DISTINCT FROM", "chr(10)", f"{schema}.seals"), lambda part, whole: f"strpos({whole}, {part})"
+    )
+    source = _source_rule(f"{schema}.sources", f"{schema}.jobs")
     refuse = "USING ERRCODE = 'restrict_violation'"
     facts = ", ".join(FACTS)
     return {
@@ -214,6 +200,8 @@ def _postgresql_functions(schema: str) -> dict[str, str]:
         "tracker_refuse_change": f"BEGIN IF {update} THEN RAISE EXCEPTION '{_REFUSED_CHANGE}' {refuse}; END IF;"
         " RETURN NEW; END",
         "tracker_refuse_seal": f"BEGIN IF {seal} THEN RAISE EXCEPTION '{_REFUSED_SEAL}' {refuse}; END IF;"
+        " RETURN NEW; END",
+        "tracker_refuse_source": f"BEGIN IF {source} THEN RAISE EXCEPTION '{_REFUSED_SOURCE}' {refuse}; END IF;"
         " RETURN NEW; END",
         "tracker_share_seal_lock": f"BEGIN PERFORM pg_advisory_xact_lock_shared({SEAL_LOCK}); RETURN NULL; END",
         # One statement for all rows of one INSERT: a bulk import pays the lock above once.
@@ -291,69 +279,20 @@ def _present(connection: sa.Connection) -> list[tuple[str, str]]:
 
 
 def problems(connection: sa.Connection) -> list[str]:
-    """Return a line for each guard that is missing, altered, switched off or not ours; none if all is well.
-
-    Also for each CHECK that is missing, each table that is altered, and on PostgreSQL for what can stand in for its own
-    functions, operators and casts. One change is one line.
-    """
+    """Return a line for each guard, table or CHECK that is missing, changed, switched off or not ours."""
     if connection.dialect.name == "sqlite":
         rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
         found = _differences("guard", sqlite(), {row[0]: row[1] for row in rows})
     else:
-        found = _shadowed_catalog(connection)
-        if found:  # what the others say comes by way of these names
-            return found
-        found = _shadows(connection) + _postgresql_differences(connection) + _bypasses(connection)
-    return found + _table_differences(connection)
+        found = _postgresql_differences(connection) + _bypasses(connection)
+    expected = json.loads(files(__package__).joinpath("tables.json").read_text(encoding="utf-8"))
+    return found + _table_differences(expected[connection.dialect.name], definitions(connection))
 
 
 def _differences(what: str, expected: Mapping[str, object], actual: Mapping[str, object]) -> list[str]:
     found = [f"{what} {name} is missing" for name in expected if name not in actual]
-    found += [f"{what} {name} is altered" for name in expected if name in actual and actual[name] != expected[name]]
+    found += [f"{what} {name} is changed" for name in expected if name in actual and actual[name] != expected[name]]
     return found + [f"trigger {name} is not tracker's" for name in actual if name not in expected]
-
-
-def _shadowed_catalog(connection: sa.Connection) -> list[str]:
-    """Return a line if the search path, of a role or a database, lets another schema come before pg_catalog."""
-    path: list[str] = connection.exec_driver_sql("SELECT pg_catalog.current_schemas(true)").scalar_one()
-    before = [name for name in path[: path.index("pg_catalog")] if not name.startswith("pg_temp_")]
-    if not before:
-        return []
-    return [f"the search path has {', '.join(before)} before pg_catalog: whatever else is said here may be false"]
-
-
-def _shadows(connection: sa.Connection) -> list[str]:
-    """Return a line for each function and operator in a schema of ours that PostgreSQL might take for its own.
-
-    One whose types fit better comes first, whatever the search path: so it would in our views. Extensions have many
-    such, made by a superuser. Relations need no look: pg_catalog's come first, whatever they hold. Each operator here
-    is one of PostgreSQL's own for exactly these types, with which nobody can compete.
-    """
-    found = []
-    for what, table, name, schema, owner in (
-        ("function", "pg_proc", "proname", "pronamespace", "proowner"),
-        ("operator", "pg_operator", "oprname", "oprnamespace", "oprowner"),
-    ):
-        rows = connection.exec_driver_sql(
-            f"SELECT DISTINCT n.nspname, o.{name} FROM pg_catalog.{table} o"
-            f" JOIN pg_catalog.pg_namespace n ON n.oid = o.{schema}"
-            " WHERE n.nspname = ANY (pg_catalog.current_schemas(false)) AND n.nspname <> 'pg_catalog'"
-            f" AND EXISTS (SELECT FROM pg_catalog.{table} b WHERE b.{name} = o.{name}"
-            f" AND b.{schema} = 'pg_catalog'::regnamespace::oid)"
-            f" AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_roles r ON r.oid = o.{owner}"
-            f" WHERE d.classid = 'pg_catalog.{table}'::regclass::oid AND d.objid = o.oid AND d.deptype = 'e'"
-            " AND r.rolsuper) ORDER BY 1, 2"
-        )
-        found += [f"{what} {of}.{its} has the name of one of PostgreSQL's, and can stand in for it" for of, its in rows]
-    rows = connection.exec_driver_sql(
-        "SELECT c.castsource::regtype::text, c.casttarget::regtype::text FROM pg_catalog.pg_cast c"
-        " JOIN pg_catalog.pg_type s ON s.oid = c.castsource JOIN pg_catalog.pg_type t ON t.oid = c.casttarget"
-        " WHERE c.oid >= '16384'"  # the first that is not PostgreSQL's own
-        " AND s.typnamespace = 'pg_catalog'::regnamespace::oid AND t.typnamespace = 'pg_catalog'::regnamespace::oid"
-        " AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_cast'::regclass::oid"
-        " AND d.objid = c.oid AND d.deptype = 'e') ORDER BY 1, 2"
-    )
-    return found + [f"the cast from {source} to {target} is not PostgreSQL's" for source, target in rows]
 
 
 def _postgresql_differences(connection: sa.Connection) -> list[str]:
@@ -399,62 +338,100 @@ def _bypasses(connection: sa.Connection) -> list[str]:
         f" WHERE relrowsecurity AND oid IN {ours}",
     )
     statements = [sa.text(query).bindparams(sa.bindparam("tables", expanding=True)) for query in queries]
-    return [row for each in statements for row in connection.execute(each, {"tables": [*CHECKS]}).scalars()]
+    return [row for each in statements for row in connection.execute(each, {"tables": TABLES}).scalars()]
 
 
-def _table_differences(connection: sa.Connection) -> list[str]:
-    """Return a line for each CHECK that is gone, and each table that is altered in another way."""
+def _table_differences(expected: dict[str, list[str]], actual: dict[str, list[str]]) -> list[str]:
+    """Return a line for each column and constraint that is missing, changed or not ours."""
     found = []
-    right = TABLES[connection.dialect.name] if _is_known(connection) else {}
-    for table, text in definitions(connection).items():
-        gone = [f"ck_{table}_{column}" for column in CHECKS[table].split() if f" ck_{table}_{column} " not in text]
-        found += [f"constraint {name} is missing" for name in gone]
-        if not gone and right and digest(text) != right[table]:
-            found.append(f"table {table} is altered: its columns or constraints are not as tracker makes them")
+    for table, lines in expected.items():
+        there = actual.get(table)
+        if there is None:
+            found.append(f"table {table} is missing")
+            continue
+        found += [f"table {table}: this is missing or changed: {line}" for line in lines if line not in there]
+        found += [f"table {table}: this is not tracker's: {line}" for line in there if line not in lines]
     return found
 
 
-def _is_known(connection: sa.Connection) -> bool:
-    """Whether tables are told as `TABLES` has them: another PostgreSQL may find other words for the same."""
-    if connection.dialect.name == "sqlite":
-        return True
-    version: str = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
-    return 15 <= int(version) // 10_000 <= 18
+def definitions(connection: sa.Connection) -> dict[str, list[str]]:
+    """Return the columns and constraints of each table of ours, a line each, in a form that survives a restored dump.
 
-
-def digest(text: str) -> str:
-    """Return what `TABLES` keeps of a table's definition."""
-    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def definitions(connection: sa.Connection) -> dict[str, str]:
-    """Return each table of ours that is there with its columns and constraints, as the database tells them."""
-    tables = [*CHECKS]
+    ``tables.json`` has what the migrations make; a test compares. SQLite keeps the text of CREATE TABLE, also in a
+    copy. PostgreSQL prints what it parsed, and after a dump and a restore with other casts and parentheses; so these
+    are left out here (`normal`).
+    """
     if connection.dialect.name == "sqlite":
         query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name IN :tables"
     else:
-        # NOT NULL is told by the columns: as a constraint it is there since version 18 only.
+        # NOT NULL comes with the columns: as a constraint it is there since version 18 only.
         query = """
             WITH ours AS (
                 SELECT oid, relname, relkind, relpersistence FROM pg_class
                 WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relname IN :tables
-            ), told AS (
-                SELECT oid, 0 AS kind, 0 AS place, concat_ws(' ', relkind, relpersistence) AS line FROM ours
+            ), parts AS (
+                SELECT oid, concat_ws(' ', 'TABLE', relkind, relpersistence) AS line FROM ours
                 UNION ALL
-                SELECT attrelid, 1, attnum, concat_ws(' ', attname, format_type(atttypid, atttypmod),
-                    attcollation::regcollation, CASE WHEN attnotnull THEN 'NOT NULL' END, attidentity, attgenerated,
-                    pg_get_expr(adbin, adrelid))
+                SELECT attrelid, concat_ws(' ', attname, format_type(atttypid, atttypmod), collname,
+                    CASE WHEN attnotnull THEN 'NOT NULL' END, nullif(attidentity, '')::text,
+                    nullif(attgenerated, '')::text, 'DEFAULT ' || pg_get_expr(adbin, adrelid))
                 FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+                    LEFT JOIN pg_collation c ON c.oid = attcollation
                 WHERE attnum > 0 AND NOT attisdropped
                 UNION ALL
-                SELECT conrelid, 2, 0, concat_ws(' ', 'CONSTRAINT', conname, pg_get_constraintdef(oid))
+                SELECT conrelid, concat_ws(' ', 'CONSTRAINT', conname, pg_get_constraintdef(oid))
                 FROM pg_constraint WHERE contype <> 'n'
             )
-            SELECT relname, string_agg(line, E'\n' ORDER BY kind, place, line COLLATE "C")
-            FROM ours JOIN told USING (oid) GROUP BY relname"""
-    statement = sa.text(query).bindparams(sa.bindparam("tables", tables, expanding=True))
-    found = {name: " ".join(text.split()) for name, text in connection.execute(statement)}
-    return {table: found[table] for table in tables if table in found}
+            SELECT relname, string_agg(line, E'\n' ORDER BY line COLLATE "C")
+            FROM ours JOIN parts USING (oid) GROUP BY relname"""
+    statement = sa.text(query).bindparams(sa.bindparam("tables", TABLES, expanding=True))
+    found: dict[str, list[str]] = {}
+    for table, text in sorted(map(tuple, connection.execute(statement))):
+        lines = (line.strip().rstrip(",") for line in text.split("\n"))
+        found[table] = [line if connection.dialect.name == "sqlite" else normal(line) for line in lines]
+    return found
+
+
+_TOKEN = re.compile(r"""E?'(?:[^']|'')*'|"(?:[^"]|"")*"|::|[\w.]+|[(),\[\]]|[^\w\s'"(),\[\]]+""")
+_TYPE = re.compile(r"::(?:character varying|timestamp with(?:out)? time zone|double precision|\"?\w+\"?)(?:\[\])*")
+
+
+def normal(text: str) -> str:
+    """Return a definition that PostgreSQL prints without casts, quotes around names and redundant parentheses.
+
+    Printed, stored in a dump, read and printed again, it stays the same: PostgreSQL puts every operation in parentheses
+    of its own, so that what is left of them says what belongs together.
+    """
+    tokens = iter(_TOKEN.findall(_TYPE.sub("", text)))
+    return _joined(_nested(tokens))
+
+
+_Tree: TypeAlias = "list[str | _Tree]"
+
+
+def _nested(tokens: Iterator[str]) -> _Tree:
+    """Return the tokens up to the closing parenthesis, those in parentheses as a list of their own."""
+    tree: _Tree = []
+    for word in tokens:
+        if word == ")":
+            break
+        tree.append(_nested(tokens) if word == "(" else word.strip('"'))
+    while len(tree) == 1 and isinstance(tree[0], list):
+        tree = tree[0]
+    for word in ("AND", "OR"):  # (a AND b) AND c is a AND b AND c
+        if word in tree:
+            tree = [part for one in tree for part in (one if isinstance(one, list) and word in one else [one])]
+    return tree
+
+
+def _joined(tree: _Tree) -> str:
+    parts = []
+    for one in tree:
+        if isinstance(one, str):
+            parts.append(one)
+        else:
+            parts.append(_joined(one) if len(one) == 1 else f"({_joined(one)})")
+    return " ".join(parts)
 
 
 def check(connection: sa.Connection) -> None:

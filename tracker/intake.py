@@ -28,11 +28,11 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from tracker import database
+from tracker import database, text
 from tracker import settings as _settings
 from tracker.deadline import Deadline, deadline
 from tracker.errors import Conflict, InvalidField, Refused
-from tracker.models import JOBS, facts_of
+from tracker.models import JOBS, facts_of, legal_zones
 from tracker.settings import Settings
 from tracker.status import Facts, Kind
 
@@ -48,7 +48,6 @@ SKEW: Final = timedelta(seconds=5)
 """Declared times may be ahead of the database's clock by so much: the machine that submitted has a clock of its own."""
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # the schema's CHECKs say the same
-_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TIME = re.compile(
     r"\d{4}-\d\d-\d\d(?P<time>[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?P<offset>Z|[+-]\d\d(?::?\d\d)?)?)?", re.ASCII
 )
@@ -113,6 +112,7 @@ Outcome: TypeAlias = Registered | Refused
 Value: TypeAlias = str | datetime | None
 """Of a declared fact."""
 _Key: TypeAlias = tuple[str, str]
+_ZoneOf: TypeAlias = Callable[[str, datetime], ZoneInfo]
 
 
 class _Job(NamedTuple):
@@ -191,15 +191,15 @@ def register_many(
         BadConfiguration, DatabaseUnavailable: As for `register`.
     """
     configured = settings or _settings_of_this_process()
-    registrar = _text("registered_by", login() if registered_by is None else registered_by)
+    registrar = text.check("registered_by", login() if registered_by is None else registered_by)
     now = now or database.now(connection)
-    zone = configured.zone
+    zone_of = legal_zones(connection, configured.zone)
     cluster_of = cache(lambda name: configured.cluster(name).name)
     checked: list[_Job | InvalidField] = []
     jobs: dict[_Key, _Job] = {}
     for declared in registrations:
         try:
-            job = _check(declared, cluster_of, zone, now)
+            job = _check(declared, cluster_of, zone_of, now)
         except InvalidField as error:
             checked.append(error)
         else:
@@ -208,11 +208,11 @@ def register_many(
 
     recorded: dict[_Key, tuple[Facts, Deadline]] = {}
     if rehearsal is not None:
-        recorded = _recorded(connection, jobs, zone)
+        recorded = _recorded(connection, jobs, zone_of)
         connection = rehearsal
     # In the order of the keys, so that two sessions with the same jobs wait for each other, and do not deadlock.
     new = _insert(connection, [jobs[key] for key in sorted(jobs) if key not in recorded], registrar)
-    recorded |= _recorded(connection, jobs.keys() - new - recorded.keys(), zone)
+    recorded |= _recorded(connection, jobs.keys() - new - recorded.keys(), zone_of)
 
     outcomes: list[Outcome] = []
     for one in checked:
@@ -333,22 +333,6 @@ def _settings_of_this_process() -> Settings:
     return _settings.load(keys=False)
 
 
-def _text(field: str, value: object) -> str:
-    """Return *value* without white space around it; raise InvalidField if it is no text that the database takes."""
-    if not isinstance(value, str):
-        raise InvalidField(field, f"must be text, not {type(value).__name__}")
-    text = value.strip()
-    if not text:
-        raise InvalidField(field, "is empty")
-    if not text.isprintable() and (match := _FORBIDDEN.search(text)):
-        is_control = match[0] < "\ud800"
-        what = f"the control character {match[0]!r}" if is_control else "a byte or half a character that is not UTF-8"
-        raise InvalidField(field, f"has {what} in it")
-    if len(text) > LONGEST:
-        raise InvalidField(field, f"has {len(text)} characters; at most {LONGEST} are kept")
-    return text
-
-
 def instant(field: str, at: object, now: datetime) -> datetime:
     """Return a declared time in UTC; raise InvalidField if it cannot be one, or is in the future."""
     if not isinstance(at, datetime):
@@ -375,8 +359,8 @@ def check(
     Raises:
         InvalidField: For the first value that cannot be.
     """
-    jid = _text("jid", declared.jid)
-    cluster = cluster_of(None if declared.cluster is None else _text("cluster", declared.cluster))
+    jid = text.check("jid", declared.jid)
+    cluster = cluster_of(None if declared.cluster is None else text.check("cluster", declared.cluster))
     try:
         kind = Kind(declared.kind or Kind.UNKNOWN)
     except ValueError:
@@ -385,24 +369,20 @@ def check(
     submitted_at = None if declared.submitted_at is None else instant("submitted_at", declared.submitted_at, now)
     received_at = None if declared.received_at is None else instant("received_at", declared.received_at, now)
     reference = declared.reference
-    if isinstance(reference, str) and "@" in reference:  # not repeated: it would be in the log for good
-        raise InvalidField(
-            "reference",
-            "has an @ in it: an address is personal data, and what is in the history cannot be taken out of it again; "
-            "name a ticket instead",
-        )
     left_out = reference is None or (isinstance(reference, str) and not reference.strip())
-    reference = None if left_out else _text("reference", reference)
+    reference = None if left_out else text.check_no_address("reference", reference)
     return (cluster, jid), Facts(kind, reference, received_at, submitted_at)
 
 
-def _check(declared: Registration, cluster_of: Callable[[str | None], str], zone: ZoneInfo, now: datetime) -> _Job:
+def _check(
+    declared: Registration, cluster_of: Callable[[str | None], str], zone_of: _ZoneOf, now: datetime
+) -> _Job:
     """Return *declared* as it can be registered at *now*; raise InvalidField for the first value that cannot be."""
     key, facts = check(declared, cluster_of, now)
     received_at, submitted_at = facts.received_at, facts.submitted_at
     # Within SKEW a submission may be ahead of our clock; that it is not after its registration holds all the same.
     registered_at = max(now, submitted_at or now, received_at or now)
-    due = _deadline(received_at, submitted_at if received_at is None else None, registered_at, zone)
+    due = _deadline(received_at, submitted_at if received_at is None else None, registered_at, zone_of(key[0], now))
     return _Job(key, facts, registered_at, due)
 
 
@@ -470,7 +450,9 @@ def _written(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat(" ", "microseconds")[:26]
 
 
-def _recorded(connection: sa.Connection, keys: Collection[_Key], zone: ZoneInfo) -> dict[_Key, tuple[Facts, Deadline]]:
+def _recorded(
+    connection: sa.Connection, keys: Collection[_Key], zone_of: _ZoneOf
+) -> dict[_Key, tuple[Facts, Deadline]]:
     """Return the facts and the deadline of those of *keys* that are registered, as they are after any amendment."""
     jids: dict[str, list[str]] = {}
     for cluster, jid in keys:
@@ -483,7 +465,7 @@ def _recorded(connection: sa.Connection, keys: Collection[_Key], zone: ZoneInfo)
                 JOBS.c.cluster == cluster, JOBS.c.jid.in_(its[start : start + 1000])
             )
             for row in connection.execute(query):
-                found[cluster, row.jid] = facts_of(row), _deadline_of(row, zone)
+                found[cluster, row.jid] = facts_of(row), _deadline_of(row, zone_of(cluster, row.registered_at))
     return found
 
 

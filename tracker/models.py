@@ -6,9 +6,11 @@ Owns the columns and what each means. The CHECKs live with the migrations, the g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -153,7 +155,8 @@ class Transition(Base):
     to_state: Mapped[State]
     last_seen_at: Mapped[datetime | None]  # the request that last saw the old status was sent
     observed_at: Mapped[datetime]  # the answer that first showed the new one was complete, or the action was taken
-    server_date: Mapped[datetime | None]  # the answer's HTTP Date, or what an attesting operator claims: not our clock
+    server_date: Mapped[datetime | None]  # the answer's HTTP Date: a clock that is not ours
+    claimed_at: Mapped[datetime | None]  # on attested rows: done by then, says the operator
     source_id: Mapped[int | None] = mapped_column(sa.ForeignKey("sources.id"))
     polls: Mapped[int] = mapped_column(server_default="0")  # so far
     actor: Mapped[str | None]
@@ -181,6 +184,7 @@ class Source(Base):
     archive_days: Mapped[int]
     lost_after_polls: Mapped[int]
     lost_after_seconds: Mapped[int]
+    legal_timezone: Mapped[str]  # deadlines first computed, or amended, from here on are of this time zone
     version: Mapped[str]  # tracker's
     recorded_at: Mapped[datetime]
 
@@ -201,6 +205,7 @@ class Gap(Base):
     ended_at: Mapped[datetime]
     cause: Mapped[Cause]
     detail: Mapped[str | None]
+    actor: Mapped[str | None]  # who paused the cluster
 
 
 class Cluster(Base):
@@ -210,11 +215,15 @@ class Cluster(Base):
 
     cluster: Mapped[str] = mapped_column(primary_key=True)
     answered_at: Mapped[datetime | None]  # the last valid answer was complete
+    failures: Mapped[int] = mapped_column(server_default="0")  # requests failed since the last valid answer
+    failing_since: Mapped[datetime | None]
+    pauses: Mapped[int] = mapped_column(server_default="0")  # in a row
     paused_until: Mapped[datetime | None]
     pause_cause: Mapped[Cause | None]
     gap_began_at: Mapped[datetime | None]  # the gap that is still open
     gap_cause: Mapped[Cause | None]
     gap_detail: Mapped[str | None]
+    gap_actor: Mapped[str | None]
     next_request_at: Mapped[datetime | None]  # the next free place in the rate, on the database's clock
 
 
@@ -230,6 +239,7 @@ class Worker(Base):
     started_at: Mapped[datetime]
     beat_at: Mapped[datetime]
     stopped_at: Mapped[datetime | None]
+    once: Mapped[bool] = mapped_column(server_default=sa.false())  # started by `run --once`
 
 
 class Seal(Base):
@@ -246,21 +256,22 @@ class Seal(Base):
     last_gap_id: Mapped[int] = mapped_column(BigId)
     last_source_id: Mapped[int] = mapped_column(BigId)
     rows: Mapped[int] = mapped_column(BigId)
-    previous_sha256: Mapped[str | None]
-    checkpoint: Mapped[str]  # its whole text, signatures included
+    checkpoint: Mapped[str]  # its whole text, signature included
     checkpoint_sha256: Mapped[str] = mapped_column(unique=True)
     sealed_at: Mapped[datetime]
     key_id: Mapped[str | None]
 
 
 class Segment(Base):
-    """The sealed rows of one cluster, at most 1,000 of them, as their SHA-256. Append-only."""
+    """At most 1,000 sealed rows of one table, as the SHA-256 of their CSV file. Append-only."""
 
     __tablename__ = "segments"
 
     seal_id: Mapped[int] = mapped_column(sa.ForeignKey("seals.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)  # the table
     part: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    cluster: Mapped[str]
+    first_id: Mapped[int] = mapped_column(BigId)
+    last_id: Mapped[int] = mapped_column(BigId)
     rows: Mapped[int]
     sha256: Mapped[str]
 
@@ -275,6 +286,22 @@ class Delivery(Base):
     delivered_at: Mapped[datetime | None]
     failing_since: Mapped[datetime | None]  # NULL while deliveries succeed
     last_error: Mapped[str | None]  # why the last attempt failed
+
+
+class Alert(Base):
+    """What people were told about a need, and who has taken it in hand."""
+
+    __tablename__ = "alerts"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str] = mapped_column(primary_key=True)  # a cluster, a destination, a group of jobs
+    since: Mapped[datetime] = mapped_column(primary_key=True)
+    level: Mapped[str]  # how urgent it was when it was told
+    told_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    acked_by: Mapped[str | None]
+    acked_until: Mapped[datetime | None]
+    ack_reason: Mapped[str | None]
 
 
 def _table(model: type[Base]) -> sa.Table:
@@ -321,6 +348,24 @@ def job_of(row: sa.Row[Any]) -> status.Job:
     )
 
 
+def legal_zones(connection: sa.Connection, default: ZoneInfo) -> Callable[[str, datetime], ZoneInfo]:
+    """Return which legal time zone a deadline of a cluster is of that was first computed, or amended, at some time.
+
+    It is the zone on record then, in ``sources``; before the cluster's first source, the zone of that; where there is
+    none yet, *default*. So a setting that changes moves no deadline that stands, and an auditor can compute each anew.
+    """
+    query = sa.select(Source.cluster, Source.recorded_at, Source.legal_timezone).order_by(Source.id)
+    zones: dict[str, list[tuple[datetime, ZoneInfo]]] = {}
+    for cluster, recorded_at, name in connection.execute(query):
+        zones.setdefault(cluster, []).append((recorded_at, ZoneInfo(name)))
+
+    def zone(cluster: str, at: datetime) -> ZoneInfo:
+        own = zones.get(cluster)
+        return next((zone for since, zone in reversed(own) if since <= at), own[0][1]) if own else default
+
+    return zone
+
+
 def observed_values(job: status.Job) -> dict[str, Any]:
     """Return the observed columns of jobs, as *job* has them; declared ones change by an amendment only."""
     return {
@@ -355,6 +400,7 @@ def transition_of(row: sa.Row[Any]) -> status.Transition:
         last_seen_at=row.last_seen_at,
         observed_at=row.observed_at,
         server_date=row.server_date,
+        claimed_at=row.claimed_at,
         polls=row.polls,
         actor=row.actor,
         anomaly=row.anomaly,
@@ -376,6 +422,7 @@ def transition_values(job_id: int, transition: status.Transition, source_id: int
         "last_seen_at": transition.last_seen_at,
         "observed_at": transition.observed_at,
         "server_date": transition.server_date,
+        "claimed_at": transition.claimed_at,
         "source_id": source_id,
         "polls": transition.polls,
         "actor": transition.actor,

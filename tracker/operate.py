@@ -10,7 +10,6 @@ Locks one job's row, or one cluster's, at a time, so that no operator and poller
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -19,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from tracker import database, intake, status
+from tracker import database, intake, status, text
 from tracker.deadline import Deadline, Verdict, deadline, extension_recorded_at, latest_extension, verdict
 from tracker.errors import AmbiguousJob, InvalidField, UnknownJob
 from tracker.models import (
@@ -29,6 +28,7 @@ from tracker.models import (
     extensions,
     facts_values,
     job_of,
+    legal_zones,
     observed_values,
     transition_values,
 )
@@ -39,11 +39,6 @@ Fact: TypeAlias = str | datetime | date | None
 
 LONGEST_REASON = 1000
 """Characters; ours: a sentence or two, not a file."""
-LONGEST_ACTOR = 255
-"""Characters; as long as ``registered_by`` may be."""
-
-_TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
-"""No C0, DEL, C1, and no surrogate, which is what Python makes of bytes in an argument that are not UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +104,7 @@ def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Fou
         AmbiguousJob: Several clusters have one; the message names them.
     """
     query = sa.select(JOBS.c.id, JOBS.c.cluster).where(JOBS.c.jid == jid).order_by(JOBS.c.cluster)
-    rows = connection.execute(query).all() if is_text(jid) else []
+    rows = connection.execute(query).all() if not text.INVISIBLE.search(jid) else []
     found = [Found(row.id, row.cluster, jid) for row in rows if cluster in (None, row.cluster)]
     if len(found) == 1:
         return found[0]
@@ -122,47 +117,9 @@ def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Fou
     raise UnknownJob(f"no job has the jid {shown}; register it with: tracker add JID{at}")
 
 
-def is_text(text: str) -> bool:
-    """Return whether a database can hold *text* in a column of ours: it has no control character, and is UTF-8."""
-    return _TEXT.fullmatch(text) is not None
-
-
 def check_reason(reason: str) -> str:
-    """Return *reason* without blanks at its ends.
-
-    Raises:
-        InvalidField: It is blank, too long, or holds what a reason must not.
-    """
-    reason = reason.strip()
-    if not reason:
-        raise InvalidField("reason", "is blank; say why, for whoever reads the history")
-    if "@" in reason:
-        raise InvalidField(
-            "reason",
-            "has an @ in it: an address is personal data, and what is in the history cannot be taken out of it again; "
-            "name a ticket instead",
-        )
-    return _checked("reason", reason, LONGEST_REASON)
-
-
-def check_actor(actor: str) -> str:
-    """Return *actor* without blanks at its ends.
-
-    Raises:
-        InvalidField: It is blank, too long, or has a control character in it.
-    """
-    actor = actor.strip()
-    if not actor:
-        raise InvalidField("actor", "is blank; say who decides")
-    return _checked("actor", actor, LONGEST_ACTOR)
-
-
-def _checked(field: str, text: str, longest: int) -> str:
-    if len(text) > longest:
-        raise InvalidField(field, f"has {len(text)} characters; at most {longest} are kept")
-    if not is_text(text):
-        raise InvalidField(field, "has a line break, another control character, or bytes that are not UTF-8 in it")
-    return text
+    """Return *reason* without blanks at its ends; raise InvalidField if it will not do."""
+    return text.check_no_address("reason", reason, LONGEST_REASON)
 
 
 def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str, *, dry_run: bool = False) -> Decision:
@@ -178,7 +135,7 @@ def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str, *,
     Raises:
         Refused: The job is in another state, or the reason or the actor will not do (`InvalidField`).
     """
-    actor, reason = check_actor(actor), check_reason(reason)
+    actor, reason = text.check("actor", actor), check_reason(reason)
     return _carry_out(connection, job_id, lambda job, at: status.withdraw(job, at, actor, reason), dry_run)
 
 
@@ -187,7 +144,7 @@ def reopen(connection: sa.Connection, job_id: int, actor: str, reason: str, *, d
 
     Arguments and errors are those of `withdraw`.
     """
-    actor, reason = check_actor(actor), check_reason(reason)
+    actor, reason = text.check("actor", actor), check_reason(reason)
     return _carry_out(connection, job_id, lambda job, at: status.reopen(job, at, actor, reason), dry_run)
 
 
@@ -206,7 +163,7 @@ def attest(
         Refused: As for `withdraw`; or *done_by* is in the future, before the submission, or before Elevate was last
             seen to say that it was not done (`InvalidField`).
     """
-    actor, reason = check_actor(actor), check_reason(reason)
+    actor, reason = text.check("actor", actor), check_reason(reason)
 
     def decide(job: status.Job, at: datetime) -> Decision:
         decision = status.attest(job, intake.instant("done_by", done_by, at), at, actor, reason)
@@ -244,7 +201,7 @@ def amend(
     Args:
         connection: As for `withdraw`, as are the other arguments.
         changes: By column of `Facts`, its new value, None to clear it; columns that are left out stay as they are.
-        zone: The legal time zone.
+        zone: The legal time zone, where no source of the cluster is on record yet.
 
     Raises:
         InvalidField: A value cannot be, as for `intake.register`; or a time is after the registration; or an extension
@@ -252,13 +209,14 @@ def amend(
             in force.
         Refused: Nothing would change.
     """
-    actor, reason = check_actor(actor), check_reason(reason)
+    actor, reason = text.check("actor", actor), check_reason(reason)
     row, at = _lock_job(connection, job_id, dry_run)
     job = job_of(row)
     facts = _amended(row, job, changes, at)
     decision = status.amend(job, facts, at, actor, reason)
     assert decision.transition is not None  # noqa: S101 - an amendment is one
     declared = extensions(connection, job_id)
+    zone = legal_zones(connection, zone)(row.cluster, at)
     due = _due(job, facts, zone, [*declared, (decision.transition.observed_at, facts.extended_on)])
     if facts.extended_on not in (None, job.facts.extended_on):
         _check_extension(job, facts, zone, due, declared)
@@ -386,27 +344,29 @@ def _write(connection: sa.Connection, job_id: int, decision: Decision, changes: 
 
 
 def pause(
-    connection: sa.Connection, cluster: str, reason: str, configured: Collection[str] = ()
+    connection: sa.Connection, cluster: str, actor: str, reason: str, configured: Collection[str] = ()
 ) -> tuple[Standing, Standing]:
     """Stop the polling of *cluster* until it is resumed, and return how it stood before and stands now.
 
-    Opens a gap with *reason* as its detail; a gap that is open already stays as it is. Harmless if it is paused so
+    Opens a gap with *reason* as its detail; a gap that is open already stays as it is, and *actor* is kept in either.
+    Harmless if it is paused so
     already.
 
     Args:
         connection: In a transaction of `database.writing` that the caller commits.
         cluster: Its name.
+        actor: Who decides.
         reason: Why.
         configured: The clusters in the settings: one that was never polled can be paused too.
 
     Raises:
         InvalidField: The reason will not do, or nobody has heard of the cluster; then the message names those known.
     """
-    reason = check_reason(reason)
+    actor, reason = text.check("actor", actor), check_reason(reason)
     before = _lock(connection, cluster, configured)
     if before.pause_cause is Cause.PAUSED:
         return before, before
-    values: dict[str, Any] = {"pause_cause": Cause.PAUSED, "paused_until": None}
+    values: dict[str, Any] = {"pause_cause": Cause.PAUSED, "paused_until": None, "gap_actor": actor}
     if before.gap_began_at is None:
         values |= {"gap_began_at": database.now(connection), "gap_cause": Cause.PAUSED, "gap_detail": reason}
     else:  # what the gap was before stays in it, and from when on it is ours too

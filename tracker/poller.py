@@ -23,6 +23,7 @@ from queue import Empty, SimpleQueue
 from threading import Event
 from time import monotonic
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
@@ -41,6 +42,7 @@ from tracker.models import (
     extensions,
     facts_of,
     job_of,
+    legal_zones,
     observed_values,
     transition_of,
     transition_values,
@@ -157,6 +159,7 @@ def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings:
         "archive_days": cluster.archive_days,
         "lost_after_polls": settings.lost_after_polls,
         "lost_after_seconds": int(settings.lost_after.total_seconds()),
+        "legal_timezone": settings.timezone,
         "version": release,
     }
     last = connection.execute(
@@ -514,6 +517,7 @@ class _Recording:
         self._failures: list[dict[str, Any]] = []
         self._transitions: list[tuple[str, int, Transition]] = []
         self._cluster: dict[str, Any] = {}  # the cluster's row, as it is becoming
+        self._zone_of: Callable[[str, datetime], ZoneInfo] = lambda cluster, at: poller._legal_zone
         self._events: list[tuple[str, int, dict[str, object]]] = []
         self.tally = Tally()
 
@@ -523,6 +527,7 @@ class _Recording:
         self._cluster = dict(shared)
         rows = self._locked_rows(connection)
         pasts = self._pasts(connection, [row.id for row in rows.values() if row.status == Status.NOT_FOUND])
+        self._zone_of = legal_zones(connection, poller._legal_zone)
         not_asked: list[int] = []
         lost = 0
         for outcome in self._outcomes:
@@ -584,16 +589,16 @@ class _Recording:
         update = observed_values(job)
         # Computed with the first answer, whatever plain SQL put there; afterwards only an amendment moves it.
         if row.polls == 0 or row.deadline_at is None:
-            facts, recorded_at = facts_of(row), row.registered_at
-            if facts.extended_on is not None and row.seq:  # an amendment may have recorded it, perhaps too late
-                recorded_at = extension_recorded_at(extensions(connection, row.id))
+            facts, declared = facts_of(row), [(row.registered_at, row.extended_on)]
+            if row.seq:  # an amendment may have recorded an extension, perhaps too late
+                declared = extensions(connection, row.id)
             due = deadline(
                 facts.received_at,
                 facts.submitted_at,
                 row.registered_at,
-                poller._legal_zone,
+                self._zone_of(row.cluster, declared[-1][0]),
                 extended_on=facts.extended_on,
-                extension_recorded_at=recorded_at,
+                extension_recorded_at=extension_recorded_at(declared),
             )
             update |= {"deadline_on": due.on, "deadline_at": due.at}
         else:
@@ -642,9 +647,10 @@ class _Recording:
             "ended_at": max(answer.completed_at, began_at),
             "cause": cluster["gap_cause"],
             "detail": cluster["gap_detail"],
+            "actor": cluster["gap_actor"],
         }
         connection.execute(sa.insert(Gap).values(gap))
-        cluster |= {"gap_began_at": None, "gap_cause": None, "gap_detail": None}
+        cluster |= {"gap_began_at": None, "gap_cause": None, "gap_detail": None, "gap_actor": None}
         self._event("gap", logging.WARNING, began_at=began_at, ended_at=gap["ended_at"], cause=gap["cause"])
         # Others failed because of the gap, and need not sit out their backoff; suspects may have caused it.
         self._poisonous |= self._suspects

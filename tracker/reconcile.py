@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
 
-from tracker import database, intake
+from tracker import database, intake, text
 from tracker.errors import BadConfiguration, InvalidField, Refused
 from tracker.models import CLUSTERS, JOBS, facts_of
 from tracker.reports.about import Filters
@@ -236,7 +236,7 @@ def _wrong(row: intake.Row, error: Refused) -> Finding:
     """Return the finding for a row that cannot be compared."""
     cluster = jid = field = None
     if (named := _named(row)) is not None:
-        cluster, jid = named.cluster, named.jid[: intake.LONGEST]
+        cluster, jid = named.cluster, named.jid[: text.LONGEST]
     problem = str(error)
     if isinstance(error, InvalidField):
         field, problem = error.field, error.problem

@@ -97,6 +97,8 @@ class Cause(StrEnum):
     BAD_ANSWER = "bad_answer"
     NOT_RUNNING = "not_running"
     PAUSED = "paused"
+    CLOCK_SET = "clock_set"
+    """A clock that was ahead was set right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,8 @@ class Transition:
         to_state: State after.
         last_seen_at: When the request that last saw *from_status* was sent; None if there was none.
         observed_at: When the answer that first showed *to_status* was complete; else when the action was taken.
-        server_date: The answer's HTTP Date; on ``attested`` the time the operator claims. A clock that is not ours.
+        server_date: The answer's HTTP Date: a clock that is not ours.
+        claimed_at: On ``attested``, the time by which it was done, as the operator says.
         polls: Polls so far, this one included.
         actor: Who acted; None if it was observed.
         anomaly: What is odd about it.
@@ -213,6 +216,7 @@ class Transition:
     last_seen_at: datetime | None
     observed_at: datetime
     server_date: datetime | None
+    claimed_at: datetime | None
     polls: int
     actor: str | None
     anomaly: Anomaly | None
@@ -296,6 +300,7 @@ def registration(facts: Facts, registered_at: datetime, registered_by: str) -> T
         last_seen_at=None,
         observed_at=registered_at,
         server_date=None,
+        claimed_at=None,
         polls=0,
         actor=registered_by,
         anomaly=None,
@@ -365,6 +370,7 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past) -> Decision:
         last_seen_at=job.seen_at,
         observed_at=completed_at,
         server_date=answer.server_date,
+        claimed_at=None,
         polls=decided.polls,
         actor=None,
         anomaly=_anomaly(job.status, answer.status, state, past),
@@ -500,7 +506,8 @@ def _act(
         to_state=_TO.get(action, job.state),
         last_seen_at=job.seen_at,
         observed_at=max(t for t in (at, job.registered_at, job.status_by, job.seen_at) if t is not None),
-        server_date=done_by,
+        server_date=None,
+        claimed_at=done_by,
         polls=job.polls,
         actor=actor,
         anomaly=None,
@@ -547,7 +554,7 @@ def _problem(job: Job | None, transition: Transition) -> str | None:
     if transition.to_status != job.status or transition.to_state is not _TO.get(action, job.state):
         return f"cannot lead to {transition.to_status}, {transition.to_state}"
     if action is Action.ATTESTED and (
-        transition.server_date is None or transition.server_date > transition.observed_at
+        transition.claimed_at is None or transition.claimed_at > transition.observed_at
     ):
         return "claims no time, or one in its future"
     return None
@@ -586,7 +593,7 @@ def _step(job: Job | None, transition: Transition) -> Job:
     if action is Action.WITHDRAWN:
         return replace(told, ended_after=transition.observed_at, ended_by=transition.observed_at)
     if action is Action.ATTESTED:
-        return replace(told, ended_after=None, ended_by=transition.server_date)
+        return replace(told, ended_after=None, ended_by=transition.claimed_at)
     if transition.to_status != job.status:
         told = replace(
             told,

@@ -80,11 +80,11 @@ def jobs(past_deadline: bool, limit: int | None, format: str | None, **wanted: t
 
     A table shows what fits; csv and json have every column of the view report_jobs.
     """
-    from tracker import database, operate
+    from tracker import database, text
     from tracker.reports import overview
 
     for name, values in wanted.items():
-        if not all(operate.is_text(value) for value in values):
+        if not all(not text.INVISIBLE.search(value) for value in values):
             raise click.UsageError(f"--{name} has a control character, or bytes that are not UTF-8, in it.")
     is_table = chosen(format) == "table"
     most = limit or (ROWS if is_table else None)
@@ -295,8 +295,8 @@ def _change(
         if moved and change.from_state is not None:
             what += f" (was {change.from_state})"
         notes.append(f"by {change.actor}" + (f": {change.reason}" if change.reason else ""))
-        if change.action == Action.ATTESTED and change.server_date is not None:
-            notes.append(f"done by {_time(change.server_date)} (declared)")
+        if change.action == Action.ATTESTED and change.claimed_at is not None:
+            notes.append(f"done by {_time(change.claimed_at)} (declared)")
         if change.action == Action.AMENDED and change.seq in declared:
             before = declared[max((seq for seq in declared if seq < change.seq), default=change.seq)]
             notes += [f"{told} (declared)" for told in amended(before, declared[change.seq])]

@@ -329,9 +329,9 @@ def _carry_out(
     dry_run: bool,
 ) -> int:
     """Decide about one job, or all in a file, and return the exit code."""
-    from tracker import database, intake, operate
+    from tracker import database, intake, operate, text
 
-    reason, actor = operate.check_reason(reason), operate.check_actor(intake.login() if actor is None else actor)
+    reason, actor = operate.check_reason(reason), text.check("actor", intake.login() if actor is None else actor)
     is_done = f"would be {command.done}" if dry_run else f"is {command.done}"
     transaction = database.reading if dry_run else database.writing
     if source is None:
@@ -474,10 +474,10 @@ def pause(cluster: str, reason: str) -> None:
     Requests that are under way still end and are recorded. The gap, in which nothing can be observed, begins now, and
     the reason is kept with it; a gap that is open already goes on as it is.
     """
-    from tracker import database, operate
+    from tracker import database, intake, operate
 
     with opened() as (settings, engine), database.writing(engine) as connection:
-        before, after = operate.pause(connection, cluster, reason, settings.clusters)
+        before, after = operate.pause(connection, cluster, intake.login(), reason, settings.clusters)
     if before == after:
         click.echo(f"Cluster {cluster} is paused already{_since(after)}; nothing was changed.", err=True)
         return

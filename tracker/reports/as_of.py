@@ -128,7 +128,7 @@ as_of_jobs:
         END AS ended_after,
         CASE
             WHEN e.to_state = 'open' THEN NULL
-            WHEN e.action = 'attested' THEN e.server_date
+            WHEN e.action = 'attested' THEN e.claimed_at
             ELSE e.observed_at
         END AS ended_by,
         l.seq, {instant} AS due_at, l.polls, 0 AS failures, {text} AS last_error,

@@ -89,7 +89,7 @@ REPORT_JOBS = _view(
 REPORT_TRANSITIONS = _view(
     "report_transitions",
     "id cluster jid kind reference seq action from_status to_status from_state to_state last_seen_at observed_at "
-    "server_date base_url actor anomaly reason seal_id",
+    "server_date claimed_at base_url actor anomaly reason seal_id",
 )
 
 

@@ -15,6 +15,7 @@ SELECT
     t.last_seen_at,
     t.observed_at,
     t.server_date,
+    t.claimed_at,
     s.base_url,
     t.actor,
     t.anomaly,
