@@ -76,7 +76,7 @@ def test_add_names_what_is_refused_and_adds_the_rest(engine: sa.Engine, run: Run
     assert out.startswith("c of cluster w1: registered;")
     assert err.splitlines() == [
         "job a of cluster w1 is registered already with other facts: kind is export, given removal",
-        r"'b\x1b[2J': jid: has the control character '\x1b' in it",
+        r"'b\x1b[2J': jid: has the invisible character '\x1b' in it",
         HINT.strip(),
     ]
     assert list(jobs(engine)) == ["a", "c"]

@@ -274,7 +274,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"kind": "delete"}, "kind: 'delete' is no kind: write export, removal or unknown"),
     ({"kind": None}, "kind: cannot be cleared"),
     ({"reference": "jo@example.com"}, "reference: has an @ in it"),
-    ({"reference": "a\nb"}, "reference: has the control character"),
+    ({"reference": "a\nb"}, "reference: has the invisible character"),
     ({"reference": " "}, "reference: is blank"),
     ({"reference": "x" * 256}, "reference: has 256 characters"),
     ({"received_at": NOW + HOUR}, "received_at: .* is in the future"),

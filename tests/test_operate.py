@@ -159,12 +159,12 @@ def test_of_two_operators_at_once_one_is_refused(engine: sa.Engine, now: datetim
 @pytest.mark.parametrize(
     ("reason", "why"),
     [
-        ("", "blank"),
-        (" \t\n", "blank"),
+        ("", "empty"),
+        (" \t\n", "empty"),
         ("x" * 1001, "1001 characters; at most 1000"),
-        ("two\nlines", "control character"),
-        ("a\x9bm", "control character"),
-        ("nul\0", "control character"),
+        ("two\nlines", "invisible character"),
+        ("a\x9bm", "invisible character"),
+        ("nul\0", "invisible character"),
         ("not utf-8 \udcff", "not UTF-8"),
         ("asked by jo@example.com", "personal data"),
     ],

@@ -463,6 +463,7 @@ def test_a_job_the_database_refuses_does_not_stop_the_others(
     script.answers["odd"] = "running"
     with database.writing(engine) as connection:  # a transition that is in the way of the next one
         values = {"job_id": job(engine, "odd").id, "seq": 1, "action": "amended", "to_state": "open"}
+        values |= {"from_state": "open", "actor": "x", "reason": "y", "kind": "export"}
         connection.execute(sa.insert(TRANSITIONS).values(values | {"observed_at": START}))
     assert run(poller) == Tally(asked=3, failed=1, transitions=2)
     assert (job(engine, "a").status, job(engine, "odd").status, job(engine, "odd").failures) == ("waiting", None, 1)

@@ -127,6 +127,7 @@ def test_the_first_answer_is_kept_verbatim_with_no_lower_bound(word: str, state:
         last_seen_at=None,
         observed_at=at(61),
         server_date=None,
+        claimed_at=None,
         polls=1,
         actor=None,
         anomaly=None if word in KNOWN else Anomaly.UNKNOWN_STATUS,
@@ -327,7 +328,7 @@ def test_an_operators_action_is_legal_in_these_states_only(action: Action, state
     assert (transition.last_seen_at, transition.observed_at) == (before.seen_at, LATER)
     assert (transition.actor, transition.reason, transition.anomaly) == ("bob", "why", None)
     assert transition.facts == (OTHER if action is Action.AMENDED else None)
-    assert transition.server_date == (at(8 * DAY) if action is Action.ATTESTED else None)
+    assert transition.claimed_at == (at(8 * DAY) if action is Action.ATTESTED else None)
     ended = (after.ended_after, after.ended_by)
     match action:
         case Action.WITHDRAWN:
@@ -420,8 +421,8 @@ def test_what_the_next_table_spoils_is_legal() -> None:
         (spoilt(4, facts=None), "declared facts"),
         (spoilt(4, to_state=State.DONE), "cannot lead to error, done"),
         (spoilt(5, polls=1), "says 1 polls after 2"),
-        (spoilt(5, server_date=None), "claims no time"),
-        (spoilt(5, server_date=at(2000)), "claims no time"),
+        (spoilt(5, claimed_at=None), "claims no time"),
+        (spoilt(5, claimed_at=at(2000)), "claims no time"),
     ],
 )
 def test_a_history_that_cannot_be_is_refused(rows: list[Transition], told: str) -> None:

@@ -349,8 +349,8 @@ def _table_differences(expected: dict[str, list[str]], actual: dict[str, list[st
         if there is None:
             found.append(f"table {table} is missing")
             continue
-        found += [f"table {table}: this is missing or changed: {line}" for line in lines if line not in there]
-        found += [f"table {table}: this is not tracker's: {line}" for line in there if line not in lines]
+        found += [f"table {table}: missing or changed: {line}" for line in lines if line not in there]
+        found += [f"table {table}: not tracker's: {line}" for line in there if line not in lines]
     return found
 
 
