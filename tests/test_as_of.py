@@ -29,8 +29,8 @@ from tracker.reports import as_of as room
 from tracker.reports import tables, views
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
-from tracker.reports.render import Mode
 from tracker.reports.durations import Durations, durations
+from tracker.reports.render import Mode
 from tracker.reports.tables import NAMES, read
 from tracker.status import Answer, Facts, Kind, State, replay
 
@@ -269,7 +269,7 @@ def test_it_says_what_the_views_said_then(engine: sa.Engine, seed: int, monkeypa
     ) -> tuple[sa.CTE, ...]:
         dialect = connection.dialect.name
         clock = room._known(dialect, as_of)
-        return (*clock, *(room._text(views.sql(v, dialect, Mode.TIME)).cte(v) for v in room._needed(names, dialect)))
+        return (*clock, *(room.text(views.sql(v, dialect, Mode.TIME)).cte(v) for v in room._needed(names, dialect)))
 
     for events in (20, 40, 30):
         at = world.live(events)

@@ -119,7 +119,7 @@ def shadows(
     # Replayed once; but only filtered it must not stand between a view and the indexes.
     found.append(asked.prefix_with("NOT MATERIALIZED" if as_of is None or is_kept else "MATERIALIZED"))
     mode = _mode(as_of)
-    return (*found, *(_text(views.sql(name, dialect, mode)).cte(name) for name in _needed(names, dialect)))
+    return (*found, *(text(views.sql(name, dialect, mode)).cte(name) for name in _needed(names, dialect)))
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def legal_days(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[Z
     dialect, mode = connection.dialect.name, _mode(as_of)
     known = () if as_of is None else _known(dialect, as_of, "transitions", "sources")
     names = _relation("names", dialect, mode)
-    days, zones = (_text(render.sql(f"reports/replay/{name}", dialect, mode)) for name in ("days", "zones"))
+    days, zones = (text(render.sql(f"reports/replay/{name}", dialect, mode)) for name in ("days", "zones"))
     return zone_days(connection, zone, days.add_cte(*known), zones.add_cte(*known, names))
 
 
@@ -195,7 +195,7 @@ def _replay(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[sa.C
     """Return ``replayed``, the rows of jobs as they were then; the rows known then come before it."""
     dialect, mode = connection.dialect.name, _mode(as_of)
     given = as_parameter(legal_days(connection, as_of, zone))
-    days = _text(render.sql("reports/replay/zone", dialect, mode)).bindparams(zone=given).cte("zone")
+    days = text(render.sql("reports/replay/zone", dialect, mode)).bindparams(zone=given).cte("zone")
     return [
         days.prefix_with("MATERIALIZED"),  # or else SQLite parses it again for each job
         _relation("names", dialect, mode),
@@ -212,15 +212,15 @@ def _known(dialect: str, as_of: datetime | Sealed, *names: str) -> list[sa.CTE]:
     if isinstance(as_of, Sealed):
         ids = ("number", "transition_id", "gap_id", "source_id")
         clock += "".join(f", {int(getattr(as_of, name))} AS {name}" for name in ids)
-    return [_text(clock).cte("clock"), *(_relation(name, dialect, _mode(as_of)) for name in names)]
+    return [text(clock).cte("clock"), *(_relation(name, dialect, _mode(as_of)) for name in names)]
 
 
 def _relation(file: str, dialect: str, mode: Mode, name: str | None = None) -> sa.CTE:
-    cte = _text(render.sql(f"reports/replay/{file}", dialect, mode)).cte(name or file)
+    cte = text(render.sql(f"reports/replay/{file}", dialect, mode)).cte(name or file)
     return cte if name else cte.prefix_with("NOT MATERIALIZED")  # it must not stand between a query and the indexes
 
 
-def _text(sql: str) -> sa.TextualSelect:
+def text(sql: str) -> sa.TextualSelect:
     # What looks like a parameter (`:word`) is none: it is in a text; only :zone is.
     return sa.text(re.sub(r"(?<![:\w\\]):(?!zone\b)(?=\w)", r"\\:", sql)).columns()
 
