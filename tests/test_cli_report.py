@@ -282,7 +282,7 @@ def test_hostile_names_do_not_reach_the_terminal(run: Run, engine: sa.Engine) ->
     job(engine, "a", name)
     told = {"table": "=w1", "csv": "\n'=w1,", "json": '"=w1"'}
     for format, shown in told.items():
-        code, out, err = run("durations", "--cluster", name, "--format", format)
+        code, out, _ = run("durations", "--cluster", name, "--format", format)
         assert code == 0
         assert shown in out
 

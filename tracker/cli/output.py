@@ -25,9 +25,9 @@ import click
 
 from tracker.errors import Refused
 from tracker.reports.words import cell
-from tracker.text import INVISIBLE
 from tracker.reports.words import human as human
 from tracker.reports.words import plain as plain
+from tracker.text import INVISIBLE
 
 FORMATS = ("table", "csv", "json")
 
