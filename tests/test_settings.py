@@ -568,13 +568,28 @@ def test_no_error_repeats_a_secret_even_in_its_traceback(tmp_path: Path, environ
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-@given(
-    user=st.text("abc.@%-", max_size=6),
-    password=st.text("xyz@/?#:%&= ", min_size=1, max_size=12).map(lambda text: f"PW{text}PW"),
-)
+PASSWORD = st.text("xyz@/?#:%&= 1", max_size=12).map(lambda text: f"PW{text}PW")
+
+
+@given(user=st.text("abc.%-", max_size=6), password=PASSWORD)
 @settings(deadline=None, max_examples=100)
 def test_a_password_is_masked_however_badly_it_is_escaped(user: str, password: str) -> None:
     assert mask_url(f"postgresql+psycopg://{user}:{password}@host/db") == f"postgresql+psycopg://{user}:****@host/db"
+
+
+@given(
+    start=st.sampled_from(["postgresql://", "postgresql:/", "postgresql+psycopg://", "http://", ""]),
+    user=st.text("abc.@%-/ ", max_size=6),
+    password=PASSWORD,
+    end=st.sampled_from(["/db", "@h", "@host:", "@host:/db", "@host:x/db", "@ho st/db", "@a:1,b:2/db?x=@", "@[::1/db"]),
+)
+@settings(deadline=None, max_examples=300)
+def test_no_password_is_shown_of_a_malformed_url(start: str, user: str, password: str, end: str) -> None:
+    if "@" not in end:
+        password = password.replace("@", "")  # what follows it would be the host
+    if start or "@" in end:  # else it is a word with a colon
+        assert "PW" not in mask_url(f"{start}{user}:{password}{end}")
+    assert "PW" not in mask_url(f"postgresql://host/db?user=a&pass%77ord={password}&x=y")
 
 
 @pytest.mark.parametrize("url", ["sqlite:///tracker.db", "postgresql://host:5432/db", "https://h/p?x=1", "/a/b", ""])

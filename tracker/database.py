@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
-from tracker.settings import mask_url
+from tracker.settings import checked_database_url, mask_url
 
 # It logs each cursor that it cannot close after an error, which is told anyway: to standard error where nobody listens.
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
@@ -59,22 +59,13 @@ def create_engine(url: str, *, make: bool = False) -> sa.Engine:
         make: Whether a missing SQLite file is made; else opening it raises DatabaseMissing.
 
     Raises:
-        BadConfiguration: The URL is none, is of another database, or its driver is not installed.
+        BadConfiguration: It is not a URL, or of another database, or the driver is not installed.
     """
     try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise BadConfiguration(
-            "TRACKER_DATABASE_URL is no database URL: write sqlite:///tracker.db or postgresql+psycopg://user@host/name"
-        ) from None
-    if parsed.get_backend_name() == "sqlite":
-        engine = _sqlite_engine(parsed, make)
-    elif parsed.get_backend_name() == "postgresql":
-        engine = _postgresql_engine(parsed)
-    else:
-        raise BadConfiguration(
-            f"TRACKER_DATABASE_URL: {parsed.get_backend_name()} is not supported: sqlite or postgresql+psycopg is"
-        )
+        parsed = sa.make_url(checked_database_url(url))
+    except ValueError as error:
+        raise BadConfiguration(f"TRACKER_DATABASE_URL: {error}") from None
+    engine = _sqlite_engine(parsed, make) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed)
     event.listen(engine, "handle_error", _translate)
     return engine
 
