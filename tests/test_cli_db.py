@@ -104,7 +104,7 @@ def test_check_leaves_alone_what_is_not_trackers(engine: sa.Engine, capsys: pyte
 def test_another_versions_schema_is_one_problem(engine: sa.Engine, capsys: pytest.CaptureFixture[str]) -> None:
     """All else would follow from it, so only the version is named, with the way out."""
     with database.writing(engine) as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        connection.exec_driver_sql("UPDATE tracker_alembic_version SET version_num = '9999'")
         connection.exec_driver_sql("DROP VIEW report_jobs")
     assert cli.main(["db", "check"]) == 1
     (line,) = capsys.readouterr().out.splitlines()

@@ -529,7 +529,7 @@ def test_a_database_that_cannot_be_read_is_named_and_no_file_is_lost(
         shutil.copy(sqlite_template, tmp_path / "tracker.db")
         engine = sa.create_engine(url)
         with engine.begin() as connection:
-            connection.execute(sa.text("UPDATE alembic_version SET version_num = :found"), {"found": revision})
+            connection.execute(sa.text("UPDATE tracker_alembic_version SET version_num = :found"), {"found": revision})
         engine.dispose()
     before = set(tmp_path.iterdir())
     assert cli.main(args) == code

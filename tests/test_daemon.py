@@ -270,7 +270,7 @@ def test_it_refuses_what_it_must_not_run_on(empty_url: str, dialect: str, script
     assert "guard_jobs_claim is missing" in unguarded.stderr
     assert "tracker db upgrade" in unguarded.stderr
     with database.writing(engine) as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+        connection.exec_driver_sql("UPDATE tracker_alembic_version SET version_num = '0000'")
     other = tracker("run", env=env)
     assert (other.returncode, "revision 0000" in other.stderr, "tracker db upgrade" in other.stderr) == (78, True, True)
     engine.dispose()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -46,12 +47,12 @@ def test_plain_alembic_goes_up_checks_and_goes_down(empty_url: str) -> None:
     """`alembic upgrade head`, `check` and `downgrade base` work at the root, and leave nothing behind."""
     alembic(empty_url, "upgrade", "head")
     names = objects(empty_url)
-    assert {table for kind, table in names if kind == "table"} == {*Base.metadata.tables, "alembic_version"}
+    assert {table for kind, table in names if kind == "table"} == {*Base.metadata.tables, database.VERSION_TABLE}
     assert {view for kind, view in names if kind == "view"} == set(views.VIEWS)
     assert "No new upgrade operations detected" in alembic(empty_url, "check").stdout
     assert objects(empty_url) == names
     alembic(empty_url, "downgrade", "base")
-    assert objects(empty_url) == {("table", "alembic_version")}
+    assert objects(empty_url) == {("table", database.VERSION_TABLE)}
     alembic(empty_url, "upgrade", "head")
     assert objects(empty_url) == names
 
@@ -137,7 +138,7 @@ def test_opening_says_what_is_missing(empty_url: str, dialect: str) -> None:
     engine = database.open_database(empty_url)
     for found, way_out in (("0000", "tracker db upgrade"), ("9999", "install a newer tracker")):
         with database.writing(engine) as connection:
-            connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{found}'")
+            connection.exec_driver_sql(f"UPDATE tracker_alembic_version SET version_num = '{found}'")
         with pytest.raises(SchemaMismatch, match=way_out):
             database.open_database(empty_url)
     engine.dispose()
@@ -148,16 +149,24 @@ def test_opening_says_what_is_missing(empty_url: str, dialect: str) -> None:
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("tracker.db", "no database URL"),
-        ("mysql://x/y", "not supported"),
+        ("tracker.db", "must begin with"),
+        ("mysql://u:hush@x/y", "must begin with"),
+        ("postgresql://app:hush/db", "must be like"),
+        ("postgresql://app:hush@db:/app", "must be like"),
+        ("postgresql://app:hush@db:54a/app", "must be like"),
+        ("postgresql://app:hu@hush@db/app", "write @ as %40"),
+        ("postgresql://a/p:hush@db/app", "must be like"),
+        ("postgresql://app:hush@d b/app", "must be like"),
+        ("postgresql://app:hush@one:5432,two:5433/app", "host=one:5432&host=two:5432"),
         ("sqlite://", "in memory forgets"),
         ("sqlite:///:memory:", "in memory forgets"),
     ],
 )
 def test_urls_that_cannot_be_are_refused(url: str, problem: str) -> None:
     """A URL that is none, of another database, or in memory is refused, and its password is not repeated."""
-    with pytest.raises(BadConfiguration, match=problem):
+    with pytest.raises(BadConfiguration, match=problem) as caught:
         database.create_engine(url)
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -195,7 +204,7 @@ def test_a_role_without_rights_is_told_in_a_line(
     url = sa.make_url(postgres_of_its_own(postgres_template))
     role = f"r{os.urandom(4).hex()}"
     run_sql(url, f"CREATE ROLE {role} LOGIN PASSWORD 'hush'")
-    run_sql(url, f"GRANT SELECT ON alembic_version TO {role}")
+    run_sql(url, f"GRANT SELECT ON tracker_alembic_version TO {role}")
     try:
         text = url.set(username=role).render_as_string(hide_password=False)
         monkeypatch.setenv("TRACKER_DATABASE_URL", f"{text}&password=hush")

@@ -29,6 +29,7 @@ from tracker.settings import checked_database_url, mask_url
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 HEAD = "0001"  # the revision this version needs; a test compares it with the migrations
+VERSION_TABLE = "tracker_alembic_version"  # of our own: another application's Alembic may be in the same database
 
 # Python's own sqlite3 is often a SQLite whose WAL can lose commits when several connections write (3.7.0 to 3.51.2):
 # https://sqlite.org/wal.html#walreset
@@ -296,9 +297,10 @@ def open_database(url: str) -> sa.Engine:
 
 def revision(connection: sa.Connection) -> str | None:
     """Return the schema's revision, or None where there is no schema of ours."""
-    if not sa.inspect(connection).has_table("alembic_version"):
+    # Named: on PostgreSQL the search path may lead on to another schema that has a tracker of its own.
+    if not sa.inspect(connection).has_table(VERSION_TABLE, schema=connection.dialect.default_schema_name):
         return None
-    value: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    value: str | None = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
     return value
 
 
@@ -308,10 +310,36 @@ def require_schema(connection: sa.Connection) -> None:
     if found == HEAD:
         return
     if found is None:
+        _require_room(connection)
         raise SchemaMismatch("the database is empty: run `tracker db upgrade`")
     if found < HEAD:
         raise SchemaMismatch(f"the database has revision {found}, this version needs {HEAD}: run `tracker db upgrade`")
     raise SchemaMismatch(f"the database has revision {found}, newer than this version's: install a newer tracker")
+
+
+def _require_room(connection: sa.Connection) -> None:
+    """Raise SchemaMismatch if a schema without a revision has tables with the names of ours."""
+    from tracker.models import Base
+
+    schema = connection.dialect.default_schema_name
+    if schema is None:
+        raise SchemaMismatch("no schema of the search_path exists, or this role may not use it: run CREATE SCHEMA")
+    inspector = sa.inspect(connection)
+    there = [*inspector.get_table_names(schema=schema), *inspector.get_view_names(schema=schema)]
+    taken = sorted(set(there) & set(Base.metadata.tables))
+    if "seals" in taken and "previous_sha256" in [one["name"] for one in inspector.get_columns("seals", schema)]:
+        raise SchemaMismatch(
+            "the database is of tracker's first edition, which this version does not read: set TRACKER_DATABASE_URL to"
+            " a new database and register the open jobs there"
+        )
+    if taken:
+        where, way_out = f"the schema {schema}", ", or a schema of its own (search_path)"
+        if connection.dialect.name == "sqlite":
+            where, way_out = "the database", ""
+        raise SchemaMismatch(
+            f"{where} has {', '.join(taken)} but no {VERSION_TABLE}, so they are not tracker's: use another"
+            f" database{way_out}"
+        )
 
 
 def migrations() -> Path:
@@ -346,7 +374,9 @@ def upgrade(url: str, told: Callable[[str], None] = lambda line: None) -> None:
     try:
         with reading(engine) as connection:
             before = revision(connection)
-            if before is not None and before > HEAD:
+            if before is None:
+                _require_room(connection)
+            elif before > HEAD:
                 require_schema(connection)
         command.upgrade(config, "head")
     finally:
