@@ -45,6 +45,23 @@ BUSY_SECONDS = 30  # how long a writer waits for SQLite's one write lock
 LOCK_SECONDS = 30  # PostgreSQL: how long a statement waits for a lock
 IDLE_SECONDS = 60  # PostgreSQL: a transaction that does nothing for so long is ended: it would hold up the sealer
 
+# A role or a database can have other defaults. They are set in each transaction, in one message to the server.
+_POSTGRESQL_SETTINGS = f"""
+    SET LOCAL timezone = 'UTC';
+    SET LOCAL datestyle = 'ISO';
+    SET LOCAL intervalstyle = 'postgres';
+    SET LOCAL extra_float_digits = 1;
+    SET LOCAL bytea_output = 'hex';
+    SET LOCAL array_nulls = on;
+    SET LOCAL transform_null_equals = off;
+    SET LOCAL standard_conforming_strings = on;
+    SET LOCAL quote_all_identifiers = off;
+    SET LOCAL cursor_tuple_fraction = 1;  -- our cursors fetch all that they ask for
+    SET LOCAL lock_timeout = '{LOCK_SECONDS}s';
+    SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'
+"""
+_ENDING = ("57P01", "57P02", "57P03")  # PostgreSQL's codes: the server ends the connection, crashes, or is starting
+
 
 def sqlite_library() -> tuple[str, bool]:
     """Return SQLite's version and whether its WAL is safe with several connections."""
@@ -113,10 +130,12 @@ def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
+    # A server that vanished without a word is noticed within a minute.
+    alive = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+    # PgBouncer hands a connection on after each transaction: no prepared statements, and no SET but SET LOCAL.
+    arguments = {"connect_timeout": 10, "client_encoding": "utf8", "prepare_threshold": None} | alive
     try:
-        # A server that vanished without a word is noticed within a minute.
-        alive = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
-        engine = sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10} | alive)
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=arguments)
     except ModuleNotFoundError:
         raise BadConfiguration(
             "TRACKER_DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'tracker[postgres]'"
@@ -124,15 +143,18 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: object) -> None:
-        autocommit, connection.autocommit = connection.autocommit, True
-        connection.execute("SET TIME ZONE 'UTC'")
-        # A role or a database can have others by default: psycopg reads no other dates, and figures lost digits.
-        connection.execute("SET datestyle = 'ISO'")
-        connection.execute("SET extra_float_digits = 1")
-        connection.execute("SET cursor_tuple_fraction = 1")  # our cursors fetch all that they ask for
-        connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
-        connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-        connection.autocommit = autocommit
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":  # a status is stored as it came, and may be in any script
+            connection.close()
+            raise BadConfiguration(
+                f"the database's encoding is {encoding}, and tracker needs UTF8: make another one with CREATE DATABASE"
+                " name ENCODING 'UTF8' TEMPLATE template0"
+            )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        kind = connection.get_execution_options().get("tracker_reading", "READ COMMITTED")
+        connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {kind}; {_POSTGRESQL_SETTINGS}")
 
     return engine
 
@@ -143,6 +165,8 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
     What remains SQLAlchemy's is what a statement of ours can be wrong about: a constraint, or a value.
     """
     original, error = context.original_exception, context.sqlalchemy_exception
+    if context.is_pre_ping:  # the pool makes another connection
+        return
     if not isinstance(error, sa.exc.DBAPIError) or isinstance(error, (sa.exc.IntegrityError, sa.exc.DataError)):
         return
     lines = str(original).strip().splitlines()
@@ -152,6 +176,14 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
         raise BadConfiguration(f"the database refuses: {text} ({hint})") from original
     if "not a database" in text or "malformed" in text:
         raise BadConfiguration(f"the file is no SQLite database, or is damaged ({text}): restore a copy") from original
+    state = getattr(original, "sqlstate", None)
+    read_only = state == "25006" or "readonly database" in text
+    if read_only or state in _ENDING:
+        context.is_disconnect = True  # after a failover every connection of the pool may lead to the old primary
+    if read_only:
+        raise DatabaseUnavailable(
+            f"the database cannot be written just now: {text} (a standby, a read-only role, or a read-only file)"
+        ) from original
     raise DatabaseUnavailable(f"the database is not available: {text}") from original
 
 
@@ -175,10 +207,8 @@ def reading(engine: sa.Engine, *, temporary: bool = False) -> Iterator[sa.Connec
         engine: The database.
         temporary: It may make temporary tables, if its role may: PostgreSQL refuses even those to who only reads.
     """
-    options: dict[str, Any] = {"tracker_reading": True}
-    if engine.dialect.name == "postgresql":
-        options |= {"isolation_level": "REPEATABLE READ"} | ({} if temporary else {"postgresql_readonly": True})
-    with engine.connect().execution_options(**options) as connection:
+    kind = "REPEATABLE READ" if temporary else "REPEATABLE READ, READ ONLY"
+    with engine.connect().execution_options(tracker_reading=kind) as connection:
         yield connection
 
 

@@ -43,13 +43,10 @@ def check() -> int:
 
     url = settings.load(keys=False).database_url
     engine = database.create_engine(url)
-    # On PostgreSQL the views' check makes temporary ones, which no reading transaction may; they are rolled back.
-    looking = database.reading(engine) if engine.dialect.name == "sqlite" else engine.connect()
     try:
-        with looking as connection:
+        with database.reading(engine, temporary=True) as connection:
             database.require_schema(connection)
             problems = _problems(connection)
-            connection.rollback()
     except SchemaMismatch as error:  # all else would follow from it
         click.echo(plain(str(error)))
         return 1
@@ -99,7 +96,10 @@ def _problems(connection: sa.Connection) -> list[str]:
 
 
 def _table_problems(connection: sa.Connection) -> list[str]:
-    """Return a line for each difference between the tables and the models; others' tables and indexes are theirs."""
+    """Return a line for each difference between the tables and the models; others' tables and indexes are theirs.
+
+    A name without a schema is read as PostgreSQL reads it, by the search path: ours comes first.
+    """
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
