@@ -28,7 +28,7 @@ from tracker import database, guards, operate, web
 from tracker.audit.checkpoint import SigningKey
 from tracker.audit.deliver import Courier
 from tracker.audit.seal import seal
-from tracker.errors import DatabaseUnavailable, Refused
+from tracker.errors import DatabaseMoved, DatabaseUnavailable, Refused
 from tracker.logs import event
 from tracker.models import CLUSTERS, JOBS, Worker
 from tracker.poller import Poller, Tally, note_absence, polling
@@ -47,7 +47,20 @@ LAST_DELIVERY_SECONDS = 10  # at the end; what could not be delivered by then, t
 
 
 class Stop(threading.Event):
-    """Set by SIGTERM and SIGINT while `listening`; a second signal, a moment later, ends the process at once."""
+    """Set by SIGTERM and SIGINT while `listening`; a second signal, a moment later, ends the process at once.
+
+    Attributes:
+        failure: What made the daemon stop by itself; `run` raises it.
+    """
+
+    failure: DatabaseMoved | None = None
+
+    def because(self, failure: DatabaseMoved) -> None:
+        """Stop, since nothing can be written any more."""
+        if self.failure is None:
+            event("database_moved", logging.ERROR, error=failure)
+            self.failure = failure
+        self.set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -76,6 +89,7 @@ def run(settings: Settings, *, once: bool = False, stop: Stop | None = None) -> 
     Raises:
         BadConfiguration: No cluster is configured, the signing key cannot be used, or the database is missing, of
             another version or without its guards; each with the way out.
+        DatabaseMoved: The SQLite file is another one now; nothing was written to it.
         DatabaseUnavailable: At the start; later it is waited for.
         TrackerError: *once*: what kept a cluster from being polled, else what kept the record from being sealed.
     """
@@ -101,6 +115,8 @@ def run(settings: Settings, *, once: bool = False, stop: Stop | None = None) -> 
                 else:
                     sealing.start()
                     _keep_running(engine, worker, tasks, stop, settings.request_timeout.total_seconds())
+            if stop.failure:
+                raise stop.failure
             sealing.finish()
             failures = [*(task.failure for task in tasks), sealing.failure]
             if failure := next((one for one in failures if once and one), None):
@@ -182,7 +198,7 @@ def _rows(connection: sa.Connection, found: list[operate.Found]) -> list[sa.Row[
 class _Task:
     """One cluster's polling, as the scheduler calls it: whatever happens, the next run comes."""
 
-    def __init__(self, cluster: str, poller: Poller, stop: threading.Event) -> None:
+    def __init__(self, cluster: str, poller: Poller, stop: Stop) -> None:
         self.tally = Tally()
         self.failure: Exception | None = None
         self._cluster = cluster
@@ -209,7 +225,9 @@ class _Task:
             return
         self._wait = min(2 * self._wait + 1, LONGEST_WAIT)
         self._not_before = monotonic() + self._wait
-        if isinstance(self.failure, DatabaseUnavailable):
+        if isinstance(self.failure, DatabaseMoved):
+            self._stop.because(self.failure)
+        elif isinstance(self.failure, DatabaseUnavailable):
             told = {"cluster": self._cluster, "error": self.failure, "again_in_seconds": self._wait}
             event("database_unavailable", logging.ERROR, **told)
         else:
@@ -324,6 +342,8 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool) -> Iterator[str]:
             with database.writing(engine) as connection:
                 gone = sa.update(Worker).where(Worker.worker == worker)
                 connection.execute(gone.values(stopped_at=database.now(connection)))
+        except DatabaseMoved:  # reported already
+            pass
         except DatabaseUnavailable as error:
             event("database_unavailable", logging.ERROR, error=error)
         event("stopped", worker=worker)
@@ -350,7 +370,7 @@ def _keep_running(engine: sa.Engine, worker: str, tasks: list[_Task], stop: Stop
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a cluster that is busy for a second is no warning
     for task in tasks:
         scheduler.add_job(task, "interval", seconds=LOOK_SECONDS, next_run_time=datetime.now(UTC))
-    scheduler.add_job(_beat, "interval", (engine, worker), seconds=BEAT_SECONDS)
+    scheduler.add_job(_beat, "interval", (engine, worker, stop), seconds=BEAT_SECONDS)
     scheduler.start()
     drift = time() - monotonic()
     while not stop.wait(LOOK_SECONDS):
@@ -369,10 +389,12 @@ def _keep_running(engine: sa.Engine, worker: str, tasks: list[_Task], stop: Stop
         os._exit(1)
 
 
-def _beat(engine: sa.Engine, worker: str) -> None:
+def _beat(engine: sa.Engine, worker: str, stop: Stop) -> None:
     try:
         with database.writing(engine) as connection:
             beat = sa.update(Worker).where(Worker.worker == worker)
             connection.execute(beat.values(beat_at=database.now(connection)))
+    except DatabaseMoved as error:
+        stop.because(error)
     except DatabaseUnavailable as error:
         event("database_unavailable", logging.WARNING, error=error)

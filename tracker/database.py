@@ -22,10 +22,10 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
+from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseMoved, DatabaseUnavailable, SchemaMismatch
 from tracker.settings import checked_database_url, mask_url
 
-# It logs each cursor that it cannot close after an error, which is told anyway: to standard error where nobody listens.
+# It logs each cursor that it cannot close after an error that is reported anyway.
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 HEAD = "0001"  # the revision this version needs; a test compares it with the migrations
@@ -99,32 +99,81 @@ def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
             " PostgreSQL (TRACKER_DATABASE_URL)"
         )
     path = Path(url.database)
+    first: list[tuple[int, int] | None] = []  # the file that this engine opened first
+
+    def require_same_file() -> None:
+        if first and _identity(path) != first[0]:
+            raise DatabaseMoved(
+                f"the database file {path} was moved, replaced or deleted while it was open, and nothing more is"
+                f" written: put it back, or move {path.name}-wal and {path.name}-shm away before another file takes"
+                " its place"
+            )
 
     def connect() -> sqlite3.Connection:
+        require_same_file()
         if not make and not path.is_file():
             raise DatabaseMissing(f"there is no database at {path}: make it with `tracker db upgrade`")
-        uri = f"file:{quote(str(path.absolute()))}?mode={'rwc' if make else 'rw'}"
-        connection: sqlite3.Connection = _sqlite.connect(
-            uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
-        )
-        connection.execute("PRAGMA foreign_keys = ON")
-        if sqlite_library()[1]:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-        else:
-            connection.execute("PRAGMA journal_mode = DELETE")
-            connection.execute("PRAGMA synchronous = EXTRA")
+        connection = _open_file(path, make)
+        first[:] = first or [_identity(path)]
         return connection
 
     engine = sa.create_engine(url, module=_sqlite, creator=connect)
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        # Not the driver's own BEGIN: it comes after the first SELECT, and updates based on that read are lost.
+        require_same_file()
         reading = connection.get_execution_options().get("tracker_reading", False)
+        if not reading and "tracker_journal" not in connection.info:
+            # Not when the file is opened: a reader may not be able to write it, and it may be somebody else's.
+            mode = "WAL" if sqlite_library()[1] else "DELETE"
+            connection.exec_driver_sql(f"PRAGMA journal_mode = {mode}")
+            connection.info["tracker_journal"] = mode
+        # Not the driver's own BEGIN: it comes after the first SELECT, and updates based on that read are lost.
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at *path* from every other, or None if there is none."""
+    with suppress(OSError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
+
+
+def _open_file(path: Path, make: bool) -> sqlite3.Connection:
+    """Return a connection to a SQLite file, also where its folder is read-only.
+
+    There SQLite cannot make the ``-shm`` that it reads WAL with, unless it may take the file as one that never changes.
+    """
+
+    def opened(how: str) -> sqlite3.Connection:
+        uri = f"file:{quote(str(path.absolute()))}?{how}"
+        connection: sqlite3.Connection = _sqlite.connect(
+            uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = EXTRA")  # FULL, and in DELETE mode the folder, too
+            connection.execute("SELECT 1 FROM sqlite_master").close()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    try:
+        return opened("mode=rwc" if make else "mode=rw")
+    except _sqlite.OperationalError as error:
+        if make or "locked" in str(error) or os.access(path.absolute().parent, os.W_OK):
+            raise
+    beside = [Path(f"{path}{end}") for end in ("-wal", "-shm", "-journal")]
+    if in_use := [file.name for file in beside if file.exists() and file.stat().st_size]:
+        raise BadConfiguration(
+            f"{path} cannot be read without {' and '.join(in_use)} beside it, in a folder that is read-only: let this"
+            " account read them, or copy all of them to a folder where it may write"
+        )
+    return opened("mode=ro&immutable=1")
 
 
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
