@@ -27,7 +27,10 @@ from tracker import cli, database
 from tracker.errors import DatabaseMoved, DatabaseUnavailable
 
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-READING = (("jobs",), ("show", "a"), ("status",), ("clusters",), ("report", "durations"), ("report", "monthly"))
+READING = (
+    *(("jobs",), ("show", "a"), ("status",), ("clusters",), ("db", "check")),
+    *(("report", "durations"), ("report", "monthly", "--as-of", "2026-01-01")),
+)
 
 
 def text(url: sa.URL) -> str:
@@ -404,8 +407,9 @@ def test_reading_on_a_standby_and_writing_after_a_failover(
             monkeypatch.setenv("TRACKER_DATABASE_URL", text(standby))
             capsys.readouterr()
             for words in READING:
-                assert run(*words) in (0, 1), capsys.readouterr().err
-                assert "error" not in capsys.readouterr().err
+                # `status` exits with 1 when something needs a person: no daemon runs
+                assert run(*words) == (1 if words == ("status",) else 0), capsys.readouterr()
+            capsys.readouterr()
             assert run("add", "b") == 69
             (line,) = capsys.readouterr().err.splitlines()
             assert "cannot be written just now" in line
@@ -474,8 +478,8 @@ def test_a_role_that_may_only_read_can_read(
     run_sql(url, f"ALTER DATABASE {url.database} SET default_transaction_read_only = on")
     capsys.readouterr()
     for words in READING:
-        assert run(*words) in (0, 1)
-        assert "error" not in capsys.readouterr().err
+        assert run(*words) == (1 if words == ("status",) else 0), capsys.readouterr()
+    capsys.readouterr()
     assert run("add", "b") == 69
     (line,) = capsys.readouterr().err.splitlines()
     assert "read-only transaction" in line
@@ -511,11 +515,9 @@ def test_a_file_in_a_read_only_folder_is_read(shelf: Path) -> None:
     before = shelf.read_bytes()
     shelf.chmod(0o444)
     shelf.parent.chmod(0o555)
-    for words in (*READING, ("db", "check")):
+    for words in READING:
         done = bound(*words, url=f"sqlite:///{shelf}", folder=shelf.parent)
-        assert done.returncode in (0, 1), done.stderr
-        assert "error" not in done.stderr
-    assert bound("show", "a", url=f"sqlite:///{shelf}", folder=shelf.parent).returncode == 0
+        assert done.returncode == (1 if words == ("status",) else 0), done.stderr
     for words in (("add", "b"), ("db", "upgrade")):
         done = bound(*words, url=f"sqlite:///{shelf}", folder=shelf.parent)
         assert done.returncode == 69
