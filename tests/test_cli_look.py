@@ -668,16 +668,16 @@ def test_rows_that_nobody_seals_need_a_person(engine: sa.Engine, run: Run, now: 
 
 
 def test_a_daemon_that_does_not_seal_needs_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
-    """It seals every few minutes, so nobody waits a day; one that began just now has its time."""
+    """It seals rows that are an hour old, so a person need not wait a day; one that began just now has its time."""
     minute = timedelta(minutes=1)
-    history.change(engine, register(engine, "a", at=now - 20 * minute), due_at=now + HOUR)
-    for worker, started_at, code in (("a", now, 0), ("b", now - 16 * minute, 1)):
+    history.change(engine, register(engine, "a", at=now - 80 * minute), due_at=now + HOUR)
+    for worker, started_at, code in (("a", now, 0), ("b", now - 76 * minute, 1)):
         daemon(engine, worker, now, started_at=started_at)
         assert screen(run)[0] == code
-    assert screen(run)[2][0].startswith(f"1 rows of history are not sealed, the oldest since {at(now - 20 * minute)}; ")
+    assert screen(run)[2][0].startswith(f"1 rows of history are not sealed, the oldest since {at(now - 80 * minute)}; ")
     seal(engine, None)
     assert screen(run)[0] == 0
-    history.change(engine, register(engine, "b", at=now - 20 * minute), due_at=now + HOUR)
+    history.change(engine, register(engine, "b", at=now - 80 * minute), due_at=now + HOUR)
     assert screen(run)[0] == 0  # registered as of then, since that seal
 
 
@@ -688,9 +688,7 @@ def test_a_newest_seal_that_is_no_checkpoint_needs_a_person(engine: sa.Engine, r
         connection.execute(sa.insert(Seal).values(values))
     code, shown, needs = screen(run)
     assert (code, shown["last seal"].startswith("DAMAGED")) == (1, True)
-    assert [need.partition("; ")[0] for need in needs] == [
-        "The newest checkpoint is none, or damaged, and nothing is sealed any more"
-    ]
+    assert [need.partition("; ")[0] for need in needs] == ["The newest row in `seals` is not a valid checkpoint"]
 
 
 def test_checkpoints_that_cannot_be_delivered_need_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:

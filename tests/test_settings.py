@@ -99,6 +99,7 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path) -> None:
         "TRACKER_DATABASE_URL": "postgresql+psycopg://u:p@h/db",
         "TRACKER_HTTP_PORT": "9090",
         "TRACKER_SIGNING_KEY_FILE": "sign.pem",
+        "TRACKER_SEAL_AFTER": "0 s",
         "TRACKER_CHECKPOINT_FILE": "/var/log/checkpoints",
         "TRACKER_CHECKPOINT_URL": "https://example.com/c",
         "TRACKER_ALERT_URL": "https://example.com/a",
@@ -128,6 +129,7 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path) -> None:
         database_url="postgresql+psycopg://u:p@h/db",
         http_port=9090,
         signing_key_file=tmp_path / "sign.pem",
+        seal_after=timedelta(),
         checkpoint_file=Path("/var/log/checkpoints"),
         checkpoint_url="https://example.com/c",
         alert_url="https://example.com/a",
@@ -155,6 +157,7 @@ def test_every_key_can_be_given_in_the_file_and_its_paths_begin_there(tmp_path: 
         http_port = 9090
         signing_key_file = "sign.pem"
         checkpoint_file = "checkpoints"
+        seal_after = "0 s"
         checkpoint_url = "https://example.com/c"
         alert_url = "https://example.com/a"
         ping_url = "http://127.0.0.1:8000/p"
@@ -387,6 +390,7 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path, variable: str, 
         ("LOST_AFTER", ["0", "0 s", "-1 d", "soon", "1 week", "2d3", "inf", "nan", "1e400", "9" * 30, "4000 days"]),
         ("DELAY_PER_POLL", ["0", "x"]),
         ("REQUEST_TIMEOUT", ["0", "-1"]),
+        ("SEAL_AFTER", ["-1", "never", "4000 days"]),
         ("ARCHIVE_DAYS", ["0", "366", "-5", "1.5", ""]),
         ("MAX_REQUESTS_PER_SECOND", ["0", "-1", "inf", "nan", "many"]),
         ("MAX_CONCURRENCY", ["0", "-1", "1001", "2.5"]),

@@ -264,6 +264,11 @@ Duration = Annotated[
     BeforeValidator(duration),
     Field(gt=timedelta(0), le=_LONGEST, description="a duration above 0 such as '2 days', '36h' or '60 s'"),
 ]
+DurationOrZero = Annotated[
+    timedelta,
+    BeforeValidator(duration),
+    Field(ge=timedelta(0), le=_LONGEST, description="a duration such as '1 h' or '0 s'"),
+]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 File = Annotated[Path, AfterValidator(_file)]
 HookUrl = Annotated[str, AfterValidator(_url)]
@@ -346,6 +351,7 @@ class Settings(BaseModel):
         lost_after_polls, lost_after: When ``not_found`` ends a job.
         delay_per_poll: How much mean delay one poll may save (the cadence's price).
         request_timeout: For the whole of one request to Elevate.
+        seal_after: How old the oldest unsealed row may get; 0: whatever is new is sealed.
     """
 
     model_config = _CONFIG
@@ -356,6 +362,7 @@ class Settings(BaseModel):
     signing_key_file: File | None = None
     checkpoint_file: File | None = None
     checkpoint_url: HookUrl | None = None
+    seal_after: DurationOrZero = timedelta(hours=1)
     alert_url: HookUrl | None = None
     ping_url: HookUrl | None = None
     lost_after_polls: Annotated[Count, Field(ge=1, le=10_000, description="a whole number from 1 to 10000")] = 5
