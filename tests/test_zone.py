@@ -33,44 +33,47 @@ moments = st.sampled_from([timedelta(), -MICROSECOND, MICROSECOND]) | st.timedel
 
 
 @st.composite
-def instants(draw: st.DrawFn) -> datetime:
-    """Some instant, often where a day of some time zone begins."""
-    day, zone = draw(days), ZoneInfo(draw(st.sampled_from(ZONES)))
-    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC) + draw(moments)
+def worlds(draw: st.DrawFn) -> tuple[ZoneInfo, list[tuple[str, list[dict[str, Any]]]], list[tuple[str, datetime, str]]]:
+    """A time zone, jobs with what was declared of each, and sources (cluster, recorded_at, legal_timezone).
+
+    Most of it happens where a day of that time zone begins, and most sources have that zone.
+    """
+    home = ZoneInfo(draw(st.sampled_from(ZONES)))
+
+    def instant() -> datetime:
+        day = draw(days)
+        return datetime(day.year, day.month, day.day, tzinfo=home).astimezone(UTC) + draw(moments)
+
+    jobs = []
+    for _ in range(draw(st.integers(1, 15))):
+        at = registered_at = instant()
+        made: list[dict[str, Any]] = []
+        extended_on: date | None = None
+        for _ in range(draw(st.integers(1, 4))):
+            received_at = min(registered_at, instant()) if draw(st.booleans()) else None
+            submitted_at = min(registered_at, instant()) if draw(st.booleans()) else None
+            due = deadline(received_at, submitted_at, registered_at, home)
+            if draw(st.booleans()):
+                more = draw(st.none() | st.integers(-1, 1) | st.integers(2, 100))
+                extended_on = None if more is None else due.on + more * DAY
+            facts = {"received_at": received_at, "submitted_at": submitted_at, "extended_on": extended_on}
+            made.append(facts | {"observed_at": at, "kind": Kind.EXPORT})
+            at = max(at, draw(st.sampled_from([at, due.at, due.at - MICROSECOND])))
+        jobs.append((draw(st.sampled_from(["w1", "w2", "none"])), made))
+    times = [declared["observed_at"] for _, its in jobs for declared in its]
+    zones = st.sampled_from([home.key, *ZONES[1:3]])
+    sources = st.tuples(st.sampled_from(["w1", "w2"]), st.sampled_from(times), zones)
+    return home, jobs, draw(st.lists(sources, max_size=6))
 
 
-@st.composite
-def declarations(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """The declared facts of a job, first registered and then amended: with extensions near and beside the deadline."""
-    registered_at = draw(instants())
-    at = registered_at
-    made: list[dict[str, Any]] = []
-    extended_on: date | None = None
-    for _ in range(draw(st.integers(1, 4))):
-        received_at = draw(st.none() | st.timedeltas(timedelta(), 40 * DAY).map(lambda before: registered_at - before))
-        submitted_at = draw(st.none() | st.just(registered_at - DAY))
-        zone = ZoneInfo(draw(st.sampled_from(ZONES)))
-        due = deadline(received_at, submitted_at, registered_at, zone)
-        if draw(st.booleans()):
-            more = draw(st.none() | st.integers(-2, 70))
-            extended_on = None if more is None else due.on + more * DAY
-        facts = {"received_at": received_at, "submitted_at": submitted_at, "extended_on": extended_on}
-        made.append(facts | {"observed_at": at, "kind": Kind.EXPORT})
-        at = max(at, draw(st.sampled_from([at, at + DAY, due.at, due.at - MICROSECOND, due.at + MICROSECOND])))
-    return made
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    jobs=st.lists(st.tuples(st.sampled_from(["w1", "w2", "none"]), declarations()), min_size=1, max_size=40),
-    sources=st.lists(st.tuples(st.sampled_from(["w1", "w2"]), instants(), st.sampled_from(ZONES)), max_size=6),
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(world=worlds())
 def test_sql_computes_the_deadlines_of_the_law(
     engine: sa.Engine,
-    jobs: list[tuple[str, list[dict[str, Any]]]],
-    sources: list[tuple[str, datetime, str]],
+    world: tuple[ZoneInfo, list[tuple[str, list[dict[str, Any]]]], list[tuple[str, datetime, str]]],
 ) -> None:
     """Changes of the clocks, skipped midnights, ends of months, extensions in time and too late, and another zone."""
+    home, jobs, sources = world
     with engine.connect() as connection, connection.begin() as transaction:
         for cluster, at, zone in sources:
             source(connection, cluster, at, legal_timezone=zone)
@@ -82,10 +85,10 @@ def test_sql_computes_the_deadlines_of_the_law(
                 row = {"job_id": job_id, "seq": seq, "action": "amended", "from_state": "open", "to_state": "open"}
                 row |= {"actor": "alice", "reason": "the mail"} | amended
                 connection.execute(sa.insert(TRANSITIONS).values(row))
-        zone_of = legal_zones(connection, DEFAULT)
+        zone_of = legal_zones(connection, home)
         wanted = (JOBS.c.id, JOBS.c.deadline_on, JOBS.c.deadline_at)
         replayed = sa.table("replayed", *(sa.column(column.name, column.type) for column in wanted))
-        found = connection.execute(sa.select(replayed).add_cte(*replay(connection, DEFAULT))).all()
+        found = connection.execute(sa.select(replayed).add_cte(*replay(connection, home))).all()
         assert len(found) == len(jobs)
         for job_id, on, at in found:
             query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == job_id).order_by(TRANSITIONS.c.seq)
