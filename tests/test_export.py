@@ -125,7 +125,7 @@ def verify(
 
 
 def without(tools: Path, *missing: str, sqlite: str | None = None) -> Path:
-    """Make *tools* with what verify.sh needs, but for *missing*, and with a sqlite3 that says its version is *sqlite*."""
+    """Make *tools* with what verify.sh needs, but for *missing*, and a sqlite3 that says its version is *sqlite*."""
     found = re.search(r"for tool in (.*) \$\{", SCRIPT.read_text())
     assert found
     tools.mkdir()

@@ -1,8 +1,8 @@
 """The evidence pack: what is sealed, as files that a stranger can verify with sha256sum, openssl and SQL.
 
-Owns what is in the folder that ``tracker audit export`` writes, and that it is whole or not there at all. Segments are
-the rows as they were sealed (``lines``); reports are the views as of the last checkpoint (``reports.as_of``): nothing is
-computed here. The same history gives the same bytes from SQLite and PostgreSQL.
+Owns what is in the folder that ``tracker audit export`` writes, and that it is whole or not there at all. Segments
+are the rows as they were sealed (``lines``); reports are the views as of the last checkpoint (``reports.as_of``):
+nothing is computed here. The same history gives the same bytes from SQLite and PostgreSQL.
 
 Leaves alone: sealing (``seal``), and judging the record (``verify``, ``verify.sh``).
 """
