@@ -1,13 +1,15 @@
 """The sealer: closes what was written since the last checkpoint with a new one.
 
 Owns what goes into a checkpoint and how the chain grows; ``checkpoint`` owns its text, ``deliver`` takes it out of the
-database. One chain, however many daemons seal, and no row left out, however late its transaction commits:
+database. There is one chain, however many daemons seal, and every row is in it, however late its transaction commits:
 
-1. The newest ids are read while no transaction that took an id is open. On PostgreSQL ids commit out of order, so every
+1. The newest ids are read while no transaction is open that took an id. On PostgreSQL ids commit out of order, so every
    writer holds SEAL_LOCK shared (a trigger of ``guards`` takes it before the id), and the sealer asks for it alone, for
-   150 ms at a time: behind its request the next writers queue.
-2. What lies between the last checkpoint and those ids cannot change any more: it is read at leisure, in short pieces.
+   150 ms at a time: the next writers wait behind its request.
+2. The rows up to those ids cannot change any more: they are read in short transactions.
 3. The seal is written in a short transaction, if the newest checkpoint is still the one it was built on.
+
+The sealer refuses no row: judging them is the verifiers' work.
 """
 
 from __future__ import annotations
@@ -18,38 +20,33 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import timedelta
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from tracker import database, models
 from tracker.audit import lines
-from tracker.audit.checkpoint import (
-    SEGMENT_ROWS,
-    TABLES,
-    Checkpoint,
-    PublicKey,
-    Segment,
-    Signed,
-    SigningKey,
-    parse,
-    sign,
-)
+from tracker.audit.checkpoint import SEGMENT_ROWS, Checkpoint, Segment, Signed, parse, sign
+from tracker.audit.keys import PublicKey, SigningKey
+from tracker.audit.lines import TABLES
 from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable, Refused
 from tracker.guards import SEAL_LOCK
 from tracker.logs import event
 
 SEALER_LOCK: Final = 0x7472616C  # PostgreSQL: one seal is written at a time ("tral")
-MOST: Final = 100_000  # rows of each table in one checkpoint: what one that is damaged leaves unproven
-PIECE: Final = 10_000  # rows read in one transaction, some 100 ms: in SQLite's DELETE mode a reader holds up a COMMIT
-LOCK_MS: Final = 150  # how long writers may queue behind the sealer
+MOST: Final = 100_000  # rows of each table in one checkpoint; a multiple of SEGMENT_ROWS
+LOCK_MS: Final = 150  # how long writers may wait behind the sealer
 TRIES: Final = 12  # to get the lock, so about 5 s
 PAUSE_SECONDS: Final = 0.25  # between them, in which the writers go on
 REBUILDS: Final = 10  # when other sealers were first
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_WRITTEN: Final = {  # by table: when a row was written, by its own account
+    "transitions": (models.Transition.id, models.Transition.observed_at),
+    "gaps": (models.Gap.id, models.Gap.ended_at),
+    "sources": (models.Source.id, models.Source.recorded_at),
+}
 
 Ids = dict[str, int]  # by table
 
@@ -58,58 +55,55 @@ def seal(
     engine: sa.Engine,
     key: SigningKey | None,
     *,
-    due: timedelta | None = timedelta(days=1),
+    seal_after: timedelta | None = None,
     next_key: PublicKey | None = None,
     obeys: bool = False,
     wait: Callable[[float], object] = time.sleep,
 ) -> list[Signed]:
     """Seal what is new, and return the checkpoints made, oldest first; they are still to be delivered.
 
-    Nothing new makes no checkpoint, unless the last is older than *due*, there is none yet, or a key is announced.
-    While a transaction that wrote history stays open on PostgreSQL, this gives up after some seconds with the event
-    ``seal_postponed``: nothing is lost, the next call seals it.
+    Nothing new makes no checkpoint, unless a key is announced. While a transaction that wrote history stays open on
+    PostgreSQL, this gives up after some seconds with the event ``seal_postponed``; the next call seals it.
 
     Args:
         engine: A database with this version's schema.
         key: Signs; None: the checkpoints are unsigned.
-        due: How old the last checkpoint may get when nothing is new; None: any age.
-        next_key: Is announced as the key from the next checkpoint on, in the last one made now.
-        obeys: Seal nothing without a key once one has signed, nor with a *key* that has announced another, however many
-            checkpoints other daemons have made with that since: whoever made or changed keys has not come to this
-            process yet, and what it seals is a finding for ever.
-        wait: Waits for so many seconds.
+        seal_after: Wait until 1,000 rows are new, or one is this old; None or zero: seal whatever is new.
+        next_key: Is announced, in the last checkpoint made now, as the key of those that follow.
+        obeys: Do not seal without a key once one has signed, nor with a key that announced another: this process has
+            old settings, and what it sealed would be a permanent finding.
+        wait: Waits for this number of seconds.
 
     Raises:
-        BadCheckpoint: The newest checkpoint in the database is damaged: none can be built on it.
-        BadConfiguration: A key is announced, and none is there to sign that; or it *obeys*, and seals nothing more.
-        Refused: The key announced is the one that signs already.
+        BadCheckpoint: The newest checkpoint in the database is damaged: nothing can be built on it.
+        BadConfiguration: A key is announced without a key to sign that, or *obeys* forbids sealing.
+        Refused: The key announced is the one that signs.
         DatabaseUnavailable: Some of the checkpoints may have been made: they are in the chain.
     """
     if next_key is not None and key is None:
         raise BadConfiguration("only the present key can announce the next: set TRACKER_SIGNING_KEY_FILE to it")
     if next_key is not None and key is not None and next_key == key.public:
         raise Refused(f"the key {next_key.id} signs already: make another with `tracker audit keygen FILE`")
-    made: list[Signed] = []
     with database.reading(engine) as connection:
-        before, newest, now = head(connection), _newest(connection), database.now(connection)
-    if _reason(before, newest, now, due, next_key):
-        if engine.dialect.name != "sqlite":  # whose one writer at a time makes ids commit in order
-            newest = _settled(engine, wait) or {}
-        rebuilt = 0
-        while (newest or next_key) and _reason(before, newest, now, due, next_key):
-            if obeys and before is not None:
-                _obey(engine, key, before)
-            signed = _build(engine, before, newest, now, key, next_key)
-            if _write(engine, before, signed):
-                made.append(signed)
-                due = None  # done
-                _warn(before, signed)
-                if signed.checkpoint.next_key is not None:
-                    next_key = None
-            elif (rebuilt := rebuilt + 1) > REBUILDS:
-                raise DatabaseUnavailable("other sealers were faster each time: try again")
-            with database.reading(engine) as connection:
-                before, now = head(connection), database.now(connection)
+        before = head(connection)
+        if next_key is None and not _is_due(connection, before, seal_after):
+            return []
+    newest = _settled(engine, wait)
+    made: list[Signed] = []
+    rebuilt = 0
+    while next_key or any(newest[table] > id_ for table, id_ in _sealed(before).items()):
+        if obeys and before is not None:
+            _obey(engine, key, before)
+        signed, segments = _build(engine, before, newest, key, next_key)
+        if _write(engine, before, signed, segments):
+            made.append(signed)
+            _warn(before, signed)
+            if signed.checkpoint.next_key is not None:
+                next_key = None
+        elif (rebuilt := rebuilt + 1) > REBUILDS:
+            raise DatabaseUnavailable("other sealers were faster each time: try again")
+        with database.reading(engine) as connection:
+            before = head(connection)
     return made
 
 
@@ -129,18 +123,9 @@ def chain(connection: sa.Connection, after: int = 0) -> Iterator[Signed]:
     Raises:
         BadCheckpoint: The text of one is damaged.
     """
-    last = 0
-    if after:  # from the newest back: the number is in the text only, and few are wanted
-        query = sa.select(models.Seal.id, models.Seal.checkpoint).order_by(models.Seal.id.desc())
-        with closing(connection.execute(query.execution_options(yield_per=100))) as rows:
-            last = next((id_ for id_, text in rows if _parsed(text).checkpoint.number <= after), 0)
-    while True:
-        query = sa.select(models.Seal.id, models.Seal.checkpoint).where(models.Seal.id > last).order_by(models.Seal.id)
-        page = connection.execute(query.limit(100)).all()
-        if not page:
-            return
-        last = page[-1].id
-        yield from (_parsed(row.checkpoint) for row in page)
+    query = sa.select(models.Seal.checkpoint).order_by(models.Seal.id).offset(after)  # numbers have no hole
+    with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
+        yield from map(_parsed, rows.scalars())
 
 
 def _parsed(text: str) -> Signed:
@@ -150,14 +135,38 @@ def _parsed(text: str) -> Signed:
         raise BadCheckpoint(f"a checkpoint in the database is damaged: {error}: run tracker audit verify") from error
 
 
+def _sealed(before: Signed | None) -> Ids:
+    """Return the last ids that the chain holds."""
+    return {table: before.checkpoint.ids[table][1] if before else 0 for table in TABLES}
+
+
+def _is_due(connection: sa.Connection, before: Signed | None, seal_after: timedelta | None) -> bool:
+    """Return whether so much is new, or so old, that it is to be sealed now."""
+    sealed = _sealed(before)
+    if not seal_after:
+        return any(id_ > sealed[table] for table, id_ in _newest(connection).items())
+    waiting = sa.union_all(
+        *(
+            sa.select(sa.select(at.label("at")).where(id_ > sealed[table]).limit(SEGMENT_ROWS).subquery().c.at)
+            for table, (id_, at) in _WRITTEN.items()
+        )
+    ).subquery()
+    # The oldest, not the first: a row of the future holds up no other.
+    is_old = sa.func.min(waiting.c.at) <= database.now(connection) - seal_after
+    return bool(connection.execute(sa.select(sa.or_(sa.func.count() >= SEGMENT_ROWS, is_old))).scalar())
+
+
 def _newest(connection: sa.Connection) -> Ids:
     """Return the highest id of each table."""
     selected = ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table})" for table in TABLES)
     return dict(zip(TABLES, connection.exec_driver_sql(f"SELECT {selected}").one(), strict=True))
 
 
-def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids | None:
-    """Return ids below which no transaction is open, on PostgreSQL; None if one stays open."""
+def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
+    """Return the highest ids, when no transaction is open that took a lower one; zeros if one stays open."""
+    if engine.dialect.name == "sqlite":  # its one writer at a time makes ids commit in order
+        with database.reading(engine) as connection:
+            return _newest(connection)
     for attempt in range(TRIES):
         if attempt:
             wait(PAUSE_SECONDS)
@@ -171,106 +180,55 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids | None:
             if getattr(error.__cause__, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
                 raise
     event("seal_postponed", logging.WARNING, why="a transaction that wrote history stays open")
-    return None
-
-
-def _sealed(before: Signed | None) -> Ids:
-    """Return up to which ids the chain goes."""
-    return {table: 0 if before is None else getattr(before.checkpoint, table)[1] for table in TABLES}
-
-
-def _reason(before: Signed | None, newest: Ids, now: datetime, due: timedelta | None, next_key: object) -> bool:
-    """Return whether there is a reason for a checkpoint."""
-    sealed = _sealed(before)
-    if next_key is not None or any(id_ > sealed[table] for table, id_ in newest.items()):
-        return True
-    return due is not None and (before is None or now - before.checkpoint.sealed_at >= due)
+    return dict.fromkeys(TABLES, 0)
 
 
 def _build(
-    engine: sa.Engine,
-    before: Signed | None,
-    newest: Ids,
-    now: datetime,
-    key: SigningKey | None,
-    next_key: PublicKey | None,
-) -> Signed:
-    """Return the checkpoint that follows *before*, up to the *newest* ids or as many rows as one takes."""
-    after = _sealed(before)
-    wanted = {table: max(id_, newest.get(table, 0)) for table, id_ in after.items()}  # an id that fell is for verify
-    segments, reached = _segments(engine, after, wanted)
-    ranges = {table: (after[table], reached[table]) for table in TABLES}
-    checkpoint = Checkpoint(
-        origin=os.urandom(16).hex() if before is None else before.checkpoint.origin,
-        number=1 if before is None else before.checkpoint.number + 1,
-        previous_sha256=None if before is None else before.sha256,
-        sealed_at=now if before is None else max(now, before.checkpoint.sealed_at),
-        transitions=ranges["transitions"],
-        gaps=ranges["gaps"],
-        sources=ranges["sources"],
-        rows=sum(segment.rows for segment in segments),
-        segments=tuple(segments),
-        next_key=next_key if reached == wanted else None,
-    )
-    return sign(checkpoint, key)
-
-
-@dataclass(slots=True)
-class _Part:
-    """A segment in the making."""
-
-    rows: int = 0
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-    ids: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def add(self, table: str, id_: int, line: str) -> None:
-        self.rows += 1
-        self.digest.update(line.encode())
-        first, _ = self.ids.get(table, (id_, id_))
-        self.ids[table] = first, id_
-
-
-def _segments(engine: sa.Engine, after: Ids, upto: Ids) -> tuple[list[Segment], Ids]:
-    """Return the segments of the rows in these ranges, and up to which ids they go: at most MOST rows a table."""
-    parts: dict[str, list[_Part]] = {}
-    reached = dict(upto)
-    for kind in lines.KINDS:
-        table, at, left = f"{kind}s", after[f"{kind}s"], MOST
-        while at < upto[table]:
-            if not left:
-                reached[table] = at
-                break
-            piece = _piece(engine, kind, at, upto[table], left)
-            if not piece:  # deleted past the guards: for verify to find
-                break
-            left -= len(piece)
-            at = piece[-1][0]
-            for id_, cluster, line in piece:
-                _add(parts, table, id_, cluster, line)
-    numbered = [(cluster, part) for cluster in sorted(parts) for part in parts[cluster]]
-    segments = [
-        Segment(number, cluster, part.rows, part.digest.hexdigest(), **{table: part.ids.get(table) for table in TABLES})
-        for number, (cluster, part) in enumerate(numbered, 1)
-    ]
-    return segments, reached
-
-
-def _piece(engine: sa.Engine, kind: str, after: int, upto: int, most: int) -> list[tuple[int, str, str]]:
+    engine: sa.Engine, before: Signed | None, newest: Ids, key: SigningKey | None, next_key: PublicKey | None
+) -> tuple[Signed, list[dict[str, Any]]]:
+    """Return the checkpoint that follows *before*, up to *newest* or as many rows as one takes, and its segments."""
+    sealed = _sealed(before)
+    wanted = {table: max(id_, newest[table]) for table, id_ in sealed.items()}  # ids that fell are for verify to find
+    segments: list[dict[str, Any]] = []
+    ids = {}
+    for table in TABLES:
+        reached = _segments(engine, table, sealed[table], wanted[table], segments)
+        ids[table] = (sealed[table], reached)
     with database.reading(engine) as connection:
-        return list(lines.stream(connection, kind, after, upto, min(PIECE, most)))
+        now = database.now(connection)
+    checkpoint = Checkpoint(
+        origin=before.checkpoint.origin if before else os.urandom(16).hex(),
+        number=before.checkpoint.number + 1 if before else 1,
+        previous_sha256=before.sha256 if before else None,
+        sealed_at=max(now, before.checkpoint.sealed_at) if before else now,
+        ids=ids,
+        rows=sum(segment["rows"] for segment in segments),
+        segments=tuple(Segment(segment["name"], segment["part"], segment["sha256"]) for segment in segments),
+        next_key=next_key if all(ids[table][1] == wanted[table] for table in TABLES) else None,
+    )
+    return sign(checkpoint, key), segments
 
 
-def _add(parts: dict[str, list[_Part]], table: str, id_: int, cluster: str, line: str) -> None:
-    if not cluster:  # only past the guards can a job go: nobody knows whose row this is
-        event("row_without_job", logging.ERROR, table=table, id=id_)
-        return
-    own = parts.setdefault(cluster, [])
-    if not own or own[-1].rows == SEGMENT_ROWS:
-        own.append(_Part())
-    own[-1].add(table, id_, line)
+def _segments(engine: sa.Engine, table: str, after: int, upto: int, segments: list[dict[str, Any]]) -> int:
+    """Add the segments of the rows with after < id <= upto, MOST at most; return the id up to which they go.
+
+    Each is read in a transaction of its own, a few ms: in SQLite's DELETE mode a reader holds up a COMMIT.
+    """
+    for part in range(1, MOST // SEGMENT_ROWS + 1):
+        if after >= upto:
+            break
+        with database.reading(engine) as connection:
+            rows = list(lines.stream(connection, table, after, upto, SEGMENT_ROWS))
+        if not rows:  # deleted past the guards: for verify to find
+            return upto
+        content = lines.header(table) + b"".join(line for _, line in rows)
+        segment = {"name": table, "part": part, "first_id": rows[0][0], "last_id": rows[-1][0], "rows": len(rows)}
+        segments.append(segment | {"sha256": hashlib.sha256(content).hexdigest()})
+        after = rows[-1][0]
+    return after
 
 
-def _write(engine: sa.Engine, before: Signed | None, signed: Signed) -> bool:
+def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: list[dict[str, Any]]) -> bool:
     """Append *signed* to the chain if that still ends with *before*, and return whether it did."""
     checkpoint = signed.checkpoint
     if engine.dialect.name != "sqlite":  # the second statement must see what the sealer before committed
@@ -282,26 +240,21 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed) -> bool:
         if (newest and newest.text) != (before and before.text):
             return False
         values = {
-            **{f"last_{table.removesuffix('s')}_id": getattr(checkpoint, table)[1] for table in TABLES},
+            **{f"last_{table.removesuffix('s')}_id": last for table, (_, last) in checkpoint.ids.items()},
             "rows": checkpoint.rows,
-            "previous_sha256": checkpoint.previous_sha256,
             "checkpoint": signed.text,
             "checkpoint_sha256": signed.sha256,
             "sealed_at": checkpoint.sealed_at,
             "key_id": checkpoint.key.id if checkpoint.key else None,
         }
         seal_id = connection.execute(sa.insert(models.Seal).values(values).returning(models.Seal.id)).scalar_one()
-        segments = [
-            {"seal_id": seal_id} | {name: getattr(segment, name) for name in ("part", "cluster", "rows", "sha256")}
-            for segment in checkpoint.segments
-        ]
         if segments:
-            connection.execute(sa.insert(models.Segment), segments)
+            connection.execute(sa.insert(models.Segment), [{"seal_id": seal_id} | segment for segment in segments])
     return True
 
 
 def _obey(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
-    """Raise BadConfiguration if another key than *key*, which is not the right one after *before*, has to seal."""
+    """Raise BadConfiguration if another key than *key* is expected, and *key* is not new."""
     if key is not None and (before.checkpoint.next_key or before.checkpoint.key) == key.public:
         return
     its = models.Seal.key_id.is_not(None) if key is None else models.Seal.key_id == key.public.id
@@ -310,27 +263,18 @@ def _obey(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
         text = connection.execute(query).scalar()
     if text is None:
         return
-    last = _parsed(text).checkpoint
-    right = last.next_key or last.key
     if key is None:
-        signs = f"key {right.id} signs" if right else "a key signs"
-        raise BadConfiguration(f"nothing is sealed: {signs} the chain, and TRACKER_SIGNING_KEY_FILE is not set: set it")
-    if right not in (None, key.public):
+        raise BadConfiguration("nothing is sealed: a key signs the chain: set TRACKER_SIGNING_KEY_FILE to its file")
+    if _parsed(text).checkpoint.next_key not in (None, key.public):
         raise BadConfiguration(
             f"nothing is sealed: key {key.public.id} announced another: set TRACKER_SIGNING_KEY_FILE to its file"
         )
 
 
 def _warn(before: Signed | None, signed: Signed) -> None:
-    """Log a key that the checkpoint before did not lead to expect; ``audit verify`` reports it too."""
-    if before is None or before.checkpoint.key is None:
-        return
-    expected, found = before.checkpoint.next_key or before.checkpoint.key, signed.checkpoint.key
-    if found != expected:
-        event(
-            "signing_key_unexpected",
-            logging.WARNING,
-            checkpoint=signed.checkpoint.number,
-            expected=expected.id,
-            key=found.id if found else "none: it is unsigned",
-        )
+    """Log a key that the checkpoint before did not announce; ``audit verify`` reports it too."""
+    expected = None if before is None else before.checkpoint.next_key or before.checkpoint.key
+    found = signed.checkpoint.key
+    if expected is not None and found != expected:
+        facts = {"checkpoint": signed.checkpoint.number, "expected": expected.id}
+        event("signing_key_unexpected", logging.WARNING, **facts, key=found.id if found else "unsigned")

@@ -1,0 +1,248 @@
+"""The canonical lines: the same bytes from Python, SQLite and PostgreSQL, whatever a row holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import tracemalloc
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.history import register
+from tracker import database
+from tracker.audit import lines
+from tracker.models import Gap, Source, Transition
+from tracker.text import INVISIBLE
+
+AWKWARD = [
+    '"',
+    '""',
+    '","',
+    ",",
+    "'",
+    "\\",
+    "\\N",
+    "%s",
+    ":x",
+    "$1",
+    "NULL",
+    " ",
+    " a ",
+    "#",
+    "=1+1",
+    "é",
+    "e\u0301",
+    "😀",
+]
+EXTREMES = [
+    datetime(1970, 1, 1, tzinfo=UTC),
+    datetime(9998, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+    datetime(2024, 2, 29, 12, 0, 0, 1, tzinfo=UTC),
+    datetime(2026, 1, 5, 10, 0, 0, 100000, tzinfo=UTC),
+]
+
+
+def texts(chance: random.Random) -> Iterator[str]:
+    """Yield text of awkward pieces and of characters from every plane of Unicode."""
+    yield from AWKWARD
+    while True:
+        pieces = []
+        for _ in range(chance.randint(1, 6)):
+            code = chance.choice(
+                [chance.randrange(0x20, 0x3000), (chance.randrange(17) << 16) + chance.randrange(65536)]
+            )
+            pieces.append(chance.choice([chr(code), chance.choice(AWKWARD)]))
+        text = "".join(pieces).replace("@", "a")[:63]
+        if not INVISIBLE.search(text):
+            yield text
+
+
+def instants(chance: random.Random) -> Iterator[datetime]:
+    yield from EXTREMES
+    while True:
+        yield EXTREMES[0] + timedelta(
+            microseconds=chance.randrange((EXTREMES[1] - EXTREMES[0]) // timedelta.resolution)
+        )
+
+
+def expected(values: list[str | int | datetime | date | None]) -> bytes:
+    """Return the line as Python's csv module writes it, field by field."""
+    fields = io.StringIO()
+    for value in values:
+        if isinstance(value, datetime):
+            value = value.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+            fields.write(value)
+        elif isinstance(value, str):
+            csv.writer(fields, quoting=csv.QUOTE_ALL, lineterminator="").writerow([value])
+        elif value is not None:
+            fields.write(str(value))
+        fields.write(",")
+    return fields.getvalue()[:-1].encode() + b"\n"
+
+
+def streamed(engine: sa.Engine, table: str, *bounds: int) -> list[tuple[int, bytes]]:
+    with database.reading(engine) as connection:
+        return list(lines.stream(connection, table, *(bounds or (0,))))
+
+
+def test_hostile_rows_have_the_same_line_from_both_databases_and_python(engine: sa.Engine) -> None:
+    """Quotes, commas, every plane of Unicode, NULLs and extreme times: the database's bytes are those of csv."""
+    chance = random.Random(11)
+    text, at = texts(chance), instants(chance)
+
+    def maybe(values: Iterator[Any]) -> Any:
+        return next(values) if chance.random() < 0.7 else None
+
+    job = {"cluster": 'w"1,', "jid": "😀','\""}
+    job_id = register(engine, job["jid"], job["cluster"])
+    wanted: dict[str, list[bytes]] = {"transitions": [], "gaps": [], "sources": []}
+    rows: dict[str, list[dict[str, Any]]] = {"transitions": [], "gaps": [], "sources": []}
+    for number in range(1, 1001):
+        began_at, ended_at = sorted((next(at), next(at)))
+        gap = {"cluster": next(text), "began_at": began_at, "ended_at": ended_at, "cause": "paused"}
+        rows["gaps"].append(gap | {"detail": maybe(text), "actor": maybe(text)})
+        source: dict[str, Any] = {
+            name: next(text) for name in ("cluster", "base_url", "path", "timezone", "legal_timezone", "version")
+        }
+        source |= dict.fromkeys(("archive_days", "lost_after_polls"), 0) | {"lost_after_seconds": 2**31 - 1}
+        rows["sources"].append(source | {"recorded_at": next(at)})
+        seen_at, taken_at = sorted((next(at), next(at)))
+        amended = {"job_id": job_id, "seq": number, "action": "amended", "from_state": "open", "to_state": "open"}
+        amended |= {"from_status": (status := maybe(text)), "to_status": status, "last_seen_at": seen_at}
+        amended |= {"observed_at": taken_at, "polls": number, "actor": next(text), "reason": next(text)}
+        amended |= {"kind": "export", "reference": maybe(text), "received_at": maybe(at), "submitted_at": maybe(at)}
+        rows["transitions"].append(amended | {"extended_on": (day := maybe(at)) and day.date()})
+    for table, model in (("transitions", Transition), ("gaps", Gap), ("sources", Source)):
+        for row in rows[table]:
+            with database.writing(engine) as connection:
+                id_ = connection.execute(sa.insert(model).values(row).returning(model.id)).scalar_one()
+            known = row | {"id": id_} | (job if table == "transitions" else {})
+            wanted[table].append(expected([known.get(column) for column in lines.COLUMNS[table]]))
+        found = [line for _, line in streamed(engine, table)]
+        assert found[-1000:] == wanted[table]
+        read = list(csv.reader(io.StringIO((lines.header(table) + b"".join(found)).decode(), newline="")))
+        assert {len(row) for row in read} == {len(lines.COLUMNS[table])}
+        assert read[-1][lines.header(table).decode().strip().split(",").index("id")] == str(
+            streamed(engine, table)[-1][0]
+        )
+
+
+def test_the_columns_are_those_of_the_tables() -> None:
+    """Every column of the three tables is sealed; a transition's line begins with its job's cluster and jid."""
+    for table, model in (("gaps", Gap), ("sources", Source), ("transitions", Transition)):
+        names = [*(["cluster", "jid"] if table == "transitions" else []), *model.__table__.c.keys()]
+        assert list(lines.COLUMNS[table]) == names
+        assert lines.header(table) == (",".join(names) + "\n").encode()
+
+
+def test_format_md_shows_the_columns() -> None:
+    """The page that other verifiers are written from has the headers, and the example's line is a database's."""
+    page = (Path(lines.__file__).parent / "FORMAT.md").read_text()
+    for table in lines.TABLES:
+        shown = page.split(f"    {table}:", 1)[1].split(":" if table != "sources" else "\n\n", 1)[0]
+        assert "".join(shown.split()).startswith(lines.header(table).decode().strip())
+
+
+def gap(engine: sa.Engine, detail: str | None) -> int:
+    at = EXTREMES[2]
+    values = {"cluster": "w1", "began_at": at, "ended_at": at, "cause": "paused", "detail": detail}
+    with database.writing(engine) as connection:
+        return int(connection.execute(sa.insert(Gap).values(values).returning(Gap.id)).scalar_one())
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("CAST(x'61ff22' AS TEXT)", "x'61ff00'", "5", "1.5", "'a' || char(0) || 'b'", "'a' || char(10) || 'b'", "''"),
+        *("CAST('2026-01-05 10:00:00.000000' AS BLOB)", "'infinity'", "zeroblob(10)"),
+    ],
+)
+def test_a_row_forced_past_the_checks_crashes_nothing(engine: sa.Engine, value: str) -> None:
+    """Bytes that are not UTF-8, a BLOB or a value of another type in any column gives some line, another one."""
+    register(engine, "a")
+    gap(engine, "x")
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(Source).values(
+            cluster="w1", base_url="https://x", path="/p", timezone="UTC", archive_days=5, lost_after_polls=5,
+            lost_after_seconds=0, legal_timezone="UTC", version="1", recorded_at=EXTREMES[2],
+        ))  # fmt: skip
+    before = {table: streamed(engine, table) for table in lines.TABLES}
+    with engine.connect() as connection:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        for name in [row[0] for row in raw.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")]:
+            raw.execute(f"DROP TRIGGER {name}")
+        raw.execute("PRAGMA ignore_check_constraints = ON")
+        raw.execute("PRAGMA foreign_keys = OFF")
+        for table in lines.TABLES:
+            names = [name for name in lines.COLUMNS[table] if name not in ("id", "jid")]
+            own = names[1:] if table == "transitions" else names
+            raw.execute(f"UPDATE {table} SET " + ", ".join(f"{name} = {value}" for name in own))
+        raw.execute("PRAGMA foreign_keys = ON")
+        raw.execute("PRAGMA ignore_check_constraints = OFF")
+    for table in lines.TABLES:
+        [(id_, line)] = streamed(engine, table)
+        assert (id_, True) == (1, line != before[table][0][1])
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_transition_without_its_job_is_not_hidden(engine: sa.Engine) -> None:
+    """Where the job is gone, past every guard, the line is there without cluster and jid."""
+    register(engine, "a")
+    with engine.connect() as connection:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        raw.execute("PRAGMA foreign_keys = OFF")
+        raw.execute("DROP TRIGGER guard_jobs_delete")
+        raw.execute("DELETE FROM jobs")
+    [(_, line)] = streamed(engine, "transitions")
+    assert line.startswith(b',,1,1,0,"registered",')
+
+
+def test_the_example_of_format_md(engine: sa.Engine) -> None:
+    """The page's example is what the database gives for these values."""
+    values = {"cluster": "w1", "cause": "paused", "detail": 'say "when"'}
+    began, ended = datetime(2026, 1, 5, 10, 0, 0, 123456, tzinfo=UTC), datetime(2026, 1, 5, 10, 1, tzinfo=UTC)
+    for _ in range(7):
+        with database.writing(engine) as connection:
+            connection.execute(sa.insert(Gap).values(values | {"began_at": began, "ended_at": ended}))
+    [(id_, line)] = streamed(engine, "gaps", 6)
+    assert id_ == 7
+    assert f"'{line.decode().strip()}'" in (Path(lines.__file__).parent / "FORMAT.md").read_text()
+
+
+def test_rows_come_by_id_and_in_bounded_memory(engine: sa.Engine) -> None:
+    """A long table is never held as a whole: 20,000 lines pass through less than 4 MB."""
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
+    at = "'2026-01-05 10:00:00.000000+00'" if engine.dialect.name != "sqlite" else "'2026-01-05 10:00:00.000000'"
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql(
+            f"INSERT INTO gaps (cluster, began_at, ended_at, cause, detail) {numbers}"
+            f" SELECT 'w1', {at}, {at}, 'paused', 'row ' || i FROM n"
+        )
+    with database.reading(engine) as connection:
+        rows = lines.stream(connection, "gaps", 10, 19_990)
+        next(rows)
+        tracemalloc.start()
+        try:
+            ids = [id_ for id_, _ in rows]
+            assert tracemalloc.get_traced_memory()[1] < 4_000_000
+        finally:
+            tracemalloc.stop()
+        assert ids == list(range(12, 19_991))
+        assert [id_ for id_, _ in lines.stream(connection, "gaps", 10, None, 3)] == [11, 12, 13]
+        rows = lines.stream(connection, "gaps", 0)
+        next(rows)
+        rows.close()
+        assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
