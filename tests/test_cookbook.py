@@ -1,4 +1,4 @@
-"""The README's cookbook says what happens: each query, run on both databases, gives the output printed there.
+"""The cookbook, SQL.md, says what happens: each query, run on both databases, gives the output printed there.
 
 So do the ways into other programs, as far as those are on this machine.
 """
@@ -18,12 +18,12 @@ import pytest
 import sqlalchemy as sa
 
 from tests.history import answer, register
-from tests.test_readme import section
 from tracker import cli, database
 from tracker.models import Gap
 from tracker.reports import tables
 from tracker.status import Cause
 
+SQL = Path(tables.__file__).with_name("SQL.md").read_text(encoding="utf-8")
 W1, W5 = "w1a2b3c4d", "w5e6f7a8b"
 
 # All of it is past, and whatever is still open was seen after its deadline, so that no answer depends on the day.
@@ -58,6 +58,10 @@ GAPS = [
 ]
 
 
+def section(title: str) -> str:
+    return SQL.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
 def at(text: str) -> datetime:
     return datetime.fromisoformat(f"2025-{text}:00").replace(tzinfo=UTC)
 
@@ -81,9 +85,9 @@ def story(engine: sa.Engine) -> sa.Engine:
 
 
 def recipes(dialect: str) -> dict[str, tuple[str, str]]:
-    """Return what the README asks: by title, the query for *dialect* and what is printed below it."""
+    """Return what the cookbook asks: by title, the query for *dialect* and what is printed below it."""
     found = {}
-    for part in re.split(r"^(?=\*\*)", section("Ask in SQL"), flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^(?=\*\*)", section("Questions and answers"), flags=re.MULTILINE)[1:]:
         queries = re.findall(r"^```sql\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
         (output,) = re.findall(r"^```text\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
         other = {"sqlite": "-- PostgreSQL\n", "postgresql": "-- SQLite\n"}[dialect]
@@ -129,7 +133,7 @@ def test_each_question_has_the_printed_answer(story: sa.Engine) -> None:
 
 
 def test_the_traps_about_times_are_as_told(story: sa.Engine) -> None:
-    """A time as the README writes it compares rightly on both; one with a T, or a difference, is wrong on SQLite."""
+    """A time as the cookbook writes it compares rightly on both; one with a T, or a difference, is wrong on SQLite."""
 
     def one(query: str) -> Any:
         with database.reading(story) as connection:
@@ -156,7 +160,7 @@ def elsewhere(story: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:
 
 
 def test_duckdb_reads_our_csv_with_its_types(elsewhere: sa.Engine) -> None:
-    """Times, dates, numbers and texts are what they were, and the README's query says what the database says."""
+    """Times, dates, numbers and texts are what they were, and the cookbook's query says what the database says."""
     duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed: pip install duckdb")
     assert cli.main(["report", "deadlines", "-o", "deadlines.csv"]) == 0
     (query,) = re.findall(r"^```sql\n(.*?read_csv.*?)^```$", section("Open it elsewhere"), re.DOTALL | re.MULTILINE)
@@ -201,7 +205,7 @@ def test_no_report_holds_a_formula(elsewhere: sa.Engine) -> None:
 
 
 def test_sqlite3_and_psql_open_it_read_only(story: sa.Engine, dialect: str) -> None:
-    """The README's lines show a view, or what its columns mean, and cannot write."""
+    """The cookbook's lines show a view, or what its columns mean, and cannot write."""
     program, told = {"sqlite": ("sqlite3", W5), "postgresql": ("psql", "Open jobs whose next poll is")}[dialect]
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")

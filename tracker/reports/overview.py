@@ -464,7 +464,7 @@ def _unproven(seen: Overview) -> Iterable[Need]:
     """Yield what keeps checkpoints from being made, or from leaving the database."""
     its = seen.sealing
     if its.sealed_at is not None and its.number is None:
-        way_out = "run `tracker audit verify`; the README says what the owner can do (Roles on PostgreSQL)."
+        way_out = "run `tracker audit verify`; tracker/audit/ROLES.md says what the owner can do."
         yield Need("The newest checkpoint is none, or damaged, and nothing is sealed any more", way_out)
     elif its.unsealed_since is not None:
         # A job may be registered as of long ago, and a daemon may have begun just now.
