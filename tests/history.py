@@ -12,8 +12,17 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.deadline import deadline
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, job_of, observed_values, transition_of, transition_values
-from tracker.status import Answer, Decision, Job, LostRule, Past, State, decide, replay
+from tracker.models import (
+    CLUSTERS,
+    JOBS,
+    TRANSITIONS,
+    Source,
+    job_of,
+    observed_values,
+    transition_of,
+    transition_values,
+)
+from tracker.status import Action, Answer, Decision, Job, LostRule, Past, State, decide, replay
 
 ZONE = ZoneInfo("Europe/Stockholm")
 LOST_RULE = LostRule(polls=2, duration=timedelta())
@@ -34,12 +43,24 @@ def record(engine: sa.Engine, job_id: int, decide_: Callable[[Job, Past], Decisi
     with database.writing(engine) as connection:
         row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one()
         decision = decide_(job_of(row), replay(map(transition_of, _history(connection, job_id))).past)
-        if decision.transition is not None:
-            connection.execute(sa.insert(TRANSITIONS).values(transition_values(job_id, decision.transition)))
+        if (made := decision.transition) is not None:
+            is_answer = made.action is Action.OBSERVED
+            source_id = source(connection, row.cluster, made.observed_at) if is_answer else None
+            connection.execute(sa.insert(TRANSITIONS).values(transition_values(job_id, made, source_id)))
         values = observed_values(decision.job) | working
         if decision.job.state is not State.OPEN:
             values["due_at"] = None
         connection.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(values))
+
+
+def source(connection: sa.Connection, cluster: str, at: datetime, **other: Any) -> int:
+    """Return the id of the cluster's source, made *at* this time if it has none yet."""
+    query = sa.select(Source.id).where(Source.cluster == cluster).order_by(Source.id)
+    found: int | None = None if other else connection.execute(query).scalars().first()
+    values = {"cluster": cluster, "base_url": f"https://{cluster}.example", "path": "/x", "timezone": "UTC"}
+    values |= {"archive_days": 5, "lost_after_polls": 2, "lost_after_seconds": 0, "version": "1", "recorded_at": at}
+    values |= {"legal_timezone": ZONE.key} | other
+    return found or connection.execute(sa.insert(Source).values(values).returning(Source.id)).scalar_one()
 
 
 def answer(engine: sa.Engine, job_id: int, *answers: tuple[str, datetime], due_at: datetime | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tests.history import ZONE
+from tests.history import ZONE, source
 from tracker import database, status
 from tracker.deadline import Deadline, add_months, deadline
 from tracker.models import (
@@ -24,7 +24,6 @@ from tracker.models import (
     TRANSITIONS,
     Gap,
     Seal,
-    Source,
     facts_values,
     observed_values,
     transition_values,
@@ -255,22 +254,18 @@ def write(engine: sa.Engine, seed: int, lives: Iterable[Life]) -> None:
     """Write *lives*, in the order in which things happened, with gaps, sources and seals."""
     lives = list(lives)
     closed, standing = gaps(seed)
+    closed.sort(key=lambda gap: gap["ended_at"])  # as they are written
     r = random.Random(seed)
     with database.writing(engine) as connection:
         for row in standing:
             connection.execute(sa.insert(CLUSTERS).values(row))
-        connection.execute(sa.insert(Gap), closed)
+        for gap in closed:
+            connection.execute(sa.insert(Gap).values(gap))
         sources: dict[str, list[int]] = {}
-        for cluster, host in (("w1", "a.example"), ("w1", "b.example"), ("w2", "a.example")):
-            source: dict[str, Any] = {
-                "cluster": cluster,
-                "base_url": f"https://{host}",
-                "path": "/x",
-                "timezone": "UTC",
-            }
-            source |= {"archive_days": 5, "lost_after_polls": 2, "lost_after_seconds": 0, "version": "1"}
-            query = sa.insert(Source).values(source | {"recorded_at": BEGAN}).returning(Source.id)
-            sources.setdefault(cluster, []).append(connection.execute(query).scalar_one())
+        for cluster in sorted({life.cluster for life in lives} | {"w1"}):
+            hosts = ["a.example", "b.example"] if cluster == "w1" else ["a.example"]
+            made = [source(connection, cluster, BEGAN, base_url=f"https://{host}") for host in hosts]
+            sources[cluster] = made
         events = sorted(
             (step[1].observed_at, n, i) for n, life in enumerate(lives) for i, step in enumerate(life.steps)
         )
@@ -285,18 +280,19 @@ def write(engine: sa.Engine, seed: int, lives: Iterable[Life]) -> None:
                 query = sa.insert(JOBS).values(values | facts_values(job.facts) | {"due_at": at}).returning(JOBS.c.id)
                 ids[n] = connection.execute(query).scalar_one()
             else:
-                asked = sources.get(life.cluster, []) if transition.actor is None else []
-                source_id = r.choice(asked) if asked else None
+                source_id = r.choice(sources[life.cluster]) if transition.actor is None else None
                 connection.execute(sa.insert(TRANSITIONS).values(transition_values(ids[n], transition, source_id)))
                 values |= facts_values(job.facts) | observed_values(job)
                 connection.execute(sa.update(JOBS).where(JOBS.c.id == ids[n]).values(values))
             if place in (len(events) // 3, len(events) // 2):
                 last = connection.execute(sa.select(sa.func.max(TRANSITIONS.c.id))).scalar_one()
+                ended = sum(gap["ended_at"] <= at for gap in closed)
                 for _ in range(2):  # the second has nothing to seal
                     sealed += 1
-                    seal: dict[str, Any] = {"last_transition_id": last, "last_gap_id": 1, "last_source_id": 1}
-                    seal |= {"rows": 1, "checkpoint": "tracker checkpoint v1\n", "checkpoint_sha256": f"{sealed:064}"}
-                    seal |= {"previous_sha256": f"{sealed - 1:064}" if sealed > 1 else None, "sealed_at": at + MINUTE}
+                    seal: dict[str, Any] = {"last_transition_id": last, "last_gap_id": ended}
+                    seal |= {"last_source_id": sum(map(len, sources.values())), "rows": 1, "sealed_at": at + MINUTE}
+                    previous = f"sha256 {sealed - 1:064}  checkpoints/\n" if sealed > 1 else ""
+                    seal |= {"checkpoint": f"tracker checkpoint v2\n{previous}", "checkpoint_sha256": f"{sealed:064}"}
                     connection.execute(sa.insert(Seal).values(seal))
         for n, life in enumerate(lives):
             values = {"deadline_on": life.due and life.due.on, "deadline_at": life.due and life.due.at}

@@ -30,6 +30,7 @@ from tracker.reports import tables, views
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
 from tracker.reports.durations import Durations, durations
+from tracker.reports.render import Mode
 from tracker.reports.tables import NAMES, read
 from tracker.status import Answer, Facts, Kind, State, replay
 
@@ -267,7 +268,8 @@ def test_it_says_what_the_views_said_then(engine: sa.Engine, seed: int, monkeypa
         connection: sa.Connection, filters: Filters, as_of: datetime, zone: object, *names: str
     ) -> tuple[sa.CTE, ...]:
         dialect = connection.dialect.name
-        return tuple(room._cte(view, views.sql(view, dialect, as_of=as_of)) for view in room._needed(names, dialect))
+        clock = room._known(dialect, as_of)
+        return (*clock, *(room.text(views.sql(v, dialect, Mode.TIME)).cte(v) for v in room._needed(names, dialect)))
 
     for events in (20, 40, 30):
         at = world.live(events)

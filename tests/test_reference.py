@@ -32,6 +32,7 @@ from tracker.reports import page, views
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
 from tracker.reports.durations import durations
+from tracker.reports.render import Mode
 from tracker.reports.tables import NAMES, read
 from tracker.reports.words import human
 from tracker.status import Anomaly, Kind, State
@@ -154,7 +155,10 @@ def selected(engine: sa.Engine, select: str) -> list[Row]:
 
 def rendered(engine: sa.Engine, view: str, now: datetime) -> str:
     """Return the SELECT of *view* with the clock at *now*; the view it may read is a view, and shows no clock."""
-    select = views.sql(view, engine.dialect.name, as_of=now)
+    at = f"'{now:%Y-%m-%d %H:%M:%S.%f}'"
+    if engine.dialect.name == "postgresql":
+        at = f"CAST({at} || '+00' AS timestamptz)"
+    select = f"WITH clock AS (SELECT {at} AS at) SELECT * FROM ({views.sql(view, engine.dialect.name, Mode.TIME)}) v"
     return select.replace("%", "%%") if engine.dialect.name == "postgresql" else select
 
 

@@ -33,7 +33,7 @@ from tracker.errors import InvalidField, Refused
 from tracker.models import UtcDateTime
 from tracker.reports import pictures
 from tracker.reports.about import Filters
-from tracker.reports.as_of import LEGAL_ZONE, Sealed, kept, shadows
+from tracker.reports.as_of import LEGAL_ZONE, AsOf, instant, kept, shadows
 from tracker.reports.durations import Bounds, Lateness, Row, cohorts_of, row_of
 from tracker.reports.overview import ANOMALIES, verdict_meaning
 from tracker.reports.survival import Curve
@@ -130,20 +130,18 @@ def render(
     connection: sa.Connection,
     filters: Filters | None = None,
     *,
-    as_of: datetime | None = None,
+    as_of: AsOf = None,
     zone: ZoneInfo = LEGAL_ZONE,
     names: Collection[str] | None = None,
-    sealed: Sealed | None = None,
 ) -> str:
     """Return the page.
 
     Args:
         connection: In a transaction that sees one state of the database throughout (`tracker.database.reading`).
         filters: Which jobs it is about; default all.
-        as_of: What could be known then (aware); default: now, by the database's clock.
-        zone: The legal time zone (setting ``timezone``), by which *as_of* computes deadlines.
+        as_of: What could be known then (aware), or what a checkpoint closed; default: now, by the database's clock.
+        zone: The legal time zone (setting ``timezone``) of clusters that have no source yet.
         names: Of the reports (`NAMES`) that are on it; default all.
-        sealed: Only what a checkpoint closed, whose time *as_of* is; default: all that was known then.
 
     Raises:
         InvalidField: There is no such report; the message lists what there is.
@@ -153,8 +151,8 @@ def render(
     for name in wanted:
         if name not in NAMES:
             raise InvalidField("report", f"{name[:80]!r} is none of {', '.join(NAMES)}")
-    with kept(connection, as_of, zone, sealed) as is_kept, ExitStack() as opened:
-        data = _Data(connection, filters or Filters(), as_of, zone, sealed, is_kept, opened)
+    with kept(connection, as_of, zone) as is_kept, ExitStack() as opened:
+        data = _Data(connection, filters or Filters(), as_of, zone, is_kept, opened)
         sections = [section for name in NAMES if name in wanted for section in _SECTIONS[name](data)]
         jobs = data.jobs
     title = "GDPR jobs" if len(wanted) > 1 else f"GDPR jobs: {wanted[0]}"
@@ -177,7 +175,7 @@ def write(
     connection: sa.Connection,
     filters: Filters | None = None,
     *,
-    as_of: datetime | None = None,
+    as_of: AsOf = None,
     zone: ZoneInfo = LEGAL_ZONE,
     names: Collection[str] | None = None,
 ) -> None:
@@ -295,9 +293,8 @@ class _Data:
 
     connection: sa.Connection
     filters: Filters
-    as_of: datetime | None
+    as_of: AsOf
     zone: ZoneInfo
-    sealed: Sealed | None
     is_kept: bool
     opened: ExitStack  # what is being read when a section fails is closed by it, before the transaction ends
     at: datetime = field(init=False)
@@ -305,15 +302,13 @@ class _Data:
     jobs: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.at = self.as_of or database.now(self.connection)
+        self.at = instant(self.as_of) or database.now(self.connection)
         views = (_JOBS, _DURATIONS, _STAYS, _MONTHLY, _DEADLINES, _REQUESTS, _ANOMALIES, _COVERAGE)
         self.shadows = self._shadows(self.filters, *(view.name for view in views))
         self.jobs = self.value(sa.select(sa.func.count()).select_from(_JOBS))
 
     def _shadows(self, filters: Filters, *names: str) -> tuple[sa.CTE, ...]:
-        return shadows(
-            self.connection, filters, self.as_of, self.zone, *names, sealed=self.sealed, is_kept=self.is_kept
-        )
+        return shadows(self.connection, filters, self.as_of, self.zone, *names, is_kept=self.is_kept)
 
     def rows(self, query: sa.Select[Any]) -> Iterable[Any]:
         """Yield the rows of *query*, a few thousand at a time."""

@@ -7,18 +7,12 @@ run and makes today's after.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from functools import lru_cache
-from importlib.resources import files
-from typing import TYPE_CHECKING
-
 import sqlalchemy as sa
 
 from tracker import database, guards
+from tracker.reports import render
+from tracker.reports.render import Mode
 from tracker.reports.views import comments
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 VIEWS = (  # a view may use those before it
     "report_jobs",
@@ -35,30 +29,9 @@ VIEWS = (  # a view may use those before it
 )
 
 
-def sql(name: str, dialect: str, as_of: datetime | None = None) -> str:
-    """Return the SELECT behind the view *name* for *dialect* (``sqlite`` or ``postgresql``).
-
-    Args:
-        name: One of `VIEWS`.
-        dialect: The database's.
-        as_of: What it takes for the time it is (aware); None: the database's clock says.
-    """
-    return _environment(dialect, as_of).get_template(f"{name}.sql").render().strip()
-
-
-@lru_cache(maxsize=16)  # compiling the templates takes longer than most reports do; a page asks for each several times
-def _environment(dialect: str, as_of: datetime | None) -> Environment:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    def source(file: str) -> str:
-        return files(__package__).joinpath(file).read_text(encoding="utf-8")
-
-    environment = Environment(  # noqa: S701 - it is SQL, not HTML, and none of it comes from outside
-        loader=FunctionLoader(source), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["sqlite"] = dialect == "sqlite"
-    environment.globals["as_of"] = as_of and f"{as_of.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
-    return environment
+def sql(name: str, dialect: str, mode: Mode = Mode.NOW) -> str:
+    """Return the SELECT behind the view *name*, one of `VIEWS`; the arguments are those of `render.sql`."""
+    return render.sql(f"reports/views/{name}", dialect, mode)
 
 
 def create(connection: sa.Connection) -> None:

@@ -2,8 +2,7 @@
    so the whole seconds and the six digits are taken apart; unixepoch(), of SQLite 3.38, does it in half of strftime()'s
    time. #}
 {% macro now() -%}
-{% if as_of and sqlite %}'{{ as_of }}'
-{%- elif as_of %}CAST('{{ as_of }}+00' AS timestamptz)
+{% if mode != 'now' %}(SELECT c.at FROM clock c)
 {%- elif sqlite %}strftime('%Y-%m-%d %H:%M:%f000', 'now')
 {%- else %}statement_timestamp()
 {%- endif %}
@@ -104,4 +103,43 @@ CAST(floor({{ seconds }} / 86400) AS integer)
 SELECT cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
     UNION ALL
     SELECT cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
+{%- endmacro %}
+
+{# NULL of a type, which PostgreSQL wants to know. #}
+{% macro null(type) -%}
+{% if sqlite %}NULL{% else %}CAST(NULL AS {{ type }}){% endif %}
+{%- endmacro %}
+
+{# Whether two values are not the same, where NULL is the same as NULL. #}
+{% macro differ(a, b) -%}
+{{ a }} {{ 'IS NOT' if sqlite else 'IS DISTINCT FROM' }} {{ b }}
+{%- endmacro %}
+
+{# The day of an instant in UTC; a day some days later; the same day some months later, or that month's last. #}
+{% macro day_of(t) -%}
+{% if sqlite %}substr({{ t }}, 1, 10){% else %}CAST({{ t }} AT TIME ZONE 'UTC' AS date){% endif %}
+{%- endmacro %}
+
+{% macro later(day, days) -%}
+{% if sqlite %}date({{ day }}, '{{ days }} days'){% else %}({{ day }} + {{ days }}){% endif %}
+{%- endmacro %}
+
+{% macro months_later(day, months) -%}
+{% if sqlite -%}
+min(date({{ day }}, '{{ months }} months'), date({{ day }}, 'start of month', '{{ months + 1 }} months', '-1 day'))
+{%- else -%}
+CAST({{ day }} + interval '{{ months }} months' AS date)
+{%- endif %}
+{%- endmacro %}
+
+{% macro least(a, b) -%}
+{% if sqlite %}min({{ a }}, {{ b }}){% else %}least({{ a }}, {{ b }}){% endif %}
+{%- endmacro %}
+
+{# Whether a row was known at the time, or closed by the checkpoint, as of which the report is. #}
+{% macro known(row, time, last) -%}
+{% if mode == 'time' %}{{ row }}.{{ time }} <= (SELECT c.at FROM clock c)
+{%- elif mode == 'checkpoint' %}{{ row }}.id <= (SELECT c.{{ last }} FROM clock c)
+{%- else %}1 = 1
+{%- endif %}
 {%- endmacro %}

@@ -1,0 +1,35 @@
+{% from 'macros.sql' import known, null %}
+{# What no row keeps is NULL: pauses, and when a cluster last answered. A gap that had begun by then and ended later, or
+   has not ended, was open; its detail is not known, since an operator may have added to it later. One of cause
+   not_running is left out: a daemon that starts finds it, and no row says when that was. In a checkpoint no gap is
+   open. #}
+WITH names AS (
+    SELECT s.cluster FROM {{ table }}sources s WHERE {{ known('s', 'recorded_at', 'source_id') }}
+    UNION
+    SELECT g.cluster FROM {{ table }}gaps g WHERE {{ known('g', 'began_at', 'gap_id') }}
+{% if mode == 'time' %}
+    UNION
+    SELECT c.cluster FROM {{ table }}clusters c WHERE {{ known('c', 'gap_began_at', '') }}
+),
+open_gaps AS (
+    SELECT
+        o.cluster, o.began_at, o.cause, row_number() OVER (PARTITION BY o.cluster ORDER BY o.began_at, o.cause) AS place
+    FROM (
+        SELECT g.cluster, g.began_at, g.cause FROM {{ table }}gaps g
+        WHERE {{ known('g', 'began_at', '') }} AND NOT ({{ known('g', 'ended_at', '') }})
+        UNION ALL
+        SELECT c.cluster, c.gap_began_at, c.gap_cause FROM {{ table }}clusters c
+        WHERE {{ known('c', 'gap_began_at', '') }}
+    ) o
+    WHERE o.cause <> 'not_running'
+{% else %}
+),
+open_gaps AS (
+    SELECT {{ null('text') }} AS cluster, {{ null('timestamptz') }} AS began_at, {{ null('text') }} AS cause, 1 AS place
+{% endif %}
+)
+SELECT
+    n.cluster, {{ null('timestamptz') }} AS answered_at, {{ null('timestamptz') }} AS paused_until,
+    {{ null('text') }} AS pause_cause, g.began_at AS gap_began_at, g.cause AS gap_cause, {{ null('text') }} AS gap_detail
+FROM names n
+LEFT JOIN open_gaps g ON g.cluster = n.cluster AND g.place = 1

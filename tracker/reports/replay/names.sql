@@ -1,0 +1,1 @@
+SELECT j.id, j.cluster, j.jid FROM {{ table }}jobs j
