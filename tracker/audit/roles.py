@@ -1,6 +1,7 @@
 """Who may do what to the record: the rights of three roles on PostgreSQL.
 
-Owns the SQL that ``tracker db grants`` prints. Leaves alone: running it (an administrator does), logins and passwords.
+Owns the SQL that ``tracker db grants`` prints, and the search for rights that are too many. Leaves alone: running the SQL
+(an administrator does), logins and passwords.
 
 The owner runs ``tracker db upgrade``. The writer runs the daemon and every other command, and can add to the history,
 never change it: it inserts by column, without the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The
@@ -43,6 +44,7 @@ WRITER: dict[str, Rights] = {
     "clusters": Rights(("cluster",), _columns("clusters", "cluster")),
     "workers": Rights(_columns("workers", "stopped_at"), ("beat_at", "stopped_at"), delete=True),  # old ones go
     "deliveries": Rights(_columns("deliveries"), _columns("deliveries", "destination")),
+    "alerts": Rights(_columns("alerts"), _columns("alerts", "kind", "subject", "since")),
 }
 """By table; a table that is not here can only be read."""
 
@@ -69,6 +71,43 @@ def grants(connection: sa.Connection, *, owner: str, writer: str, auditor: str) 
         holders[name] = role
     database.require_schema(connection)
     return "\n".join(_Script(connection, owner, writer, auditor).lines()) + "\n"
+
+
+def problems(connection: sa.Connection) -> list[str]:
+    """Return a line for each right to change tracker's tables that a role has and the writer does not need.
+
+    The owner's are left out, and so are a superuser's: they can do anything. On SQLite there are none.
+    """
+    if connection.dialect.name == "sqlite":
+        return []
+    found: dict[str, None] = {}
+    for role, right, relation, column in connection.execute(sa.text(_GIVEN), {"ours": [*_relations()]}):
+        rights = WRITER.get(relation, Rights(()))
+        allowed = {"INSERT": rights.insert, "UPDATE": rights.update}.get(right, ())
+        columns = [column] if column else _columns(relation) if relation in Base.metadata.tables else []
+        if right == "SELECT" or (right == "DELETE" and rights.delete) or (columns and {*columns} <= {*allowed}):
+            continue
+        which = f" column {column}" if column and column not in allowed else ""
+        found[f"{role} may {right} {relation}{which}"] = None
+    return list(found)
+
+
+def _relations() -> Iterable[str]:
+    return *Base.metadata.tables, database.VERSION_TABLE, *VIEWS
+
+
+_GIVEN = r"""
+    WITH ours AS (
+        SELECT * FROM pg_class
+        WHERE relname = ANY (:ours) AND relnamespace = quote_ident(current_schema())::regnamespace
+    ), given AS (
+        SELECT relname, relowner, NULL AS attname, acl.* FROM ours, aclexplode(relacl) acl
+        UNION ALL
+        SELECT relname, relowner, attname, acl.* FROM ours JOIN pg_attribute ON attrelid = oid, aclexplode(attacl) acl
+    )
+    SELECT CASE grantee WHEN 0 THEN 'everybody (PUBLIC)' ELSE 'role ' || pg_get_userbyid(grantee) END,
+        privilege_type, relname, attname
+    FROM given WHERE grantee <> relowner ORDER BY 1, 3, 4, 2""".replace("::", r"\:\:")
 
 
 def require_postgresql(dialect: sa.Dialect) -> None:
@@ -122,7 +161,7 @@ class _Script:
         self._owner, self._writer, self._auditor = map(_identifier, (owner, writer, auditor))
         here = connection.exec_driver_sql("SELECT current_database(), current_schema()").one()
         self._database, self._schema = map(_identifier, here)
-        self._tables = (*sorted(Base.metadata.tables), "alembic_version")
+        self._tables = (*sorted(Base.metadata.tables), database.VERSION_TABLE)
         functions = guards.functions()
         sequences = sa.text(
             "SELECT s.relname FROM pg_class s JOIN pg_depend d ON d.objid = s.oid AND d.deptype IN ('a', 'i')"
@@ -182,9 +221,7 @@ class _Script:
             f"REVOKE ALL ON SEQUENCE {sequences} FROM {everybody};",
             "",
             "-- The writer and the auditor read, also what the owner will make: an upgrade makes the views anew.",
-            "-- TEMPORARY: `tracker db check` and `tracker audit verify` compare the views with temporary ones; the",
-            "-- latter looks at the sequences, too.",
-            f"GRANT CONNECT, TEMPORARY ON DATABASE {self._database} TO {self._owner}, {both};",
+            f"GRANT CONNECT ON DATABASE {self._database} TO {self._owner}, {both};",
             f"GRANT USAGE ON SCHEMA {self._schema} TO {both};",
             f"GRANT SELECT ON {tables} TO {both};",
             f"GRANT SELECT ON {views} TO {both};",
