@@ -134,7 +134,7 @@ def replayed(tables: Tables, row: Row) -> Row:
         elif t["action"] == "withdrawn":
             job.update(ended_after=t["observed_at"], ended_by=t["observed_at"])
         elif t["action"] == "attested":
-            job.update(ended_after=None, ended_by=t["server_date"])
+            job.update(ended_after=None, ended_by=t["claimed_at"])
         elif t["action"] == "observed":
             if t["to_status"] != job["status"]:
                 job.update(status=t["to_status"], status_after=t["last_seen_at"], status_by=t["observed_at"])
@@ -238,7 +238,7 @@ def report_transitions(tables: Tables, now: datetime) -> list[Row]:
                 pick(
                     t,
                     "id cluster jid kind reference seq action from_status to_status from_state to_state last_seen_at "
-                    "observed_at server_date base_url actor anomaly reason seal_id",
+                    "observed_at server_date claimed_at base_url actor anomaly reason seal_id",
                     **{column: job[column] for column in ("cluster", "jid", "kind", "reference")},
                     base_url=urls[0] if urls else None,
                     seal_id=seals[0]["id"] if seals else None,
