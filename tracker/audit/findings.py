@@ -20,39 +20,25 @@ LONGEST_LIST: Final = 1000
 class What(StrEnum):
     """What kind of thing is wrong."""
 
-    GUARD = "guard"
-    """A guard, a table or a CHECK is missing, changed or not tracker's."""
-    VIEW = "view"
-    """A view is missing or changed."""
-    RIGHT = "right"
-    """A role may do more than a writer needs."""
-    INDEX = "index"
-    """The database's own examination failed: an index that hides rows, a row that violates a CHECK."""
-    CHECKPOINT = "checkpoint"
-    """A checkpoint's text or the columns beside it were changed, or it does not follow on the one before it."""
-    KEY = "key"
-    """A signature is false or missing, or by a key that the chain did not announce, or not by the key given."""
-    SEGMENTS = "segments"
-    """The table ``segments`` does not agree with the checkpoint."""
-    ROWS = "rows"
-    """The rows of a segment are not those that were sealed."""
-    HISTORY = "history"
-    """A row of ``transitions``, ``gaps`` or ``sources`` that no honest history has."""
-    JOB = "job"
-    """A row of ``jobs`` is not the replay of its transitions."""
-    TRUSTED = "trusted"
-    """A checkpoint that was kept outside is not in the chain."""
-    UNSEALED = "unsealed"
-    """Rows have waited too long for a seal."""
+    GUARD = "guard"  # a guard, table or CHECK is missing, changed or not tracker's
+    VIEW = "view"  # a view is missing or changed
+    RIGHT = "right"  # a role may do more than a writer needs
+    INDEX = "index"  # an index hides rows; on SQLite also: a row violates a CHECK
+    CHECKPOINT = "checkpoint"  # its text or columns were changed, or it does not follow on the one before
+    KEY = "key"  # a signature is false, missing or by a key that no checkpoint announced; or not by the key given
+    SEGMENTS = "segments"  # table `segments` does not agree with the checkpoint
+    ROWS = "rows"  # the rows of a segment are not those that were sealed
+    HISTORY = "history"  # a row of `transitions`, `gaps` or `sources` that no honest history has
+    JOB = "job"  # a row of `jobs` is not the replay of its transitions
+    TRUSTED = "trusted"  # a checkpoint that was kept outside is not in the chain
+    UNSEALED = "unsealed"  # rows have waited too long for a seal
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, and where.
+    """One thing that is wrong, in words and with its place.
 
     Attributes:
-        what: Its kind.
-        message: In words, with the place.
         checkpoint: The number of the checkpoint.
         segment: The segment's path in a pack.
         cluster, jid, seq: The job, and the transition.
@@ -69,12 +55,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where answers came from: for a person to judge, not a finding.
-
-    Attributes:
-        asked: Scheme, host and path.
-        recorded_at: When a daemon first asked there, as the database has it.
-    """
+    """Where answers came from, and since when: for a person to judge."""
 
     cluster: str
     asked: str
@@ -82,23 +63,13 @@ class Source:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Why it may not be Elevate: ``loopback`` (a server on the same machine), ``plain http`` (no proof who it is)."""
+        """Why it may not be Elevate: ``loopback`` (the same machine), ``plain http`` (nothing proves who answered)."""
         try:
             parts = urlsplit(self.asked)
-            is_loopback = may_be_loopback(parts.hostname)
+            flags = (("loopback", may_be_loopback(parts.hostname)), ("plain http", parts.scheme != "https"))
         except ValueError:
             return ("no address",)
-        flags = (("loopback", is_loopback), ("plain http", parts.scheme != "https"))
         return tuple(flag for flag, is_so in flags if is_so)
-
-
-@dataclass(frozen=True, slots=True)
-class KeyUse:
-    """A key that checkpoints are signed with: its id, and the first and last checkpoint it signed."""
-
-    key_id: str
-    first: int
-    last: int
 
 
 @dataclass(slots=True)
@@ -106,23 +77,18 @@ class Report:
     """What `verify` found, and what it read.
 
     Attributes:
-        findings: At most `LONGEST_LIST`.
-        more: Findings beyond those.
-        notes: What may well be honest, but a person should look at; at most `LONGEST_LIST`.
-        more_notes: Notes beyond those.
-        jobs, transitions: How many there are.
-        checkpoints, unsigned: How many there are, and how many of them are not signed.
+        notes: What may well be honest, but a person should look at.
+        more, more_notes: Findings and notes beyond `LONGEST_LIST`.
         sealed, unsealed: Rows that checkpoints hold, and rows since.
         origin, number, sha256, sealed_at: Of the newest checkpoint; None: nothing is sealed yet.
         is_key_checked: Whether a key was given.
         trusted: How many checkpoints from outside were looked for.
-        keys: Each key that signed.
-        sources: Every address that was asked.
+        keys: By id of each key that signed, the first and the last checkpoint.
     """
 
     findings: list[Finding] = field(default_factory=list)
-    more: int = 0
     notes: list[Finding] = field(default_factory=list)
+    more: int = 0
     more_notes: int = 0
     jobs: int = 0
     transitions: int = 0
@@ -136,7 +102,7 @@ class Report:
     sealed_at: datetime | None = None
     is_key_checked: bool = False
     trusted: int = 0
-    keys: list[KeyUse] = field(default_factory=list)
+    keys: dict[str, tuple[int, int]] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
 
     @property
@@ -146,15 +112,15 @@ class Report:
 
     @property
     def qualifications(self) -> tuple[str, ...]:
-        """What a good result does not rest on, in capitals; empty: on everything."""
-        asked = {flag for source in self.sources for flag in source.flags}
+        """What a good result does not rest on, in capitals."""
+        flags = {flag for source in self.sources for flag in source.flags}
         said = (
             ("NOTHING SEALED", not self.checkpoints),
-            ("UNSIGNED", self.unsigned == self.checkpoints > 0),
+            ("UNSIGNED", 0 < self.unsigned == self.checkpoints),
             ("PARTLY UNSIGNED", 0 < self.unsigned < self.checkpoints),
             ("KEY NOT CHECKED", self.unsigned < self.checkpoints and not self.is_key_checked),
             ("NOTHING TRUSTED GIVEN", self.checkpoints > 0 and not self.trusted),
-            ("LOOPBACK SOURCES", "loopback" in asked),
-            ("PLAIN HTTP SOURCES", "plain http" in asked),
+            ("LOOPBACK SOURCES", "loopback" in flags),
+            ("PLAIN HTTP SOURCES", "plain http" in flags),
         )
         return tuple(word for word, is_so in said if is_so)

@@ -1,7 +1,7 @@
 """Who may do what to the record: the rights of three roles on PostgreSQL.
 
-Owns the SQL that ``tracker db grants`` prints, and the search for rights that are too many. Leaves alone: running the SQL
-(an administrator does), logins and passwords.
+Owns the SQL that ``tracker db grants`` prints, and the search for rights that are too many. Leaves alone: running that
+SQL (an administrator does), logins and passwords.
 
 The owner runs ``tracker db upgrade``. The writer runs the daemon and every other command, and can add to the history,
 never change it: it inserts by column, without the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _COLUMNS = ("what", "checkpoint", "segment", "cluster", "jid", "seq", "message")
 MEANING = (
-    "What OK means: no row sealed up to checkpoint {number} was changed, removed or added since it was sealed, as far as"
-    " this key and this checkpoint reach. It does not mean that each row was true when it was written: actor is"
+    "What OK means: no row sealed up to checkpoint {number} was changed, removed or added since it was sealed, as far"
+    " as this key and this checkpoint reach. It does not mean that each row was true when it was written: actor is"
     " self-asserted, and clusters, workers and alerts are not sealed."
 )
 
@@ -157,8 +157,8 @@ def _print_context(report: Report) -> None:
         click.echo(plain(f"note: {note.message}"))
     if report.more_notes:
         click.echo(f"note: {report.more_notes} more")
-    for key in report.keys:
-        click.echo(f"Signed with key {key.key_id}: checkpoints {key.first} to {key.last}.")
+    for key_id, (first, last) in report.keys.items():
+        click.echo(f"Signed with key {key_id}: checkpoints {first} to {last}.")
     if report.sha256:
         click.echo(f"Last checkpoint: number {report.number}, SHA-256 {report.sha256}, sealed at {report.sealed_at}.")
 
