@@ -173,8 +173,9 @@ class _Verification:
             transition = "" if what is What.JOB else f", transition {problem.seq}"
             where = f"job {problem.jid} of cluster {problem.cluster}{transition}"
         cluster, jid = (None if name is None else _printable(name) for name in (problem.cluster, problem.jid))
-        place = {"cluster": cluster, "jid": jid, "seq": problem.seq}
-        self._find(what, f"{where}: {problem.message}", is_note=problem.is_note, **place)
+        seq = problem.seq if isinstance(problem.seq, int) else None  # SQLite holds any type in any column
+        message = f"{where}: {problem.message}"
+        self._find(what, message, is_note=problem.is_note, cluster=cluster, jid=jid, seq=seq)
 
     # The chain
 

@@ -80,12 +80,14 @@ def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | Non
             with redirect_stdout(sys.stderr):  # a person reads it in any case: no source or key stays unseen
                 _print_context(report)
             emit((_row(finding) for finding in report.findings), _COLUMNS, "csv")
-            click.echo(plain(_result(report)), err=True)
+            for line in _result(report):
+                click.echo(plain(line), err=True)
         case _:
             _print_context(report)
             for finding in report.findings:
                 click.echo(plain(f"FOUND {finding.what}: {finding.message}"))
-            click.echo(plain(_result(report)))
+            for line in _result(report):
+                click.echo(plain(line))
     return 0 if report.is_good else 1
 
 
@@ -163,15 +165,15 @@ def _print_context(report: Report) -> None:
         click.echo(f"Last checkpoint: number {report.number}, SHA-256 {report.sha256}, sealed at {report.sealed_at}.")
 
 
-def _result(report: Report) -> str:
-    """Return the last lines: the result, on how much it rests, and what it means."""
+def _result(report: Report) -> list[str]:
+    """Return the last lines: the result, what it does not rest on, and what it means."""
     counts = (
         f"{report.jobs} jobs, {report.transitions} transitions, {report.checkpoints} checkpoints over {report.sealed}"
         f" rows, {report.unsealed} rows since"
     )
     if number := len(report.findings) + report.more:
         more = f" ({report.more} not shown)" if report.more else ""
-        return f"NOT OK: {number} finding{'s' if number > 1 else ''}{more}: {counts}."
+        return [f"NOT OK: {number} finding{'s' if number > 1 else ''}{more}: {counts}."]
     qualified = "".join(f", {words}" for words in report.qualifications)
     lines = [
         f"OK up to checkpoint {report.number or 0}{qualified}: {counts}.",
@@ -184,5 +186,4 @@ def _result(report: Report) -> str:
         "LOOPBACK SOURCES": "answers came from the same machine, as from a simulator",
         "PLAIN HTTP SOURCES": "nothing proves who answered",
     }
-    lines += [f"{words}: {explained[words]}." for words in report.qualifications if words in explained]
-    return "\n".join(lines)
+    return lines + [f"{words}: {explained[words]}." for words in report.qualifications if words in explained]

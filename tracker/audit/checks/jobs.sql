@@ -10,13 +10,13 @@ FROM (
             WHEN j.polls < r.polls THEN 'polls is ' || j.polls || ', but its transitions say ' || r.polls
             WHEN j.seen_at < r.seen_at OR (j.seen_at IS NULL AND r.seen_at IS NOT NULL)
                 THEN 'seen_at is ' || coalesce(CAST(j.seen_at AS text), 'empty') || ', but its transitions say ' || r.seen_at
-            ELSE nullif(''
+            ELSE nullif(substr(''
 {% for column in ('kind', 'reference', 'received_at', 'submitted_at', 'extended_on', 'registered_at', 'registered_by', 'state', 'status', 'status_after', 'status_by', 'ended_after', 'ended_by', 'seq', 'deadline_on', 'deadline_at') %}
                 || CASE WHEN {{ differ('j.' ~ column, 'r.' ~ column) }}{{ ' AND j.polls > 0' if column.startswith('deadline') }} THEN
                     '; {{ column }} is ' || coalesce(CAST(j.{{ column }} AS text), 'empty') || ', but its transitions say '
                     || coalesce(CAST(r.{{ column }} AS text), 'empty') ELSE '' END
 {% endfor %}
-                , '')
+                , 3), '')
         END AS message
     FROM {{ table }}jobs j
     LEFT JOIN replayed r ON r.id = j.id
