@@ -1,12 +1,12 @@
-"""Checkpoints leave the database, since only one that is elsewhere proves anything against whoever can write it.
+"""Checkpoints leave the database: only one that is elsewhere proves anything against a person who can write to it.
 
-Owns the three ways out (the log, a file, a URL), and the table ``deliveries``: how far each came, and since when one
-fails. Leaves alone: what a checkpoint is (``checkpoint``) and when one is made (``seal``, ``daemon``).
+Owns the three destinations (the log, a file, a URL), and the table ``deliveries``: how far each came, and since when
+one fails. Leaves alone: what a checkpoint is (``checkpoint``) and when one is made (``seal``, ``sealing``).
 
 Each destination gets every checkpoint from number 1 on, in order and at least once: it is noted after the fact, so a
 crash between the two, or another daemon at the same moment, makes one arrive twice. A destination that fails is tried
 again, and holds no other up. Of the file, what is in it counts, not what is noted: one that another host began, that
-was deleted, or that a crash cut off in mid-write is completed. No request is made inside a transaction.
+was deleted, or that a crash cut off in the middle of a write is completed. No request is made inside a transaction.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Event
-from time import monotonic, sleep
+from time import monotonic
 from typing import Final
 
 import sqlalchemy as sa
 
 from tracker import database, elevate
 from tracker.audit.checkpoint import Signed, parse
+from tracker.audit.keys import sync_folder
 from tracker.errors import AskError, BadCheckpoint, BadConfiguration
 from tracker.logs import event
 from tracker.models import Delivery, Seal, UtcDateTime
@@ -39,9 +40,9 @@ from tracker.settings import mask_hook
 PAGE: Final = 100  # checkpoints read at once, some 100 kB
 FIRST_PAUSE: Final = 15.0  # seconds until a destination that failed is tried again; then doubling
 LONGEST_PAUSE: Final = 240.0
+BUSY_PAUSE: Final = 1.0  # until a destination is tried again that another daemon delivers to, or after a full round
 ROUND_SECONDS: Final = 60.0  # a round ends then, however much is left, so that sealing goes on
-LOCK_SECONDS: Final = 1.0  # for another process to end its writing to the file
-LONGEST_TEXT: Final = 1 << 24  # bytes of one checkpoint, far above any: a file that has no end of one is none of ours
+TAIL: Final = 1 << 21  # bytes read from the end of the file; a CHECK holds a checkpoint's text below half of that
 TIMEOUT: Final = timedelta(seconds=10)  # for the whole of one request
 
 
@@ -50,7 +51,7 @@ class Courier:
 
     Args:
         engine: The database.
-        file: Is made if it is missing; every text in it is followed by an empty line.
+        file: Made if it is missing; every text in it is followed by an empty line.
         url: Gets each text as the body of a POST; may hold a secret, which is neither stored nor logged.
         timeout: For the whole of one request.
         clock: Monotonic seconds.
@@ -68,10 +69,8 @@ class Courier:
         self._engine = engine
         self._clock = clock
         self._ways: list[_Way] = [_Log()]
-        if file is not None:
-            self._ways.append(_File(file))
-        if url is not None:
-            self._ways.append(_Url(url, timeout))
+        self._ways += [_File(file)] if file is not None else []
+        self._ways += [_Url(url, timeout)] if url is not None else []
         self._troubles: dict[str, _Trouble] = {}
         self._has_begun = False
         self._has_worked: set[str] = set()
@@ -79,14 +78,14 @@ class Courier:
     def deliver(self, stop: Event | None = None, seconds: float = ROUND_SECONDS) -> float | None:
         """Hand over what is pending, and return in how many seconds there is more to do; None: all is delivered.
 
-        Whatever goes wrong on a way is logged (event ``delivery_failed``), noted, and tried again by a later call.
+        What goes wrong at a destination is logged (event ``delivery_failed``), noted, and tried again by a later call.
 
         Args:
             stop: Ends it after the checkpoint under way.
             seconds: So does this time.
 
         Raises:
-            DatabaseUnavailable, BadConfiguration: The database's fault; what was handed over may be so again.
+            DatabaseUnavailable, BadConfiguration: What was handed over may be handed over again.
         """
         until = self._clock() + seconds
         if not self._has_begun:
@@ -103,11 +102,11 @@ class Courier:
                 continue
             self._worked(way, trouble)
             if not is_all:  # out of time, or another daemon is at it
-                self._troubles[way.name] = _Trouble(None, 0.0, self._clock() + 1)
+                self._troubles[way.name] = _Trouble(None, 0.0, self._clock() + BUSY_PAUSE)
         return min((max(0.0, one.not_before - self._clock()) for one in self._troubles.values()), default=None)
 
     def _begin(self) -> None:
-        """Note the ways that there are; whoever else uses another way that fails says so again at the next attempt."""
+        """Enter our destinations, and forget that others fail: who still uses one notes it again."""
         names = [way.name for way in self._ways]
         with database.writing(self._engine) as connection:
             for name in names:
@@ -118,55 +117,55 @@ class Courier:
 
     def _hand_over(self, way: _Way, is_enough: Callable[[], bool]) -> bool:
         """Hand over all that *way* lacks, and return whether that was done."""
-        with way.opened(self._after) as last:
+        with database.reading(self._engine) as connection:
+            noted = sa.select(Delivery.last_number).where(Delivery.destination == way.name)
+            last = connection.execute(noted).scalar_one_or_none()
+        if last is None:  # somebody emptied the table: all over again, rather than never again
+            self._has_begun = False
+            return False
+        with way.opened(last, self._after) as last:
             if last is None:
-                with database.reading(self._engine) as connection:
-                    noted = sa.select(Delivery.last_number).where(Delivery.destination == way.name)
-                    last = connection.execute(noted).scalar_one_or_none()
-                if last is None:  # somebody emptied the table: all over again, rather than never again
-                    self._has_begun = False
-                    return False
-            while page := self._after(last, way.page):
-                if is_enough():
-                    return False
-                way.send(page)
-                if not self._note(way, last, last + len(page)):
-                    return False
-                last += len(page)
+                return False
+            while page := self._after(last, PAGE):
+                for signed in page:
+                    if is_enough():
+                        return False
+                    way.send(signed)
+                    last = signed.checkpoint.number
+                    if not self._note(way, last):
+                        return False
         return True
 
     def _after(self, number: int, most: int) -> list[Signed]:
-        """Return at most so many checkpoints from the one after *number* on, as they are in the database.
+        """Return at most *most* checkpoints from the one after *number* on, as they are in the database.
 
-        Those before a damaged one are handed over still: it is told when it is the next.
+        Those before a damaged one are still handed over: the error comes when it is the next.
         """
         query = sa.select(Seal.checkpoint).order_by(Seal.id).offset(number).limit(most)  # numbers have no hole
         with database.reading(self._engine) as connection:
             texts = connection.execute(query).scalars().all()
         page: list[Signed] = []
-        problem = None
         for expected, text in enumerate(texts, number + 1):
             try:
                 signed = parse(text)
+                if signed.checkpoint.number != expected:
+                    raise BadCheckpoint(f"its number is {signed.checkpoint.number}")
             except BadCheckpoint as error:
-                problem = _Problem("Chain", "damaged", f"checkpoint {expected} is damaged in the database: {error}")
-                break
-            if signed.checkpoint.number != expected:
-                problem = _Problem("Chain", "hole", f"checkpoint {expected} is missing in the database")
-                break
+                if page:
+                    break
+                words = f"checkpoint {expected} is damaged or missing in the database: {error}"
+                raise _Problem("Chain", "damaged", words) from None
             page.append(signed)
-        if problem and not page:
-            raise problem
         return page
 
-    def _note(self, way: _Way, before: int, number: int) -> bool:
+    def _note(self, way: _Way, number: int) -> bool:
         """Note that *way* has all up to *number*, and return False if another daemon delivers there just now.
 
-        Each looks again then: so nobody sends a number before the one below it has arrived.
+        Each looks again then, so that no number is sent before the one below it has arrived.
         """
         update = sa.update(Delivery).where(Delivery.destination == way.name)
         if not way.knows_itself:
-            update = update.where(Delivery.last_number == before)
+            update = update.where(Delivery.last_number == number - 1)
         with database.writing(self._engine) as connection:
             noted = update.values(last_number=number, delivered_at=database.now(connection))
             return bool(connection.execute(noted.returning(Delivery.destination)).all())
@@ -190,7 +189,7 @@ class Courier:
         event("delivery_failed", logging.WARNING, **facts)
 
     def _worked(self, way: _Way, trouble: _Trouble | None) -> None:
-        """Note it where *way* had failed, here or before our start; where another daemon fails, that one notes it."""
+        """Note it where *way* had failed, here or before our start; what another daemon fails at, that one clears."""
         self._troubles.pop(way.name, None)
         if way.name in self._has_worked and not (trouble and trouble.since):
             return
@@ -204,21 +203,15 @@ class Courier:
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """Why a way is called again before there is anything new.
+    """Why a destination is tried again before there is anything new."""
 
-    Attributes:
-        since: It fails since then; None: there was no time, or another daemon was there.
-        pause: Seconds.
-        not_before: By the courier's clock.
-    """
-
-    since: datetime | None
-    pause: float
-    not_before: float
+    since: datetime | None  # of its first failure; None: out of time, or another daemon was there
+    pause: float  # seconds
+    not_before: float  # by the courier's clock
 
 
 class _Problem(Exception):
-    """What a way or the chain is that it should not be; *where* and *code* are what is stored of it."""
+    """What is wrong with a destination or the chain; *where* and *code* are what is stored of it."""
 
     def __init__(self, where: str, code: str, words: str) -> None:
         super().__init__(words)
@@ -227,66 +220,52 @@ class _Problem(Exception):
 
 
 class _Way:
-    """One way out.
+    """A destination; as it stands here, one that only ``deliveries`` knows about."""
 
-    Attributes:
-        name: What it is called in ``deliveries``: no secret.
-        page: How many checkpoints go at once.
-        knows_itself: How far it came is seen there, and not in ``deliveries``.
-    """
-
-    name: str
-    page: int
-    knows_itself = False
+    name: str  # in ``deliveries``: without a secret
+    knows_itself = False  # how far it came is read there, and not in ``deliveries``
 
     @contextmanager
-    def opened(self, after: Callable[[int, int], list[Signed]]) -> Iterator[int | None]:
-        """Yield the number of the last checkpoint there, None if only ``deliveries`` knows."""
-        yield None
+    def opened(self, noted: int, after: Callable[[int, int], list[Signed]]) -> Iterator[int | None]:
+        """Yield the number of the last checkpoint there; None: another daemon is writing to it."""
+        yield noted
 
-    def send(self, checkpoints: Sequence[Signed]) -> None:
-        """Hand over, in order, what follows the last one there."""
+    def send(self, signed: Signed) -> None:
+        """Hand over what follows the last one there."""
         raise NotImplementedError
 
 
 class _Log(_Way):
-    """The daemon's log: the hash stands for the text."""
+    """The daemon's log, which gets the hash in place of the text."""
 
     name = "log"
-    page = PAGE
 
-    def send(self, checkpoints: Sequence[Signed]) -> None:
-        for signed in checkpoints:
-            one = signed.checkpoint
-            facts = {"number": one.number, "sha256": signed.sha256, "rows": one.rows, "sealed_at": one.sealed_at}
-            event("checkpoint", logging.INFO, **facts, key=one.key.id if one.key else "unsigned")
+    def send(self, signed: Signed) -> None:
+        one = signed.checkpoint
+        facts = {"number": one.number, "sha256": signed.sha256, "rows": one.rows, "sealed_at": one.sealed_at}
+        event("checkpoint", logging.INFO, **facts, key=one.key.id if one.key else "unsigned")
 
 
 class _Url(_Way):
-    """A server that takes each as the body of a POST."""
-
-    page = 1
+    """A server that gets each as the body of a POST."""
 
     def __init__(self, url: str, timeout: timedelta) -> None:
-        # The hash tells two URLs on one host apart, and is too short to find a secret by.
+        # The hash distinguishes two URLs on one host, and is too short to find a secret by.
         self.name = f"{mask_hook(url)} ({hashlib.sha256(url.encode()).hexdigest()[:8]})"
         self._url = url
         self._timeout = timeout
 
-    def send(self, checkpoints: Sequence[Signed]) -> None:
-        for signed in checkpoints:
-            number = str(signed.checkpoint.number)
-            headers = {"Content-Type": "text/plain; charset=utf-8", "Tracker-Checkpoint": number}
-            try:
-                elevate.post(self._url, signed.text.encode(), headers, self._timeout)
-            except BadConfiguration as error:
-                raise _Problem("Url", "unusable", str(error)) from None
+    def send(self, signed: Signed) -> None:
+        headers = {"Content-Type": "text/plain; charset=utf-8", "Tracker-Checkpoint": str(signed.checkpoint.number)}
+        try:
+            elevate.post(self._url, signed.text.encode(), headers, self._timeout)
+        except BadConfiguration as error:
+            raise _Problem("Url", "unusable", str(error)) from None
 
 
 class _File(_Way):
     """A file that only ever grows: it may have the append-only attribute, and others may follow it."""
 
-    page = PAGE
     knows_itself = True
 
     def __init__(self, path: Path) -> None:
@@ -296,23 +275,27 @@ class _File(_Way):
         self._torn = b""  # what a crash left of a text at the end
 
     @contextmanager
-    def opened(self, after: Callable[[int, int], list[Signed]]) -> Iterator[int | None]:
+    def opened(self, noted: int, after: Callable[[int, int], list[Signed]]) -> Iterator[int | None]:
         is_new = not self._path.exists()
-        # O_NONBLOCK, since a pipe must not make us wait.
+        # O_NONBLOCK: a pipe must not make us wait.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self._descriptor = os.open(self._path, flags, 0o644)
         try:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-                raise self._problem("not_a_file", "it is no file")
+                raise self._problem("not_a_file", "it is not a regular file")
             if is_new:
-                _sync_folder(self._path.parent)
-            self._lock()
-            yield self._last(after)
+                sync_folder(self._path.parent)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two that append at once would mix
+                last = self._last(after)
+            except BlockingIOError:
+                last = None
+            yield last
         finally:
             os.close(self._descriptor)  # ends the lock
 
-    def send(self, checkpoints: Sequence[Signed]) -> None:
-        data = "".join(f"{signed.text}\n" for signed in checkpoints).encode()[len(self._torn) :]
+    def send(self, signed: Signed) -> None:
+        data = f"{signed.text}\n".encode()[len(self._torn) :]
         self._torn = b""
         while data:
             data = data[os.write(self._descriptor, data) :]
@@ -321,17 +304,6 @@ class _File(_Way):
     def _problem(self, code: str, words: str) -> _Problem:
         return _Problem("CheckpointFile", code, f"{words}: move it away if you know why, or name another file")
 
-    def _lock(self) -> None:
-        """Wait until no other process of this host writes to the file: two that append at once would mix."""
-        until = monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if monotonic() >= until:
-                    raise
-                sleep(0.02)
-
     def _last(self, after: Callable[[int, int], list[Signed]]) -> int:
         """Return the number of the last whole checkpoint in the file, which must be one of this database's."""
         whole, torn = self._tail()
@@ -339,47 +311,20 @@ class _File(_Way):
         if whole is not None:
             text = whole.decode("ascii", "replace")
             try:
-                found = parse(text).checkpoint
+                number = parse(text).checkpoint.number
             except BadCheckpoint as error:
-                raise self._problem("garbage", f"what it ends with is {error}") from None
-            number = found.number
-            ours = after(number - 1, 1)
-            if not ours or ours[0].text != text:
-                first = after(0, 1)
-                if not ours and first and first[0].checkpoint.origin == found.origin:
-                    raise self._problem("ahead", f"it ends with checkpoint {number}, and this database ends before")
-                raise self._problem("other_chain", f"its checkpoint {number} is not this database's")
-        if torn:
-            following = after(number, 1)
-            if not following or not f"{following[0].text}\n".encode().startswith(torn):
-                raise self._problem("garbage", f"what follows checkpoint {number} in it is not checkpoint {number + 1}")
+                raise self._problem("garbage", f"it does not end with a checkpoint: {error}") from None
+            if [signed.text for signed in after(number - 1, 1)] != [text]:
+                raise self._problem("other_chain", f"it ends with a checkpoint {number} that this database lacks")
+        if torn and not any(f"{signed.text}\n".encode().startswith(torn) for signed in after(number, 1)):
+            raise self._problem("garbage", f"what follows checkpoint {number} in it is not checkpoint {number + 1}")
         self._torn = torn
         return number
 
     def _tail(self) -> tuple[bytes | None, bytes]:
-        """Return the last whole text in the file, None if there is none, and what follows it and its empty line."""
+        """Return the last whole text in the file, None without one, and what follows it and its empty line."""
         size = os.fstat(self._descriptor).st_size
-        take = 1 << 16
-        while True:
-            begin = max(0, size - take)
-            data = os.pread(self._descriptor, size - begin, begin)
-            end = data.rfind(b"\n\n")
-            before = data.rfind(b"\n\n", 0, end) if end >= 0 else -1
-            if begin and before < 0:
-                if take >= LONGEST_TEXT:
-                    raise self._problem("garbage", "it holds no checkpoints")
-                take *= 2
-                continue
-            if end < 0:
-                return None, data.lstrip(b"\n")
-            start = before + 2 if before >= 0 else 0
-            return data[start:end].strip(b"\n") + b"\n", data[end + 2 :].lstrip(b"\n")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        begin = max(0, size - TAIL)
+        complete, end, torn = os.pread(self._descriptor, size - begin, begin).rpartition(b"\n\n")
+        last = complete.rpartition(b"\n\n")[2].strip(b"\n")
+        return (last + b"\n" if end else None), torn.lstrip(b"\n")
