@@ -29,8 +29,8 @@ from tests.benchmarks.apart import measure
 from tests.benchmarks.reports import Sql
 from tests.conftest import serve_postgres
 from tracker import database
-from tracker.audit import checkpoint, pack
-from tracker.audit.checkpoint import SigningKey
+from tracker.audit import checkpoint
+from tracker.audit.keys import SigningKey
 from tracker.audit.seal import seal
 from tracker.audit.verify import verify
 from tracker.models import TRANSITIONS
