@@ -18,7 +18,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from datetime import timedelta
 from typing import Any, Final
@@ -113,7 +113,7 @@ def head(connection: sa.Connection) -> Signed | None:
     return None if text is None else _parsed(text)
 
 
-def chain(connection: sa.Connection, after: int = 0) -> Iterator[Signed]:
+def chain(connection: sa.Connection, after: int = 0) -> Generator[Signed, None, None]:
     """Yield the checkpoints with a number above *after*, oldest first, in bounded memory.
 
     Raises:
