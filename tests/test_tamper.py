@@ -476,7 +476,7 @@ CASES = [
     Case("a registration backdated by plain SQL", registered, "history old, unsealed"),
     Case("an observation made up in good time", observed("a5", lambda now: now), ""),
     # checkpoints and segments
-    Case("edit a column of `seals`", row(SEALS, 2, last_gap_id=9), "checkpoint 2"),
+    Case("edit a column of `seals`", row(SEALS, 2, last_gap_id=9), "checkpoint, checkpoint 2"),
     Case("edit the text of a checkpoint", damaged, "checkpoint 2, checkpoint 3, key 2", "trusted 2"),
     Case("edit the text of a checkpoint, and the hash beside it", lambda h: damaged(h, rehash=True),
          "checkpoint 2, checkpoint 3, key 2", "trusted 2"),
@@ -492,8 +492,8 @@ CASES = [
     Case("delete a checkpoint, and leave its segments", sql("DELETE FROM seals WHERE id = 2"), "checkpoint 2, segments",
          "trusted 2"),
     Case("swap two checkpoints", lambda h: h.swap(SEALS, 2, 3),
-         "checkpoint 2, segments 2-gaps-1, segments 2-transitions-1, segments 2-transitions-2, segments 3,"
-         " segments 3-gaps-1, segments 3-transitions-1"),
+         "checkpoint, checkpoint 2, segments 2-gaps-1, segments 2-transitions-1, segments 2-transitions-2,"
+         " segments 3, segments 3-gaps-1, segments 3-transitions-1"),
     Case("edit a hash in `segments`", segment(2, "transitions", 1, sha256="0" * 64), "segments 2-transitions-1"),
     Case("edit the ids in `segments`", segment(2, "transitions", 1, last_id=lambda id_: id_ - 1),
          "rows 2-transitions-1"),
@@ -518,7 +518,7 @@ CASES = [
     Case("edit the last signature, and the hash beside it", false_signature, "checkpoint 3, key 3", "trusted 3"),
     Case("let `sealed_at` run backwards, signed with the stolen key",
          lambda h: h.resign(3, h.record.key, sealed_at=datetime(2026, 1, 1, tzinfo=UTC)),
-         "checkpoint 3, history a1, history a2, history a3, history b2, history w1", "trusted 3"),
+         "checkpoint, checkpoint 3, history a1, history a2, history a3, history b2, history w1", "trusted 3"),
     Case("cut off the tail", cut_to(2), "", "trusted 3"),
     Case("restore an old copy of the database", nothing, "", "trusted 3", is_old=True),
     # guards and the like

@@ -167,7 +167,7 @@ class _Verification:
 
     def _problem(self, problem: checks.Problem) -> None:
         """Take what a check found."""
-        what = What.JOB if problem.table == "jobs" else What.HISTORY
+        what = {"jobs": What.JOB, "seals": What.CHECKPOINT}.get(problem.table, What.HISTORY)
         where = f"row {problem.row_id} of {problem.table}"
         if problem.jid is not None:
             transition = "" if what is What.JOB else f", transition {problem.seq}"
