@@ -72,7 +72,7 @@ FROM csv_seals;
 
 CREATE TABLE IF NOT EXISTS csv_zone (timezone, day, begins_at, ends_at);
 CREATE TABLE zone AS SELECT
-    nullif(timezone, '') AS timezone,
+    timezone AS timezone,
     nullif(day, '') AS day,
     nullif(replace(replace(begins_at, 'T', ' '), 'Z', ''), '') AS begins_at,
     nullif(replace(replace(ends_at, 'T', ' '), 'Z', ''), '') AS ends_at
@@ -298,7 +298,9 @@ SELECT
     t.anomaly,
     t.reason,
     (
-        SELECT l.id FROM seals l WHERE l.last_transition_id >= t.id ORDER BY l.last_transition_id, l.id LIMIT 1
+        SELECT min(l.id) FROM seals l WHERE l.last_transition_id = (
+            SELECT min(f.last_transition_id) FROM seals f WHERE f.last_transition_id >= t.id
+        )
     ) AS seal_id
 FROM transitions t
 JOIN jobs j ON j.id = t.job_id
@@ -839,27 +841,17 @@ WHERE s.sealed_at < s.previous_at OR s.sealed_at > (strftime('%Y-%m-%d %H:%M:%S'
 ) f;
 
 SELECT replace(replace(replace(replace(CASE f.is_note WHEN 1 THEN 'note: ' ELSE 'NOT OK: ' END || f.name || ' id ' || coalesce(f.id, 'empty') || coalesce(', job ' || f.jid, '') || coalesce(' of cluster ' || f.cluster, '') || coalesce(', seq ' || f.seq, '') || ': ' || f.message, char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (
-WITH sealed AS (
+WITH checkpoints AS (
     SELECT
-        s.id, s.sealed_at,
+        s.sealed_at, lag(s.sealed_at) OVER (ORDER BY s.id) AS previous_at,
         lag(s.last_transition_id, 1, 0) OVER (ORDER BY s.id) AS before_transition_id, s.last_transition_id,
         lag(s.last_gap_id, 1, 0) OVER (ORDER BY s.id) AS before_gap_id, s.last_gap_id,
         lag(s.last_source_id, 1, 0) OVER (ORDER BY s.id) AS before_source_id, s.last_source_id
     FROM (
         SELECT id, sealed_at, last_transition_id, last_gap_id, last_source_id FROM seals
         UNION ALL
-        SELECT
-            (SELECT coalesce(max(id), 0) + 1 FROM seals), (SELECT c.at FROM clock c),
-            9223372036854775807, 9223372036854775807, 9223372036854775807
+        SELECT (SELECT coalesce(max(id), 0) + 1 FROM seals), (SELECT c.at FROM clock c), 9223372036854775807, 9223372036854775807, 9223372036854775807
     ) s
-),
-checkpoints AS (
-    SELECT
-        s.*,
-        max(CASE WHEN s.last_transition_id - s.before_transition_id < 100000
-            AND s.last_gap_id - s.before_gap_id < 100000 AND s.last_source_id - s.before_source_id < 100000
-            THEN s.sealed_at END) OVER (ORDER BY s.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS previous_at
-    FROM sealed s
 ),
 steps AS (
     SELECT g.began_at, g.ended_at, k.previous_at, k.sealed_at

@@ -1,29 +1,18 @@
 {% from 'macros.sql' import now, plus_seconds %}
 {# A row was sealed soon after its own time: not more than an hour before the previous checkpoint, of which the first has
-   none, nor more than a minute after its own; what is not sealed yet would be by a checkpoint now. Rows that waited long
-   for a seal fill several at once, 100,000 rows each: a full one is no bound for the next. Where a clock was set it says
-   so itself, with a gap, from whose beginning on times are repeated until the previous checkpoint's time. #}
-WITH sealed AS (
+   none, nor more than a minute after its own; what is not sealed yet would be by a checkpoint now. Where a clock was set
+   it says so itself, with a gap, from whose beginning on times are repeated until the previous checkpoint's time. #}
+WITH checkpoints AS (
     SELECT
-        s.id, s.sealed_at,
+        s.sealed_at, lag(s.sealed_at) OVER (ORDER BY s.id) AS previous_at,
     {% for row in ('transition', 'gap', 'source') %}
         lag(s.last_{{ row }}_id, 1, 0) OVER (ORDER BY s.id) AS before_{{ row }}_id, s.last_{{ row }}_id{{ "," if not loop.last }}
     {% endfor %}
     FROM (
         SELECT id, sealed_at, last_transition_id, last_gap_id, last_source_id FROM seals
         UNION ALL
-        SELECT
-            (SELECT coalesce(max(id), 0) + 1 FROM seals), {{ now() }},
-            9223372036854775807, 9223372036854775807, 9223372036854775807
+        SELECT (SELECT coalesce(max(id), 0) + 1 FROM seals), {{ now() }}, {{ ([2 ** 63 - 1] * 3) | join(', ') }}
     ) s
-),
-checkpoints AS (
-    SELECT
-        s.*,
-        max(CASE WHEN s.last_transition_id - s.before_transition_id < 100000
-            AND s.last_gap_id - s.before_gap_id < 100000 AND s.last_source_id - s.before_source_id < 100000
-            THEN s.sealed_at END) OVER (ORDER BY s.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS previous_at
-    FROM sealed s
 ),
 steps AS (
     SELECT g.began_at, g.ended_at, k.previous_at, k.sealed_at
