@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _COLUMNS = ("what", "checkpoint", "segment", "cluster", "jid", "seq", "message")
+SHOWN_NOTES = 10  # a server whose clock is wrong makes a note of each answer
 MEANING = (
     "What OK means: no row sealed up to checkpoint {number} was changed, removed or added since it was sealed, as far"
     " as this key and this checkpoint reach. It does not mean that each row was true when it was written: actor is"
@@ -155,10 +156,10 @@ def _print_context(report: Report) -> None:
     rows = ((s.cluster, s.asked, s.recorded_at, ", ".join(s.flags)) for s in report.sources)
     columns = ("cluster", "asked", Column("recorded_at", "since"), Column("flags", "look at this"))
     emit(rows, columns, "table", title="Where answers came from", empty="No source is on record: no answer came yet.")
-    for note in report.notes:
+    for note in report.notes[:SHOWN_NOTES]:
         click.echo(plain(f"note: {note.message}"))
-    if report.more_notes:
-        click.echo(f"note: {report.more_notes} more")
+    if (more := len(report.notes) - SHOWN_NOTES + report.more_notes) > 0:
+        click.echo(f"note: {more} more (--format json lists {len(report.notes)})")
     for key_id, (first, last) in report.keys.items():
         click.echo(f"Signed with key {key_id}: checkpoints {first} to {last}.")
     if report.sha256:
