@@ -34,6 +34,7 @@ from tracker.audit.seal import seal
 from tracker.cli.audit_export import export as command
 from tracker.errors import Refused
 from tracker.models import Gap, Seal, Segment
+from tracker.reports import as_of
 from tracker.reports.views import VIEWS
 
 KEY, OTHER = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([n] * 32))) for n in (1, 2))
@@ -171,8 +172,12 @@ def rechain(folder: Path, key: SigningKey | None) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
-def test_both_databases_give_the_same_bytes(engine: sa.Engine, packs: Packs, tmp_path: Path) -> None:
-    """The same history has the same pack, whether SQLite or PostgreSQL holds it."""
+def test_both_databases_give_the_same_bytes(
+    engine: sa.Engine, packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same history has the same pack, whether SQLite or PostgreSQL holds it, and however much is done at once."""
+    monkeypatch.setattr(pack, "_SORTED_AT_ONCE", 10)
+    monkeypatch.setattr(as_of, "_KEPT_AT_ONCE", 7)
     history(engine, packs.at)
     for name in ("b", "c"):
         register(engine, name, at=packs.at)

@@ -9,6 +9,7 @@ Leaves alone: sealing (``seal``), and judging the record (``verify``, ``verify.s
 
 from __future__ import annotations
 
+import heapq
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from string import Template
-from typing import Final
+from typing import IO, Any, Final
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -46,7 +47,8 @@ _TEXTS: Final = frozenset(
     )
 )
 _UNKNOWN: Final = frozenset(("next_poll_at", "failures", "last_error"))  # no sealed row says them: always NULL
-_AT_ONCE: Final = 1000  # rows of a report that are fetched together: some hundred kB
+_STREAM: Final = {"yield_per": 1000}  # rows that are fetched together: some hundred kB
+_SORTED_AT_ONCE: Final = 20_000  # rows of a report: some MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,7 @@ def _sizes(connection: sa.Connection, table: str) -> Generator[int, None, None]:
     """Yield how many rows each segment of *table* has."""
     s = Segment.__table__.c
     query = sa.select(s.rows).where(s.name == table).order_by(s.seal_id, s.part)
-    with closing(connection.execute(query, execution_options={"yield_per": _AT_ONCE})) as result:
+    with closing(connection.execute(query, execution_options=_STREAM)) as result:
         yield from result.scalars()
 
 
@@ -234,7 +236,7 @@ def _put_reports(
     """Write each view as of the checkpoint, and the days of the legal time zones that its deadlines came from."""
     with kept(connection, sealed, zone) as is_kept:
         for done, view in enumerate(VIEWS, 1):
-            folder.put(f"reports/{view}.csv", _report(connection, view, sealed, zone, is_kept))
+            folder.put(f"reports/{view}.csv", _report(connection, folder, view, sealed, zone, is_kept))
             progress(done / len(VIEWS))
     days = legal_days(connection, sealed, zone)
     folder.put(
@@ -250,22 +252,35 @@ def _instant(at: datetime) -> str:
     return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
-def _report(connection: sa.Connection, view: str, sealed: Sealed, zone: ZoneInfo, is_kept: bool) -> Iterator[bytes]:
-    """Yield a report in pieces: a header, then the rows in the form of canonical lines, in order."""
+def _report(
+    connection: sa.Connection, folder: _Folder, view: str, sealed: Sealed, zone: ZoneInfo, is_kept: bool
+) -> Iterator[bytes]:
+    """Yield the lines of a report: a header, then the rows in the form of canonical lines, by id or in byte order."""
     dialect = connection.dialect.name
     columns = tuple(connection.execute(sa.text(f"SELECT * FROM {view} LIMIT 0")).keys())
     yield f"{','.join(columns)}\n".encode()
     line = report_line(columns, dialect)
     if dialect == "sqlite":  # as bytes, as in `lines.stream`
         line = f"CAST({line} AS BLOB)"
-    fields = sa.literal_column(line, sa.Text()).label("line"), sa.literal_column(columns[0], sa.Text()).label("id")
-    rows = sa.select(*fields).select_from(sa.table(view)).subquery()
-    order = rows.c.id if columns[0] == "id" else rows.c.line if dialect == "sqlite" else sa.collate(rows.c.line, "C")
+    has_id = columns[0] == "id"
     ctes = shadows(connection, Filters(), sealed, zone, view, is_kept=is_kept)
-    query = sa.select(rows.c.line).order_by(order).add_cte(*ctes)
-    with closing(connection.execute(query, execution_options={"yield_per": _AT_ONCE})) as result:
-        for texts in result.scalars().partitions():
-            yield b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in texts)
+    query: sa.Select[Any] = sa.select(sa.literal_column(line)).select_from(sa.table(view)).add_cte(*ctes)
+    query = query.order_by(sa.literal_column("id")) if has_id else query
+    with closing(connection.execute(query, execution_options=_STREAM)) as result:
+        found = ((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in result.scalars())
+        yield from found if has_id else _sorted(found, folder.path)
+
+
+def _sorted(rows: Iterable[bytes], folder: Path) -> Iterator[bytes]:
+    """Yield *rows* sorted, with temporary files in *folder*: SQLite would sort them all in memory."""
+    rows = iter(rows)
+    with ExitStack() as stack:
+        runs: list[IO[bytes]] = []
+        while some := sorted(islice(rows, _SORTED_AT_ONCE)):
+            runs.append(stack.enter_context(tempfile.TemporaryFile(dir=folder)))
+            runs[-1].writelines(some)
+            runs[-1].seek(0)
+        yield from heapq.merge(*runs)
 
 
 def report_line(columns: Sequence[str], dialect: str) -> str:

@@ -175,16 +175,12 @@ def _result(report: Report) -> list[str]:
     if number := len(report.findings) + report.more:
         more = f" ({report.more} not shown)" if report.more else ""
         return [f"NOT OK: {number} finding{'s' if number > 1 else ''}{more}: {counts}."]
-    qualified = "".join(f", {words}" for words in report.qualifications)
-    lines = [
-        f"OK up to checkpoint {report.number or 0}{qualified}: {counts}.",
-        MEANING.format(number=report.number or 0),
-    ]
+    but = f", BUT {', '.join(report.qualifications)}" if report.qualifications else ""
+    lines = [f"OK{but}: {counts}.", MEANING.format(number=report.number or 0)]
     explained = {
-        "UNSIGNED": "anyone who can write to the database can seal it anew",
+        "NOT SIGNED": "anyone who can write to the database can seal it anew",
         "KEY NOT CHECKED": "compare the key's id with the one that you were given, or give --public-key",
         "NOTHING TRUSTED GIVEN": "give --trusted: nothing else shows that the end was cut off or all of it sealed anew",
-        "LOOPBACK SOURCES": "answers came from the same machine, as from a simulator",
-        "PLAIN HTTP SOURCES": "nothing proves who answered",
+        "A SIMULATOR MAY HAVE ANSWERED": "a server is on the same machine, or was asked over plain HTTP",
     }
     return lines + [f"{words}: {explained[words]}." for words in report.qualifications if words in explained]
