@@ -152,7 +152,7 @@ def _stream(url: str) -> None:
     engine = database.open_database(url)
     with database.reading(engine) as connection:
         query = sa.select(TRANSITIONS).order_by(TRANSITIONS.c.id)
-        for _ in connection.execution_options(yield_per=1000).execute(query):
+        for _ in connection.execute(query, execution_options={"yield_per": 1000}):
             pass
 
 

@@ -10,7 +10,6 @@
 #
 # Prints OK and what that means (exit status 0), or NOT OK for each finding (1). Exit status 2: it could not work.
 set -u
-unset CDPATH
 export LC_ALL=C
 stop() { printf 'verify.sh: %s\n' "$*" >&2; exit 2; }
 usage='usage: sh verify.sh [--key-id ID] [--trusted FILE] [--reports] [--unsigned]'
@@ -38,7 +37,7 @@ tmp=$(mktemp -d) || stop 'cannot make a temporary folder'
 trap 'rm -rf "$tmp"' EXIT
 trap 'exit 2' HUP INT TERM
 
-# Pipes end in `| keep NAME || exit`: when the disk is full, cat says so; some a sort and sed do not.
+# Pipes end in `| keep NAME || exit`: on a full disk cat fails, and not every sort and sed does.
 keep() { cat >"$tmp/$1" || stop "cannot write to $tmp: is the disk full?"; }
 found=0 but='' why=''
 bad() { printf 'NOT OK: %s\n' "$*"; found=$((found + 1)); }
@@ -58,7 +57,7 @@ flat() {
 if [ -n "$trusted" ]; then
     flat <"$trusted" | sort -u | keep trusted || exit
     line=$(sed -e "/^tracker checkpoint v2${tab}origin [0-9a-f]*${tab}number [0-9][ -~$tab]*\$/d" -e q "$tmp/trusted")
-    [ -z "$line" ] && [ -s "$tmp/trusted" ] || stop "$trusted: not checkpoints, or with CR LF: $(echo "$line" | shown)"
+    [ -z "$line" ] && [ -s "$tmp/trusted" ] || stop "$trusted: no checkpoints, or CR LF: $(printf %s "$line" | shown)"
 fi
 
 # 1. The files are those that SHA256SUMS lists, and nothing else.
@@ -70,7 +69,7 @@ odd=$(find . ! -type f ! -type d -o -name '*[!A-Za-z0-9_.-]*' -o -type d ! -name
 find . -type f ! -path ./SHA256SUMS ! -path ./SHA256SUMS.sig | sed 's/^..//' | sort | keep there || exit
 sed -n 's/^[0-9a-f]\{64\}  //p' SHA256SUMS | sort | keep listed || exit
 sha256sum -c SHA256SUMS 2>/dev/null | sed -n 's/: OK$//p' | sort | keep unchanged || exit
-same there listed 'files that are there and not in SHA256SUMS, or the other way round:'
+same there listed 'files that are in the folder or in SHA256SUMS, but not in both:'
 same listed unchanged 'files that are not as in SHA256SUMS:'
 
 # 2. The chain: a checkpoint names the one before and its segments by SHA-256. Only the last, the head, is not named.
@@ -78,17 +77,17 @@ find checkpoints -type f | sort | keep files || exit
 head=$(sed -n '$p' "$tmp/files")
 [ -n "$head" ] || { bad 'there is no checkpoint'; exit 1; }
 xargs cat <"$tmp/files" | keep chain || exit
-[ -z "$(sed -n '/[^ -~]/{p;q;}' "$tmp/chain")" ] || bad 'a checkpoint with characters that none has'
+[ -z "$(sed -n '/[^ -~]/{p;q;}' "$tmp/chain")" ] || bad 'a checkpoint with tabs or other odd characters'
 flat <"$tmp/chain" | keep flat || exit
 form="${tab}number \\([0-9]*\\)${tab}sealed_at \\([0-9T:.-]*Z\\)${tab}ids transitions [0-9]* \\([0-9]*\\)"
 form="$form${tab}ids gaps [0-9]* \\([0-9]*\\)${tab}ids sources [0-9]* \\([0-9]*\\)${tab}rows [0-9]*${tab}"
 sed -n "s/^tracker checkpoint v2${tab}origin [0-9a-f]*$form.*/\\1,\\2,\\3,\\4,\\5/p" "$tmp/flat" | keep seals || exit
 sed 's/,.*//' "$tmp/seals" | keep numbers || exit
 sed 's/^checkpoints\/0*\(.*\)\.txt$/\1/' "$tmp/files" | keep names || exit
-same names numbers 'files that are not the checkpoint of their number:'
+same names numbers 'checkpoints with a wrong number or form:'
 { sed -n 's/^sha256 //p' "$tmp/chain"; sed -n "\\|  $head\$|p" SHA256SUMS; } | sort | keep named || exit
 sed -n -e '/  checkpoints\//p' -e '/  segments\//p' SHA256SUMS | sort | keep sealed || exit
-same sealed named 'files that the chain does not name, or not with this SHA-256, or files that are missing:'
+same sealed named 'checkpoints or segments that are not as the chain names them:'
 
 # 3. The signatures of the head and of SHA256SUMS, by the key that the head names.
 signed() { openssl pkeyutl -verify -pubin -inkey "$tmp/pem" -rawin -in "$1" -sigfile "$2" >/dev/null 2>&1; }
@@ -124,13 +123,14 @@ else
 fi
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
-find segments -name '*-sources-*' | xargs cat | sed -n 's/^[0-9]*,"\(.*\)","\(https*:\/\/[^"]*\)",.*/\1 \2/p' |
+find segments -name '*-sources-*' | xargs cat | sed -En 's/^[0-9]+,"(([^"]|"")*)","(([^"]|"")*)",.*/\1 \3/p' |
     sort -u | keep sources || exit
-local=' http:|//([^/]*@)?(127\.|0\.|\[[0:]*:|([^/:]*\.)?localhost\.?([:/]|$))'
-[ -z "$(sed -En "\\,$local,{p;q;}" "$tmp/sources")" ] || doubt 'A SIMULATOR MAY HAVE ANSWERED' \
-    'a server that answered is on the same machine, or was asked over plain HTTP.'
+here='//([^/]*@)?(127\.|0\.|\[[0:]*:|([^/:]*\.)?localhost\.?([:/]|$))'
+small='y/ABCDEFGHIJKLMNOPQRSTUVWXYZ/abcdefghijklmnopqrstuvwxyz/'
+[ -z "$(sed -En -e "$small" -e '/ https:..[^ ]*$/!{p;q;}' -e "\\,$here,{p;q;}" "$tmp/sources")" ] ||
+    doubt 'A SIMULATOR MAY HAVE ANSWERED' 'a server that answered is on the same machine, or was asked over plain HTTP.'
 
-# 6. What no honest history says, and whether reports/ follows from the segments: checks.sql, on tables of the rows.
+# 6. What no honest history says, and whether the reports follow from the segments: checks.sql, on tables of the rows.
 if [ -z "$reports" ]; then
     doubt 'REPORTS NOT CHECKED' 'without --reports nobody has compared reports/ with the segments.'
 elif [ "$found" = 0 ]; then
