@@ -30,7 +30,6 @@ from tests.benchmarks.reports import Sql
 from tests.conftest import serve_postgres
 from tracker import database
 from tracker.audit import pack
-from tracker.audit import seal as sealer
 from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.seal import seal
 from tracker.audit.verify import verify
@@ -134,7 +133,6 @@ def build(url: str, jobs: int, key: SigningKey) -> float:
     """Build the jobs, and return how many seconds their sealing took."""
     database.upgrade(url)
     engine = database.open_database(url)
-    sealer.MOST = 10**9  # type: ignore[misc]  # one checkpoint: only the first may hold rows older than an hour
     for statement in Rows(engine.dialect.name, jobs).statements():
         began = monotonic()
         with database.writing(engine) as connection:

@@ -155,8 +155,7 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
 
 def replay(connection: sa.Connection, zone: ZoneInfo) -> tuple[sa.CTE, ...]:
     """Return ``replayed``, what `jobs` should be by all transitions there are now, with what it reads."""
-    *known, jobs = _replay(connection, None, zone)
-    return (*known, jobs.prefix_with("MATERIALIZED"))
+    return tuple(_replay(connection, None, zone))
 
 
 def legal_days(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[ZoneDay]:
