@@ -492,74 +492,22 @@ FROM report_transitions
 WHERE anomaly IS NOT NULL;
 
 CREATE VIEW report_gaps AS
-WITH once AS (
-    SELECT
-        j.cluster,
-        j.registered_at,
-        CASE j.state WHEN 'attested' THEN a.observed_at ELSE j.ended_by END AS ended_at
-    FROM jobs j
-    LEFT JOIN transitions a ON a.job_id = j.id AND a.action = 'attested'
-    WHERE j.registered_at < (SELECT c.at FROM clock c) AND NOT EXISTS (
-        SELECT 1 FROM transitions r WHERE r.job_id = j.id AND r.from_state <> 'open' AND r.from_state <> r.to_state
-    )
+WITH all_gaps AS (
+    SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+    UNION ALL
+    SELECT NULL, cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 ),
-more_than_once AS (
-    SELECT s.job_id, s.cluster, s.began_at, s.ended_at
+spells AS (
+    SELECT c.job_id, j.cluster, c.began_at, c.ended_at
     FROM (
         SELECT
-            t.job_id, j.cluster, t.to_state, t.observed_at AS began_at,
+            t.job_id, t.to_state, t.observed_at AS began_at,
             lead(t.observed_at) OVER (PARTITION BY t.job_id ORDER BY t.seq) AS ended_at
-        FROM (SELECT DISTINCT job_id FROM transitions WHERE from_state <> 'open' AND from_state <> to_state) r
-        CROSS JOIN transitions t
-        JOIN jobs j ON j.id = r.job_id
-        WHERE t.job_id = r.job_id AND (t.from_state IS NULL OR t.from_state <> t.to_state)
-    ) s
-    WHERE s.to_state = 'open'
-),
-all_gaps AS (
-    SELECT cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
-    UNION ALL
-    SELECT cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
-),
-changes AS (
-    SELECT o.cluster, coalesce(o.at, '9999-12-31 00:00:00.000000') AS at, count(*) AS opened, 0 AS ended
-    FROM (
-        SELECT
-            j.cluster,
-            (SELECT min(g.ended_at) FROM gaps g WHERE g.cluster = j.cluster AND g.ended_at > j.registered_at) AS at
-        FROM once j
-    ) o
-    GROUP BY o.at, o.cluster
-    UNION ALL
-    SELECT o.cluster, o.at, 0, count(*)
-    FROM (
-        SELECT j.cluster, coalesce(min(j.at, c.gap_began_at), j.at, c.gap_began_at) AS at
-        FROM (
-            SELECT
-                o.*, (SELECT min(g.began_at) FROM gaps g WHERE g.cluster = o.cluster AND g.began_at >= o.ended_at) AS at
-            FROM once o
-            WHERE o.ended_at IS NOT NULL
-        ) j
-        LEFT JOIN clusters c ON c.cluster = j.cluster AND c.gap_began_at >= j.ended_at
-    ) o
-    GROUP BY o.at, o.cluster
-    UNION ALL
-    SELECT cluster, began_at, 0, 0 FROM all_gaps
-    UNION ALL
-    SELECT cluster, coalesce(ended_at, '9999-12-31 00:00:00.000000'), 0, 0 FROM all_gaps
-),
-sums AS (
-    SELECT
-        c.cluster,
-        c.at,
-        sum(c.opened) OVER (PARTITION BY c.cluster ORDER BY c.at ROWS UNBOUNDED PRECEDING) AS opened,
-        sum(c.ended) OVER (PARTITION BY c.cluster ORDER BY c.at ROWS UNBOUNDED PRECEDING) AS ended
-    FROM (
-        SELECT cluster, CAST(at AS text) AS at, sum(opened) AS opened, sum(ended) AS ended
-        FROM changes
-        WHERE at IS NOT NULL
-        GROUP BY cluster, at
+        FROM transitions t
+        WHERE t.from_state IS NULL OR t.from_state <> t.to_state
     ) c
+    JOIN jobs j ON j.id = c.job_id
+    WHERE c.to_state = 'open'
 )
 SELECT
     g.cluster,
@@ -569,81 +517,49 @@ SELECT
     g.cause,
     g.detail,
     (((unixepoch(substr(coalesce(g.ended_at, (SELECT c.at FROM clock c)), 1, 19)) * 1000000 + substr(coalesce(g.ended_at, (SELECT c.at FROM clock c)), 21)) - (unixepoch(substr(g.began_at, 1, 19)) * 1000000 + substr(g.began_at, 21))) / 1000000.0) AS seconds,
-    CAST(
-        before_end.opened - by_beginning.ended + (
-            SELECT count(DISTINCT s.job_id) FROM more_than_once s
-            WHERE s.cluster = g.cluster AND s.began_at < coalesce(g.ended_at, (SELECT c.at FROM clock c))
-                AND (s.ended_at IS NULL OR s.ended_at > g.began_at)
-        ) AS bigint
-    ) AS open_jobs
+    count(DISTINCT s.job_id) AS open_jobs
 FROM all_gaps g
-JOIN sums before_end ON before_end.cluster = g.cluster AND before_end.at = coalesce(g.ended_at, '9999-12-31 00:00:00.000000')
-JOIN sums by_beginning ON by_beginning.cluster = g.cluster AND by_beginning.at = g.began_at;
+LEFT JOIN spells s ON s.cluster = g.cluster AND s.began_at < coalesce(g.ended_at, (SELECT c.at FROM clock c))
+    AND (s.ended_at IS NULL OR s.ended_at > g.began_at)
+GROUP BY g.id, g.cluster, g.began_at, g.ended_at, g.is_open, g.cause, g.detail;
 
 CREATE VIEW report_coverage AS
-WITH numbered AS (
-    SELECT
-        a.*,
-        sum(a.is_first) OVER (PARTITION BY a.cluster ORDER BY a.began_at, a.ended_at ROWS UNBOUNDED PRECEDING) AS stretch
-    FROM (
-        SELECT
-            g.*,
-            CASE WHEN g.began_at <= max(g.ended_at) OVER (
-                PARTITION BY g.cluster ORDER BY g.began_at, g.ended_at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-            ) THEN 0 ELSE 1 END AS is_first,
-            CASE WHEN g.began_at = lag(g.began_at) OVER (PARTITION BY g.cluster ORDER BY g.began_at, g.ended_at)
-                THEN 0 ELSE 1 END AS is_first_then
-        FROM (
-            SELECT id, cluster, began_at, ended_at FROM gaps
-            UNION ALL
-            SELECT NULL, cluster, gap_began_at, (SELECT c.at FROM clock c) FROM clusters WHERE gap_began_at IS NOT NULL
-        ) g
-    ) a
+WITH all_gaps AS (
+    SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+    UNION ALL
+    SELECT NULL, cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 ),
 stretches AS (
-    SELECT
-        cluster, CAST(stretch AS integer) AS stretch, min(began_at) AS began_at, max(ended_at) AS ended_at,
-        max(CASE is_first WHEN 1 THEN id END) AS first_id
-    FROM numbered
-    GROUP BY cluster, stretch
-),
-stretch_of AS MATERIALIZED (
-    SELECT
-        n.id, n.is_first, (unixepoch(substr(s.began_at, 1, 19)) * 1000000 + substr(s.began_at, 21)) AS began, (unixepoch(substr(s.ended_at, 1, 19)) * 1000000 + substr(s.ended_at, 21)) AS ended,
-        (unixepoch(substr(s.ended_at, 1, 19)) * 1000000 + substr(s.ended_at, 21)) - (unixepoch(substr(s.began_at, 1, 19)) * 1000000 + substr(s.began_at, 21)) AS length
-    FROM numbered n
-    JOIN stretches s ON s.cluster = n.cluster AND s.stretch = n.stretch
-    WHERE n.is_first_then = 1 AND n.id IS NOT NULL AND s.first_id IS NOT NULL
-),
-still_open AS MATERIALIZED (
-    SELECT cluster, (unixepoch(substr(began_at, 1, 19)) * 1000000 + substr(began_at, 21)) AS began FROM stretches WHERE first_id IS NULL
+    SELECT n.cluster, min(n.began_at) AS began_at, max(n.ended_at) AS ended_at
+    FROM (
+        SELECT
+            f.*, sum(f.is_first) OVER (PARTITION BY f.cluster ORDER BY f.began_at, f.ended_at ROWS UNBOUNDED PRECEDING) AS stretch
+        FROM (
+            SELECT
+                g.cluster, g.began_at, coalesce(g.ended_at, (SELECT c.at FROM clock c)) AS ended_at,
+                CASE WHEN g.began_at <= max(coalesce(g.ended_at, (SELECT c.at FROM clock c))) OVER (
+                    PARTITION BY g.cluster ORDER BY g.began_at, coalesce(g.ended_at, (SELECT c.at FROM clock c))
+                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+                ) THEN 0 ELSE 1 END AS is_first
+            FROM all_gaps g
+        ) f
+    ) n
+    GROUP BY n.cluster, n.stretch
 ),
 lives AS (
     SELECT
-        j.id, j.cluster, j.jid, j.registered_at, max(j.registered_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))) AS until_at,
-        (unixepoch(substr(j.registered_at, 1, 19)) * 1000000 + substr(j.registered_at, 21)) AS began, (unixepoch(substr(max(j.registered_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 1, 19)) * 1000000 + substr(max(j.registered_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 21)) AS ended
+        j.cluster, j.jid, j.registered_at AS began_at,
+        max(j.registered_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))) AS ended_at
     FROM jobs j
-    ORDER BY j.id
-    LIMIT -1
-),
-closed AS (
-    SELECT
-        j.cluster, j.jid, j.began, j.ended,
-        coalesce(sum(CASE WHEN s.began >= j.began AND s.ended <= j.ended THEN s.length ELSE min(s.ended, j.ended) - max(s.began, j.began) END), 0) AS total, coalesce(max(CASE WHEN s.began >= j.began AND s.ended <= j.ended THEN s.length ELSE min(s.ended, j.ended) - max(s.began, j.began) END), 0) AS longest
-    FROM lives j
-    LEFT JOIN gaps g ON g.cluster = j.cluster AND g.began_at < j.until_at AND g.began_at >= coalesce(
-        (SELECT max(p.began_at) FROM gaps p WHERE p.cluster = j.cluster AND p.began_at <= j.registered_at),
-        j.registered_at
-    )
-    LEFT JOIN stretch_of s ON s.id = g.id AND s.ended > j.began AND (s.is_first = 1 OR g.began_at <= j.registered_at)
-    GROUP BY j.id
 ),
 unobserved AS (
     SELECT
-        c.cluster, c.jid, c.ended - c.began AS life,
-        c.total + CASE WHEN o.began < c.ended THEN c.ended - max(o.began, c.began) ELSE 0 END AS total, max(c.longest, CASE WHEN o.began < c.ended THEN c.ended - max(o.began, c.began) ELSE 0 END) AS longest
-    FROM closed c
-    LEFT JOIN still_open o ON o.cluster = c.cluster
+        l.cluster, l.jid, ((unixepoch(substr(l.ended_at, 1, 19)) * 1000000 + substr(l.ended_at, 21)) - (unixepoch(substr(l.began_at, 1, 19)) * 1000000 + substr(l.began_at, 21))) AS life,
+        coalesce(sum(((unixepoch(substr(min(s.ended_at, l.ended_at), 1, 19)) * 1000000 + substr(min(s.ended_at, l.ended_at), 21)) - (unixepoch(substr(max(s.began_at, l.began_at), 1, 19)) * 1000000 + substr(max(s.began_at, l.began_at), 21)))) FILTER (WHERE s.cluster IS NOT NULL), 0) AS total,
+        coalesce(max(((unixepoch(substr(min(s.ended_at, l.ended_at), 1, 19)) * 1000000 + substr(min(s.ended_at, l.ended_at), 21)) - (unixepoch(substr(max(s.began_at, l.began_at), 1, 19)) * 1000000 + substr(max(s.began_at, l.began_at), 21)))) FILTER (WHERE s.cluster IS NOT NULL), 0) AS longest
+    FROM lives l
+    LEFT JOIN stretches s ON s.cluster = l.cluster AND s.began_at < l.ended_at AND s.ended_at > l.began_at
+    GROUP BY l.cluster, l.jid, l.began_at, l.ended_at
 )
 SELECT
     u.cluster,

@@ -100,9 +100,9 @@ CAST(floor({{ seconds }} / 86400) AS integer)
 
 {# All gaps, the open ones with NULL for their end. #}
 {% macro all_gaps() -%}
-SELECT cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
     UNION ALL
-    SELECT cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
+    SELECT NULL, cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 {%- endmacro %}
 
 {# NULL of a type, which PostgreSQL wants to know. #}
@@ -151,4 +151,9 @@ CAST(substr({{ checkpoint }}, instr({{ checkpoint }}, 'number ') + 7, 18) AS INT
 {%- else -%}
 CAST(substring({{ checkpoint }} FROM 'number ([0-9]{1,18})') AS bigint)
 {%- endif %}
+{%- endmacro %}
+
+{# Whole microseconds from a to b. #}
+{% macro length(a, b) -%}
+{% if sqlite %}({{ microseconds(b) }} - {{ microseconds(a) }}){% else %}CAST(round(date_part('epoch', {{ b }} - {{ a }}) * 1000000) AS bigint){% endif %}
 {%- endmacro %}
