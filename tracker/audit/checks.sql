@@ -345,36 +345,29 @@ CROSS JOIN jobs j WHERE j.id = s.job_id;
 
 CREATE VIEW report_monthly AS
 SELECT
-    c.cluster, c.kind, c.month AS month, c.submitted, c.open, c.done, c.failed, c.lost, c.attested, c.withdrawn,
-    c.done_within_1d, c.done_within_7d, c.done_within_14d,
-    CASE WHEN c.counting > 0 THEN json_extract(c.durations, '$[' || ((c.counting + 1) / 2 - 1) || ']') / 1000000.0 END AS median_seconds,
-    CASE WHEN c.counting > 0 THEN json_extract(c.durations, '$[' || ((95 * c.counting + 99) / 100 - 1) || ']') / 1000000.0 END AS p95_seconds,
-    c.met, c.missed, c.undecidable, c.pending, c.overdue
+    r.cluster,
+    r.kind,
+    r.month AS month,
+    count(*) AS submitted,
+    count(*) FILTER (WHERE r.state = 'open') AS open,
+    count(*) FILTER (WHERE r.state = 'done') AS done,
+    count(*) FILTER (WHERE r.state = 'failed') AS failed,
+    count(*) FILTER (WHERE r.state = 'lost') AS lost,
+    count(*) FILTER (WHERE r.state = 'attested') AS attested,
+    count(*) FILTER (WHERE r.state = 'withdrawn') AS withdrawn,
+    count(*) FILTER (WHERE r.seconds <= 86400) AS done_within_1d,
+    count(*) FILTER (WHERE r.seconds <= 604800) AS done_within_7d,
+    count(*) FILTER (WHERE r.seconds <= 1209600) AS done_within_14d,
+    count(*) FILTER (WHERE r.verdict = 'met') AS met,
+    count(*) FILTER (WHERE r.verdict = 'missed') AS missed,
+    count(*) FILTER (WHERE r.verdict = 'undecidable') AS undecidable,
+    count(*) FILTER (WHERE r.verdict = 'pending') AS pending,
+    count(*) FILTER (WHERE r.verdict = 'overdue') AS overdue
 FROM (
     SELECT
-        r.cluster, r.kind, r.month,
-        count(*) AS submitted,
-        count(*) FILTER (WHERE r.state <> 'withdrawn') AS counting,
-        count(*) FILTER (WHERE r.state = 'open') AS open,
-        count(*) FILTER (WHERE r.state = 'done') AS done,
-        count(*) FILTER (WHERE r.state = 'failed') AS failed,
-        count(*) FILTER (WHERE r.state = 'lost') AS lost,
-        count(*) FILTER (WHERE r.state = 'attested') AS attested,
-        count(*) FILTER (WHERE r.state = 'withdrawn') AS withdrawn,
-        count(*) FILTER (WHERE r.duration <= 86400000000) AS done_within_1d,
-        count(*) FILTER (WHERE r.duration <= 604800000000) AS done_within_7d,
-        count(*) FILTER (WHERE r.duration <= 1209600000000) AS done_within_14d,
-        json_group_array(r.duration) FILTER (WHERE r.duration IS NOT NULL) AS durations,
-        count(*) FILTER (WHERE r.verdict = 'met') AS met,
-        count(*) FILTER (WHERE r.verdict = 'missed') AS missed,
-        count(*) FILTER (WHERE r.verdict = 'undecidable') AS undecidable,
-        count(*) FILTER (WHERE r.verdict = 'pending') AS pending,
-        count(*) FILTER (WHERE r.verdict = 'overdue') AS overdue
-    FROM (
-        SELECT
-            j.cluster, j.kind, substr(coalesce(j.submitted_at, j.registered_at), 1, 7) AS month, j.state,
-            CASE WHEN j.state = 'done' THEN max(0, (unixepoch(substr(j.ended_by, 1, 19)) * 1000000 + substr(j.ended_by, 21)) - (unixepoch(substr(j.submitted_at, 1, 19)) * 1000000 + substr(j.submitted_at, 21))) END AS duration,
-            CASE
+        j.cluster, j.kind, substr(coalesce(j.submitted_at, j.registered_at), 1, 7) AS month, j.state,
+        CASE WHEN j.state = 'done' THEN (((unixepoch(substr(max(j.ended_by, j.submitted_at), 1, 19)) * 1000000 + substr(max(j.ended_by, j.submitted_at), 21)) - (unixepoch(substr(j.submitted_at, 1, 19)) * 1000000 + substr(j.submitted_at, 21))) / 1000000.0) END AS seconds,
+        CASE
         WHEN j.state IN ('attested', 'withdrawn') THEN j.state
         WHEN j.state = 'done' AND j.ended_by <= j.deadline_at THEN 'met'
         WHEN j.state = 'done' AND CASE WHEN j.ended_after IS NULL AND j.submitted_at > j.ended_by THEN j.ended_by ELSE coalesce(j.ended_after, j.submitted_at) END >= j.deadline_at THEN 'missed'
@@ -384,12 +377,9 @@ FROM (
         WHEN CASE j.status WHEN 'not_found' THEN j.status_after ELSE j.seen_at END >= j.deadline_at THEN 'overdue'
         ELSE 'undecidable'
     END AS verdict
-        FROM jobs j
-        ORDER BY month, j.kind, j.cluster, duration
-
-    ) r
-    GROUP BY r.month, r.kind, r.cluster
-) c;
+    FROM jobs j
+) r
+GROUP BY r.month, r.kind, r.cluster;
 
 CREATE VIEW report_deadlines AS
 SELECT
@@ -937,7 +927,7 @@ SELECT 'NOT OK: reports/report_statuses.csv has ' || c.rows || ' rows, and the s
 FROM (SELECT count(*) AS rows FROM csv_report_statuses) c, (SELECT count(*) AS rows FROM right_report_statuses) r
 WHERE c.rows <> r.rows;
 
-CREATE TABLE IF NOT EXISTS csv_report_monthly (cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue);
+CREATE TABLE IF NOT EXISTS csv_report_monthly (cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue);
 CREATE TABLE right_report_monthly AS SELECT
     coalesce(CAST(cluster AS text), '') AS cluster,
     coalesce(CAST(kind AS text), '') AS kind,
@@ -952,8 +942,6 @@ CREATE TABLE right_report_monthly AS SELECT
     coalesce(CAST(done_within_1d AS text), '') AS done_within_1d,
     coalesce(CAST(done_within_7d AS text), '') AS done_within_7d,
     coalesce(CAST(done_within_14d AS text), '') AS done_within_14d,
-    CASE WHEN median_seconds IS NULL THEN '' ELSE printf('%.6f', median_seconds) END AS median_seconds,
-    CASE WHEN p95_seconds IS NULL THEN '' ELSE printf('%.6f', p95_seconds) END AS p95_seconds,
     coalesce(CAST(met AS text), '') AS met,
     coalesce(CAST(missed AS text), '') AS missed,
     coalesce(CAST(undecidable AS text), '') AS undecidable,
@@ -961,9 +949,9 @@ CREATE TABLE right_report_monthly AS SELECT
     coalesce(CAST(overdue AS text), '') AS overdue
 FROM report_monthly;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv has a row that the segments do not give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || median_seconds || ',' || p95_seconds || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue FROM csv_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue FROM right_report_monthly);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv has a row that the segments do not give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM csv_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM right_report_monthly);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv lacks a row that the segments give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || median_seconds || ',' || p95_seconds || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue FROM right_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue FROM csv_report_monthly);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv lacks a row that the segments give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM right_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM csv_report_monthly);
 
 SELECT 'NOT OK: reports/report_monthly.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_monthly) c, (SELECT count(*) AS rows FROM right_report_monthly) r
