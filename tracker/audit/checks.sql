@@ -815,25 +815,25 @@ WHERE t.server_date > (strftime('%Y-%m-%d %H:%M:%S', substr(t.observed_at, 1, 19
 
 CREATE TABLE IF NOT EXISTS csv_report_jobs (cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error);
 CREATE TABLE right_report_jobs AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
-    coalesce(CAST(state AS text), '') AS state,
-    coalesce(CAST(status AS text), '') AS status,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
+    coalesce(state, '') AS state,
+    coalesce(status, '') AS status,
     coalesce(replace(status_after, ' ', 'T') || 'Z', '') AS status_after,
     coalesce(replace(status_by, ' ', 'T') || 'Z', '') AS status_by,
     coalesce(replace(seen_at, ' ', 'T') || 'Z', '') AS seen_at,
     coalesce(replace(submitted_at, ' ', 'T') || 'Z', '') AS submitted_at,
     coalesce(replace(registered_at, ' ', 'T') || 'Z', '') AS registered_at,
-    coalesce(CAST(registered_by AS text), '') AS registered_by,
+    coalesce(registered_by, '') AS registered_by,
     coalesce(replace(received_at, ' ', 'T') || 'Z', '') AS received_at,
     coalesce(CAST(deadline_on AS text), '') AS deadline_on,
-    coalesce(CAST(verdict AS text), '') AS verdict,
+    coalesce(verdict, '') AS verdict,
     coalesce(replace(ended_after, ' ', 'T') || 'Z', '') AS ended_after,
     coalesce(replace(ended_by, ' ', 'T') || 'Z', '') AS ended_by,
     '' AS next_poll_at,
-    CASE WHEN age_seconds IS NULL THEN '' ELSE printf('%.6f', age_seconds) END AS age_seconds,
+    coalesce(CASE WHEN age_seconds IS NOT NULL THEN printf('%.6f', age_seconds) END, '') AS age_seconds,
     coalesce(CAST(polls AS text), '') AS polls,
     '' AS failures,
     '' AS last_error
@@ -849,17 +849,17 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_durations (cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls);
 CREATE TABLE right_report_durations AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
     coalesce(replace(submitted_at, ' ', 'T') || 'Z', '') AS submitted_at,
     coalesce(replace(registered_at, ' ', 'T') || 'Z', '') AS registered_at,
     coalesce(replace(done_after, ' ', 'T') || 'Z', '') AS done_after,
     coalesce(replace(done_by, ' ', 'T') || 'Z', '') AS done_by,
-    CASE WHEN seconds_min IS NULL THEN '' ELSE printf('%.6f', seconds_min) END AS seconds_min,
-    CASE WHEN seconds_max IS NULL THEN '' ELSE printf('%.6f', seconds_max) END AS seconds_max,
-    CASE WHEN uncertainty_seconds IS NULL THEN '' ELSE printf('%.6f', uncertainty_seconds) END AS uncertainty_seconds,
+    coalesce(CASE WHEN seconds_min IS NOT NULL THEN printf('%.6f', seconds_min) END, '') AS seconds_min,
+    coalesce(CASE WHEN seconds_max IS NOT NULL THEN printf('%.6f', seconds_max) END, '') AS seconds_max,
+    coalesce(CASE WHEN uncertainty_seconds IS NOT NULL THEN printf('%.6f', uncertainty_seconds) END, '') AS uncertainty_seconds,
     coalesce(replace(download_by, ' ', 'T') || 'Z', '') AS download_by,
     coalesce(CAST(polls AS text), '') AS polls
 FROM report_durations;
@@ -875,24 +875,24 @@ WHERE c.rows <> r.rows;
 CREATE TABLE IF NOT EXISTS csv_report_transitions (id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id);
 CREATE TABLE right_report_transitions AS SELECT
     coalesce(CAST(id AS text), '') AS id,
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
     coalesce(CAST(seq AS text), '') AS seq,
-    coalesce(CAST(action AS text), '') AS action,
-    coalesce(CAST(from_status AS text), '') AS from_status,
-    coalesce(CAST(to_status AS text), '') AS to_status,
-    coalesce(CAST(from_state AS text), '') AS from_state,
-    coalesce(CAST(to_state AS text), '') AS to_state,
+    coalesce(action, '') AS action,
+    coalesce(from_status, '') AS from_status,
+    coalesce(to_status, '') AS to_status,
+    coalesce(from_state, '') AS from_state,
+    coalesce(to_state, '') AS to_state,
     coalesce(replace(last_seen_at, ' ', 'T') || 'Z', '') AS last_seen_at,
     coalesce(replace(observed_at, ' ', 'T') || 'Z', '') AS observed_at,
     coalesce(replace(server_date, ' ', 'T') || 'Z', '') AS server_date,
     coalesce(replace(claimed_at, ' ', 'T') || 'Z', '') AS claimed_at,
-    coalesce(CAST(base_url AS text), '') AS base_url,
-    coalesce(CAST(actor AS text), '') AS actor,
-    coalesce(CAST(anomaly AS text), '') AS anomaly,
-    coalesce(CAST(reason AS text), '') AS reason,
+    coalesce(base_url, '') AS base_url,
+    coalesce(actor, '') AS actor,
+    coalesce(anomaly, '') AS anomaly,
+    coalesce(reason, '') AS reason,
     coalesce(CAST(seal_id AS text), '') AS seal_id
 FROM report_transitions;
 
@@ -906,17 +906,17 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_statuses (cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max);
 CREATE TABLE right_report_statuses AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
-    coalesce(CAST(status AS text), '') AS status,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
+    coalesce(status, '') AS status,
     coalesce(replace(entered_after, ' ', 'T') || 'Z', '') AS entered_after,
     coalesce(replace(entered_by, ' ', 'T') || 'Z', '') AS entered_by,
     coalesce(replace(left_after, ' ', 'T') || 'Z', '') AS left_after,
     coalesce(replace(left_by, ' ', 'T') || 'Z', '') AS left_by,
-    CASE WHEN seconds_min IS NULL THEN '' ELSE printf('%.6f', seconds_min) END AS seconds_min,
-    CASE WHEN seconds_max IS NULL THEN '' ELSE printf('%.6f', seconds_max) END AS seconds_max
+    coalesce(CASE WHEN seconds_min IS NOT NULL THEN printf('%.6f', seconds_min) END, '') AS seconds_min,
+    coalesce(CASE WHEN seconds_max IS NOT NULL THEN printf('%.6f', seconds_max) END, '') AS seconds_max
 FROM report_statuses;
 
 SELECT replace(replace(replace(replace('NOT OK: reports/report_statuses.csv has a row that the segments do not give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || status || ',' || entered_after || ',' || entered_by || ',' || left_after || ',' || left_by || ',' || seconds_min || ',' || seconds_max, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM csv_report_statuses EXCEPT SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM right_report_statuses);
@@ -929,9 +929,9 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_monthly (cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue);
 CREATE TABLE right_report_monthly AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(month AS text), '') AS month,
+    coalesce(cluster, '') AS cluster,
+    coalesce(kind, '') AS kind,
+    coalesce(month, '') AS month,
     coalesce(CAST(submitted AS text), '') AS submitted,
     coalesce(CAST(open AS text), '') AS open,
     coalesce(CAST(done AS text), '') AS done,
@@ -959,21 +959,21 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_deadlines (cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left);
 CREATE TABLE right_report_deadlines AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
-    coalesce(CAST(state AS text), '') AS state,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
+    coalesce(state, '') AS state,
     coalesce(replace(received_at, ' ', 'T') || 'Z', '') AS received_at,
     coalesce(replace(received_at_first, ' ', 'T') || 'Z', '') AS received_at_first,
     coalesce(CAST(amendments AS text), '') AS amendments,
-    coalesce(CAST(basis AS text), '') AS basis,
+    coalesce(basis, '') AS basis,
     coalesce(CAST(deadline_on AS text), '') AS deadline_on,
     coalesce(replace(deadline_at, ' ', 'T') || 'Z', '') AS deadline_at,
     coalesce(CAST(extended_on AS text), '') AS extended_on,
     coalesce(replace(done_after, ' ', 'T') || 'Z', '') AS done_after,
     coalesce(replace(done_by, ' ', 'T') || 'Z', '') AS done_by,
-    coalesce(CAST(verdict AS text), '') AS verdict,
+    coalesce(verdict, '') AS verdict,
     coalesce(CAST(days_left AS text), '') AS days_left
 FROM report_deadlines;
 
@@ -987,7 +987,7 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_requests (reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict);
 CREATE TABLE right_report_requests AS SELECT
-    coalesce(CAST(reference AS text), '') AS reference,
+    coalesce(reference, '') AS reference,
     coalesce(CAST(jobs AS text), '') AS jobs,
     coalesce(CAST(open AS text), '') AS open,
     coalesce(CAST(done AS text), '') AS done,
@@ -996,7 +996,7 @@ CREATE TABLE right_report_requests AS SELECT
     coalesce(CAST(deadline_on AS text), '') AS deadline_on,
     coalesce(replace(done_after, ' ', 'T') || 'Z', '') AS done_after,
     coalesce(replace(done_by, ' ', 'T') || 'Z', '') AS done_by,
-    coalesce(CAST(verdict AS text), '') AS verdict
+    coalesce(verdict, '') AS verdict
 FROM report_requests;
 
 SELECT replace(replace(replace(replace('NOT OK: reports/report_requests.csv has a row that the segments do not give: ' || substr(reference || ',' || jobs || ',' || open || ',' || done || ',' || not_done || ',' || received_at || ',' || deadline_on || ',' || done_after || ',' || done_by || ',' || verdict, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM csv_report_requests EXCEPT SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM right_report_requests);
@@ -1010,24 +1010,24 @@ WHERE c.rows <> r.rows;
 CREATE TABLE IF NOT EXISTS csv_report_anomalies (id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id);
 CREATE TABLE right_report_anomalies AS SELECT
     coalesce(CAST(id AS text), '') AS id,
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
     coalesce(CAST(seq AS text), '') AS seq,
-    coalesce(CAST(action AS text), '') AS action,
-    coalesce(CAST(from_status AS text), '') AS from_status,
-    coalesce(CAST(to_status AS text), '') AS to_status,
-    coalesce(CAST(from_state AS text), '') AS from_state,
-    coalesce(CAST(to_state AS text), '') AS to_state,
+    coalesce(action, '') AS action,
+    coalesce(from_status, '') AS from_status,
+    coalesce(to_status, '') AS to_status,
+    coalesce(from_state, '') AS from_state,
+    coalesce(to_state, '') AS to_state,
     coalesce(replace(last_seen_at, ' ', 'T') || 'Z', '') AS last_seen_at,
     coalesce(replace(observed_at, ' ', 'T') || 'Z', '') AS observed_at,
     coalesce(replace(server_date, ' ', 'T') || 'Z', '') AS server_date,
     coalesce(replace(claimed_at, ' ', 'T') || 'Z', '') AS claimed_at,
-    coalesce(CAST(base_url AS text), '') AS base_url,
-    coalesce(CAST(actor AS text), '') AS actor,
-    coalesce(CAST(anomaly AS text), '') AS anomaly,
-    coalesce(CAST(reason AS text), '') AS reason,
+    coalesce(base_url, '') AS base_url,
+    coalesce(actor, '') AS actor,
+    coalesce(anomaly, '') AS anomaly,
+    coalesce(reason, '') AS reason,
     coalesce(CAST(seal_id AS text), '') AS seal_id
 FROM report_anomalies;
 
@@ -1041,13 +1041,13 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_gaps (cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs);
 CREATE TABLE right_report_gaps AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
+    coalesce(cluster, '') AS cluster,
     coalesce(replace(began_at, ' ', 'T') || 'Z', '') AS began_at,
     coalesce(replace(ended_at, ' ', 'T') || 'Z', '') AS ended_at,
     coalesce(CAST(is_open AS text), '') AS is_open,
-    coalesce(CAST(cause AS text), '') AS cause,
-    coalesce(CAST(detail AS text), '') AS detail,
-    CASE WHEN seconds IS NULL THEN '' ELSE printf('%.6f', seconds) END AS seconds,
+    coalesce(cause, '') AS cause,
+    coalesce(detail, '') AS detail,
+    coalesce(CASE WHEN seconds IS NOT NULL THEN printf('%.6f', seconds) END, '') AS seconds,
     coalesce(CAST(open_jobs AS text), '') AS open_jobs
 FROM report_gaps;
 
@@ -1061,10 +1061,10 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_coverage (cluster, jid, covered_share, longest_unobserved_seconds);
 CREATE TABLE right_report_coverage AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    CASE WHEN covered_share IS NULL THEN '' ELSE printf('%.6f', covered_share) END AS covered_share,
-    CASE WHEN longest_unobserved_seconds IS NULL THEN '' ELSE printf('%.6f', longest_unobserved_seconds) END AS longest_unobserved_seconds
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(CASE WHEN covered_share IS NOT NULL THEN printf('%.6f', covered_share) END, '') AS covered_share,
+    coalesce(CASE WHEN longest_unobserved_seconds IS NOT NULL THEN printf('%.6f', longest_unobserved_seconds) END, '') AS longest_unobserved_seconds
 FROM report_coverage;
 
 SELECT replace(replace(replace(replace('NOT OK: reports/report_coverage.csv has a row that the segments do not give: ' || substr(cluster || ',' || jid || ',' || covered_share || ',' || longest_unobserved_seconds, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM csv_report_coverage EXCEPT SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM right_report_coverage);
@@ -1077,12 +1077,12 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_clusters (cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on);
 CREATE TABLE right_report_clusters AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
+    coalesce(cluster, '') AS cluster,
     coalesce(CAST(open AS text), '') AS open,
     coalesce(CAST(polls_behind AS text), '') AS polls_behind,
     coalesce(replace(answered_at, ' ', 'T') || 'Z', '') AS answered_at,
     coalesce(CAST(paused_until AS text), '') AS paused_until,
-    coalesce(CAST(pause_cause AS text), '') AS pause_cause,
+    coalesce(pause_cause, '') AS pause_cause,
     coalesce(CAST(next_deadline_on AS text), '') AS next_deadline_on
 FROM report_clusters;
 
