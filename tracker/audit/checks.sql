@@ -164,15 +164,13 @@ due AS (
     LEFT JOIN zone d ON d.timezone = b.timezone AND d.day = min(date(b.begun_on, '1 months'), date(b.begun_on, 'start of month', '2 months', '-1 day'))
 ),
 declared AS MATERIALIZED (
-    SELECT
-        d.*, coalesce(x.day, d.due_on) AS deadline_on, coalesce(x.ends_at, d.due_at) AS deadline_at
+    SELECT d.*, coalesce(x.day, d.due_on) AS deadline_on, coalesce(x.ends_at, d.due_at) AS deadline_at
     FROM due d
     LEFT JOIN zone x ON x.timezone = d.timezone AND x.day = d.moved_to
 )
 SELECT
     d.job_id AS id, d.cluster, d.jid, d.kind, d.reference, d.received_at, d.submitted_at, d.extended_on,
-    d.registered_at, d.registered_by,
-    d.deadline_on, d.deadline_at,
+    d.registered_at, d.registered_by, d.deadline_on, d.deadline_at,
     l.to_state AS state, l.to_status AS status, s.last_seen_at AS status_after, s.observed_at AS status_by,
     CASE WHEN p.action = 'observed' THEN 1 ELSE 0 END AS status_polls,
     l.last_seen_at AS seen_at,
@@ -266,7 +264,7 @@ SELECT
     coalesce(max(0.0, (((unixepoch(substr(d.done_after, 1, 19)) * 1000000 + substr(d.done_after, 21)) - (unixepoch(substr(coalesce(d.submitted_at, d.registered_at), 1, 19)) * 1000000 + substr(coalesce(d.submitted_at, d.registered_at), 21))) / 1000000.0)), 0.0) AS seconds_min,
     (((unixepoch(substr(max(d.done_by, d.submitted_at), 1, 19)) * 1000000 + substr(max(d.done_by, d.submitted_at), 21)) - (unixepoch(substr(d.submitted_at, 1, 19)) * 1000000 + substr(d.submitted_at, 21))) / 1000000.0) AS seconds_max,
     (((unixepoch(substr(d.done_by, 1, 19)) * 1000000 + substr(d.done_by, 21)) - (unixepoch(substr(d.done_after, 1, 19)) * 1000000 + substr(d.done_after, 21))) / 1000000.0) AS uncertainty_seconds,
-    CASE WHEN d.kind = 'export' THEN (strftime('%Y-%m-%d %H:%M:%S', substr(d.done_after, 1, 19), '+7 days') || substr(d.done_after, 20)) END AS download_by,
+    CASE WHEN d.kind = 'export' THEN (strftime('%Y-%m-%d %H:%M:%S', substr(d.done_after, 1, 19), '604800 seconds') || substr(d.done_after, 20)) END AS download_by,
     d.polls
 FROM (
     SELECT
@@ -432,33 +430,21 @@ SELECT
     min(r.deadline_on) AS deadline_on,
     CASE WHEN count(*) FILTER (WHERE r.state NOT IN ('done', 'withdrawn')) = 0 THEN max(r.done_after) END AS done_after,
     CASE WHEN count(*) FILTER (WHERE r.state NOT IN ('done', 'withdrawn')) = 0 THEN max(r.done_by) END AS done_by,
-    CASE min(r.rank)
-        WHEN 1 THEN 'missed'
-        WHEN 2 THEN 'overdue'
-        WHEN 3 THEN 'undecidable'
-        WHEN 4 THEN 'pending'
-        WHEN 5 THEN 'attested'
-        WHEN 6 THEN 'met'
+    CASE
+        WHEN count(*) FILTER (WHERE r.verdict = 'missed') > 0 THEN 'missed'
+        WHEN count(*) FILTER (WHERE r.verdict = 'overdue') > 0 THEN 'overdue'
+        WHEN count(*) FILTER (WHERE r.verdict = 'undecidable') > 0 THEN 'undecidable'
+        WHEN count(*) FILTER (WHERE r.verdict = 'pending') > 0 THEN 'pending'
+        WHEN count(*) FILTER (WHERE r.verdict = 'attested') > 0 THEN 'attested'
+        WHEN count(*) FILTER (WHERE r.verdict = 'met') > 0 THEN 'met'
         ELSE 'withdrawn'
     END AS verdict
 FROM (
     SELECT
-        v.*,
-        CASE v.verdict
-            WHEN 'missed' THEN 1
-            WHEN 'overdue' THEN 2
-            WHEN 'undecidable' THEN 3
-            WHEN 'pending' THEN 4
-            WHEN 'attested' THEN 5
-            WHEN 'met' THEN 6
-            ELSE 7
-        END AS rank
-    FROM (
-        SELECT
-            j.reference, j.state, j.received_at, j.deadline_on,
-            CASE WHEN j.state = 'done' THEN CASE WHEN j.ended_after IS NULL AND j.submitted_at > j.ended_by THEN j.ended_by ELSE coalesce(j.ended_after, j.submitted_at) END END AS done_after,
-            CASE WHEN j.state = 'done' THEN j.ended_by END AS done_by,
-            CASE
+        j.reference, j.state, j.received_at, j.deadline_on,
+        CASE WHEN j.state = 'done' THEN CASE WHEN j.ended_after IS NULL AND j.submitted_at > j.ended_by THEN j.ended_by ELSE coalesce(j.ended_after, j.submitted_at) END END AS done_after,
+        CASE WHEN j.state = 'done' THEN j.ended_by END AS done_by,
+        CASE
         WHEN j.state IN ('attested', 'withdrawn') THEN j.state
         WHEN j.state = 'done' AND j.ended_by <= j.deadline_at THEN 'met'
         WHEN j.state = 'done' AND CASE WHEN j.ended_after IS NULL AND j.submitted_at > j.ended_by THEN j.ended_by ELSE coalesce(j.ended_after, j.submitted_at) END >= j.deadline_at THEN 'missed'
@@ -468,9 +454,8 @@ FROM (
         WHEN CASE j.status WHEN 'not_found' THEN j.status_after ELSE j.seen_at END >= j.deadline_at THEN 'overdue'
         ELSE 'undecidable'
     END AS verdict
-        FROM jobs j
-        WHERE j.reference IS NOT NULL
-    ) v
+    FROM jobs j
+    WHERE j.reference IS NOT NULL
 ) r
 GROUP BY r.reference;
 
@@ -567,9 +552,7 @@ SELECT
     c.paused_until,
     c.pause_cause,
     j.next_deadline_on
-FROM (
-    SELECT cluster FROM clusters UNION SELECT cluster FROM jobs
-) n
+FROM (SELECT cluster FROM clusters UNION SELECT cluster FROM jobs) n
 LEFT JOIN clusters c ON c.cluster = n.cluster
 LEFT JOIN (
     SELECT
