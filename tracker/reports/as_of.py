@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -151,11 +151,9 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
         connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), replayed))
     connection.exec_driver_sql(f"ANALYZE {_KEPT.name}")
     _KEPT_SEALS.create(connection)
-    names = _KEPT_SEALS.c.keys()
-    seals: sa.Select[Any] = (
-        sa.select(*map(sa.column, names)).select_from(sa.table("seals")).add_cte(*_known(dialect, as_of, "seals"))
-    )
-    connection.execute(sa.insert(_KEPT_SEALS).from_select(names, seals))
+    seals = sa.table("seals", *(sa.column(column.name) for column in _KEPT_SEALS.c))
+    query = sa.select(seals).add_cte(*_known(dialect, as_of, "seals"))
+    connection.execute(sa.insert(_KEPT_SEALS).from_select(seals.c.keys(), query))
     yield True
     for table in (_KEPT, _KEPT_SEALS):
         table.drop(connection)  # after an error the transaction takes it back
