@@ -553,9 +553,7 @@ def _problem(job: Job | None, transition: Transition) -> str | None:
         return _observed_problem(transition)
     if transition.to_status != job.status or transition.to_state is not _TO.get(action, job.state):
         return f"cannot lead to {transition.to_status}, {transition.to_state}"
-    if action is Action.ATTESTED and (
-        transition.claimed_at is None or transition.claimed_at > transition.observed_at
-    ):
+    if action is Action.ATTESTED and (transition.claimed_at is None or transition.claimed_at > transition.observed_at):
         return "claims no time, or one in its future"
     return None
 
