@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -152,7 +152,7 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
     connection.exec_driver_sql(f"ANALYZE {_KEPT.name}")
     _KEPT_SEALS.create(connection)
     names = _KEPT_SEALS.c.keys()
-    seals = sa.select(*map(sa.column, names)).select_from(sa.table("seals")).add_cte(*_known(dialect, as_of, "seals"))
+    seals: sa.Select[Any] = sa.select(*map(sa.column, names)).select_from(sa.table("seals")).add_cte(*_known(dialect, as_of, "seals"))
     connection.execute(sa.insert(_KEPT_SEALS).from_select(names, seals))
     yield True
     for table in (_KEPT, _KEPT_SEALS):
