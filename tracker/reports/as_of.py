@@ -152,7 +152,8 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
     connection.exec_driver_sql(f"ANALYZE {_KEPT.name}")
     _KEPT_SEALS.create(connection)
     names = _KEPT_SEALS.c.keys()
-    seals: sa.Select[Any] = sa.select(*map(sa.column, names)).select_from(sa.table("seals")).add_cte(*_known(dialect, as_of, "seals"))
+    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
+    seals = sa.select(*columns).select_from(sa.table("seals")).add_cte(*_known(dialect, as_of, "seals"))
     connection.execute(sa.insert(_KEPT_SEALS).from_select(names, seals))
     yield True
     for table in (_KEPT, _KEPT_SEALS):
