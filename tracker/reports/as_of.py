@@ -151,9 +151,10 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
         connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), replayed))
     connection.exec_driver_sql(f"ANALYZE {_KEPT.name}")
     _KEPT_SEALS.create(connection)
-    seals = sa.table("seals", *(sa.column(column.name) for column in _KEPT_SEALS.c))
-    query = sa.select(seals).add_cte(*_known(dialect, as_of, "seals"))
-    connection.execute(sa.insert(_KEPT_SEALS).from_select(seals.c.keys(), query))
+    names = _KEPT_SEALS.c.keys()
+    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
+    seals = sa.select(*columns).select_from(sa.table("seals")).add_cte(*_known(dialect, as_of, "seals"))
+    connection.execute(sa.insert(_KEPT_SEALS).from_select(names, seals))
     yield True
     for table in (_KEPT, _KEPT_SEALS):
         table.drop(connection)  # after an error the transaction takes it back
