@@ -1077,4 +1077,7 @@ SELECT 'NOT OK: reports/report_clusters.csv has ' || c.rows || ' rows, and the s
 FROM (SELECT count(*) AS rows FROM csv_report_clusters) c, (SELECT count(*) AS rows FROM right_report_clusters) r
 WHERE c.rows <> r.rows;
 
+SELECT replace(replace(replace(replace('NOT OK: reports/' || substr(name, 5) || '.csv is no report of tracker''s', char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM sqlite_schema
+WHERE name LIKE 'csv_report_%' AND 'right' || substr(name, 4) NOT IN (SELECT name FROM sqlite_schema);
+
 SELECT 'checked ' || (SELECT count(*) FROM jobs) || ' jobs' || ', ' || (SELECT count(*) FROM transitions) || ' transitions' || ', ' || (SELECT count(*) FROM gaps) || ' gaps' || ', 11 reports';
