@@ -626,14 +626,13 @@ FROM (
                 THEN 'polls is ' || s.polls || ', but was ' || s.polls_before || ' before'
             WHEN s.last_seen_at < s.seen_before
                 THEN 'last_seen_at is ' || s.last_seen_at || ', but was ' || s.seen_before || ' before'
-            WHEN s.observed_at < s.at_before AND (
-                s.action_before <> 'amended' OR (strftime('%Y-%m-%d %H:%M:%S', substr(s.observed_at, 1, 19), '60 seconds') || substr(s.observed_at, 20)) < s.at_before
-            ) THEN 'observed_at is ' || s.observed_at || ', but was ' || s.at_before || ' before'
+            WHEN (strftime('%Y-%m-%d %H:%M:%S', substr(s.observed_at, 1, 19), '60 seconds') || substr(s.observed_at, 20)) < s.at_before
+                THEN 'observed_at is ' || s.observed_at || ', but was ' || s.at_before || ' before'
         END AS message
     FROM (
         SELECT
             t.id, t.job_id, t.seq, t.action, t.from_status, t.from_state, t.polls, t.last_seen_at, t.observed_at,
-            lag(t.seq) OVER w AS seq_before, lag(t.action) OVER w AS action_before,
+            lag(t.seq) OVER w AS seq_before,
             lag(t.to_status) OVER w AS status_before, lag(t.to_state) OVER w AS state_before,
             lag(t.polls) OVER w AS polls_before, lag(t.last_seen_at) OVER w AS seen_before,
             lag(t.observed_at) OVER w AS at_before
