@@ -123,6 +123,11 @@ def _reports() -> Iterator[str]:
             f"FROM (SELECT count(*) AS rows FROM csv_{view}) c, (SELECT count(*) AS rows FROM right_{view}) r\n"
             "WHERE c.rows <> r.rows;\n"
         )
+    unknown = "'NOT OK: reports/' || substr(name, 5) || '.csv is no report of tracker''s'"
+    yield (
+        f"SELECT {_shown(unknown)} FROM sqlite_schema\n"
+        "WHERE name LIKE 'csv_report_%' AND 'right' || substr(name, 4) NOT IN (SELECT name FROM sqlite_schema);\n"
+    )
 
 
 def _columns() -> dict[str, list[str]]:

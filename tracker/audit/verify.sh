@@ -138,7 +138,7 @@ elif [ "$found" = 0 ]; then
     for table in transitions gaps sources; do # a header begins with a letter, a row does not: one header stays
         find segments -name "*-$table-*" | sort | xargs cat | sed -e 1p -e '/^[a-z]/d' | keep "$table.csv" || exit
     done
-    for file in "$tmp"/*.csv zone.csv reports/*.csv; do
+    for file in "$tmp"/*.csv zone.csv reports/report_*.csv; do
         name=${file##*/}
         [ ! -s "$file" ] || echo ".import --csv '$file' csv_${name%.csv}"
     done | cat - "$checks" | sqlite3 -init /dev/null -batch -bail "$tmp/db" 2>"$tmp/errors" | keep checked || exit
