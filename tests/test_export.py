@@ -489,6 +489,15 @@ def test_a_changed_report_is_found_by_checks_sql(copy: Path, view: str) -> None:
     assert verify(copy, "--reports")[0] == 1
 
 
+@pytest.mark.parametrize("table", ["transitions", "gaps", "sources", "seals", "zone"])
+def test_no_file_in_reports_adds_rows_to_what_is_checked(copy: Path, table: str) -> None:
+    """The reports are compared with the segments alone, also where reports/ has a CSV with the name of a table."""
+    before = verify(copy, "--reports")
+    (copy / f"reports/{table}.csv").write_text("0" + "," * 30 + "\n")
+    resum(copy)
+    assert verify(copy, "--reports") == before
+
+
 def test_the_changes_name_the_sums_of_the_script_and_its_sql() -> None:
     """An auditor takes them from the release, and compares."""
     changes = Path(__file__).parents[1].joinpath("tracker/CHANGES.md").read_text()
