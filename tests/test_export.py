@@ -474,6 +474,22 @@ def test_a_full_disk_hides_no_finding(packs: Packs, copy: Path, shell: str) -> N
     assert (code, "cannot work in" in text or "cannot write to" in text) == (2, True), text
 
 
+@pytest.mark.parametrize("size", ["100k", "200k", "300k"])
+def test_a_full_disk_is_not_the_pack_s_fault(
+    packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    """Where not even an error can be written any more, what sqlite3 says of the disk is still read."""
+    (disk := tmp_path / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this account cannot mount a small disk")
+    try:
+        monkeypatch.setenv("TMPDIR", str(disk))
+        code, text = verify(packs.signed, "--reports")
+        assert (code, "NOT OK" in text, list(disk.iterdir())) == (2, False, []), text
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 @pytest.mark.parametrize("view", ["report_jobs", "report_durations", "report_gaps"])
 def test_a_changed_report_is_found_by_checks_sql(copy: Path, view: str) -> None:
     """Whoever can sign a pack can write anything into its reports; --reports compares them with the segments."""

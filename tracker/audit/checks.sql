@@ -470,7 +470,7 @@ CREATE VIEW report_gaps AS
 WITH all_gaps AS (
     SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
     UNION ALL
-    SELECT NULL, cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
+    SELECT NULL AS id, cluster, gap_began_at, NULL AS ended_at, 1 AS is_open, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 ),
 spells AS (
     SELECT c.job_id, j.cluster, c.began_at, c.ended_at
@@ -502,7 +502,7 @@ CREATE VIEW report_coverage AS
 WITH all_gaps AS (
     SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
     UNION ALL
-    SELECT NULL, cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
+    SELECT NULL AS id, cluster, gap_began_at, NULL AS ended_at, 1 AS is_open, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 ),
 stretches AS (
     SELECT n.cluster, min(n.began_at) AS began_at, max(n.ended_at) AS ended_at

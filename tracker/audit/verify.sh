@@ -138,11 +138,11 @@ elif [ "$found" = 0 ]; then
     for table in transitions gaps sources; do # each row has a digit, a header has none: one header stays
         find segments -name "*-$table-*" | sort | xargs cat | sed -e 1p -e '/^[a-z_,]*$/d' | keep "$table.csv" || exit
     done
-    for file in "$tmp"/*.csv zone.csv reports/report_*.csv; do
+    error=$(for file in "$tmp"/*.csv zone.csv reports/report_*.csv; do
         name=${file##*/}
         [ ! -s "$file" ] || echo ".import --csv '$file' csv_${name%.csv}"
-    done | cat - "$checks" | sqlite3 -init /dev/null -batch -bail "$tmp/db" 2>"$tmp/errors" | keep checked || exit
-    error=$(sed 20q "$tmp/errors" | shown)
+    done | cat - "$checks" | { sqlite3 -init /dev/null -batch -bail "$tmp/db" 2>&3 | keep checked; } 3>&1) || exit
+    error=$(printf '%s\n' "$error" | shown)
     case $error in *' full'* | *'I/O error'* | *'out of memory'*) stop "sqlite3 cannot work in $tmp: $error" ;; esac
     sed -e 's/[^ -~]/ /g' -e 100q "$tmp/checked"
     case $(sed -n '$p' "$tmp/checked") in checked*) ;; *) bad "checks.sql does not fit this pack: $error" ;; esac

@@ -120,9 +120,9 @@ CASE
     END
 {%- endmacro %}
 
-{# All gaps, the open ones with NULL for their end. #}
+{# All gaps, the open ones with NULL for their end. Each column has its name here, too: a restored dump gives it one. #}
 {% macro all_gaps() -%}
 SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
     UNION ALL
-    SELECT NULL, cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
+    SELECT NULL AS id, cluster, gap_began_at, NULL AS ended_at, 1 AS is_open, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 {%- endmacro %}
