@@ -472,8 +472,8 @@ def _unproven(seen: Overview, seal_after: timedelta) -> Iterable[Need]:
         run_since = min((row.started_at for row in seen.alive), default=seen.now)
         due_at = seen.now - seal_after
         if its.unsealed_since < due_at - SEALED_WITHIN or max(waited_since, run_since) < due_at - SEALED_BY_DAEMON:
-            what = f"{its.unsealed} rows of history are not sealed, the oldest since {_told(its.unsealed_since)}"
-            way_out = "`tracker run --once` seals them, or says what keeps it; a daemon's log does (sealing, seal)."
+            what = f"unsealed rows of history: {its.unsealed}, the oldest since {_told(its.unsealed_since)}"
+            way_out = "`tracker run --once` seals them or says why it cannot; so does a daemon's log (sealing, seal)."
             yield Need(what, way_out)
     for one in its.undelivered:
         match one.last_error.split(" ")[0]:
