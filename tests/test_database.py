@@ -152,7 +152,7 @@ def test_urls_that_cannot_be_are_refused(url: str, problem: str) -> None:
 
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     """`db upgrade` makes a file, not a folder that somebody mistyped."""
-    with pytest.raises(DatabaseMissing, match="no folder"):
+    with pytest.raises(DatabaseMissing, match="the folder .* is missing"):
         database.upgrade(f"sqlite:///{tmp_path}/nowhere/tracker.db")
 
 

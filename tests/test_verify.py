@@ -212,7 +212,7 @@ def test_a_trusted_checkpoint_that_is_not_in_the_chain_says_why(engine: sa.Engin
     longer = sign(replace(signed.checkpoint, number=2, previous_sha256=signed.sha256, rows=0, segments=()), keys[0])
     for trusted, why in (
         ([other], "in the chain is a different one, or missing"),
-        ([elsewhere], "of another database"),
+        ([elsewhere], "it belongs to another database"),
         ([signed, longer], "the chain ends with 1: its end was cut off"),
         ([longer, other], "in the chain is a different one, or missing (and 1 more)"),
     ):
