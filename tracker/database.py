@@ -462,7 +462,7 @@ def upgrade(url: str, report: Callable[[str], None] = lambda line: None) -> None
         engine.dispose()
     shown = mask_url(url)
     if before == HEAD:
-        report(f"{shown} has this version's schema ({HEAD}); guards and views are made again")
+        report(f"{shown} has this version's schema ({HEAD}); guards and views were made again")
     else:
         report(f"{shown} upgraded from {before or 'empty'} to {HEAD}")
 

@@ -438,6 +438,6 @@ def check(connection: sa.Connection) -> None:
     """Raise GuardsMissing unless every guard is as defined."""
     if found := problems(connection):
         raise GuardsMissing(
-            f"the history is not protected: {'; '.join(found[:5])}{' …' if len(found) > 5 else ''}."
+            f"the history is not protected: {'; '.join(found[:5])}{'; and more' if len(found) > 5 else ''}."
             " Find out who changed it, then run `tracker db upgrade`"
         )

@@ -147,7 +147,7 @@ def _read(path: Path, what: str, way_out: str) -> tuple[bytes, int]:
             content = file.read(_LONGEST_FILE + 1) if stat.S_ISREG(mode) else b""
     except (OSError, ValueError) as error:  # ValueError: no file can have this name
         why = getattr(error, "strerror", None) or error
-        raise BadConfiguration(f"the {what} {path} cannot be read: {why}: {way_out}") from error
+        raise BadConfiguration(f"the {what} {path} cannot be read ({why}): {way_out}") from error
     if not stat.S_ISREG(mode) or not content.strip() or len(content) > _LONGEST_FILE:
         raise BadConfiguration(f"the {what} {path} is empty, too long or not a regular file: {way_out}")
     return content, stat.S_IMODE(mode)

@@ -342,9 +342,10 @@ class _Verification:
             message = f"{path}: the row in table segments does not agree with checkpoint {number}"
             self._find(What.SEGMENTS, message, checkpoint=number, segment=path)
         if not is_good and row.sha256 != digest:
+            counts = "" if count == row.rows else f" ({row.rows} were sealed, {count} are there)"
             message = (
                 f"{path}: the rows of {segment.name} with ids from {row.first_id} to {row.last_id} are not those that"
-                f" were sealed ({count} rows; {row.rows} were sealed)"
+                f" were sealed{counts}"
             )
             self._find(What.ROWS, message, checkpoint=number, segment=path)
         self._progress("sealed rows", self._report.sealed, self._rows)

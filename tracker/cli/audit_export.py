@@ -30,7 +30,8 @@ def export(folder: Path) -> None:
     as_of = f"{made.as_of:%Y-%m-%d %H:%M:%S} UTC"
     lines = [f"{made.folder}: checkpoints 1 to {made.number}, {counted(made.rows, 'row')}, as of {as_of}"]
     if made.key_id is None:
-        lines.append("The pack is NOT SIGNED: the last checkpoint is not. Make a key with `tracker audit keygen FILE`")
+        way_out = "let the daemon seal with the key first" if key else "`tracker audit keygen FILE` makes a key"
+        lines.append(f"The pack is NOT SIGNED, since the last checkpoint is not: {way_out}")
     elif not made.is_signed:
         why = f"is not the key {made.key_id} of the last checkpoint" if key else "is not set"
         lines.append(f"The pack is NOT SIGNED: TRACKER_SIGNING_KEY_FILE {why}")

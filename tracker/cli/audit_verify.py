@@ -182,7 +182,8 @@ def _result(report: Report) -> list[str]:
     explained = {
         "NOTHING SEALED": "anyone who can write to the database can change every row",
         "NOT SIGNED": "anyone who can write to the database can change it and seal it again",
-        "PARTLY NOT SIGNED": f"{report.unsigned} of {report.checkpoints} checkpoints have no signature",
+        "PARTLY NOT SIGNED": f"checkpoints without a signature of their own: {report.unsigned} of {report.checkpoints};"
+        " a later signature covers them",
         "KEY NOT CHECKED": "compare the id of the key with the id that you were given, or give --public-key",
         "NOTHING TRUSTED GIVEN": "only --trusted shows that the end was cut off, or that everything was sealed again",
         "A SIMULATOR MAY HAVE ANSWERED": "a server that answered is on the same machine, or was asked over plain HTTP",

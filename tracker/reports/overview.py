@@ -446,7 +446,7 @@ def needs(seen: Overview, seal_after: timedelta) -> list[Need]:
                     found.append(Need(what, _catch_up(cluster)))
     found += _unproven(seen, seal_after)
     if overdue := seen.count(State.OPEN, State.FAILED, verdict="overdue"):
-        way_out = "see `tracker jobs --past-deadline`; tell whoever answers the person."
+        way_out = "see `tracker jobs --past-deadline`; tell the colleague who answers the person."
         found.append(Need(f"{_jobs(overdue)} overdue: not done at the deadline", way_out))
     if unseen := seen.count(State.OPEN, verdict="undecidable"):
         way_out = "see `tracker jobs --past-deadline`; `tracker poll JID` asks now."

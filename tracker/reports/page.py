@@ -501,7 +501,7 @@ def _late(rows: Sequence[Row], total: Lateness) -> Section:
 
 
 _WAYS_OUT: Final = {
-    (State.OPEN, "overdue"): "tell whoever answers the person; tracker jobs --past-deadline",
+    (State.OPEN, "overdue"): "tell the colleague who answers the person; tracker jobs --past-deadline",
     (State.OPEN, "undecidable"): "tracker poll JID asks now",
     (State.FAILED, "overdue"): "submit it again, add the new jid, withdraw the old",
     (State.FAILED, "pending"): "submit it again, add the new jid, withdraw the old",
