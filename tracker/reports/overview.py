@@ -27,7 +27,7 @@ ALIVE: Final = timedelta(seconds=60)
 NEAR: Final = timedelta(days=7)
 """A deadline that is no farther ahead than this is near."""
 RECENT: Final = timedelta(hours=24)
-"""Anomalies are told for so long."""
+"""How long anomalies are reported."""
 SEALED_WITHIN: Final = timedelta(hours=24)
 """A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day."""
 SEALED_BY_DAEMON: Final = timedelta(minutes=15)
@@ -227,7 +227,7 @@ class ClusterRow:
 
     Attributes:
         cluster: Its name.
-        configured: It is in the settings of whoever looks.
+        configured: It is in the settings of this command.
         open: Open jobs.
         polls_behind: Polls that are due for longer than `BEHIND`, whether a daemon has claimed them or not.
         behind_since: When the oldest of them was due.
@@ -300,8 +300,8 @@ class Sealing:
     """How the record is sealed.
 
     Attributes:
-        number: Of the last checkpoint; None: there is none, or it is damaged.
-        sealed_at: When it was made; None: there is none.
+        number: Of the last checkpoint; None: it is missing or damaged.
+        sealed_at: When it was made; None: nothing is sealed.
         key_id: Whose signature it says to have; None: it is unsigned.
         unsealed: Rows of history since.
         unsealed_since: When the oldest transition of them was recorded.
