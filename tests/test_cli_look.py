@@ -633,8 +633,8 @@ def test_each_thing_that_needs_a_person_is_a_line_with_what_to_do(engine: sa.Eng
         f"Cluster w3 cannot be reached {since}; check base_url, path and the network; `tracker resume w3` then asks "
         "at once.",
         f"Cluster w4 is paused by hand {since}; `tracker resume w4` when it may be asked again.",
-        "1 job is overdue: not done at the deadline; see `tracker jobs --past-deadline`; tell the colleague who answers "
-        "the person.",
+        "1 job is overdue: not done at the deadline; see `tracker jobs --past-deadline`; tell the colleague who "
+        "answers the person.",
         "1 job is undecidable: not seen since the deadline; see `tracker jobs --past-deadline`; `tracker poll JID` "
         "asks now.",
         "1 job is lost: Elevate knows no such jid; see `tracker jobs --state lost`; check jid and cluster, then reopen "
