@@ -22,12 +22,12 @@ FILE = Path(checks.__file__).with_name("checks.sql")
 CHANGES = FILE.parents[1] / "CHANGES.md"
 
 HEAD = """\
--- What an evidence pack of tracker says, checked. Made by `python -m tests.checks_sql` from tracker's own SQL.
+-- Checks what an evidence pack of tracker says. `python -m tests.checks_sql` makes it from tracker's own SQL.
 --
--- For the sqlite3 shell, 3.40 or newer, after the pack's CSV files were loaded with `.import --csv FILE TABLE`: the
--- segments, joined, into csv_transitions, csv_gaps, csv_sources; zone.csv into csv_zone; each reports/NAME.csv into
--- csv_NAME; and into csv_seals the number, sealed_at and last ids of each checkpoint. It prints a line beginning
--- `NOT OK` for each finding and `note` for what a person should look at, and in the end what it has read.
+-- For the sqlite3 shell, 3.40 or newer. First load the pack's CSV files with `.import --csv FILE TABLE`: the segments,
+-- joined, into csv_transitions, csv_gaps, csv_sources; zone.csv into csv_zone; each reports/NAME.csv into csv_NAME; and
+-- the number, sealed_at and last ids of each checkpoint into csv_seals. It prints a line with `NOT OK:` for each
+-- finding, one with `note:` where a person should look, and last how much it has read.
 """
 
 SEALS = {"number": "integer", "sealed_at": "instant"} | dict.fromkeys(
@@ -42,7 +42,7 @@ def text() -> str:
 
 
 def _load() -> Iterator[str]:
-    """Yield what makes the tables of the CSV files."""
+    """Yield the SQL that makes the tables of the CSV files."""
     yield "-- The rows of the segments, with the types that they have in the database.\n"
     for table, columns in lines.COLUMNS.items():
         yield _typed(table, columns)
@@ -80,7 +80,7 @@ def _value(name: str, type_: str) -> str:
 
 
 def _replay() -> Iterator[str]:
-    yield "-- Each job, as its transitions leave it; the clusters; and the reports, as of the last checkpoint.\n"
+    yield "-- Each job as its transitions leave it, the clusters, and the reports, as of the last checkpoint.\n"
     for table in ("jobs", "clusters"):
         yield f"CREATE TABLE {table} AS\n{_sql(f'reports/replay/{table}')};\n"
     for columns in ("id", "cluster"):
@@ -91,18 +91,18 @@ def _replay() -> Iterator[str]:
 
 
 def _checks() -> Iterator[str]:
-    yield "-- What no honest history says.\n"
+    yield "-- The checks: each SELECT lists rows that no possible history has.\n"
     for name in ("pack", *checks.CHECKS):
-        told = (
+        line = (
             "CASE f.is_note WHEN 1 THEN 'note: ' ELSE 'NOT OK: ' END || f.name || ' id ' || coalesce(f.id, 'empty')"
             " || coalesce(', job ' || f.jid, '') || coalesce(' of cluster ' || f.cluster, '')"
             " || coalesce(', seq ' || f.seq, '') || ': ' || f.message"
         )
-        yield f"SELECT {_shown(told)} FROM (\n{_sql(f'audit/checks/{name}')}\n) f;\n"
+        yield f"SELECT {_shown(line)} FROM (\n{_sql(f'audit/checks/{name}')}\n) f;\n"
 
 
 def _reports() -> Iterator[str]:
-    yield "-- The published reports are what the segments give.\n"
+    yield "-- The published reports have the rows that follow from the segments, and no others.\n"
     with_views = _columns()
     for view, columns in with_views.items():
         listed = ", ".join(columns)
@@ -113,13 +113,13 @@ def _reports() -> Iterator[str]:
             f"CREATE TABLE right_{view} AS SELECT\n{fields}\nFROM {view};\n"
         )
         for words, one, other in (
-            ("has a row that the segments do not give", f"csv_{view}", f"right_{view}"),
-            ("lacks a row that the segments give", f"right_{view}", f"csv_{view}"),
+            ("has a row that does not follow from the segments", f"csv_{view}", f"right_{view}"),
+            ("lacks a row that follows from the segments", f"right_{view}", f"csv_{view}"),
         ):
             line = f"'NOT OK: reports/{view}.csv {words}: ' || substr({row}, 1, 300)"
             yield f"SELECT {_shown(line)} FROM (SELECT {listed} FROM {one} EXCEPT SELECT {listed} FROM {other});\n"
         yield (
-            f"SELECT 'NOT OK: reports/{view}.csv has ' || c.rows || ' rows, and the segments give ' || r.rows\n"
+            f"SELECT 'NOT OK: reports/{view}.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows\n"
             f"FROM (SELECT count(*) AS rows FROM csv_{view}) c, (SELECT count(*) AS rows FROM right_{view}) r\n"
             "WHERE c.rows <> r.rows;\n"
         )
@@ -131,7 +131,7 @@ def _reports() -> Iterator[str]:
 
 
 def _columns() -> dict[str, list[str]]:
-    """Return the columns of each view, which SQLite says of the views over empty tables."""
+    """Return the columns of each view, which SQLite names for the views over empty tables."""
     engine = sa.create_engine("sqlite://")
     with engine.connect() as connection:
         for part in (*_load(), *_replay()):
@@ -143,7 +143,7 @@ def _columns() -> dict[str, list[str]]:
 
 
 def _field(column: str) -> str:
-    """Return the field of a published report, as `pack.report_line` has it, without the quotes that CSV puts around."""
+    """Return the field of a published report as `pack.report_line` writes it, without the quotes of CSV."""
     type_ = pack._type(column)
     if column in pack._UNKNOWN:
         return "''"
@@ -157,7 +157,7 @@ def _last() -> str:
 
 
 def _shown(line: str) -> str:
-    """Return SQL for *line* without what a terminal takes for a command, or for another line."""
+    """Return SQL for *line* without characters that a terminal takes for a command or a line end."""
     for number in (10, 13, 27, 155):
         line = f"replace({line}, char({number}), '?')"
     return line

@@ -149,12 +149,12 @@ ATTACKS = {
         "UPDATE transitions SET source_id = (SELECT max(id) FROM sources WHERE cluster = 'w2')"
         f" WHERE job_id = {DONE} AND seq = 3",
         "transitions",
-        "is of cluster w2",
+        "belongs to cluster w2",
     ),
     "attested by nobody": Attack(
         f"UPDATE transitions SET actor = NULL WHERE job_id = {ATTESTED} AND seq = 2",
         "transitions",
-        "attested by nobody",
+        "attested, but actor is empty",
     ),
     "attested without a claim": Attack(
         f"UPDATE transitions SET claimed_at = NULL WHERE job_id = {ATTESTED} AND seq = 2",
@@ -178,17 +178,17 @@ ATTACKS = {
     "done with status running": Attack(
         f"UPDATE transitions SET to_status = 'running' WHERE job_id = {DONE} AND seq = 3",
         "transitions",
-        "observed with status running, from state open to done",
+        "observed with status running, from_state open and to_state done",
     ),
     "an end without its status": Attack(
         f"UPDATE transitions SET to_state = 'open' WHERE job_id = {DONE} AND seq = 3",
         "transitions",
-        "observed with status done, from state open to open",
+        "observed with status done, from_state open and to_state open",
     ),
     "an amendment that changes the status": Attack(
         f"UPDATE transitions SET to_status = 'done' WHERE job_id = {AMENDED} AND seq = 1",
         "transitions",
-        "the status becomes done",
+        "the status changes to done",
     ),
     "another anomaly": Attack(
         f"UPDATE transitions SET anomaly = NULL WHERE job_id = {AMENDED} AND seq = 3",
@@ -201,24 +201,24 @@ ATTACKS = {
         "anomaly is backwards, but should be empty",
     ),
     "a gap that ends before it begins": Attack(
-        "UPDATE gaps SET began_at = {later} WHERE id = 1".replace("{later}", "{gap_later}"), "gaps", "before it begins"
+        "UPDATE gaps SET began_at = {later} WHERE id = 1".replace("{later}", "{gap_later}"), "gaps", "but began_at is"
     ),
     "a row of the future": Attack(
         f"UPDATE transitions SET observed_at = {{future}} WHERE job_id = {ATTESTED} AND seq = 2",
         "transitions",
-        "and its checkpoint closes",
+        "but its checkpoint closes",
     ),
     "a registration backdated": Attack(
         "INSERT INTO jobs (cluster, jid, registered_at, due_at) VALUES ('w1', 'old', {backdated}, {backdated})",
         "transitions",
-        "and its checkpoint closes",
+        "but its checkpoint closes",
     ),
     "another fact in jobs": Attack("UPDATE jobs SET reference = 'X' WHERE jid = 'done'", "jobs", "reference is X"),
     "another state in jobs": Attack("UPDATE jobs SET state = 'failed' WHERE jid = 'done'", "jobs", "state is failed"),
     "an end in jobs": Attack("UPDATE jobs SET ended_by = NULL WHERE jid = 'done'", "jobs", "ended_by is empty"),
     "fewer polls in jobs": Attack("UPDATE jobs SET polls = 2 WHERE jid = 'done'", "jobs", "polls is 2"),
     "another deadline": Attack("UPDATE jobs SET deadline_on = '2029-01-01' WHERE jid = 'done'", "jobs", "deadline_on"),
-    "a job that is never polled": Attack("UPDATE jobs SET due_at = NULL WHERE jid = 'open'", "jobs", "never be polled"),
+    "a job that is never polled": Attack("UPDATE jobs SET due_at = NULL WHERE jid = 'open'", "jobs", "nobody polls it"),
     "no transitions": Attack(f"DELETE FROM transitions WHERE job_id = {OPEN}", "jobs", "registration is missing"),
 }
 

@@ -54,7 +54,7 @@ def test_head_is_the_newest_checkpoint_to_the_byte(engine: sa.Engine, run: Run) 
     assert run("audit", "head") == (
         1,
         "",
-        "Nothing is sealed yet: `tracker run` seals rows when they are TRACKER_SEAL_AFTER old.\n",
+        "Nothing is sealed yet: `tracker run` seals rows that are TRACKER_SEAL_AFTER old.\n",
     )
     register(engine, "a")
     seal(engine, KEY)
@@ -115,7 +115,7 @@ def test_keygen_never_overwrites(run: Run, tmp_path: Path) -> None:
     before = path.read_bytes()
     code, out, err = run("audit", "keygen", str(path))
     assert (code, out, path.read_bytes()) == (1, "", before)
-    assert "never overwritten" in err
+    assert "never overwrites" in err
 
 
 def test_keygen_needs_no_database(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def test_import_tells_refused_rows_and_a_summary(engine: sa.Engine, run: Run, tm
         "line 8: reference: has an @ in it",
         "line 9: job old of cluster w1 is registered already with other facts: kind is export, given removal",
         "line 11: has 2 cells, where the header has 5",
-        "line 12: jid: has 256 characters; at most 255 are kept",
+        "line 12: jid: has 256 characters; at most 255 are allowed",
         "Plain dates that were taken as that day's start in Europe/Stockholm: 4.",
         HINT.strip(),
     ]

@@ -633,8 +633,8 @@ def test_each_thing_that_needs_a_person_is_a_line_with_what_to_do(engine: sa.Eng
         f"Cluster w3 cannot be reached {since}; check base_url, path and the network; `tracker resume w3` then asks "
         "at once.",
         f"Cluster w4 is paused by hand {since}; `tracker resume w4` when it may be asked again.",
-        "1 job is overdue: not done at the deadline; see `tracker jobs --past-deadline`; tell whoever answers the "
-        "person.",
+        "1 job is overdue: not done at the deadline; see `tracker jobs --past-deadline`; tell the colleague who "
+        "answers the person.",
         "1 job is undecidable: not seen since the deadline; see `tracker jobs --past-deadline`; `tracker poll JID` "
         "asks now.",
         "1 job is lost: Elevate knows no such jid; see `tracker jobs --state lost`; check jid and cluster, then reopen "
@@ -655,15 +655,15 @@ def test_rows_that_nobody_seals_need_a_person(engine: sa.Engine, run: Run, now: 
     daemon(engine, "a", now)
     history.change(engine, register(engine, "a", at=now - 24 * HOUR), due_at=now + HOUR)
     code, shown, _ = screen(run)
-    assert (code, shown["last seal"]) == (0, "no seal yet; 1 rows not sealed yet")
+    assert (code, shown["last seal"]) == (0, "no seal yet; 1 row not sealed yet")
     seal(engine, None)
     assert re.fullmatch(r"number 1, \S+ ago, NOT SIGNED", screen(run)[1]["last seal"])
     history.change(engine, register(engine, "b", at=now - 26 * HOUR), due_at=now + HOUR)
     code, shown, needs = screen(run)
-    assert (code, shown["last seal"].endswith("NOT SIGNED; 1 rows not sealed yet")) == (1, True)
+    assert (code, shown["last seal"].endswith("NOT SIGNED; 1 row not sealed yet")) == (1, True)
     assert needs == [
-        f"1 rows of history are not sealed, the oldest since {at(now - 26 * HOUR)}; `tracker run --once` seals them, "
-        "or says what keeps it; a daemon's log does (sealing, seal)."
+        f"unsealed rows of history: 1, the oldest since {at(now - 26 * HOUR)}; `tracker run --once` seals them "
+        "or says why it cannot; so does a daemon's log (sealing, seal)."
     ]
 
 
@@ -674,7 +674,7 @@ def test_a_daemon_that_does_not_seal_needs_a_person(engine: sa.Engine, run: Run,
     for worker, started_at, code in (("a", now, 0), ("b", now - 76 * minute, 1)):
         daemon(engine, worker, now, started_at=started_at)
         assert screen(run)[0] == code
-    assert screen(run)[2][0].startswith(f"1 rows of history are not sealed, the oldest since {at(now - 80 * minute)}; ")
+    assert screen(run)[2][0].startswith(f"unsealed rows of history: 1, the oldest since {at(now - 80 * minute)}; ")
     seal(engine, None)
     assert screen(run)[0] == 0
     history.change(engine, register(engine, "b", at=now - 80 * minute), due_at=now + HOUR)

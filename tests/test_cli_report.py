@@ -496,7 +496,7 @@ def test_a_file_without_permission_is_kept(run: Run, tmp_path: Path, monkeypatch
         ("sqlite:///none.db", None, 78, "there is no database at none.db: make it with `tracker db upgrade`"),
         ("sqlite:///tracker.db", "0000", 78, "the database has revision 0000, this version needs"),
         ("sqlite:///tracker.db", "9999", 78, "newer than this version's: install a newer tracker"),
-        ("sqlite:///text.db", None, 78, "the file is no SQLite database, or is damaged"),
+        ("sqlite:///text.db", None, 78, "the file is not a SQLite database, or damaged"),
         ("postgresql+psycopg://nobody@127.0.0.1:1/none", None, 69, "the database is not available"),
     ],
 )

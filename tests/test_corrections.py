@@ -315,7 +315,7 @@ def test_the_guard_lets_no_other_change_through(engine: sa.Engine) -> None:
     for _ in range(2):
         for name, value in {**facts, "deadline_on": NOW.date(), "deadline_at": NOW}.items():
             for along in ({}, {"seq": JOBS.c.seq + 1}):
-                with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError, match="amendment only"):
+                with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError, match="only an amendment"):
                     connection.execute(sa.update(JOBS).values({name: value, **along}))
         amend(engine, job_id, received_at=NOW - 12 * DAY)
         amend(engine, job_id, received_at=NOW - 11 * DAY)

@@ -418,7 +418,7 @@ def test_once_exits_with_an_error_when_it_could_not_seal(
     add(engine, "a")
     ended = tracker("run", "--once", env=env)
     assert (ended.returncode, script.asked, len(texts(engine))) == (78, ["a"], 1)
-    assert "error: nothing is sealed: a key signs the chain" in ended.stderr
+    assert "error: sealing has stopped: a key signs the chain" in ended.stderr
     with database.writing(engine) as connection:
         row = dict(connection.execute(sa.select(Seal.__table__)).one()._mapping) | {"id": 2}
         text = f"tracker checkpoint v2\nsha256 {row['checkpoint_sha256']}  checkpoints/garbage"

@@ -77,7 +77,7 @@ def test_upgrade_again_mends_guards_and_views(url: str, engine: sa.Engine) -> No
         assert guards.problems(connection) == []
         assert connection.exec_driver_sql("SELECT count(*) FROM transitions").scalar_one() == 1
         assert "report_old" in sa.inspect(connection).get_view_names(), "somebody else's"
-    assert "guards and views made anew" in told[0]
+    assert "guards and views were made again" in told[0]
 
 
 def test_views_are_checked(engine: sa.Engine) -> None:
@@ -139,8 +139,8 @@ def test_opening_says_what_is_missing(empty_url: str, dialect: str) -> None:
         ("postgresql://a/p:hush@db/app", "must be like"),
         ("postgresql://app:hush@d b/app", "must be like"),
         ("postgresql://app:hush@one:5432,two:5433/app", "host=one:5432&host=two:5432"),
-        ("sqlite://", "in memory forgets"),
-        ("sqlite:///:memory:", "in memory forgets"),
+        ("sqlite://", "in memory keeps nothing"),
+        ("sqlite:///:memory:", "in memory keeps nothing"),
     ],
 )
 def test_urls_that_cannot_be_are_refused(url: str, problem: str) -> None:
@@ -152,7 +152,7 @@ def test_urls_that_cannot_be_are_refused(url: str, problem: str) -> None:
 
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     """`db upgrade` makes a file, not a folder that somebody mistyped."""
-    with pytest.raises(DatabaseMissing, match="no folder"):
+    with pytest.raises(DatabaseMissing, match=r"the folder .* is missing"):
         database.upgrade(f"sqlite:///{tmp_path}/nowhere/tracker.db")
 
 
@@ -172,7 +172,7 @@ def test_a_file_that_is_no_database_is_told_in_a_line(
     for name, value in (("DATABASE_URL", "sqlite:///g.db"), ("CLUSTER", "w1"), ("API_KEY", "k")):
         monkeypatch.setenv(f"TRACKER_{name}", value)
     assert cli.main(words) == 78
-    assert "no SQLite database, or is damaged" in capsys.readouterr().err
+    assert "not a SQLite database, or damaged" in capsys.readouterr().err
 
 
 def test_a_role_without_rights_is_told_in_a_line(

@@ -552,7 +552,7 @@ def test_check_names_a_changed_guard(engine: sa.Engine) -> None:
             "guard guard_gaps_change is changed",
         ),
         ("CREATE RULE r AS ON INSERT TO transitions DO INSTEAD NOTHING", "rule r is not tracker's"),
-        ("CREATE TABLE child () INHERITS (gaps)", "table child is not tracker's, and inherits from one of them"),
+        ("CREATE TABLE child () INHERITS (gaps)", "table child is not tracker's, but inherits from a table of tracker"),
         ("ALTER TABLE jobs ENABLE ROW LEVEL SECURITY", "table jobs has row security, which hides rows"),
         ("ALTER TABLE jobs DROP CONSTRAINT ck_jobs_state", "table jobs: missing or changed: CONSTRAINT ck_jobs_state"),
         ("ALTER FUNCTION tracker_refuse() SET search_path = public", "function tracker_refuse is changed"),

@@ -68,7 +68,7 @@ def test_keygen_overwrites_nothing(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
     for there in (path, link, tmp_path):
-        with pytest.raises(Refused, match="never overwritten"):
+        with pytest.raises(Refused, match="never overwrites"):
             keygen(there)
     assert path.read_bytes() == b"precious"
     assert not (tmp_path / "nowhere").exists()

@@ -186,7 +186,7 @@ def test_an_empty_list_agrees_with_nothing(
     (tmp_path / "tracker.toml").write_text("[clusters.w1]\n[clusters.w2]\n")
     code, out, err = run("jid\n")
     assert (code, out) == (2, "")
-    assert "'--cluster': several are configured, so say which one: w1, w2" in err
+    assert "'--cluster': several are configured, name one of them: w1, w2" in err
     assert run("jid\n", "--cluster", "w2")[0] == 0
 
 

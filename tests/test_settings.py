@@ -341,7 +341,7 @@ def test_what_kubernetes_sets_is_no_setting_and_what_resembles_it_is_an_error(tm
 @pytest.mark.parametrize(
     ("toml", "problem"),
     [
-        ("api_key = 'k'", "api_key: belongs into a [clusters.NAME] table"),
+        ("api_key = 'k'", "api_key: belongs in a [clusters.NAME] table"),
         ("[cluster.w1]\napi_key = 'k'", "cluster: there is no such setting; did you mean clusters?"),
         ("[clusters.w1]\napi_key = 'k'\nlost_after = 1", "lost_after: is a global setting: write it above the first"),
         ("[clusters.w1]\napi_key = 'k'\nname = 'w2'", "name: there is no such setting"),
@@ -352,14 +352,17 @@ def test_what_kubernetes_sets_is_no_setting_and_what_resembles_it_is_an_error(tm
         ("checkpoint_file = ''", "checkpoint_file: is a folder; must be the path of a file"),
         ("[clusters.w1]\napi_key_file = 5", "api_key_file: must be the path of a file that holds the key"),
         ("[clusters.w1]\napi_key = 5", "api_key: must be text"),
-        ("[clusters.w1]\napi_key = 'k'\n[clusters.W1]\napi_key = 'k'", "w1 and W1 differ in case only"),
+        (
+            "[clusters.w1]\napi_key = 'k'\n[clusters.W1]\napi_key = 'k'",
+            "w1 and W1 are one cluster, since case does not count",
+        ),
         ("[clusters.w1]\napi_key = 'k'\nca_bundle = 'no.pem'", "[clusters.w1] ca_bundle: there is no file"),
     ],
 )
 def test_a_wrong_file_is_told_where(tmp_path: Path, toml: str, problem: str) -> None:
     message = told(tmp_path, toml=toml)
     assert problem in message
-    assert str(tmp_path / "tracker.toml") in message or "differ in case" in message
+    assert str(tmp_path / "tracker.toml") in message or "case does not count" in message
     assert "\n" not in message
 
 
@@ -484,7 +487,7 @@ def test_true_is_no_number(tmp_path: Path) -> None:
 def test_a_cluster_is_found_by_name_or_by_being_the_only_one(tmp_path: Path) -> None:
     two = read(tmp_path, {}, "[clusters.alpha]\napi_key = 'k'\n[clusters.beta]\napi_key = 'k'")
     assert two.cluster("beta").name == "beta"
-    with pytest.raises(InvalidField, match=r"^cluster: several are configured, so say which one: alpha, beta$"):
+    with pytest.raises(InvalidField, match=r"^cluster: several are configured, name one of them: alpha, beta$"):
         two.cluster(None)
     with pytest.raises(InvalidField, match=r"'Alfa' is not configured \(configured: alpha, beta\); did you mean alpha"):
         two.cluster("Alfa")

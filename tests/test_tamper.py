@@ -449,7 +449,7 @@ CASES = [
     Case("delete a job with its history", unmade, "rows 1-transitions-2, rows 1-transitions-3"),
     Case("delete a row that is not sealed yet", lambda h: h.delete(TRANSITIONS, h.transition("b1", 3)), "job b1"),
     Case("add a gap below all ids", lambda h: h.insert(GAPS, GAPS.c.id == 2, id=0), "rows"),
-    Case("put a gap in the place of another",
+    Case("replace a gap by another",
          both(sql("DELETE FROM gaps WHERE id = 2"), lambda h: h.insert(GAPS, GAPS.c.id == 3, id=2)), "rows 2-gaps-1"),
     Case("swap two transitions", lambda h: h.swap(TRANSITIONS, h.id("a1", 2), h.id("a2", 2)), "rows 2-transitions-1"),
     Case("edit a job and its last transition to fit", consistent, "rows 3-transitions-1"),
@@ -457,10 +457,10 @@ CASES = [
     Case("edit a declared column of a job", job("a1", reference=None), "job a1"),
     Case("edit an observed column of a job", job("a1", ended_by=later), "job a1"),
     Case("edit a deadline", job("a1", deadline_at=later), "job a1"),
-    Case("let an open job have no next poll", job("a5", due_at=None), "job a5"),
+    Case("remove the next poll of an open job", job("a5", due_at=None), "job a5"),
     Case("edit working columns of a job, `clusters`, `workers`, `deliveries`, `alerts`", working_tables, ""),
-    # what cannot be
-    Case("a job attested by nobody", transition("b2", 2, actor=None), "history b2, rows 2-transitions-2",
+    # impossible rows
+    Case("a job attested without an actor", transition("b2", 2, actor=None), "history b2, rows 2-transitions-2",
          without_checks=True),
     Case("a job done with status running", observed("a5", lambda now: now, to_status="running"), "history a5",
          without_checks=True),
@@ -471,10 +471,10 @@ CASES = [
     Case("an observation with another cluster's source", observed("a5", lambda now: now, source_id=2), "history a5"),
     Case("a gap that ends before it begins", row(GAPS, 5, ended_at=lambda at: at - HOUR), "history w1",
          without_checks=True),
-    Case("an observation of the future", observed("a5", lambda now: now + 200 * DAY), "history a5"),
-    Case("an observation backdated", observed("a5", lambda now: now - 2 * HOUR), "history a5"),
-    Case("a registration backdated by plain SQL", registered, "history old, unsealed"),
-    Case("an observation made up in good time", observed("a5", lambda now: now), ""),
+    Case("an observation with a future time", observed("a5", lambda now: now + 200 * DAY), "history a5"),
+    Case("a backdated observation", observed("a5", lambda now: now - 2 * HOUR), "history a5"),
+    Case("a registration that plain SQL backdates", registered, "history old, unsealed"),
+    Case("an invented observation with a plausible time", observed("a5", lambda now: now), ""),
     # checkpoints and segments
     Case("edit a column of `seals`", row(SEALS, 2, last_gap_id=9), "checkpoint, checkpoint 2"),
     Case("edit the text of a checkpoint", damaged, "checkpoint 2, checkpoint 3, key 2", "trusted 2"),
@@ -482,9 +482,9 @@ CASES = [
          "checkpoint 2, checkpoint 3, key 2", "trusted 2"),
     Case("edit the text of the last checkpoint, and the hash beside it", lambda h: damaged(h, 3, rehash=True),
          "checkpoint 3, key 3", "trusted 3"),
-    Case("write rubbish in the place of a checkpoint", row(SEALS, 2, checkpoint="nothing"), "checkpoint 2",
+    Case("replace a checkpoint by garbage", row(SEALS, 2, checkpoint="nothing"), "checkpoint 2",
          "trusted 2"),
-    Case("add a row of rubbish to `seals`", rubbish, "checkpoint 4"),
+    Case("add a row of garbage to `seals`", rubbish, "checkpoint 4"),
     Case("delete the first checkpoint", sql("DELETE FROM segments WHERE seal_id = 1", "DELETE FROM seals WHERE id = 1"),
          "checkpoint 1", "trusted 1"),
     Case("delete a checkpoint", sql("DELETE FROM segments WHERE seal_id = 2", "DELETE FROM seals WHERE id = 2"),
@@ -500,26 +500,27 @@ CASES = [
     Case("delete a row of `segments`", sql("DELETE FROM segments WHERE seal_id = 2 AND name = 'gaps'"),
          "segments 2-gaps-1"),
     Case("add a row to `segments`", lambda h: h.insert(SEGMENTS, segment_of(2, "gaps", 1), part=3), "segments 2"),
-    # sealed anew
-    Case("edit both to fit, and seal all anew without a key", both(consistent, lambda h: h.reseal(None)), "key",
+    # sealed again
+    Case("edit both to fit, and seal everything again without a key", both(consistent, lambda h: h.reseal(None)), "key",
          "trusted 1"),
-    Case("edit both to fit, and seal all anew with another key",
+    Case("edit both to fit, and seal everything again with another key",
          both(consistent, lambda h: h.reseal(h.record.other_key)), "key", "trusted 1"),
-    Case("edit both to fit, and seal all anew with the withdrawn key",
+    Case("edit both to fit, and seal everything again with the withdrawn key",
          both(consistent, lambda h: h.reseal(h.record.old_key)), "key", "trusted 1"),
-    Case("edit both to fit, and seal all anew with the stolen key", both(consistent, lambda h: h.reseal(h.record.key)),
+    Case("edit both to fit, and seal everything again with the stolen key",
+         both(consistent, lambda h: h.reseal(h.record.key)), "", "trusted 1"),
+    Case("remove a job, and seal everything again with the stolen key", both(unmade, lambda h: h.reseal(h.record.key)),
          "", "trusted 1"),
-    Case("take a job out, and seal all anew with the stolen key", both(unmade, lambda h: h.reseal(h.record.key)), "",
-         "trusted 1"),
-    Case("sign the last with the withdrawn key", lambda h: h.resign(3, h.record.old_key), "key 3", "trusted 3"),
-    Case("sign the last with another key", lambda h: h.resign(3, h.record.other_key), "key 3", "trusted 3"),
-    Case("let the withdrawn key announce another, and go on with it", announced, "key", "trusted 1"),
-    Case("take the last signature away", lambda h: h.resign(3, None), "key 3", "trusted 3"),
+    Case("sign the last checkpoint with the withdrawn key", lambda h: h.resign(3, h.record.old_key), "key 3",
+         "trusted 3"),
+    Case("sign the last checkpoint with another key", lambda h: h.resign(3, h.record.other_key), "key 3", "trusted 3"),
+    Case("let the withdrawn key announce another, and continue with it", announced, "key", "trusted 1"),
+    Case("remove the last signature", lambda h: h.resign(3, None), "key 3", "trusted 3"),
     Case("edit the last signature, and the hash beside it", false_signature, "checkpoint 3, key 3", "trusted 3"),
-    Case("let `sealed_at` run backwards, signed with the stolen key",
+    Case("let `sealed_at` run backwards, and sign it with the stolen key",
          lambda h: h.resign(3, h.record.key, sealed_at=datetime(2026, 1, 1, tzinfo=UTC)),
          "checkpoint, checkpoint 3, history a1, history a2, history a3, history b2, history w1", "trusted 3"),
-    Case("cut off the tail", cut_to(2), "", "trusted 3"),
+    Case("cut off the end", cut_to(2), "", "trusted 3"),
     Case("restore an old copy of the database", nothing, "", "trusted 3", is_old=True),
     # guards and the like
     Case("drop the guards", nothing, "guard", with_guards=True),
@@ -547,20 +548,21 @@ FOUND_BY = {
     What.HISTORY: "an impossible row",
     What.JOB: "the job",
     What.TRUSTED: "the trusted checkpoint that is missing",
-    What.UNSEALED: "rows that wait too long for a seal",
+    What.UNSEALED: "rows that are unsealed for too long",
 }
 
 
 def table() -> str:
     """Return the table in TAMPERING.md: what was done, and what finds it."""
 
-    def told(places: str) -> str:
+    def found_by(places: str) -> str:
         return ", ".join(dict.fromkeys(FOUND_BY[What(place.split()[0])] for place in places.split(", ") if place))
 
     rows = ["| done to the record | found without `--trusted` | and with it |", "|---|---|---|"]
     for case in CASES:
         only = {"sqlite": " (SQLite)", "postgresql": " (PostgreSQL)", None: ""}[case.only]
-        rows.append(f"| {case.name}{only} | {told(case.found) or '**nothing**'} | {told(case.outside) or '—'} |")
+        found, outside = found_by(case.found) or "**nothing**", found_by(case.outside) or "—"
+        rows.append(f"| {case.name}{only} | {found} | {outside} |")
     return "\n".join(rows)
 
 

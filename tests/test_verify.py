@@ -95,7 +95,7 @@ def test_a_key_that_the_one_before_announced_is_right_and_any_other_is_not(
     register_many(engine, 1)
     seal(engine, first, next_key=second.public)
     [finding] = verified(engine, public_key=second.public).findings
-    assert "it is announced, but has signed nothing yet" in finding.message
+    assert "it is announced, but has not signed yet" in finding.message
     register_many(engine, 1, "more")
     seal(engine, second)
     for key in (first.public, second.public, None):
@@ -211,10 +211,10 @@ def test_a_trusted_checkpoint_that_is_not_in_the_chain_says_why(engine: sa.Engin
     elsewhere = sign(replace(signed.checkpoint, origin="0" * 32), keys[0])
     longer = sign(replace(signed.checkpoint, number=2, previous_sha256=signed.sha256, rows=0, segments=()), keys[0])
     for trusted, why in (
-        ([other], "another with this number"),
-        ([elsewhere], "of another database"),
+        ([other], "in the chain is a different one, or missing"),
+        ([elsewhere], "it belongs to another database"),
         ([signed, longer], "the chain ends with 1: its end was cut off"),
-        ([longer, other], "another with this number, or none (and 1 more)"),
+        ([longer, other], "in the chain is a different one, or missing (and 1 more)"),
     ):
         [finding] = verified(engine, trusted=trusted).findings
         assert (finding.what, why in finding.message) == (What.TRUSTED, True), finding.message
@@ -268,7 +268,7 @@ def test_a_good_record_gets_a_plain_ok(
     (tmp_path / "trusted").write_text(f"{signed.text}\n")
     given = ("--public-key", tmp_path / "key.pem", "--trusted", tmp_path / "trusted")
     result = run("--format", "table", *given)
-    assert "\nOK: 1 jobs, 2 transitions, 1 checkpoints over 3 rows, 0 rows since.\n" in result.stdout
+    assert "\nOK: 1 job, 2 transitions, 1 checkpoint over 3 rows, 0 rows not sealed yet.\n" in result.stdout
     piped = run(*given)
     assert (piped.return_value, piped.stdout, piped.stderr) == (
         0,
@@ -288,7 +288,7 @@ def test_the_command_exits_with_1_and_names_each_finding(engine: sa.Engine, run:
     assert result.return_value == 1
     [row] = csv.DictReader(io.StringIO(result.stdout))
     assert (row["what"], row["cluster"], row["jid"]) == ("job", "w1", "j0")
-    assert "NOT OK: 1 finding: 1 jobs" in result.stderr
+    assert "NOT OK: 1 finding: 1 job, " in result.stderr
     assert "FOUND job: job j0 of cluster w1: reference is R" in run("--format", "table").stdout
 
 
@@ -305,7 +305,7 @@ def test_a_bad_file_is_an_error_in_words(
         (b"\n\n" + signed.text.encode() + b"\nrubbish\n", f"line {signed.text.count(chr(10)) + 4}: not a checkpoint"),
         (signed.text.replace("\n", "\r\n").encode(), "its lines end in CR LF"),
         (signed.text[:200].encode(), "not a checkpoint: line"),
-        (b"\n", "has no checkpoint in it"),
+        (b"\n", "holds no checkpoint"),
     ):
         file.write_bytes(content)
         result = run("--trusted", file)

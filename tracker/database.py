@@ -1,8 +1,8 @@
 """Engines, transactions, the schema's version.
 
-Owns how each database is opened so that nothing is lost (the pragmas, the locks, the time-outs), the two kinds of
-transaction (`reading`, `writing`), the database's clock, and the translation of its errors. What is in it is other
-rooms': tables in ``models``, guards in ``guards``, views in ``reports.views``.
+Owns how each database is opened so that nothing is lost (pragmas, locks, time-outs), the two kinds of transaction
+(`reading`, `writing`), the database's clock, and the translation of its errors. Other rooms own what is in it:
+``models`` the tables, ``guards`` the guards, ``reports.views`` the views.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sqlalchemy import event
 from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseMoved, DatabaseUnavailable, SchemaMismatch
 from tracker.settings import checked_database_url, mask_url
 
-# It logs each cursor that it cannot close after an error that is reported anyway.
+# It logs each cursor that it cannot close after an error, which is reported anyway.
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 HEAD = "0001"  # the revision this version needs; a test compares it with the migrations
@@ -40,12 +40,12 @@ try:
 except ImportError:
     _sqlite = sqlite3
 
-OLDEST_SQLITE = (3, 38)  # of 2022; the views need its unixepoch()
+OLDEST_SQLITE = (3, 38)  # of 2022; the views need unixepoch()
 BUSY_SECONDS = 30  # how long a writer waits for SQLite's one write lock
 LOCK_SECONDS = 30  # PostgreSQL: how long a statement waits for a lock
-IDLE_SECONDS = 60  # PostgreSQL: a transaction that does nothing for so long is ended: it would hold up the sealer
+IDLE_SECONDS = 60  # PostgreSQL: the server ends a transaction that is idle for so long; it would hold up the sealer
 
-# A role or a database can have other defaults. They are set in each transaction, in one message to the server.
+# A role or a database can have other defaults, so each transaction sets these, in one message to the server.
 _POSTGRESQL_SETTINGS = f"""
     SET LOCAL timezone = 'UTC';
     SET LOCAL datestyle = 'ISO';
@@ -77,7 +77,7 @@ def create_engine(url: str, *, make: bool = False) -> sa.Engine:
         make: Whether a missing SQLite file is made; else opening it raises DatabaseMissing.
 
     Raises:
-        BadConfiguration: It is not a URL, or of another database, or the driver is not installed.
+        BadConfiguration: It is not a URL, or names another kind of database, or the driver is not installed.
     """
     try:
         parsed = sa.make_url(checked_database_url(url))
@@ -91,11 +91,11 @@ def create_engine(url: str, *, make: bool = False) -> sa.Engine:
 def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
     if not url.database or url.database == ":memory:":
         raise BadConfiguration(
-            "TRACKER_DATABASE_URL: a database in memory forgets: name a file, as sqlite:///tracker.db"
+            "TRACKER_DATABASE_URL: a database in memory keeps nothing: name a file, such as sqlite:///tracker.db"
         )
     if _sqlite.sqlite_version_info < OLDEST_SQLITE:
         raise BadConfiguration(
-            f"Python's SQLite is {_sqlite.sqlite_version}, and 3.38 or newer is needed: install a newer Python, or use"
+            f"Python's SQLite is {_sqlite.sqlite_version}, but 3.38 or newer is needed: install a newer Python, or use"
             " PostgreSQL (TRACKER_DATABASE_URL)"
         )
     path = Path(url.database)
@@ -104,9 +104,8 @@ def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
     def require_same_file() -> None:
         if first and _identity(path) != first[0]:
             raise DatabaseMoved(
-                f"the database file {path} was moved, replaced or deleted while it was open, and nothing more is"
-                f" written: put it back, or move {path.name}-wal and {path.name}-shm away before another file takes"
-                " its place"
+                f"the database file {path} was moved, replaced or deleted while it was open; nothing more is written."
+                f" Put it back, or move {path.name}-wal and {path.name}-shm away before you put another file there"
             )
 
     def connect() -> sqlite3.Connection:
@@ -124,7 +123,7 @@ def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
         require_same_file()
         reading = connection.get_execution_options().get("tracker_reading", False)
         if not reading and "tracker_journal" not in connection.info:
-            # Not when the file is opened: a reader may not be able to write it, and it may be somebody else's.
+            # Not when the file is opened: a reader may have no right to write, and the file may be another program's.
             mode = "WAL" if sqlite_library()[1] else "DELETE"
             connection.exec_driver_sql(f"PRAGMA journal_mode = {mode}")
             connection.info["tracker_journal"] = mode
@@ -135,7 +134,7 @@ def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells the file at *path* from every other, or None if there is none."""
+    """Return what identifies the file at *path*; None: it is missing."""
     with suppress(OSError):
         found = os.stat(path)
         return found.st_dev, found.st_ino
@@ -145,7 +144,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _open_file(path: Path, make: bool) -> sqlite3.Connection:
     """Return a connection to a SQLite file, also where its folder is read-only.
 
-    There SQLite cannot make the ``-shm`` that it reads WAL with, unless it may take the file as one that never changes.
+    There SQLite cannot make the ``-shm`` that it needs to read a WAL; it needs none if we say that the file never
+    changes.
     """
 
     def opened(how: str) -> sqlite3.Connection:
@@ -170,8 +170,8 @@ def _open_file(path: Path, make: bool) -> sqlite3.Connection:
     beside = [Path(f"{path}{end}") for end in ("-wal", "-shm", "-journal")]
     if in_use := [file.name for file in beside if file.exists() and file.stat().st_size]:
         raise BadConfiguration(
-            f"{path} cannot be read without {' and '.join(in_use)} beside it, in a folder that is read-only: let this"
-            " account read them, or copy all of them to a folder where it may write"
+            f"{path} cannot be read without {' and '.join(in_use)} beside it, in a read-only folder: let this account"
+            " read them, or copy all of them to a folder where it may write"
         )
     return opened("mode=ro&immutable=1")
 
@@ -179,24 +179,24 @@ def _open_file(path: Path, make: bool) -> sqlite3.Connection:
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
-    # A server that vanished without a word is noticed within a minute.
+    # A server that does not answer any more is noticed within a minute.
     alive = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
-    # PgBouncer hands a connection on after each transaction: no prepared statements, and no SET but SET LOCAL.
+    # PgBouncer gives the connection to others after each transaction: no prepared statements, and SET LOCAL only.
     arguments = {"connect_timeout": 10, "client_encoding": "utf8", "prepare_threshold": None} | alive
     try:
         engine = sa.create_engine(url, pool_pre_ping=True, connect_args=arguments)
     except ModuleNotFoundError:
         raise BadConfiguration(
-            "TRACKER_DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'tracker[postgres]'"
+            "TRACKER_DATABASE_URL names PostgreSQL, but its driver is not installed: pip install 'tracker[postgres]'"
         ) from None
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: object) -> None:
         encoding = connection.info.parameter_status("server_encoding")
-        if encoding != "UTF8":  # a status is stored as it came, and may be in any script
+        if encoding != "UTF8":  # a status is stored verbatim and may be in any script
             connection.close()
             raise BadConfiguration(
-                f"the database's encoding is {encoding}, and tracker needs UTF8: make another one with CREATE DATABASE"
+                f"the database's encoding is {encoding}, but tracker needs UTF8: make another one with CREATE DATABASE"
                 " name ENCODING 'UTF8' TEMPLATE template0"
             )
 
@@ -209,9 +209,9 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
 
 
 def _translate(context: sa.engine.ExceptionContext) -> None:
-    """Turn what the network, the disk, an administrator or another process can cause into an error of ours.
+    """Turn errors of the network, the disk, an administrator or another process into errors of ours.
 
-    What remains SQLAlchemy's is what a statement of ours can be wrong about: a constraint, or a value.
+    Errors of our own statements stay SQLAlchemy's: a constraint or a value.
     """
     original, error = context.original_exception, context.sqlalchemy_exception
     if context.is_pre_ping:  # the pool makes another connection
@@ -224,14 +224,14 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
         hint = "check the rights of its role, the URL, and the schema: tracker db check"
         raise BadConfiguration(f"the database refuses: {text} ({hint})") from original
     if "not a database" in text or "malformed" in text:
-        raise BadConfiguration(f"the file is no SQLite database, or is damaged ({text}): restore a copy") from original
+        raise BadConfiguration(f"the file is not a SQLite database, or damaged ({text}): restore a copy") from original
     state = getattr(original, "sqlstate", None)
     read_only = state == "25006" or "readonly database" in text
     if read_only or state in _ENDING:
         context.is_disconnect = True  # after a failover every connection of the pool may lead to the old primary
     if read_only:
         raise DatabaseUnavailable(
-            f"the database cannot be written just now: {text} (a standby, a read-only role, or a read-only file)"
+            f"the database cannot be written now: {text} (a standby, a read-only role, or a read-only file)"
         ) from original
     raise DatabaseUnavailable(f"the database is not available: {text}") from original
 
@@ -242,7 +242,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
     Raises:
         DatabaseUnavailable: The database did not answer, is locked or full. After a lost COMMIT nobody knows whether
-            it was written: callers write so that doing it again is harmless.
+            the rows were written: callers write so that they can do it again.
     """
     with engine.begin() as connection:
         yield connection
@@ -250,11 +250,11 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def reading(engine: sa.Engine, *, temporary: bool = False) -> Iterator[sa.Connection]:
-    """Yield a connection that sees one state of the database throughout, writes nothing and holds no writer up.
+    """Yield a connection that sees one state of the database, writes nothing and holds up no writer.
 
     Args:
         engine: The database.
-        temporary: It may make temporary tables, if its role may: PostgreSQL refuses even those to who only reads.
+        temporary: Allow temporary tables, which PostgreSQL refuses in a read-only transaction.
     """
     kind = "REPEATABLE READ" if temporary else "REPEATABLE READ, READ ONLY"
     with engine.connect().execution_options(tracker_reading=kind) as connection:
@@ -262,18 +262,18 @@ def reading(engine: sa.Engine, *, temporary: bool = False) -> Iterator[sa.Connec
 
 
 def interrupt(connection: sa.Connection) -> None:
-    """End the query that another thread runs on *connection*, if it runs one: it fails there."""
-    with suppress(Exception):  # what has no server or is closed by now runs none
+    """End the query that another thread runs on *connection*, if any; it fails there."""
+    with suppress(Exception):  # a connection that is closed runs no query
         raw: Any = connection.connection.driver_connection
         raw.interrupt() if connection.dialect.name == "sqlite" else raw.cancel_safe(timeout=1)
 
 
 @contextmanager
 def lenient(connection: sa.Connection) -> Iterator[None]:
-    """Let *connection* also read, more slowly, what its driver refuses, and CHECKs do not let in.
+    """Let *connection* also read, more slowly, values that its driver and the CHECKs refuse.
 
-    SQLite: bytes that are no UTF-8, as lone surrogates, so that other bytes are another text. PostgreSQL: times and
-    days that Python cannot hold, as the server's text.
+    SQLite: bytes that are not UTF-8, as lone surrogates, so that different bytes are different texts. PostgreSQL: times
+    and days that Python cannot hold, as the server's text.
     """
     raw: Any = connection.connection.driver_connection
     if connection.dialect.name == "sqlite":
@@ -288,7 +288,7 @@ def lenient(connection: sa.Connection) -> Iterator[None]:
     from psycopg.types import datetime as strict
 
     def willing(loader: Any) -> Any:
-        class Willing(loader):  # type: ignore[misc]  # of a class that is a variable
+        class Willing(loader):  # type: ignore[misc]  # the base class is a variable
             def load(self, data: Any) -> object:
                 try:
                     return super().load(data)
@@ -312,7 +312,7 @@ def lenient(connection: sa.Connection) -> Iterator[None]:
 def now(connection: sa.Connection) -> datetime:
     """Return the database's time (aware UTC): one clock for all daemons on it.
 
-    SQLite is a library on this machine, so its clock is this machine's; asked here it has microseconds.
+    SQLite is a library on this machine, so its clock is this machine's; Python gives it with microseconds.
     """
     if connection.dialect.name == "sqlite":
         return datetime.now(UTC)
@@ -347,7 +347,7 @@ def update_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mappi
 
 
 def _arrays(table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> sa.TableValuedAlias:
-    """Return *rows* as one array a column: one statement, where executemany sends each row (four times the time)."""
+    """Return *rows* as one array a column, for one statement: executemany sends each row, in four times the time."""
     arrays = [sa.bindparam(None, [row[name] for row in rows], type_=sa.ARRAY(table.c[name].type)) for name in rows[0]]
     columns = [sa.column(name, table.c[name].type) for name in rows[0]]
     return sa.func.unnest(*arrays).table_valued(*columns).render_derived(name="given")
@@ -359,10 +359,10 @@ def execute(connection: sa.Connection, statement: str) -> None:
 
 
 def open_database(url: str) -> sa.Engine:
-    """Return an engine on a database that is there, answers and has this version's schema.
+    """Return an engine on a database that exists, answers and has this version's schema.
 
     Raises:
-        DatabaseMissing, SchemaMismatch, DatabaseUnavailable: With the way out.
+        DatabaseMissing, SchemaMismatch, DatabaseUnavailable: The message says what to do.
     """
     engine = create_engine(url)
     try:
@@ -375,8 +375,8 @@ def open_database(url: str) -> sa.Engine:
 
 
 def revision(connection: sa.Connection) -> str | None:
-    """Return the schema's revision, or None where there is no schema of ours."""
-    # Named: on PostgreSQL the search path may lead on to another schema that has a tracker of its own.
+    """Return the schema's revision; None: there is no schema of ours."""
+    # By name: on PostgreSQL the search path may continue to another schema that has a tracker of its own.
     if not sa.inspect(connection).has_table(VERSION_TABLE, schema=connection.dialect.default_schema_name):
         return None
     value: str | None = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
@@ -408,7 +408,7 @@ def _require_room(connection: sa.Connection) -> None:
     taken = sorted(set(there) & set(Base.metadata.tables))
     if "seals" in taken and "previous_sha256" in [one["name"] for one in inspector.get_columns("seals", schema)]:
         raise SchemaMismatch(
-            "the database is of tracker's first edition, which this version does not read: set TRACKER_DATABASE_URL to"
+            "the database is of tracker's first edition, which this version cannot read: set TRACKER_DATABASE_URL to"
             " a new database and register the open jobs there"
         )
     if taken:
@@ -430,12 +430,12 @@ def migrations() -> Path:
     raise BadConfiguration("the migrations are missing from this installation: install tracker again")
 
 
-def upgrade(url: str, told: Callable[[str], None] = lambda line: None) -> None:
+def upgrade(url: str, report: Callable[[str], None] = lambda line: None) -> None:
     """Bring the schema at *url* to this version, guards and views included; a missing SQLite file is made.
 
     Args:
         url: The database's URL.
-        told: Is given one line for each thing done.
+        report: Is called with a line for each thing done.
 
     Raises:
         BadConfiguration, SchemaMismatch, DatabaseUnavailable: Nothing was changed.
@@ -446,7 +446,7 @@ def upgrade(url: str, told: Callable[[str], None] = lambda line: None) -> None:
     engine = create_engine(url, make=True)
     parent = Path(engine.url.database or "").parent
     if engine.dialect.name == "sqlite" and not parent.is_dir():
-        raise DatabaseMissing(f"there is no folder {parent} for the database: make it, or change TRACKER_DATABASE_URL")
+        raise DatabaseMissing(f"the folder {parent} is missing: make it, or change TRACKER_DATABASE_URL")
     config = Config()
     config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     config.attributes["engine"] = engine
@@ -462,13 +462,13 @@ def upgrade(url: str, told: Callable[[str], None] = lambda line: None) -> None:
         engine.dispose()
     shown = mask_url(url)
     if before == HEAD:
-        told(f"{shown} has this version's schema ({HEAD}); guards and views made anew")
+        report(f"{shown} has this version's schema ({HEAD}); guards and views were made again")
     else:
-        told(f"{shown} upgraded from {before or 'empty'} to {HEAD}")
+        report(f"{shown} upgraded from {before or 'empty'} to {HEAD}")
 
 
 def worker_name() -> str:
-    """Return a name for this process that no other has: host, process id and a random part."""
+    """Return a unique name for this process: host, process id and a random part."""
     import socket
 
     return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(3).hex()}"

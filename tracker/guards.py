@@ -1,9 +1,8 @@
-"""The guards: triggers that keep the history from being changed, and that complete a plain-SQL registration.
+"""The guards: triggers that refuse changes of the history, and that complete a registration by plain SQL.
 
-Owns their one definition on each database, and the check that they and the tables stand as defined. They hold no data,
-so ``env.py`` of the migrations drops them before the revisions run and makes today's after. What they are for is in
-``DESIGN.md``; a superuser or the tables' owner can always drop a trigger: only what has left the database proves
-anything.
+Owns their one definition on each database, and the check that they and the tables are as defined. They hold no data, so
+``env.py`` of the migrations drops them before the revisions run and makes today's after. ``DESIGN.md`` says what they
+are for. A superuser or the owner of the tables can always drop a trigger: only what has left the database is proof.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ APPEND_ONLY: dict[str, tuple[tuple[str, ...], ...]] = {
     "sources": (("id",),),
     "gaps": (("id",),),
     "seals": (("id",), ("checkpoint_sha256",)),
-    "segments": (("seal_id", "name", "part"), ("rowid",)),  # rowid: SQLite's own key, where there is no id
+    "segments": (("seal_id", "name", "part"), ("rowid",)),  # rowid: SQLite's own key; there is no id
 }
-SEALED = ("transitions", "sources", "gaps")  # what the sealer reads by id, so that their writers take its lock, shared
+SEALED = ("transitions", "sources", "gaps")  # the sealer reads them by id, so their writers take its lock, shared
 SEAL_LOCK = 0x7472616B  # the advisory lock between writers (shared) and the sealer (exclusive): "trak"
 
 FACTS = ("kind", "reference", "received_at", "submitted_at", "extended_on")  # what an amendment may change
 FIXED = ("id", "cluster", "jid", "registered_at", "registered_by")
-NEVER_AHEAD = ("received_at", "submitted_at", "registered_at", "due_at")  # of the clock, in a registration
+NEVER_AHEAD = ("received_at", "submitted_at", "registered_at", "due_at")  # of the clock, at registration
 # What only an observation may claim, and the value it has before the first.
 UNOBSERVED = {
     "state": "'open'",
@@ -48,12 +47,12 @@ def _jobs_rules(
     """Return the conditions under which an INSERT, and an UPDATE, of jobs is refused.
 
     Args:
-        differs: The operator that tells two values apart, NULL included.
-        same: Its opposite.
+        differs: The operator for two different values, NULL included.
+        same: The operator for two equal values, NULL included.
         transitions: The table's name, qualified where the database needs it.
-        now: The database's clock. Nothing is declared beforehand, nor a submission after the registration, which needs
-            the jid: a job could have been done before it was submitted, in less than no time.
-        minute_after: Makes an instant a minute later: clocks differ.
+        now: The database's clock. No time may be declared in the future, and no submission after the registration,
+            which needs the jid: else a job could be done before its submission.
+        minute_after: Makes an instant a minute later, since clocks differ.
     """
     claims = " OR ".join(f"NEW.{column} {differs} {value}" for column, value in UNOBSERVED.items())
     amended = (
@@ -64,13 +63,13 @@ def _jobs_rules(
     def changed(columns: tuple[str, ...]) -> str:
         return "(" + " OR ".join(f"NEW.{c} {differs} OLD.{c}" for c in columns) + ")"
 
-    # The deadline is derived: whoever asks first computes it again, so that plain SQL cannot set it for good.
+    # The deadline is derived: the first poll computes it again, so plain SQL cannot set it permanently.
     settled = f"OLD.polls > 0 AND OLD.deadline_at {differs} NULL"
     update = (
         f"{changed(FIXED)}"
         f" OR ({changed(FACTS)} OR ({settled} AND {changed(('deadline_on', 'deadline_at'))})) AND NOT ({amended})"
     )
-    lasting = f"NEW.state = 'open' AND NEW.due_at {same} NULL"  # it would never be polled again
+    lasting = f"NEW.state = 'open' AND NEW.due_at {same} NULL"  # nobody would poll it again
     early = " OR ".join(
         f"NEW.{column} > {minute_after(limit)}"
         for limit, columns in ((now, NEVER_AHEAD), ("NEW.registered_at", ("received_at", "submitted_at")))
@@ -82,13 +81,13 @@ def _jobs_rules(
 def _seal_rule(differs: str, lf: str, seals: str, place: Callable[[str, str], str]) -> str:
     """Return the condition under which an INSERT of seals is refused: not a checkpoint, or not the next one.
 
-    The sealer builds on the newest row alone, and none is ever taken back: rubbish there would stop it permanently.
+    The sealer builds on the newest row, and no row can be removed: a bad one would stop it permanently.
 
     Args:
         differs: As for `_jobs_rules`.
         lf: A line feed.
         seals: The table's name, qualified where the database needs it.
-        place: Makes the place of a text in another; 0 if it is not there.
+        place: Makes the position of one text in another; 0 if it is not there.
     """
     newest = f"(SELECT * FROM {seals} ORDER BY id DESC LIMIT 1) s"
     falls = " OR ".join(f"NEW.last_{kind}_id < s.last_{kind}_id" for kind in ("transition", "gap", "source"))
@@ -102,7 +101,7 @@ def _seal_rule(differs: str, lf: str, seals: str, place: Callable[[str, str], st
 
 
 def _source_rule(sources: str, jobs: str) -> str:
-    """Return the condition under which an INSERT of transitions is refused: an answer from nowhere."""
+    """Return the condition under which an INSERT of transitions is refused: an answer without a source."""
     own = f"SELECT 1 FROM {sources} s JOIN {jobs} j ON j.cluster = s.cluster"
     return f"NEW.action = 'observed' AND NOT EXISTS ({own} WHERE s.id = NEW.source_id AND j.id = NEW.job_id)"
 
@@ -113,13 +112,13 @@ TABLES = (
 
 
 _REFUSED_CLAIM = "tracker: INSERT into jobs may set declared columns only, and no time in the future"
-_REFUSED_SEAL = "tracker: a row of seals is a checkpoint that follows the newest one"
-_REFUSED_SOURCE = "tracker: an observed transition names a source of its own job''s cluster"
-_REFUSED_CHANGE = "tracker: declared facts change by an amendment only, and an open job has a next poll"
+_REFUSED_SEAL = "tracker: a row of seals must be a checkpoint that follows the newest one"
+_REFUSED_SOURCE = "tracker: an observed transition must name a source of its own job''s cluster"
+_REFUSED_CHANGE = "tracker: only an amendment changes declared facts, and an open job must have a due_at"
 
 
 def sqlite() -> dict[str, str]:
-    """Return each trigger's DDL by its name."""
+    """Return the DDL of each trigger by name."""
     ddl: dict[str, str] = {}
 
     def trigger(name: str, event: str, table: str, message: str, when: str = "") -> None:
@@ -130,7 +129,7 @@ def sqlite() -> dict[str, str]:
         exists = " OR ".join(
             f"EXISTS (SELECT 1 FROM {table} WHERE {' AND '.join(f'{c} = NEW.{c}' for c in key)})" for key in keys
         )
-        message = f"tracker: {table} has a row with this key already"
+        message = f"tracker: {table} already has a row with this key"
         trigger(f"guard_{table}_replace", "BEFORE INSERT", table, message, exists)
 
     for table, keys in APPEND_ONLY.items():
@@ -145,7 +144,7 @@ def sqlite() -> dict[str, str]:
     claims, update = _jobs_rules(
         "IS NOT", "IS", "transitions", "'now'", lambda at: f"strftime('%Y-%m-%d %H:%M:%f000', {at}, '+1 minute')"
     )
-    trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs are never deleted: withdraw it")
+    trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs cannot be deleted: withdraw the job instead")
     replace("jobs", (("id",), ("cluster", "jid")))
     trigger("guard_jobs_claim", "BEFORE INSERT", "jobs", _REFUSED_CLAIM, claims)
     trigger("guard_jobs_update", "BEFORE UPDATE", "jobs", _REFUSED_CHANGE, update)
@@ -182,7 +181,7 @@ def _postgresql_triggers() -> dict[str, tuple[str, str, int]]:
 
 
 def _postgresql_functions(schema: str) -> dict[str, str]:
-    """Return each function's body by its name."""
+    """Return the body of each function by name."""
     claims, update = _jobs_rules(
         *("IS DISTINCT FROM", "IS NOT DISTINCT FROM", f"{schema}.transitions", "clock_timestamp()"),
         lambda at: f"{at} + interval '1 minute'",
@@ -204,7 +203,7 @@ def _postgresql_functions(schema: str) -> dict[str, str]:
         "tracker_refuse_source": f"BEGIN IF {source} THEN RAISE EXCEPTION '{_REFUSED_SOURCE}' {refuse}; END IF;"
         " RETURN NEW; END",
         "tracker_share_seal_lock": f"BEGIN PERFORM pg_advisory_xact_lock_shared({SEAL_LOCK}); RETURN NULL; END",
-        # One statement for all rows of one INSERT: a bulk import pays the lock above once.
+        # One statement for all rows of one INSERT, so a bulk import takes the lock above once.
         "tracker_register": f"BEGIN INSERT INTO {schema}.transitions"
         f" (job_id, seq, action, to_state, observed_at, actor, {facts})"
         f" SELECT id, 0, 'registered', 'open', registered_at, registered_by, {facts} FROM registered ORDER BY id;"
@@ -221,7 +220,7 @@ def postgresql(schema: str) -> list[str]:
     """Return the statements that make the functions and triggers in *schema*, a quoted identifier.
 
     Names in the functions are qualified and their search path is fixed: a session's own temporary table or operator
-    must not stand in for ours. ENABLE ALWAYS: otherwise ``session_replication_role = replica`` walks past.
+    must not replace ours. ENABLE ALWAYS: otherwise ``session_replication_role = replica`` skips them.
     """
     statements = [
         f"CREATE FUNCTION {schema}.{name}() RETURNS trigger LANGUAGE plpgsql"
@@ -246,14 +245,14 @@ def _schema(connection: sa.Connection) -> str:
 
 
 def create(connection: sa.Connection) -> None:
-    """Make the guards; none may be there."""
+    """Make the guards, which must be missing."""
     sqlite_like = connection.dialect.name == "sqlite"
     for statement in sqlite().values() if sqlite_like else postgresql(_schema(connection)):
         database.execute(connection, statement)
 
 
 def drop(connection: sa.Connection) -> None:
-    """Drop every guard that is there."""
+    """Drop every existing guard."""
     for name, table in _present(connection):
         on_table = "" if connection.dialect.name == "sqlite" else f" ON {_schema(connection)}.{table}"
         connection.exec_driver_sql(f'DROP TRIGGER "{name}"{on_table}')
@@ -279,7 +278,7 @@ def _present(connection: sa.Connection) -> list[tuple[str, str]]:
 
 
 def problems(connection: sa.Connection) -> list[str]:
-    """Return a line for each guard, table or CHECK that is missing, changed, switched off or not ours."""
+    """Return a line for each guard, table or CHECK that is missing, changed, disabled or not ours."""
     if connection.dialect.name == "sqlite":
         rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
         found = _differences("guard", sqlite(), {row[0]: row[1] for row in rows})
@@ -307,7 +306,7 @@ def _postgresql_differences(connection: sa.Connection) -> list[str]:
             " AND p.proname IN :names"
         ).bindparams(sa.bindparam("names", [*bodies], expanding=True))
     )
-    # A dump of a database with quote_all_identifiers puts quotes into the settings, too.
+    # A dump of a database with quote_all_identifiers also puts quotes into the settings.
     functions = {row[0]: (row[1], [one.replace('"', "") for one in row[2] or ()], *row[3:]) for row in rows}
     config = ["search_path=pg_catalog, pg_temp"]
     found = _differences("function", {name: (bodies[name], config, False, "plpgsql") for name in bodies}, functions)
@@ -322,18 +321,18 @@ def _postgresql_differences(connection: sa.Connection) -> list[str]:
     expected = {
         name: (table, function, True, kind, "A", None, "")
         for name, (table, function, kind) in triggers.items()
-        if function in functions  # a function takes its triggers with it
+        if function in functions  # without the function there is no trigger
     }
     return found + _differences("guard", expected, {row[0]: tuple(row[1:]) for row in rows})
 
 
 def _bypasses(connection: sa.Connection) -> list[str]:
-    """Return a line for each thing on our tables that PostgreSQL would do in a guard's stead."""
+    """Return a line for each object on our tables that lets PostgreSQL skip a guard."""
     here = "quote_ident(current_schema())::regnamespace"
     ours = f"(SELECT oid FROM pg_class WHERE relname IN :tables AND relnamespace = {here})"
     queries = (
         f"SELECT 'rule ' || rulename || ' is not tracker''s' FROM pg_rewrite WHERE ev_class IN {ours}",
-        "SELECT 'table ' || inhrelid::regclass || ' is not tracker''s, and inherits from one of them'"
+        "SELECT 'table ' || inhrelid::regclass || ' is not tracker''s, but inherits from a table of tracker'"
         f" FROM pg_inherits WHERE inhparent IN {ours}",
         "SELECT 'table ' || relname || ' has row security, which hides rows' FROM pg_class"
         f" WHERE relrowsecurity AND oid IN {ours}",
@@ -359,13 +358,13 @@ def definitions(connection: sa.Connection) -> dict[str, list[str]]:
     """Return the columns and constraints of each table of ours, a line each, in a form that survives a restored dump.
 
     ``tables.json`` has what the migrations make; a test compares. SQLite keeps the text of CREATE TABLE, also in a
-    copy. PostgreSQL prints what it parsed, and after a dump and a restore with other casts and parentheses; so these
-    are left out here (`normal`).
+    copy. PostgreSQL prints what it parsed; after a dump and a restore, casts and parentheses are different. So `normal`
+    leaves them out.
     """
     if connection.dialect.name == "sqlite":
         query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name IN :tables"
     else:
-        # NOT NULL comes with the columns: as a constraint it is there since version 18 only.
+        # NOT NULL is read with the columns: only version 18 and later have it as a constraint.
         query = """
             WITH ours AS (
                 SELECT oid, relname, relkind, relpersistence FROM pg_class
@@ -400,8 +399,8 @@ _TYPE = re.compile(r"::(?:character varying|timestamp with(?:out)? time zone|dou
 def normal(text: str) -> str:
     """Return a definition that PostgreSQL prints without casts, quotes around names and redundant parentheses.
 
-    Printed, stored in a dump, read and printed again, it stays the same: PostgreSQL puts every operation in parentheses
-    of its own, so that what is left of them says what belongs together.
+    It is the same after a dump and a restore. PostgreSQL puts parentheses around every operation, so those that are
+    left still say what belongs together.
     """
     tokens = iter(_TOKEN.findall(_TYPE.sub("", text)))
     return _joined(_nested(tokens))
@@ -411,7 +410,7 @@ _Tree: TypeAlias = "list[str | _Tree]"
 
 
 def _nested(tokens: Iterator[str]) -> _Tree:
-    """Return the tokens up to the closing parenthesis, those in parentheses as a list of their own."""
+    """Return the tokens up to the closing parenthesis; tokens in parentheses are a list of their own."""
     tree: _Tree = []
     for word in tokens:
         if word == ")":
@@ -436,9 +435,9 @@ def _joined(tree: _Tree) -> str:
 
 
 def check(connection: sa.Connection) -> None:
-    """Raise GuardsMissing unless every guard stands as defined."""
+    """Raise GuardsMissing unless every guard is as defined."""
     if found := problems(connection):
         raise GuardsMissing(
-            f"the history is not protected: {'; '.join(found[:5])}{' …' if len(found) > 5 else ''}."
-            " Find out who changed it, then run: tracker db upgrade"
+            f"the history is not protected: {'; '.join(found[:5])}{'; and more' if len(found) > 5 else ''}."
+            " Find out who changed it, then run `tracker db upgrade`"
         )

@@ -352,7 +352,7 @@ def legal_zones(connection: sa.Connection, default: ZoneInfo) -> Callable[[str, 
     """Return which legal time zone a deadline of a cluster is of that was first computed, or amended, at some time.
 
     It is the zone on record then, in ``sources``; before the cluster's first source, the zone of that; where there is
-    none yet, *default*. So a setting that changes moves no deadline that stands, and an auditor can compute each anew.
+    none yet, *default*. So a setting that changes moves no deadline that stands, and an auditor can compute each again.
     """
     query = sa.select(Source.cluster, Source.recorded_at, Source.legal_timezone).order_by(Source.id)
     zones: dict[str, list[tuple[datetime, ZoneInfo]]] = {}

@@ -1,12 +1,12 @@
-"""Settings: what they are called, where they come from, what they may be, and how they are shown without secrets.
+"""Settings: their names, their sources, their valid values, and how to show them without secrets.
 
 Owns the names, the defaults and the precedence: defaults < tracker.toml < files in the secrets folder < TRACKER_*
 variables. Reads files and an environment, never a database or the network, and keeps no global: `load` returns a value.
-A name that nobody knows is an error, since a misspelt setting that is silently ignored is found out months later.
+An unknown name is an error, since nobody notices for months that a misspelt setting is ignored.
 
-Plain pydantic, not pydantic-settings: laying the places over each other is one dict merge here, and which place won has
-to be known anyway (for `explain`, and to name the place of an error). pydantic-settings also reads the process's own
-environment only, and costs every command another 0.1 s of import.
+Plain pydantic, not pydantic-settings: one dict merge combines the sources here, and we must know which source won (for
+`explain`, and to name the place of an error). pydantic-settings also reads only the environment of the process, and
+adds 0.1 s of import to every command.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def duration(text: object) -> timedelta:
     """Return *text* as a timedelta: a number of seconds, or a string such as ``2 days``, ``36h`` or ``1d 12h``.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: It is not a duration.
     """
     if isinstance(text, timedelta):
         return text
@@ -92,10 +92,10 @@ def is_loopback(host: str | None) -> bool:
 
 
 def may_be_loopback(host: str | None) -> bool:
-    """Return whether *host* may lead to this machine, however it is spelled: all that `is_loopback` says, and more.
+    """Return whether *host* may lead to this machine, however it is spelled: a superset of `is_loopback`.
 
-    The resolver decides about a name below ``localhost``, or one with a dot at its end, and the system about 0.0.0.0:
-    so no key goes there without TLS, and whoever reads where answers came from is told.
+    The resolver decides about a name below ``localhost`` or with a dot at its end, the system about 0.0.0.0. So no key
+    goes there without TLS, and the lists of sources mark such a host.
     """
     bare = (host or "").casefold().rstrip(".")
     if is_loopback(bare) or bare.endswith(".localhost"):
@@ -104,7 +104,7 @@ def may_be_loopback(host: str | None) -> bool:
         address = ipaddress.ip_address(bare)
     except ValueError:
         try:
-            address = ipaddress.IPv4Address(socket.inet_aton(bare))  # 127.1, 2130706433: as a resolver reads them
+            address = ipaddress.IPv4Address(socket.inet_aton(bare))  # a resolver also reads 127.1 and 2130706433
         except OSError:
             return False
     address = getattr(address, "ipv4_mapped", None) or address
@@ -116,19 +116,19 @@ _URL = re.compile(
     r"(?is)(?P<scheme>[a-z][\w+.-]*://)(?:(?P<user>(?:(?!%3a)[^\s:/?#@])*)(?P<password>:.*)?(?P<at>@))?"
     rf"(?P<hosts>{_HOST}(?:,{_HOST})*)(?P<path>(?:/[^?#@:]*)?)(?P<query>(?:[?#][^@]*)?)"
 )
-"""Only a password may hold an unescaped ``@``, ``/`` or ``?``: it goes up to the last ``@`` that can end one."""
+"""Only a password may hold an unescaped ``@``, ``/`` or ``?``: it ends at the last ``@`` that can end a password."""
 _SECRET = re.compile("pass|pwd|secret|token|key|sig", re.IGNORECASE)
 
 
 def mask_url(url: str) -> str:
-    """Return *url* with the password masked, and what follows a secret-looking key of the query.
+    """Return *url* with its password masked, and the query from the first key that looks secret.
 
-    Of a URL that cannot be understood only the scheme is shown: what is masked needlessly harms nobody.
+    Of a URL that it cannot parse, only the scheme is shown: masking too much is harmless.
     """
     scheme, separator, _ = url.partition("://")
     if not separator:
         return _MASK if re.match(r"(?s)[a-zA-Z][\w+.-]*:/|.*:.*@", url) else url
-    if scheme.startswith("sqlite"):  # a path, in which anything may be
+    if scheme.startswith("sqlite"):  # a path: any character may be in it
         shown, mark, query = url.partition("?")
     elif parts := _URL.fullmatch(url):
         password = f":{_MASK}" if parts["password"] else ""
@@ -138,14 +138,14 @@ def mask_url(url: str) -> str:
         return f"{scheme}://{_MASK}"
     pairs = query.split("&")
     for place, (key, equals, _) in enumerate(pair.partition("=") for pair in pairs):
-        if equals and _SECRET.search(unquote_plus(key)):  # all that follows may be of the secret
+        if equals and _SECRET.search(unquote_plus(key)):  # the rest may belong to the secret
             pairs[place:] = [f"{key}={_MASK}"]
             break
     return shown + mark + "&".join(pairs)
 
 
 def mask_hook(url: str) -> str:
-    """Return only scheme and host of *url*: whoever knows a webhook's path can use it."""
+    """Return only scheme and host of *url*: anyone who knows the path of a webhook can use it."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}/{_MASK}" if parts.path.strip("/") or parts.query else f"{parts.scheme}://{host}"
@@ -166,7 +166,7 @@ def _no_bool(value: object) -> object:
 
 def _zone_name(value: str) -> str:
     try:
-        if value == "localtime":  # means something else on each machine
+        if value == "localtime":  # each machine has another one
             raise ValueError
         ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -205,7 +205,7 @@ def _url(value: str, *, http_anywhere: bool = False, userinfo: bool = True) -> s
 def _base_url(value: str) -> str:
     parts = urlsplit(_url(value, userinfo=False))
     if parts.path.strip("/") or parts.query or parts.fragment or "?" in value or "#" in value:
-        raise ValueError("must end after the host and port; what follows belongs into path")
+        raise ValueError("must end after the host and port; the rest belongs in path")
     return value.rstrip("/")
 
 
@@ -238,7 +238,7 @@ def checked_database_url(value: str) -> str:
     """Return *value* if it is a URL that the database room can open.
 
     Raises:
-        ValueError: It is not; the message says what to write, and repeats nothing of it.
+        ValueError: It is not such a URL. The message says what to write and repeats no part of it.
     """
     if re.match(r"sqlite(\+pysqlite)?://", value):
         return value
@@ -344,14 +344,14 @@ class Settings(BaseModel):
     """All settings, valid and unchanging. `load` makes one; its repr holds no secret.
 
     Attributes:
-        clusters: By name; empty where only the database is looked at.
+        clusters: By name; empty for commands that only read the database.
         timezone: Of the legal clock.
         database_url: SQLAlchemy's form; may hold a password.
         http_port: On 127.0.0.1; None is off.
         lost_after_polls, lost_after: When ``not_found`` ends a job.
         delay_per_poll: How much mean delay one poll may save (the cadence's price).
         request_timeout: For the whole of one request to Elevate.
-        seal_after: How old the oldest unsealed row may get; 0: whatever is new is sealed.
+        seal_after: How old the oldest unsealed row may get; 0: every new row is sealed at once.
     """
 
     model_config = _CONFIG
@@ -394,7 +394,7 @@ class Settings(BaseModel):
         known = ", ".join(self.clusters)
         if name is None:
             if len(self.clusters) > 1:
-                raise InvalidField("cluster", f"several are configured, so say which one: {known}")
+                raise InvalidField("cluster", f"several are configured, name one of them: {known}")
             return next(iter(self.clusters.values()))
         if name not in self.clusters:
             near = _suggest(name, self.clusters)
@@ -444,11 +444,11 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
     Args:
         environ: The environment; None is the process's.
         cwd: Where tracker.toml is looked for and the relative paths of variables begin; None is the current folder.
-        keys: False for a command that asks Elevate nothing: keys are then neither needed nor read from their files
-            (the account of whoever registers or looks at jobs need not be able to), and each `api_key` is empty.
+        keys: False for a command that does not ask Elevate. Then keys are not needed and not read from their files,
+            which the account that registers or reads jobs may be unable to read; each `api_key` is empty.
 
     Raises:
-        BadConfiguration: naming every wrong place and the way out, all at once; never repeating a secret.
+        BadConfiguration: The message names every wrong place and what to do, and never repeats a secret.
     """
     environ = os.environ if environ is None else environ
     cwd = Path.cwd() if cwd is None else cwd
@@ -470,7 +470,7 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
     folder_there = os.path.isdir(folder) and os.access(folder, os.X_OK)
     secrets = _read_secrets(folder, variables, keys, problems) if folder_there else {}
     if not folder_there and folder_from == "TRACKER_SECRETS_DIR":
-        problems.append(f"{folder_from}: there is no folder {folder} to look into; make it, or unset the variable")
+        problems.append(f"{folder_from}: there is no folder {folder}; make it, or unset the variable")
 
     tables = {where[1] for where in toml if where[0] == "clusters"}
     name = variables.get("TRACKER_CLUSTER") or secrets.get("TRACKER_CLUSTER", ("", ""))[0]
@@ -577,8 +577,8 @@ def _from_toml(path: Path, problems: list[str]) -> _Found:
         return found
     except (ValueError, RecursionError) as error:
         # TOML's own error names line and column; others (the codec's, a number too long) repeat what is in the file.
-        told = error if isinstance(error, tomllib.TOMLDecodeError) else "is not valid TOML in UTF-8"
-        problems.append(f"{path}: {told}")
+        shown = error if isinstance(error, tomllib.TOMLDecodeError) else "is not valid TOML in UTF-8"
+        problems.append(f"{path}: {shown}")
         return found
     tables = document.pop("clusters", {})
     for key, value in document.items():
@@ -586,7 +586,7 @@ def _from_toml(path: Path, problems: list[str]) -> _Found:
         if key in _GLOBAL:
             found[key,] = _absolute(key, value, path.parent), place
         elif key in CLUSTER_KEYS:
-            problems.append(f"{place}: belongs into a [clusters.NAME] table")
+            problems.append(f"{place}: belongs in a [clusters.NAME] table")
         else:
             problems.append(f"{place}: there is no such setting{_suggest(key, GLOBAL_KEYS)}")
     if not isinstance(tables, dict):
@@ -601,13 +601,13 @@ def _from_toml(path: Path, problems: list[str]) -> _Found:
             place = f"{path}: [clusters.{name}] {key}"
             if key == "api_key_file":
                 if "api_key" in table:
-                    problems.append(f"{place}: api_key is there too; keep one of them")
+                    problems.append(f"{place}: api_key is also set; keep one of them")
                 elif isinstance(value, str) and value:
                     file = _at(path.parent, value)
                     found["clusters", name, "api_key"] = _KeyFile(file), f"{file} ({place})"
                 else:
                     problems.append(f"{place}: must be the path of a file that holds the key")
-                    found["clusters", name, "api_key"] = "unknown", place  # told here, not again as missing
+                    found["clusters", name, "api_key"] = "unknown", place  # reported here, not again as missing
             elif key in _PER_CLUSTER:
                 found["clusters", name, key] = _absolute(key, value, path.parent), place
             elif key in _GLOBAL:
@@ -677,7 +677,7 @@ def _validate(found: _Found, problems: list[str]) -> Settings | None:
     try:
         settings = Settings.model_validate(flat)
     except ValidationError as error:
-        problems += _told(error, Settings, (), found)
+        problems += _wrong_values(error, Settings, (), found)
     clusters: dict[str, ClusterSettings] = {}
     for name, table in tables.items():
         if settings is not None:
@@ -685,21 +685,21 @@ def _validate(found: _Found, problems: list[str]) -> Settings | None:
         try:
             clusters[name] = ClusterSettings.model_validate(table)
         except ValidationError as error:
-            problems += _told(error, ClusterSettings, ("clusters", name), found)
+            problems += _wrong_values(error, ClusterSettings, ("clusters", name), found)
     hosts: dict[str, str] = {}
     for name, cluster in clusters.items():
         if (other := hosts.setdefault(name.lower(), name)) != name:
-            problems.append(f"clusters {other} and {name} differ in case only, and so are one cluster: keep one")
+            problems.append(f"clusters {other} and {name} are one cluster, since case does not count: keep one")
         if cluster.ca_bundle is not None and not os.path.isfile(cluster.ca_bundle):
             problems.append(f"{found['clusters', name, 'ca_bundle'][1]}: there is no file {cluster.ca_bundle}")
     return settings.model_copy(update={"clusters": clusters}) if settings is not None else None
 
 
-def _told(error: ValidationError, model: type[BaseModel], above: _Where, found: _Found) -> list[str]:
+def _wrong_values(error: ValidationError, model: type[BaseModel], above: _Where, found: _Found) -> list[str]:
     """Return one line for each wrong value: its place, and what would be right."""
     lines: list[str] = []
     for one in error.errors(include_url=False):
-        if one["type"] == "default_factory_not_called":  # follows from an error that is told already
+        if one["type"] == "default_factory_not_called":  # follows from an error that is already reported
             continue
         setting = str(one["loc"][0]) if one["loc"] else ""
         if not setting:  # a rule about two fields
@@ -707,10 +707,10 @@ def _told(error: ValidationError, model: type[BaseModel], above: _Where, found: 
         place = found.get((*above, setting), (None, ".".join((*above, setting))))[1]
         wanted = model.model_fields[setting].description
         if one["type"] == "value_error" and not wanted:
-            told = str(one["ctx"]["error"])
+            text = str(one["ctx"]["error"])
         elif wanted:
-            told = f"must be {wanted}, not {str(one['input'])[:40]!r}"
+            text = f"must be {wanted}, not {str(one['input'])[:40]!r}"
         else:
-            told = "must be text" if one["type"] in ("string_type", "path_type") else one["msg"]
-        lines.append(f"{place}: {told}")
+            text = "must be text" if one["type"] in ("string_type", "path_type") else one["msg"]
+        lines.append(f"{place}: {text}")
     return lines

@@ -45,7 +45,7 @@ _HEADERS: Final = {
 
 
 class Fresh:
-    """The page, made anew when it is asked for and older than `FRESH_SECONDS`.
+    """The page, made again when it is asked for and older than `FRESH_SECONDS`.
 
     Args:
         make: Returns a page; raises TrackerError where none can be made.
@@ -64,7 +64,7 @@ class Fresh:
         """Return the page; while none can be made the last one, which then says so.
 
         Raises:
-            DatabaseUnavailable: There is none yet, and none can be made; the message says why.
+            DatabaseUnavailable: There is no page yet, and it cannot be made; the message says why.
         """
         with self._lock:  # who comes while it is made waits for it
             if self._next_at < 0 or self._clock() >= self._next_at:

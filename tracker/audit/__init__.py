@@ -1,5 +1,6 @@
-"""The audit trail: canonical lines, checkpoints over them, their sealing, their proof and its hand-over.
+"""The evidence: sealing the record, delivering checkpoints, verifying, exporting.
 
-``lines`` owns the text that is hashed, ``checkpoint`` the signed text about it and the keys, ``seal`` the making of
-checkpoints, ``deliver`` how they leave the database. Nothing here writes jobs or history.
+``lines`` owns the text that is hashed, ``checkpoint`` the text that is signed, ``keys`` the keys, ``seal`` and
+``sealing`` the making of checkpoints, ``deliver`` how they leave the database, ``verify``, ``checks`` and ``findings``
+the verification, ``pack`` the export, ``roles`` the rights on PostgreSQL. Nothing here writes jobs or history.
 """

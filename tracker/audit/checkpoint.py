@@ -1,7 +1,7 @@
 """The checkpoint: a short text that says what is sealed, with its signature.
 
-Owns the one form of that text, which FORMAT.md describes: reading and writing it again gives the same bytes. Knows
-nothing of the database. Signatures are those of ``keys``.
+Owns the form of that text, which FORMAT.md describes: reading and writing it again gives the same bytes. Does not know
+the database. ``keys`` makes and checks signatures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tracker.audit.keys import PublicKey, SigningKey
 from tracker.audit.lines import TABLES
 from tracker.errors import BadCheckpoint
 
-SEGMENT_ROWS: Final = 1000  # the most rows of a segment: a verifier names the segment that is wrong, not the row
+SEGMENT_ROWS: Final = 1000  # most rows of a segment: a verifier names the wrong segment, not the row
 
 
 def path(number: int) -> str:
@@ -51,10 +51,10 @@ class Checkpoint:
 
     Attributes:
         origin: 32 hex digits, made with the first checkpoint: the database's own.
-        number: 1, 2, 3 … without a hole.
+        number: 1, 2, 3 …; none is missing.
         previous_sha256: Of the previous checkpoint's whole text; None for number 1.
         sealed_at: The database's time (aware UTC) when all its rows had been written.
-        ids: By table: the ids sealed are above the first number, up to and including the second.
+        ids: By table, two numbers: the sealed ids are above the first, up to and including the second.
         rows: In all segments together.
         segments: In the order of TABLES, then by part.
         key: The key that signs it; None: unsigned.
@@ -72,7 +72,7 @@ class Checkpoint:
     next_key: PublicKey | None = None
 
     def body(self) -> str:
-        """Return what is signed: its text without the signature's line."""
+        """Return what is signed: the text without the line of the signature."""
         at = self.sealed_at.astimezone(UTC).replace(tzinfo=None)
         lines = [
             "tracker checkpoint v2",
@@ -110,9 +110,9 @@ class Signed:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def is_genuine(self) -> bool | None:
-        """Return whether the key that it names signed it; None where it is unsigned.
+        """Return whether the key that it names signed it; None if it is unsigned.
 
-        Whether that is the right key, only an id that came through a separate channel shows.
+        Only an id that came through a separate channel shows whether that is the right key.
         """
         if self.checkpoint.key is None or self.signature is None:
             return None
@@ -123,7 +123,7 @@ def sign(checkpoint: Checkpoint, key: SigningKey | None) -> Signed:
     """Return *checkpoint* signed with *key*, which it then names; unsigned without a key.
 
     Raises:
-        ValueError: It announces a next key, and there is no key to sign that.
+        ValueError: It announces a next key, but there is no key to sign it.
     """
     named = replace(checkpoint, key=key.public if key else None)
     if key is None and named.next_key is not None:
@@ -141,7 +141,7 @@ def _base64(data: bytes) -> str:
 
 
 def split(text: str) -> list[str]:
-    """Return the texts in a file of one or many checkpoints, with empty lines between; each ends in LF."""
+    """Return the checkpoints in a file, which empty lines separate; each ends in LF."""
     return [f"{part.strip(chr(10))}\n" for part in re.split(r"\n{2,}", text) if part.strip("\n")]
 
 
@@ -151,20 +151,20 @@ _KEY: Final = r"[0-9a-f]{32} ([A-Za-z0-9+/=]+)"
 
 
 class _Reader:
-    """Reads a checkpoint's lines one by one, and knows where it is for the error."""
+    """Reads a checkpoint line by line, and knows the line for an error."""
 
     def __init__(self, text: str) -> None:
         self.lines = text.split("\n")
         self.at = 0
 
     def find(self, pattern: str) -> re.Match[str] | None:
-        """Return the match of the next line, and go on to the one after; None, and stay, if it does not match."""
+        """Return the match of the next line and go on; if it does not match, return None and stay."""
         found = re.fullmatch(pattern, self.lines[self.at]) if self.at < len(self.lines) else None
         self.at += found is not None
         return found
 
     def hash_of(self, path: str) -> str | None:
-        """Return the SHA-256 in the next line, and go on to the one after; None, and stay, if it is not of *path*."""
+        """Return the SHA-256 in the next line and go on; if it is not of *path*, return None and stay."""
         found = self.find(_HASH)  # one pattern for all paths: compiling it takes longer than the rest
         if found is None or found[2] == path:
             return found and found[1]
@@ -182,9 +182,9 @@ class _Reader:
 
 
 def parse(text: str) -> Signed:
-    """Return the checkpoint that *text* is; writing it again gives the same bytes.
+    """Return the checkpoint in *text*; writing it again gives the same bytes.
 
-    Whether the signature is true is not examined here, but by `Signed.is_genuine`.
+    `Signed.is_genuine` checks the signature, not this.
 
     Raises:
         BadCheckpoint: It is not a checkpoint, or contradicts itself; the message names the line.
@@ -225,7 +225,7 @@ def parse(text: str) -> Signed:
             raise BadCheckpoint(f"not a checkpoint: ids {table} {after} {upto} and {parts[table]} segments")
     again = _whole(checkpoint, signature).split("\n")
     for line, (is_, should) in enumerate(zip(reader.lines, again, strict=True), 1):
-        if is_ != should:  # what no pattern sees: another id of a key, bits that base64 ignores
+        if is_ != should:  # no pattern finds a wrong id of a key, or bits that base64 ignores
             raise BadCheckpoint(f"not a checkpoint: line {line} is {is_[:100]!r}, should be {should[:100]!r}")
     return Signed(checkpoint, signature, text)
 

@@ -1,7 +1,7 @@
-"""What no honest history says: the checks of ``checks/*.sql``, on the live tables.
+"""Impossible histories: the checks of ``checks/*.sql``, on the live tables.
 
-Owns running them and naming what they find. Each is a SELECT that an auditor can read, and most are in ``checks.sql``,
-too, which does the same on an evidence pack; only here are those that need the live `jobs`, and ``status.decide``.
+Owns running them and naming what they find. Each is a SELECT that an auditor can read. Most are in ``checks.sql``, too,
+which runs them on an evidence pack. Only here are those that need the live `jobs` or ``status.decide``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tracker.reports import as_of, render
 from tracker.status import Answer, Facts, Job, LostRule, Past, State, decide
 
 CHECKS: Final = ("histories", "actions", "gaps", "seals", "times", "server_dates")
-"""On sealed rows as on live ones."""
+"""For a pack and for the live tables."""
 LIVE: Final = (*CHECKS, "jobs")
-"""Also on the live `jobs`."""
+"""For the live tables, `jobs` included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class Problem:
     """What a check found.
 
     Attributes:
-        is_note: It may well be honest; a person should look.
-        table: Of the row.
+        is_note: It may have an honest cause; a person should look.
+        table: The table of the row.
         row_id: Its id.
-        cluster: Its cluster, if it is known.
-        jid: The job's, if it is about one.
-        seq: The transition's, if it is one.
+        cluster: Its cluster, if known.
+        jid: Of the job, if it is about a job.
+        seq: Of the transition, if it is about one.
         message: What is wrong, in a sentence.
     """
 
@@ -48,11 +48,11 @@ class Problem:
 
 
 def findings(connection: sa.Connection, zone: ZoneInfo) -> Iterator[Problem]:
-    """Yield what the checks find in the live tables, one check after the other.
+    """Yield what the checks find in the live tables, check by check.
 
     Args:
         connection: In a transaction of `database.reading`.
-        zone: The setting's legal time zone: it counts where a cluster has no source.
+        zone: The legal time zone of the settings: for a cluster without a source.
 
     Raises:
         DatabaseUnavailable: The database did not answer.

@@ -1,9 +1,9 @@
--- What an evidence pack of tracker says, checked. Made by `python -m tests.checks_sql` from tracker's own SQL.
+-- Checks what an evidence pack of tracker says. `python -m tests.checks_sql` makes it from tracker's own SQL.
 --
--- For the sqlite3 shell, 3.40 or newer, after the pack's CSV files were loaded with `.import --csv FILE TABLE`: the
--- segments, joined, into csv_transitions, csv_gaps, csv_sources; zone.csv into csv_zone; each reports/NAME.csv into
--- csv_NAME; and into csv_seals the number, sealed_at and last ids of each checkpoint. It prints a line beginning
--- `NOT OK` for each finding and `note` for what a person should look at, and in the end what it has read.
+-- For the sqlite3 shell, 3.40 or newer. First load the pack's CSV files with `.import --csv FILE TABLE`: the segments,
+-- joined, into csv_transitions, csv_gaps, csv_sources; zone.csv into csv_zone; each reports/NAME.csv into csv_NAME; and
+-- the number, sealed_at and last ids of each checkpoint into csv_seals. It prints a line with `NOT OK:` for each
+-- finding, one with `note:` where a person should look, and last how much it has read.
 
 -- The rows of the segments, with the types that they have in the database.
 
@@ -99,7 +99,7 @@ CREATE INDEX zone_timezone_day ON zone (timezone, day);
 
 CREATE INDEX names_id ON names (id);
 
--- Each job, as its transitions leave it; the clusters; and the reports, as of the last checkpoint.
+-- Each job as its transitions leave it, the clusters, and the reports, as of the last checkpoint.
 
 CREATE TABLE jobs AS
 WITH heads AS (
@@ -566,36 +566,36 @@ LEFT JOIN (
     GROUP BY cluster
 ) j ON j.cluster = n.cluster;
 
--- What no honest history says.
+-- The checks: each SELECT lists rows that no possible history has.
 
 SELECT replace(replace(replace(replace(CASE f.is_note WHEN 1 THEN 'note: ' ELSE 'NOT OK: ' END || f.name || ' id ' || coalesce(f.id, 'empty') || coalesce(', job ' || f.jid, '') || coalesce(' of cluster ' || f.cluster, '') || coalesce(', seq ' || f.seq, '') || ': ' || f.message, char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (
 SELECT
     0 AS is_note, 'transitions' AS name, r.id, NULL AS cluster, NULL AS jid, NULL AS seq,
-    CASE WHEN count(*) > 1 THEN 'this id is there ' || count(*) || ' times' ELSE 'no checkpoint closes this row' END AS message
+    CASE WHEN count(*) > 1 THEN count(*) || ' rows have this id' ELSE 'no checkpoint closes this row' END AS message
 FROM transitions r
 GROUP BY r.id
 HAVING count(*) > 1 OR r.id > (SELECT max(s.last_transition_id) FROM seals s)
 UNION ALL
 SELECT
     0 AS is_note, 'gaps' AS name, r.id, NULL AS cluster, NULL AS jid, NULL AS seq,
-    CASE WHEN count(*) > 1 THEN 'this id is there ' || count(*) || ' times' ELSE 'no checkpoint closes this row' END AS message
+    CASE WHEN count(*) > 1 THEN count(*) || ' rows have this id' ELSE 'no checkpoint closes this row' END AS message
 FROM gaps r
 GROUP BY r.id
 HAVING count(*) > 1 OR r.id > (SELECT max(s.last_gap_id) FROM seals s)
 UNION ALL
 SELECT
     0 AS is_note, 'sources' AS name, r.id, NULL AS cluster, NULL AS jid, NULL AS seq,
-    CASE WHEN count(*) > 1 THEN 'this id is there ' || count(*) || ' times' ELSE 'no checkpoint closes this row' END AS message
+    CASE WHEN count(*) > 1 THEN count(*) || ' rows have this id' ELSE 'no checkpoint closes this row' END AS message
 FROM sources r
 GROUP BY r.id
 HAVING count(*) > 1 OR r.id > (SELECT max(s.last_source_id) FROM seals s)
 UNION ALL
-SELECT 0, 'jobs', n.id, n.cluster, n.jid, NULL, 'a job has one id, one cluster and one jid, and this one has several'
+SELECT 0, 'jobs', n.id, n.cluster, n.jid, NULL, 'it has more than one id, cluster or jid'
 FROM names n
 GROUP BY n.id
 HAVING count(*) > 1
 UNION ALL
-SELECT 0, 'jobs', min(n.id), n.cluster, n.jid, NULL, 'a job has one id, one cluster and one jid, and this one has several'
+SELECT 0, 'jobs', min(n.id), n.cluster, n.jid, NULL, 'it has more than one id, cluster or jid'
 FROM names n
 GROUP BY n.cluster, n.jid
 HAVING count(*) > 1
@@ -616,7 +616,7 @@ FROM (
             WHEN s.seq_before IS NULL AND s.seq = 0 THEN NULL
             WHEN s.seq_before IS NULL THEN 'the registration is missing: the first transition has seq ' || s.seq
             WHEN s.seq <> s.seq_before + 1
-                THEN 'a transition is missing or double: seq ' || s.seq || ' follows ' || s.seq_before
+                THEN 'a transition is missing or there twice: seq ' || s.seq || ' follows ' || s.seq_before
             WHEN s.from_status IS NOT s.status_before
                 THEN 'from_status is ' || coalesce(s.from_status, 'empty') || ', but the status was '
                     || coalesce(s.status_before, 'empty')
@@ -650,34 +650,34 @@ FROM (
     SELECT
         t.id, n.cluster, n.jid, t.seq,
         CASE
-            WHEN (t.action = 'registered') <> (t.seq = 0) THEN 'action is ' || t.action || ', and seq is ' || t.seq
-            WHEN t.action = 'observed' AND s.id IS NULL THEN 'it is observed, and its source is missing'
+            WHEN (t.action = 'registered') <> (t.seq = 0) THEN 'action is ' || t.action || ', but seq is ' || t.seq
+            WHEN t.action = 'observed' AND s.id IS NULL THEN 'it is observed, but its source is missing'
             WHEN t.action = 'observed' AND s.cluster <> n.cluster
-                THEN 'it is observed, and its source ' || s.id || ' is of cluster ' || s.cluster
+                THEN 'it is observed, but its source ' || s.id || ' belongs to cluster ' || s.cluster
             WHEN t.action = 'observed' AND (t.actor IS NOT NULL OR t.claimed_at IS NOT NULL OR t.reason IS NOT NULL)
-                THEN 'it is observed, and has an actor, a claim or a reason'
-            WHEN t.action <> 'observed' AND t.actor IS NULL THEN 'it is ' || t.action || ' by nobody: actor is empty'
+                THEN 'it is observed, but has an actor, a claimed_at or a reason'
+            WHEN t.action <> 'observed' AND t.actor IS NULL THEN 'it is ' || t.action || ', but actor is empty'
             WHEN t.action <> 'observed' AND (
                 t.source_id IS NOT NULL OR t.server_date IS NOT NULL OR t.anomaly IS NOT NULL
-            ) THEN 'it is ' || t.action || ', and has a source, a server_date or an anomaly, as only answers have'
+            ) THEN 'it is ' || t.action || ', but has a source, a server_date or an anomaly, which only observed rows have'
             WHEN t.action NOT IN ('registered', 'observed') AND t.reason IS NULL
-                THEN 'it is ' || t.action || ', and the reason is missing'
-            WHEN t.action = 'registered' AND t.reason IS NOT NULL THEN 'it is registered, and has a reason'
-            WHEN t.action = 'attested' AND t.claimed_at IS NULL THEN 'it is attested, and claimed_at is empty'
-            WHEN t.action <> 'attested' AND t.claimed_at IS NOT NULL THEN 'it is ' || t.action || ', and has claimed_at'
+                THEN 'it is ' || t.action || ', but the reason is missing'
+            WHEN t.action = 'registered' AND t.reason IS NOT NULL THEN 'it is registered, but has a reason'
+            WHEN t.action = 'attested' AND t.claimed_at IS NULL THEN 'it is attested, but claimed_at is empty'
+            WHEN t.action <> 'attested' AND t.claimed_at IS NOT NULL THEN 'it is ' || t.action || ', but has a claimed_at'
             WHEN t.claimed_at > t.observed_at THEN 'claimed_at is ' || t.claimed_at || ', after observed_at'
             WHEN t.last_seen_at > t.observed_at THEN 'last_seen_at is ' || t.last_seen_at || ', after observed_at'
             WHEN (t.from_status IS NULL) <> (t.last_seen_at IS NULL)
                 THEN 'only one of from_status and last_seen_at is empty'
             WHEN t.action IN ('registered', 'amended') AND t.kind IS NULL
-                THEN 'it is ' || t.action || ', and kind is empty'
+                THEN 'it is ' || t.action || ', but kind is empty'
             WHEN t.action NOT IN ('registered', 'amended') AND (
                 t.kind IS NOT NULL OR t.reference IS NOT NULL OR t.received_at IS NOT NULL
                 OR t.submitted_at IS NOT NULL OR t.extended_on IS NOT NULL
-            ) THEN 'it is ' || t.action || ', and has declared facts'
+            ) THEN 'it is ' || t.action || ', but has declared facts'
             WHEN t.action <> 'observed' AND coalesce(t.to_status, '') <> coalesce(t.from_status, '')
-                THEN 'it is ' || t.action || ', and the status becomes ' || coalesce(t.to_status, 'empty')
-            WHEN t.action = 'observed' AND t.to_status IS NULL THEN 'it is observed, and to_status is empty'
+                THEN 'it is ' || t.action || ', but the status changes to ' || coalesce(t.to_status, 'empty')
+            WHEN t.action = 'observed' AND t.to_status IS NULL THEN 'it is observed, but to_status is empty'
             WHEN CASE t.action
                 WHEN 'registered' THEN t.from_state IS NULL AND t.to_state = 'open' AND t.to_status IS NULL
                 WHEN 'amended' THEN t.to_state = t.from_state
@@ -691,8 +691,8 @@ FROM (
                     ELSE 'open'
                 END
             END THEN NULL
-            ELSE 'it is ' || t.action || ' with status ' || coalesce(t.to_status, 'empty') || ', from state '
-                || coalesce(t.from_state, 'empty') || ' to ' || t.to_state
+            ELSE 'it is ' || t.action || ' with status ' || coalesce(t.to_status, 'empty') || ', from_state '
+                || coalesce(t.from_state, 'empty') || ' and to_state ' || t.to_state || ', which is impossible'
         END AS message
     FROM transitions t
     LEFT JOIN names n ON n.id = t.job_id
@@ -704,7 +704,7 @@ WHERE c.message IS NOT NULL
 SELECT replace(replace(replace(replace(CASE f.is_note WHEN 1 THEN 'note: ' ELSE 'NOT OK: ' END || f.name || ' id ' || coalesce(f.id, 'empty') || coalesce(', job ' || f.jid, '') || coalesce(' of cluster ' || f.cluster, '') || coalesce(', seq ' || f.seq, '') || ': ' || f.message, char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (
 SELECT
     0 AS is_note, 'gaps' AS name, g.id, g.cluster, NULL AS jid, NULL AS seq,
-    'it ends at ' || g.ended_at || ', before it begins at ' || g.began_at AS message
+    'ended_at is ' || g.ended_at || ', but began_at is ' || g.began_at AS message
 FROM gaps g
 WHERE g.ended_at < g.began_at
 ) f;
@@ -715,7 +715,7 @@ SELECT
     CASE
         WHEN s.sealed_at < s.previous_at THEN 'sealed_at is ' || s.sealed_at || ', but was ' || s.previous_at || ' before'
         WHEN s.sealed_at > (strftime('%Y-%m-%d %H:%M:%S', substr((SELECT c.at FROM clock c), 1, 19), '60 seconds') || substr((SELECT c.at FROM clock c), 20)) THEN 'sealed_at is ' || s.sealed_at || ', in the future'
-        ELSE 'it closes fewer rows than the one before it'
+        ELSE 'its last ids are lower than those of the checkpoint before it'
     END AS message
 FROM (
     SELECT
@@ -775,7 +775,7 @@ SELECT
             OR (o.at > o.latest_at AND s.sealed_at = o.sealed_at)
     ) THEN 1 ELSE 0 END AS is_note,
     o.name, o.id, coalesce(n.cluster, g.cluster, s.cluster) AS cluster, n.jid, t.seq,
-    o.what || ' is ' || o.at || ', and its checkpoint closes what came about '
+    o.what || ' is ' || o.at || ', but its checkpoint closes rows '
         || coalesce('from ' || o.earliest_at || ' ', '') || 'to ' || o.latest_at AS message
 FROM outside o
 LEFT JOIN transitions t ON o.name = 'transitions' AND t.id = o.id
@@ -787,13 +787,13 @@ LEFT JOIN sources s ON o.name = 'sources' AND s.id = o.id
 SELECT replace(replace(replace(replace(CASE f.is_note WHEN 1 THEN 'note: ' ELSE 'NOT OK: ' END || f.name || ' id ' || coalesce(f.id, 'empty') || coalesce(', job ' || f.jid, '') || coalesce(' of cluster ' || f.cluster, '') || coalesce(', seq ' || f.seq, '') || ': ' || f.message, char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (
 SELECT
     1 AS is_note, 'transitions' AS name, t.id, n.cluster, n.jid, t.seq,
-    'the server said ' || t.server_date || ' when it was ' || t.observed_at || ' here' AS message
+    'server_date is ' || t.server_date || ', but observed_at is ' || t.observed_at AS message
 FROM transitions t
 JOIN names n ON n.id = t.job_id
 WHERE t.server_date > (strftime('%Y-%m-%d %H:%M:%S', substr(t.observed_at, 1, 19), '300 seconds') || substr(t.observed_at, 20)) OR t.server_date < (strftime('%Y-%m-%d %H:%M:%S', substr(t.observed_at, 1, 19), '-300 seconds') || substr(t.observed_at, 20))
 ) f;
 
--- The published reports are what the segments give.
+-- The published reports have the rows that follow from the segments, and no others.
 
 CREATE TABLE IF NOT EXISTS csv_report_jobs (cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error);
 CREATE TABLE right_report_jobs AS SELECT
@@ -821,11 +821,11 @@ CREATE TABLE right_report_jobs AS SELECT
     '' AS last_error
 FROM report_jobs;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_jobs.csv has a row that the segments do not give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || state || ',' || status || ',' || status_after || ',' || status_by || ',' || seen_at || ',' || submitted_at || ',' || registered_at || ',' || registered_by || ',' || received_at || ',' || deadline_on || ',' || verdict || ',' || ended_after || ',' || ended_by || ',' || next_poll_at || ',' || age_seconds || ',' || polls || ',' || failures || ',' || last_error, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error FROM csv_report_jobs EXCEPT SELECT cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error FROM right_report_jobs);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_jobs.csv has a row that does not follow from the segments: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || state || ',' || status || ',' || status_after || ',' || status_by || ',' || seen_at || ',' || submitted_at || ',' || registered_at || ',' || registered_by || ',' || received_at || ',' || deadline_on || ',' || verdict || ',' || ended_after || ',' || ended_by || ',' || next_poll_at || ',' || age_seconds || ',' || polls || ',' || failures || ',' || last_error, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error FROM csv_report_jobs EXCEPT SELECT cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error FROM right_report_jobs);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_jobs.csv lacks a row that the segments give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || state || ',' || status || ',' || status_after || ',' || status_by || ',' || seen_at || ',' || submitted_at || ',' || registered_at || ',' || registered_by || ',' || received_at || ',' || deadline_on || ',' || verdict || ',' || ended_after || ',' || ended_by || ',' || next_poll_at || ',' || age_seconds || ',' || polls || ',' || failures || ',' || last_error, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error FROM right_report_jobs EXCEPT SELECT cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error FROM csv_report_jobs);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_jobs.csv lacks a row that follows from the segments: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || state || ',' || status || ',' || status_after || ',' || status_by || ',' || seen_at || ',' || submitted_at || ',' || registered_at || ',' || registered_by || ',' || received_at || ',' || deadline_on || ',' || verdict || ',' || ended_after || ',' || ended_by || ',' || next_poll_at || ',' || age_seconds || ',' || polls || ',' || failures || ',' || last_error, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error FROM right_report_jobs EXCEPT SELECT cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error FROM csv_report_jobs);
 
-SELECT 'NOT OK: reports/report_jobs.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_jobs.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_jobs) c, (SELECT count(*) AS rows FROM right_report_jobs) r
 WHERE c.rows <> r.rows;
 
@@ -846,11 +846,11 @@ CREATE TABLE right_report_durations AS SELECT
     coalesce(CAST(polls AS text), '') AS polls
 FROM report_durations;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_durations.csv has a row that the segments do not give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || submitted_at || ',' || registered_at || ',' || done_after || ',' || done_by || ',' || seconds_min || ',' || seconds_max || ',' || uncertainty_seconds || ',' || download_by || ',' || polls, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls FROM csv_report_durations EXCEPT SELECT cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls FROM right_report_durations);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_durations.csv has a row that does not follow from the segments: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || submitted_at || ',' || registered_at || ',' || done_after || ',' || done_by || ',' || seconds_min || ',' || seconds_max || ',' || uncertainty_seconds || ',' || download_by || ',' || polls, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls FROM csv_report_durations EXCEPT SELECT cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls FROM right_report_durations);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_durations.csv lacks a row that the segments give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || submitted_at || ',' || registered_at || ',' || done_after || ',' || done_by || ',' || seconds_min || ',' || seconds_max || ',' || uncertainty_seconds || ',' || download_by || ',' || polls, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls FROM right_report_durations EXCEPT SELECT cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls FROM csv_report_durations);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_durations.csv lacks a row that follows from the segments: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || submitted_at || ',' || registered_at || ',' || done_after || ',' || done_by || ',' || seconds_min || ',' || seconds_max || ',' || uncertainty_seconds || ',' || download_by || ',' || polls, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls FROM right_report_durations EXCEPT SELECT cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls FROM csv_report_durations);
 
-SELECT 'NOT OK: reports/report_durations.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_durations.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_durations) c, (SELECT count(*) AS rows FROM right_report_durations) r
 WHERE c.rows <> r.rows;
 
@@ -878,11 +878,11 @@ CREATE TABLE right_report_transitions AS SELECT
     coalesce(CAST(seal_id AS text), '') AS seal_id
 FROM report_transitions;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_transitions.csv has a row that the segments do not give: ' || substr(id || ',' || cluster || ',' || jid || ',' || kind || ',' || reference || ',' || seq || ',' || action || ',' || from_status || ',' || to_status || ',' || from_state || ',' || to_state || ',' || last_seen_at || ',' || observed_at || ',' || server_date || ',' || claimed_at || ',' || base_url || ',' || actor || ',' || anomaly || ',' || reason || ',' || seal_id, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM csv_report_transitions EXCEPT SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM right_report_transitions);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_transitions.csv has a row that does not follow from the segments: ' || substr(id || ',' || cluster || ',' || jid || ',' || kind || ',' || reference || ',' || seq || ',' || action || ',' || from_status || ',' || to_status || ',' || from_state || ',' || to_state || ',' || last_seen_at || ',' || observed_at || ',' || server_date || ',' || claimed_at || ',' || base_url || ',' || actor || ',' || anomaly || ',' || reason || ',' || seal_id, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM csv_report_transitions EXCEPT SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM right_report_transitions);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_transitions.csv lacks a row that the segments give: ' || substr(id || ',' || cluster || ',' || jid || ',' || kind || ',' || reference || ',' || seq || ',' || action || ',' || from_status || ',' || to_status || ',' || from_state || ',' || to_state || ',' || last_seen_at || ',' || observed_at || ',' || server_date || ',' || claimed_at || ',' || base_url || ',' || actor || ',' || anomaly || ',' || reason || ',' || seal_id, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM right_report_transitions EXCEPT SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM csv_report_transitions);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_transitions.csv lacks a row that follows from the segments: ' || substr(id || ',' || cluster || ',' || jid || ',' || kind || ',' || reference || ',' || seq || ',' || action || ',' || from_status || ',' || to_status || ',' || from_state || ',' || to_state || ',' || last_seen_at || ',' || observed_at || ',' || server_date || ',' || claimed_at || ',' || base_url || ',' || actor || ',' || anomaly || ',' || reason || ',' || seal_id, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM right_report_transitions EXCEPT SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM csv_report_transitions);
 
-SELECT 'NOT OK: reports/report_transitions.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_transitions.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_transitions) c, (SELECT count(*) AS rows FROM right_report_transitions) r
 WHERE c.rows <> r.rows;
 
@@ -901,11 +901,11 @@ CREATE TABLE right_report_statuses AS SELECT
     coalesce(CASE WHEN seconds_max IS NOT NULL THEN printf('%.6f', seconds_max) END, '') AS seconds_max
 FROM report_statuses;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_statuses.csv has a row that the segments do not give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || status || ',' || entered_after || ',' || entered_by || ',' || left_after || ',' || left_by || ',' || seconds_min || ',' || seconds_max, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM csv_report_statuses EXCEPT SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM right_report_statuses);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_statuses.csv has a row that does not follow from the segments: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || status || ',' || entered_after || ',' || entered_by || ',' || left_after || ',' || left_by || ',' || seconds_min || ',' || seconds_max, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM csv_report_statuses EXCEPT SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM right_report_statuses);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_statuses.csv lacks a row that the segments give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || status || ',' || entered_after || ',' || entered_by || ',' || left_after || ',' || left_by || ',' || seconds_min || ',' || seconds_max, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM right_report_statuses EXCEPT SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM csv_report_statuses);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_statuses.csv lacks a row that follows from the segments: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || status || ',' || entered_after || ',' || entered_by || ',' || left_after || ',' || left_by || ',' || seconds_min || ',' || seconds_max, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM right_report_statuses EXCEPT SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM csv_report_statuses);
 
-SELECT 'NOT OK: reports/report_statuses.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_statuses.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_statuses) c, (SELECT count(*) AS rows FROM right_report_statuses) r
 WHERE c.rows <> r.rows;
 
@@ -931,11 +931,11 @@ CREATE TABLE right_report_monthly AS SELECT
     coalesce(CAST(overdue AS text), '') AS overdue
 FROM report_monthly;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv has a row that the segments do not give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM csv_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM right_report_monthly);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv has a row that does not follow from the segments: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM csv_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM right_report_monthly);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv lacks a row that the segments give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM right_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM csv_report_monthly);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv lacks a row that follows from the segments: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM right_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM csv_report_monthly);
 
-SELECT 'NOT OK: reports/report_monthly.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_monthly.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_monthly) c, (SELECT count(*) AS rows FROM right_report_monthly) r
 WHERE c.rows <> r.rows;
 
@@ -959,11 +959,11 @@ CREATE TABLE right_report_deadlines AS SELECT
     coalesce(CAST(days_left AS text), '') AS days_left
 FROM report_deadlines;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_deadlines.csv has a row that the segments do not give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || state || ',' || received_at || ',' || received_at_first || ',' || amendments || ',' || basis || ',' || deadline_on || ',' || deadline_at || ',' || extended_on || ',' || done_after || ',' || done_by || ',' || verdict || ',' || days_left, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left FROM csv_report_deadlines EXCEPT SELECT cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left FROM right_report_deadlines);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_deadlines.csv has a row that does not follow from the segments: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || state || ',' || received_at || ',' || received_at_first || ',' || amendments || ',' || basis || ',' || deadline_on || ',' || deadline_at || ',' || extended_on || ',' || done_after || ',' || done_by || ',' || verdict || ',' || days_left, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left FROM csv_report_deadlines EXCEPT SELECT cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left FROM right_report_deadlines);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_deadlines.csv lacks a row that the segments give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || state || ',' || received_at || ',' || received_at_first || ',' || amendments || ',' || basis || ',' || deadline_on || ',' || deadline_at || ',' || extended_on || ',' || done_after || ',' || done_by || ',' || verdict || ',' || days_left, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left FROM right_report_deadlines EXCEPT SELECT cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left FROM csv_report_deadlines);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_deadlines.csv lacks a row that follows from the segments: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || state || ',' || received_at || ',' || received_at_first || ',' || amendments || ',' || basis || ',' || deadline_on || ',' || deadline_at || ',' || extended_on || ',' || done_after || ',' || done_by || ',' || verdict || ',' || days_left, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left FROM right_report_deadlines EXCEPT SELECT cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left FROM csv_report_deadlines);
 
-SELECT 'NOT OK: reports/report_deadlines.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_deadlines.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_deadlines) c, (SELECT count(*) AS rows FROM right_report_deadlines) r
 WHERE c.rows <> r.rows;
 
@@ -981,11 +981,11 @@ CREATE TABLE right_report_requests AS SELECT
     coalesce(verdict, '') AS verdict
 FROM report_requests;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_requests.csv has a row that the segments do not give: ' || substr(reference || ',' || jobs || ',' || open || ',' || done || ',' || not_done || ',' || received_at || ',' || deadline_on || ',' || done_after || ',' || done_by || ',' || verdict, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM csv_report_requests EXCEPT SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM right_report_requests);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_requests.csv has a row that does not follow from the segments: ' || substr(reference || ',' || jobs || ',' || open || ',' || done || ',' || not_done || ',' || received_at || ',' || deadline_on || ',' || done_after || ',' || done_by || ',' || verdict, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM csv_report_requests EXCEPT SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM right_report_requests);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_requests.csv lacks a row that the segments give: ' || substr(reference || ',' || jobs || ',' || open || ',' || done || ',' || not_done || ',' || received_at || ',' || deadline_on || ',' || done_after || ',' || done_by || ',' || verdict, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM right_report_requests EXCEPT SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM csv_report_requests);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_requests.csv lacks a row that follows from the segments: ' || substr(reference || ',' || jobs || ',' || open || ',' || done || ',' || not_done || ',' || received_at || ',' || deadline_on || ',' || done_after || ',' || done_by || ',' || verdict, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM right_report_requests EXCEPT SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM csv_report_requests);
 
-SELECT 'NOT OK: reports/report_requests.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_requests.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_requests) c, (SELECT count(*) AS rows FROM right_report_requests) r
 WHERE c.rows <> r.rows;
 
@@ -1013,11 +1013,11 @@ CREATE TABLE right_report_anomalies AS SELECT
     coalesce(CAST(seal_id AS text), '') AS seal_id
 FROM report_anomalies;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_anomalies.csv has a row that the segments do not give: ' || substr(id || ',' || cluster || ',' || jid || ',' || kind || ',' || reference || ',' || seq || ',' || action || ',' || from_status || ',' || to_status || ',' || from_state || ',' || to_state || ',' || last_seen_at || ',' || observed_at || ',' || server_date || ',' || claimed_at || ',' || base_url || ',' || actor || ',' || anomaly || ',' || reason || ',' || seal_id, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM csv_report_anomalies EXCEPT SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM right_report_anomalies);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_anomalies.csv has a row that does not follow from the segments: ' || substr(id || ',' || cluster || ',' || jid || ',' || kind || ',' || reference || ',' || seq || ',' || action || ',' || from_status || ',' || to_status || ',' || from_state || ',' || to_state || ',' || last_seen_at || ',' || observed_at || ',' || server_date || ',' || claimed_at || ',' || base_url || ',' || actor || ',' || anomaly || ',' || reason || ',' || seal_id, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM csv_report_anomalies EXCEPT SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM right_report_anomalies);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_anomalies.csv lacks a row that the segments give: ' || substr(id || ',' || cluster || ',' || jid || ',' || kind || ',' || reference || ',' || seq || ',' || action || ',' || from_status || ',' || to_status || ',' || from_state || ',' || to_state || ',' || last_seen_at || ',' || observed_at || ',' || server_date || ',' || claimed_at || ',' || base_url || ',' || actor || ',' || anomaly || ',' || reason || ',' || seal_id, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM right_report_anomalies EXCEPT SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM csv_report_anomalies);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_anomalies.csv lacks a row that follows from the segments: ' || substr(id || ',' || cluster || ',' || jid || ',' || kind || ',' || reference || ',' || seq || ',' || action || ',' || from_status || ',' || to_status || ',' || from_state || ',' || to_state || ',' || last_seen_at || ',' || observed_at || ',' || server_date || ',' || claimed_at || ',' || base_url || ',' || actor || ',' || anomaly || ',' || reason || ',' || seal_id, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM right_report_anomalies EXCEPT SELECT id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id FROM csv_report_anomalies);
 
-SELECT 'NOT OK: reports/report_anomalies.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_anomalies.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_anomalies) c, (SELECT count(*) AS rows FROM right_report_anomalies) r
 WHERE c.rows <> r.rows;
 
@@ -1033,11 +1033,11 @@ CREATE TABLE right_report_gaps AS SELECT
     coalesce(CAST(open_jobs AS text), '') AS open_jobs
 FROM report_gaps;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_gaps.csv has a row that the segments do not give: ' || substr(cluster || ',' || began_at || ',' || ended_at || ',' || is_open || ',' || cause || ',' || detail || ',' || seconds || ',' || open_jobs, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs FROM csv_report_gaps EXCEPT SELECT cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs FROM right_report_gaps);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_gaps.csv has a row that does not follow from the segments: ' || substr(cluster || ',' || began_at || ',' || ended_at || ',' || is_open || ',' || cause || ',' || detail || ',' || seconds || ',' || open_jobs, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs FROM csv_report_gaps EXCEPT SELECT cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs FROM right_report_gaps);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_gaps.csv lacks a row that the segments give: ' || substr(cluster || ',' || began_at || ',' || ended_at || ',' || is_open || ',' || cause || ',' || detail || ',' || seconds || ',' || open_jobs, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs FROM right_report_gaps EXCEPT SELECT cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs FROM csv_report_gaps);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_gaps.csv lacks a row that follows from the segments: ' || substr(cluster || ',' || began_at || ',' || ended_at || ',' || is_open || ',' || cause || ',' || detail || ',' || seconds || ',' || open_jobs, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs FROM right_report_gaps EXCEPT SELECT cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs FROM csv_report_gaps);
 
-SELECT 'NOT OK: reports/report_gaps.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_gaps.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_gaps) c, (SELECT count(*) AS rows FROM right_report_gaps) r
 WHERE c.rows <> r.rows;
 
@@ -1049,11 +1049,11 @@ CREATE TABLE right_report_coverage AS SELECT
     coalesce(CASE WHEN longest_unobserved_seconds IS NOT NULL THEN printf('%.6f', longest_unobserved_seconds) END, '') AS longest_unobserved_seconds
 FROM report_coverage;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_coverage.csv has a row that the segments do not give: ' || substr(cluster || ',' || jid || ',' || covered_share || ',' || longest_unobserved_seconds, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM csv_report_coverage EXCEPT SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM right_report_coverage);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_coverage.csv has a row that does not follow from the segments: ' || substr(cluster || ',' || jid || ',' || covered_share || ',' || longest_unobserved_seconds, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM csv_report_coverage EXCEPT SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM right_report_coverage);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_coverage.csv lacks a row that the segments give: ' || substr(cluster || ',' || jid || ',' || covered_share || ',' || longest_unobserved_seconds, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM right_report_coverage EXCEPT SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM csv_report_coverage);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_coverage.csv lacks a row that follows from the segments: ' || substr(cluster || ',' || jid || ',' || covered_share || ',' || longest_unobserved_seconds, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM right_report_coverage EXCEPT SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM csv_report_coverage);
 
-SELECT 'NOT OK: reports/report_coverage.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_coverage.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_coverage) c, (SELECT count(*) AS rows FROM right_report_coverage) r
 WHERE c.rows <> r.rows;
 
@@ -1068,11 +1068,11 @@ CREATE TABLE right_report_clusters AS SELECT
     coalesce(CAST(next_deadline_on AS text), '') AS next_deadline_on
 FROM report_clusters;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_clusters.csv has a row that the segments do not give: ' || substr(cluster || ',' || open || ',' || polls_behind || ',' || answered_at || ',' || paused_until || ',' || pause_cause || ',' || next_deadline_on, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on FROM csv_report_clusters EXCEPT SELECT cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on FROM right_report_clusters);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_clusters.csv has a row that does not follow from the segments: ' || substr(cluster || ',' || open || ',' || polls_behind || ',' || answered_at || ',' || paused_until || ',' || pause_cause || ',' || next_deadline_on, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on FROM csv_report_clusters EXCEPT SELECT cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on FROM right_report_clusters);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_clusters.csv lacks a row that the segments give: ' || substr(cluster || ',' || open || ',' || polls_behind || ',' || answered_at || ',' || paused_until || ',' || pause_cause || ',' || next_deadline_on, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on FROM right_report_clusters EXCEPT SELECT cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on FROM csv_report_clusters);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_clusters.csv lacks a row that follows from the segments: ' || substr(cluster || ',' || open || ',' || polls_behind || ',' || answered_at || ',' || paused_until || ',' || pause_cause || ',' || next_deadline_on, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on FROM right_report_clusters EXCEPT SELECT cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on FROM csv_report_clusters);
 
-SELECT 'NOT OK: reports/report_clusters.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
+SELECT 'NOT OK: reports/report_clusters.csv has ' || c.rows || ' rows, but from the segments follow ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_clusters) c, (SELECT count(*) AS rows FROM right_report_clusters) r
 WHERE c.rows <> r.rows;
 

@@ -1,11 +1,11 @@
-"""Checkpoints leave the database: only one that is elsewhere proves anything against a person who can write to it.
+"""Delivery: checkpoints leave the database. Only a copy elsewhere proves anything against a person who can write to it.
 
-Owns the three destinations (the log, a file, a URL), and the table ``deliveries``: how far each came, and since when
-one fails. Leaves alone: what a checkpoint is (``checkpoint``) and when one is made (``seal``, ``sealing``).
+Owns the three destinations (the log, a file, a URL) and the table ``deliveries``: how far each is, and since when it
+fails. Leaves alone: what a checkpoint is (``checkpoint``) and when one is made (``seal``, ``sealing``).
 
-Each destination gets every checkpoint from number 1 on, in order and at least once: it is noted after the fact, so a
-crash between the two, or another daemon at the same moment, makes one arrive twice. A destination that fails is tried
-again, and holds no other up. Of the file, what is in it counts, not what is noted: one that another host began, that
+Each destination gets every checkpoint from number 1 on, in order and at least once. It is noted after it is sent, so a
+crash in between, or another daemon at the same moment, makes one arrive twice. A destination that fails is tried again
+and does not hold up the others. For the file, its content counts, not the note: a file that another host began, that
 was deleted, or that a crash cut off in the middle of a write is completed. No request is made inside a transaction.
 """
 
@@ -40,8 +40,8 @@ from tracker.settings import mask_hook
 PAGE: Final = 100  # checkpoints read at once, some 100 kB
 FIRST_PAUSE: Final = 15.0  # seconds until a destination that failed is tried again; then doubling
 LONGEST_PAUSE: Final = 240.0
-BUSY_PAUSE: Final = 1.0  # until a destination is tried again that another daemon delivers to, or after a full round
-ROUND_SECONDS: Final = 60.0  # a round ends then, however much is left, so that sealing goes on
+BUSY_PAUSE: Final = 1.0  # after a full round, or while another daemon delivers there
+ROUND_SECONDS: Final = 60.0  # a round ends then, even if more is left, so that sealing goes on
 TAIL: Final = 1 << 21  # bytes read from the end of the file; a CHECK holds a checkpoint's text below half of that
 TIMEOUT: Final = timedelta(seconds=10)  # for the whole of one request
 
@@ -51,8 +51,8 @@ class Courier:
 
     Args:
         engine: The database.
-        file: Made if it is missing; every text in it is followed by an empty line.
-        url: Gets each text as the body of a POST; may hold a secret, which is neither stored nor logged.
+        file: Is made if it is missing; an empty line follows each checkpoint.
+        url: Gets each checkpoint as the body of a POST. It may hold a secret, which is neither stored nor logged.
         timeout: For the whole of one request.
         clock: Monotonic seconds.
     """
@@ -76,16 +76,16 @@ class Courier:
         self._has_worked: set[str] = set()
 
     def deliver(self, stop: Event | None = None, seconds: float = ROUND_SECONDS) -> float | None:
-        """Hand over what is pending, and return in how many seconds there is more to do; None: all is delivered.
+        """Deliver what is pending, and return in how many seconds there is more to do; None: all is delivered.
 
-        What goes wrong at a destination is logged (event ``delivery_failed``), noted, and tried again by a later call.
+        A failure at a destination is logged (event ``delivery_failed``) and noted; a later call tries again.
 
         Args:
-            stop: Ends it after the checkpoint under way.
-            seconds: So does this time.
+            stop: Ends it after the current checkpoint.
+            seconds: Ends it after this time.
 
         Raises:
-            DatabaseUnavailable, BadConfiguration: What was handed over may be handed over again.
+            DatabaseUnavailable, BadConfiguration: What was delivered may be delivered again.
         """
         until = self._clock() + seconds
         if not self._has_begun:
@@ -101,12 +101,12 @@ class Courier:
                 self._failed(way, error)
                 continue
             self._worked(way, trouble)
-            if not is_all:  # out of time, or another daemon is at it
+            if not is_all:  # out of time, or another daemon is delivering
                 self._troubles[way.name] = _Trouble(None, 0.0, self._clock() + BUSY_PAUSE)
         return min((max(0.0, one.not_before - self._clock()) for one in self._troubles.values()), default=None)
 
     def _begin(self) -> None:
-        """Enter our destinations, and forget that others fail: who still uses one notes it again."""
+        """Enter our destinations, and forget that others fail: a daemon that still uses one notes it again."""
         names = [way.name for way in self._ways]
         with database.writing(self._engine) as connection:
             for name in names:
@@ -116,11 +116,11 @@ class Courier:
             connection.execute(stale.values(failing_since=None, last_error=None))
 
     def _hand_over(self, way: _Way, is_enough: Callable[[], bool]) -> bool:
-        """Hand over all that *way* lacks, and return whether that was done."""
+        """Deliver all that *way* lacks, and return whether that was done."""
         with database.reading(self._engine) as connection:
             noted = sa.select(Delivery.last_number).where(Delivery.destination == way.name)
             last = connection.execute(noted).scalar_one_or_none()
-        if last is None:  # somebody emptied the table: all over again, rather than never again
+        if last is None:  # somebody emptied the table: begin again
             self._has_begun = False
             return False
         with way.opened(last, self._after) as last:
@@ -139,7 +139,7 @@ class Courier:
     def _after(self, number: int, most: int) -> list[Signed]:
         """Return at most *most* checkpoints from the one after *number* on, as they are in the database.
 
-        Those before a damaged one are still handed over: the error comes when it is the next.
+        Those before a damaged one are still delivered: the error comes when it is the next.
         """
         query = sa.select(Seal.checkpoint).order_by(Seal.id).offset(number).limit(most)  # numbers have no hole
         with database.reading(self._engine) as connection:
@@ -159,9 +159,9 @@ class Courier:
         return page
 
     def _note(self, way: _Way, number: int) -> bool:
-        """Note that *way* has all up to *number*, and return False if another daemon delivers there just now.
+        """Note that *way* has all up to *number*; return False if another daemon is delivering there.
 
-        Each looks again then, so that no number is sent before the one below it has arrived.
+        Then each looks again, so that no number is sent before the one below it has arrived.
         """
         update = sa.update(Delivery).where(Delivery.destination == way.name)
         if not way.knows_itself:
@@ -173,23 +173,23 @@ class Courier:
     def _failed(self, way: _Way, error: AskError | OSError | _Problem) -> None:
         if isinstance(error, OSError):
             code = errno.errorcode.get(error.errno or 0, "unknown")
-            told, words = f"{type(error).__name__} {code}", error.strerror or ""
+            short, words = f"{type(error).__name__} {code}", error.strerror or ""
         else:
-            told = f"{getattr(error, 'where', type(error).__name__)} {error.code}"
+            short = f"{getattr(error, 'where', type(error).__name__)} {error.code}"
             words = str(error) if isinstance(error, _Problem) else ""  # elevate's words are about Elevate
         trouble = self._troubles.get(way.name)
         with database.writing(self._engine) as connection:
             since = (trouble and trouble.since) or database.now(connection)
             first = sa.func.coalesce(Delivery.failing_since, sa.literal(since, UtcDateTime()))
             update = sa.update(Delivery).where(Delivery.destination == way.name)
-            connection.execute(update.values(failing_since=first, last_error=told))
+            connection.execute(update.values(failing_since=first, last_error=short))
         pause = min(max(2 * trouble.pause if trouble else 0.0, FIRST_PAUSE), LONGEST_PAUSE)
         self._troubles[way.name] = _Trouble(since, pause, self._clock() + pause)
-        facts = {"destination": way.name, "error": told, "note": words or None, "again_in_seconds": pause}
+        facts = {"destination": way.name, "error": short, "note": words or None, "again_in_seconds": pause}
         event("delivery_failed", logging.WARNING, **facts)
 
     def _worked(self, way: _Way, trouble: _Trouble | None) -> None:
-        """Note it where *way* had failed, here or before our start; what another daemon fails at, that one clears."""
+        """Note that *way* works again if it failed here or before our start. Another daemon clears its own failures."""
         self._troubles.pop(way.name, None)
         if way.name in self._has_worked and not (trouble and trouble.since):
             return
@@ -220,10 +220,10 @@ class _Problem(Exception):
 
 
 class _Way:
-    """A destination; as it stands here, one that only ``deliveries`` knows about."""
+    """A destination; this base class is one whose progress only ``deliveries`` knows."""
 
     name: str  # in ``deliveries``: without a secret
-    knows_itself = False  # how far it came is read there, and not in ``deliveries``
+    knows_itself = False  # its progress is read there, not in ``deliveries``
 
     @contextmanager
     def opened(self, noted: int, after: Callable[[int, int], list[Signed]]) -> Iterator[int | None]:
@@ -231,12 +231,12 @@ class _Way:
         yield noted
 
     def send(self, signed: Signed) -> None:
-        """Hand over what follows the last one there."""
+        """Deliver the checkpoint after the last one there."""
         raise NotImplementedError
 
 
 class _Log(_Way):
-    """The daemon's log, which gets the hash in place of the text."""
+    """The daemon's log, which gets the SHA-256 instead of the text."""
 
     name = "log"
 
@@ -264,7 +264,7 @@ class _Url(_Way):
 
 
 class _File(_Way):
-    """A file that only ever grows: it may have the append-only attribute, and others may follow it."""
+    """A file that only grows: it may have the append-only attribute, and other programs may read it."""
 
     knows_itself = True
 
@@ -272,12 +272,12 @@ class _File(_Way):
         self.name = "file " + re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", str(path))[:4000]
         self._path = path
         self._descriptor = -1
-        self._torn = b""  # what a crash left of a text at the end
+        self._torn = b""  # the part of a checkpoint that a crash left at the end
 
     @contextmanager
     def opened(self, noted: int, after: Callable[[int, int], list[Signed]]) -> Iterator[int | None]:
         is_new = not self._path.exists()
-        # O_NONBLOCK: a pipe must not make us wait.
+        # O_NONBLOCK: do not wait on a pipe.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self._descriptor = os.open(self._path, flags, 0o644)
         try:
@@ -305,7 +305,7 @@ class _File(_Way):
         return _Problem("CheckpointFile", code, f"{words}: move it away if you know why, or name another file")
 
     def _last(self, after: Callable[[int, int], list[Signed]]) -> int:
-        """Return the number of the last whole checkpoint in the file, which must be one of this database's."""
+        """Return the number of the last whole checkpoint in the file, which must be one of this database."""
         whole, torn = self._tail()
         number = 0
         if whole is not None:
@@ -322,7 +322,7 @@ class _File(_Way):
         return number
 
     def _tail(self) -> tuple[bytes | None, bytes]:
-        """Return the last whole text in the file, None without one, and what follows it and its empty line."""
+        """Return the last whole checkpoint in the file (None: nothing is whole) and what follows its empty line."""
         size = os.fstat(self._descriptor).st_size
         begin = max(0, size - TAIL)
         complete, end, torn = os.pread(self._descriptor, size - begin, begin).rpartition(b"\n\n")

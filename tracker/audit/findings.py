@@ -1,6 +1,6 @@
-"""What `audit verify` can find, and what it reports besides.
+"""What `audit verify` can find, and what else it reports.
 
-Owns the words and the values; finding is the work of ``verify`` and ``checks``. Pure.
+Owns the words and the values; ``verify`` and ``checks`` find. Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from tracker.settings import may_be_loopback
 
 LONGEST_LIST: Final = 1000
-"""Findings that are kept; the rest is counted, so that a database in which nothing fits does not fill the memory."""
+"""Most findings that are kept. The rest is only counted, so that a damaged database does not fill the memory."""
 
 
 class What(StrEnum):
@@ -22,13 +22,13 @@ class What(StrEnum):
 
     GUARD = "guard"  # a guard, table or CHECK is missing, changed or not tracker's
     VIEW = "view"  # a view is missing or changed
-    RIGHT = "right"  # a role may do more than a writer needs
+    RIGHT = "right"  # a role has a right that the writer does not need
     INDEX = "index"  # an index hides rows; on SQLite also: a row violates a CHECK
-    CHECKPOINT = "checkpoint"  # its text or columns were changed, or it does not follow on the one before
-    KEY = "key"  # a signature is false, missing or by a key that no checkpoint announced; or not by the key given
+    CHECKPOINT = "checkpoint"  # its text or columns were changed, or it does not follow the one before
+    KEY = "key"  # a signature is false or missing, or its key was not announced or is not the given key
     SEGMENTS = "segments"  # table `segments` does not agree with the checkpoint
     ROWS = "rows"  # the rows of a segment are not those that were sealed
-    HISTORY = "history"  # a row of `transitions`, `gaps` or `sources` that no honest history has
+    HISTORY = "history"  # a row of `transitions`, `gaps` or `sources` that is impossible
     JOB = "job"  # a row of `jobs` is not the replay of its transitions
     TRUSTED = "trusted"  # a checkpoint that was kept outside is not in the chain
     UNSEALED = "unsealed"  # rows have waited too long for a seal
@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where answers came from, and since when: for a person to judge."""
+    """Where answers came from, and since when: a person must judge."""
 
     cluster: str
     asked: str
@@ -77,13 +77,13 @@ class Report:
     """What `verify` found, and what it read.
 
     Attributes:
-        notes: What may well be honest, but a person should look at.
+        notes: What may have an honest cause; a person should look.
         more, more_notes: Findings and notes beyond `LONGEST_LIST`.
-        sealed, unsealed: Rows that checkpoints hold, and rows since.
+        sealed, unsealed: Rows that are sealed, and rows that are not sealed yet.
         origin, number, sha256, sealed_at: Of the newest checkpoint; None: nothing is sealed yet.
         is_key_checked: Whether a key was given.
-        trusted: How many checkpoints from outside were looked for.
-        keys: By id of each key that signed, the first and the last checkpoint.
+        trusted: How many checkpoints from outside were given.
+        keys: By id of each key that signed, its first and its last checkpoint.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -112,7 +112,7 @@ class Report:
 
     @property
     def qualifications(self) -> tuple[str, ...]:
-        """What a good result does not rest on, in the words of verify.sh."""
+        """What qualifies a good result, in the words of verify.sh."""
         said = (
             ("NOTHING SEALED", not self.checkpoints),
             ("NOT SIGNED", 0 < self.unsigned == self.checkpoints),

@@ -1,6 +1,6 @@
 """The keys that sign checkpoints and packs: reading, making and using them.
 
-Owns what is asked of a key file. Keys are Ed25519 (RFC 8032), in PEM (RFC 7468) as openssl writes it: PKCS#8 and
+Owns what a key file must be. Keys are Ed25519 (RFC 8032), in PEM (RFC 7468) as openssl writes it: PKCS#8 and
 SubjectPublicKeyInfo. ``cryptography`` is imported late: it is slow.
 """
 
@@ -20,7 +20,7 @@ from tracker.errors import BadConfiguration, Refused
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-_DER: Final = bytes.fromhex("302a300506032b6570032100")  # an Ed25519 SubjectPublicKeyInfo begins so; 32 bytes follow
+_DER: Final = bytes.fromhex("302a300506032b6570032100")  # how an Ed25519 SubjectPublicKeyInfo begins; 32 bytes follow
 _LONGEST_FILE: Final = 65_536  # bytes
 _ANOTHER: Final = "make one with `tracker audit keygen FILE`, or set TRACKER_SIGNING_KEY_FILE to the right file"
 
@@ -41,7 +41,7 @@ class PublicKey:
 
     @property
     def id(self) -> str:
-        """The first 32 hex digits of the SHA-256 of its DER: short enough to compare by telephone."""
+        """The first 32 hex digits of the SHA-256 of its DER: short enough to compare on the telephone."""
         return hashlib.sha256(self.der).hexdigest()[:32]
 
     def pem(self) -> str:
@@ -55,7 +55,7 @@ class PublicKey:
 
         try:
             Ed25519PublicKey.from_public_bytes(self.der[len(_DER) :]).verify(signature, data)
-        except (InvalidSignature, ValueError):  # ValueError: a key that is not a point of the curve
+        except (InvalidSignature, ValueError):  # ValueError: the key is not a point of the curve
             return False
         return True
 
@@ -72,7 +72,7 @@ class PublicKey:
 
         content, _ = _read(path, "public key", "`tracker audit head --public-key` prints it")
         if b"PRIVATE KEY" in content:
-            raise BadConfiguration(f"{path} is a private key: give the public key, and keep the private one secret")
+            raise BadConfiguration(f"{path} is a private key: give the public key, and keep the private key secret")
         try:
             key = load_pem_public_key(content)
         except (ValueError, UnsupportedAlgorithm):
@@ -116,7 +116,7 @@ class SigningKey:
 
         content, mode = _read(path, "signing key", _ANOTHER)
         allowed = 0o700
-        # systemd gives the service its credential by an access-control list, whose mask shows as the group's right.
+        # systemd gives a credential by an access-control list, whose mask looks like a right of the group.
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         if folder and path.absolute().is_relative_to(Path(folder).absolute()):
             allowed |= 0o040
@@ -126,7 +126,7 @@ class SigningKey:
                 f" chmod 600 {shlex.quote(str(path))}; if anyone may have read it, change to a new key"
             )
         if b"PUBLIC KEY" in content:
-            raise BadConfiguration(f"{path} is a public key, and signing needs a private one: {_ANOTHER}")
+            raise BadConfiguration(f"{path} is a public key, but signing needs a private key: {_ANOTHER}")
         try:
             key = load_pem_private_key(content, password=None)
         except TypeError:
@@ -141,13 +141,13 @@ class SigningKey:
 def _read(path: Path, what: str, way_out: str) -> tuple[bytes, int]:
     """Return the content and the permission bits of a key file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not make us wait
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # do not wait on a pipe
         with os.fdopen(descriptor, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             content = file.read(_LONGEST_FILE + 1) if stat.S_ISREG(mode) else b""
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
         why = getattr(error, "strerror", None) or error
-        raise BadConfiguration(f"the {what} {path} cannot be read: {why}: {way_out}") from error
+        raise BadConfiguration(f"the {what} {path} cannot be read ({why}): {way_out}") from error
     if not stat.S_ISREG(mode) or not content.strip() or len(content) > _LONGEST_FILE:
         raise BadConfiguration(f"the {what} {path} is empty, too long or not a regular file: {way_out}")
     return content, stat.S_IMODE(mode)
@@ -157,8 +157,8 @@ def keygen(path: Path) -> PublicKey:
     """Make a new signing key in *path*, which only its owner can read, and return its public key.
 
     Raises:
-        Refused: The file exists; it is not touched.
-        BadConfiguration: The file cannot be written; nothing of it stays.
+        Refused: The file exists; it stays as it is.
+        BadConfiguration: The file cannot be written; no part of it stays.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -177,7 +177,7 @@ def keygen(path: Path) -> PublicKey:
         sync_folder(path.parent)
         is_whole = True
     except FileExistsError:
-        raise Refused(f"{path} exists, and a key is never overwritten: name a new file") from None
+        raise Refused(f"{path} exists, and keygen never overwrites a key: name a new file") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise BadConfiguration(f"the signing key {path} cannot be written: {why}") from error
@@ -188,7 +188,7 @@ def keygen(path: Path) -> PublicKey:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write a folder to the disk, so that a new file's name survives a power cut."""
+    """Write a folder to the disk, so that the name of a new file survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

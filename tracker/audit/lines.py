@@ -1,8 +1,8 @@
 """The canonical lines: each sealed row as one CSV line, the same bytes from SQLite and PostgreSQL.
 
 Owns the columns, their order and their form, which FORMAT.md describes: text always in quotes, integers bare, NULL
-empty, instants ``2026-11-26T22:01:47.123456Z``, dates ``2026-11-26``. The CHECKs let no control character in, so a line
-is one line of the file. A row that somebody forced past the CHECKs still has a line: finding it is the verifiers' work.
+empty, instants ``2026-11-26T22:01:47.123456Z``, dates ``2026-11-26``. The CHECKs refuse control characters, so a row is
+one line of the file. A row that was forced past the CHECKs still has a line; the verifiers find it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def header(table: str) -> bytes:
 
 
 def expression(table: str, dialect: str) -> str:
-    """Return the SQL of the line, without LF, of a row ``t`` of *table*; for a transition also of its job ``j``.
+    """Return the SQL of the line, without LF, of a row ``t`` of *table*; a transition needs its job ``j``, too.
 
     It is for ``exec_driver_sql``: it holds colons, which ``sa.text`` takes for parameters, and no percent sign.
     """
@@ -64,7 +64,7 @@ def expression(table: str, dialect: str) -> str:
 
 
 def field(name: str, type_: str, dialect: str) -> str:
-    """Return the SQL of one field, which is NULL for NULL; a *type_* ``double``, in reports, has six decimals."""
+    """Return the SQL of one field, NULL for NULL; the *type_* ``double``, in reports only, has six decimals."""
     if type_ == "text":
         return f"'\"' || replace({name}, '\"', '\"\"') || '\"'"
     if type_ == "instant" and dialect == "sqlite":
@@ -89,7 +89,7 @@ def stream(
     A transition without a job has NULL for cluster and jid.
 
     Args:
-        connection: In a transaction, of which this is one statement; it is open until the iterator is closed.
+        connection: In a transaction. The statement stays open until the iterator is closed.
         table: One of TABLES.
         after: Ids above this.
         upto: Ids up to this, or all.

@@ -1,10 +1,10 @@
-"""The evidence pack: what is sealed, as files that a stranger can verify with sha256sum, openssl and SQL.
+"""The evidence pack: the sealed rows as files that anyone can verify with sha256sum, openssl and SQL.
 
-Owns what is in the folder that ``tracker audit export`` writes, and that it is whole or not there at all. Segments
-are the rows as they were sealed (``lines``); reports are the views as of the last checkpoint (``reports.as_of``):
-nothing is computed here. The same history gives the same bytes from SQLite and PostgreSQL.
+Owns the folder that ``tracker audit export`` writes: it is complete, or not there. Segments are the rows as they were
+sealed (``lines``). Reports are the views as of the last checkpoint (``reports.as_of``); nothing is computed here. The
+same history gives the same bytes from SQLite and PostgreSQL.
 
-Leaves alone: sealing (``seal``), and judging the record (``verify``, ``verify.sh``).
+Leaves alone: sealing (``seal``) and verifying (``verify``, ``verify.sh``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TEXTS: Final = frozenset(
         *("cause", "detail", "pause_cause"),
     )
 )
-_UNKNOWN: Final = frozenset(("next_poll_at", "failures", "last_error"))  # no sealed row says them: always NULL
+_UNKNOWN: Final = frozenset(("next_poll_at", "failures", "last_error"))  # in no sealed row, so always NULL
 _STREAM: Final = {"yield_per": 1000}  # rows that are fetched together: some hundred kB
 _SORTED_AT_ONCE: Final = 20_000  # rows of a report: some MB
 
@@ -56,14 +56,14 @@ class Pack:
     """What was written.
 
     Attributes:
-        folder: Where.
+        folder: Where it is.
         number: Of the last checkpoint in it.
-        as_of: When that was made (aware UTC).
+        as_of: The time of that checkpoint (aware UTC).
         rows: How many are in the segments.
-        key_id: Of the key that signed the last checkpoint; None: it is not signed.
-        is_signed: SHA256SUMS is signed by that key.
-        sha256: Of SHA256SUMS: it stands for all of the pack.
-        unsealed: How many rows of the database no checkpoint holds yet.
+        key_id: Of the key that signed the last checkpoint; None: it is unsigned.
+        is_signed: Whether that key signed SHA256SUMS.
+        sha256: Of SHA256SUMS, which lists all files.
+        unsealed: How many rows of the database are not sealed yet.
     """
 
     folder: Path
@@ -84,24 +84,24 @@ def export(
     key: SigningKey | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Pack:
-    """Write everything up to the last checkpoint to *folder*, which must not exist: whole, or not at all.
+    """Write everything up to the last checkpoint to the new folder *folder*; on an error nothing is left there.
 
     Args:
         engine: The database; it is only read, in one transaction.
-        folder: Where to; the folder above it must exist.
-        zone: The setting's legal time zone: it counts where a cluster has no source.
-        key: Signs SHA256SUMS, if it is the key that signed the last checkpoint.
-        progress: Gets the share that is done, from 0 to 1.
+        folder: It must not exist; the folder above it must.
+        zone: The legal time zone of the settings: for a cluster without a source.
+        key: Signs SHA256SUMS if it also signed the last checkpoint.
+        progress: Is called with the share that is done, from 0 to 1.
 
     Raises:
-        Refused: The folder exists or cannot be written, nothing is sealed yet, or the record was changed: a segment's
-            rows are not those that were sealed, or a value makes no sense. Nothing is left.
-        BadCheckpoint: A checkpoint in the database is damaged. Nothing is left.
-        DatabaseUnavailable: The database did not answer. Nothing is left.
+        Refused: The folder exists or cannot be written, nothing is sealed yet, or the record was changed: the rows of
+            a segment are not those that were sealed, or a value is not valid.
+        BadCheckpoint: A checkpoint in the database is damaged.
+        DatabaseUnavailable: The database did not answer.
     """
     folder = Path(os.path.abspath(folder))  # so that "." and ".." have names
     if folder.exists() or folder.is_symlink():
-        raise Refused(f"{folder} exists: name a new folder, so that the pack holds nothing else")
+        raise Refused(f"{folder} exists: name a new folder")
     temporary: Path | None = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
@@ -109,15 +109,15 @@ def export(
             pack = _write(connection, temporary, folder, zone, key, progress)
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # it was made for its owner alone
-        os.sync()  # all files, before the pack has its name
+        temporary.chmod(0o777 & ~umask)  # mkdtemp makes it for its owner alone
+        os.sync()  # all files are on the disk before the pack has its name
         temporary.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
         why = error.strerror or str(error)
         raise Refused(f"the pack cannot be written to {folder}: {why}; nothing is left there") from error
-    except (ArithmeticError, ValueError) as error:  # no CHECK lets such a value in
-        raise Refused(f"the record holds a value that makes no sense ({error}): run `tracker audit verify`") from error
+    except (ArithmeticError, ValueError) as error:  # every CHECK refuses such a value
+        raise Refused(f"the record holds a value that is not valid ({error}): run `tracker audit verify`") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -125,7 +125,7 @@ def export(
 
 
 class _Folder:
-    """The pack while it is written, and the SHA-256 of each file."""
+    """The pack that is being written, and the SHA-256 of each file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,7 +154,7 @@ def _write(
 ) -> Pack:
     head = seal.head(connection)
     if head is None:
-        raise Refused("nothing is sealed yet, so there is nothing to prove: `tracker run` seals, `run --once` too")
+        raise Refused("nothing is sealed yet, so there is nothing to export: `tracker run` seals, `run --once` too")
     last = head.checkpoint
     folder = _Folder(temporary)
     rows = _put_segments(connection, folder, last, lambda share: progress(share / 3))
@@ -165,7 +165,7 @@ def _write(
     facts = {
         "number": f"{last.number}",
         "as_of": f"{last.sealed_at:%Y-%m-%d %H:%M:%S} UTC",
-        "key": last.key.id if last.key else "none: it is not signed",
+        "key": last.key.id if last.key else "missing, since it is not signed",
         "version": version("tracker"),
     }
     folder.put("README.txt", [Template(room.joinpath("README.txt").read_text("utf-8")).substitute(facts).encode()])
@@ -195,9 +195,9 @@ def _count_above(connection: sa.Connection, table: str, id_: int) -> int:
 def _put_segments(
     connection: sa.Connection, folder: _Folder, last: checkpoint.Checkpoint, progress: Callable[[float], None]
 ) -> int:
-    """Write all checkpoints and segments, and return how many rows these have; each table is read once, in order.
+    """Write all checkpoints and segments, and return how many rows they have. Each table is read once, in order.
 
-    A row that was changed, removed or added makes its segment, or one that comes later, another than was sealed.
+    A row that was changed, removed or added changes its segment, or a later one.
     """
     written, total = 0, sum(last.ids[table][1] for table in lines.TABLES)
     with ExitStack() as stack:
@@ -235,7 +235,7 @@ def _sizes(connection: sa.Connection, table: str) -> Generator[int, None, None]:
 def _put_reports(
     connection: sa.Connection, folder: _Folder, sealed: Sealed, zone: ZoneInfo, progress: Callable[[float], None]
 ) -> None:
-    """Write each view as of the checkpoint, and the days of the legal time zones that its deadlines came from."""
+    """Write each view as of the checkpoint, and the days of the legal time zones that its deadlines need."""
     with kept(connection, sealed, zone) as is_kept:
         for done, view in enumerate(VIEWS, 1):
             folder.put(f"reports/{view}.csv", _report(connection, folder, view, sealed, zone, is_kept))
@@ -257,7 +257,7 @@ def _instant(at: datetime) -> str:
 def _report(
     connection: sa.Connection, folder: _Folder, view: str, sealed: Sealed, zone: ZoneInfo, is_kept: bool
 ) -> Iterator[bytes]:
-    """Yield the lines of a report: a header, then the rows in the form of canonical lines, by id or in byte order."""
+    """Yield the lines of a report: a header, then the rows as canonical lines, sorted by id or by their bytes."""
     dialect = connection.dialect.name
     columns = tuple(connection.execute(sa.text(f"SELECT * FROM {view} LIMIT 0")).keys())
     yield f"{','.join(columns)}\n".encode()
@@ -274,7 +274,7 @@ def _report(
 
 
 def _sorted(rows: Iterable[bytes], folder: Path) -> Iterator[bytes]:
-    """Yield *rows* sorted, with temporary files in *folder*: SQLite would sort them all in memory."""
+    """Yield *rows* sorted, through temporary files in *folder*: SQLite would sort them all in memory."""
     rows = iter(rows)
     with ExitStack() as stack:
         runs: list[IO[bytes]] = []
@@ -286,7 +286,7 @@ def _sorted(rows: Iterable[bytes], folder: Path) -> Iterator[bytes]:
 
 
 def report_line(columns: Sequence[str], dialect: str) -> str:
-    """Return the SQL of a published report's line, without LF, from the columns of a view."""
+    """Return the SQL of a line of a published report, without LF, from the columns of a view."""
     return " || ',' || ".join(
         "''" if column in _UNKNOWN else f"coalesce({lines.field(column, _type(column), dialect)}, '')"
         for column in columns
@@ -294,7 +294,7 @@ def report_line(columns: Sequence[str], dialect: str) -> str:
 
 
 def _type(column: str) -> str:
-    """Return the type of a view's column, for `lines.field`: the names are regular."""
+    """Return the type of a view's column for `lines.field`, by its name."""
     if column in _TEXTS:
         return "text"
     if column.endswith("_on"):

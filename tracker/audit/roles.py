@@ -1,11 +1,12 @@
 """Who may do what to the record: the rights of three roles on PostgreSQL.
 
-Owns the SQL that ``tracker db grants`` prints, and the search for rights that are too many. Leaves alone: running that
-SQL (an administrator does), logins and passwords.
+Owns the SQL that ``tracker db grants`` prints, and the search for rights that a role should not have. Leaves alone:
+running that SQL (an administrator does it), logins and passwords.
 
-The owner runs ``tracker db upgrade``. The writer runs the daemon and every other command, and can add to the history,
-never change it: it inserts by column, without the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The
-auditor reads. The triggers run with the rights of whoever writes, never with the owner's: what they insert is granted.
+The owner runs ``tracker db upgrade``. The writer runs the daemon and every other command. It can add to the history but
+not change it: it inserts by column, without the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The
+auditor reads. The triggers run with the rights of the role that writes, not of the owner: it has the right to what they
+insert.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from tracker.errors import BadConfiguration, InvalidField
 from tracker.models import Base
 from tracker.reports.views import VIEWS
 
-LONGEST = 63  # bytes of a name on PostgreSQL, which cuts a longer one: two could become one
+LONGEST = 63  # bytes; PostgreSQL cuts a longer name, so two could become one
 RESERVED = ("public", "none")  # `GRANT … TO "public"` grants to everybody, quoted or not
 
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What the writer may do to a table but read it; DELETE is the only right to whole rows."""
+    """What the writer may do to a table besides reading; DELETE is the only right to whole rows."""
 
     insert: tuple[str, ...]
     update: tuple[str, ...] = ()
@@ -45,20 +46,20 @@ WRITER: dict[str, Rights] = {
     "deliveries": Rights(_columns("deliveries"), _columns("deliveries", "destination")),
     "alerts": Rights(_columns("alerts"), _columns("alerts", "kind", "subject", "since")),
 }
-"""By table; one that is not here can only be read."""
+"""By table; the writer can only read a table that is not here."""
 
 
 def grants(connection: sa.Connection, *, owner: str, writer: str, auditor: str) -> str:
-    """Return the SQL that gives the three roles their rights, and no other, in the schema of *connection*.
+    """Return the SQL that gives the three roles their rights, and no others, in the schema of *connection*.
 
-    It makes roles that are missing, without login or password; takes from the writer, the auditor and PUBLIC what they
-    have on tracker's tables beyond that; and ends with a check that undoes all of it if one can still do more.
-    Harmless to repeat. A superuser runs it.
+    It makes missing roles, without login or password. It takes all other rights on tracker's tables from the writer,
+    the auditor and PUBLIC. It ends with a check that undoes everything if one of them can still do more. Harmless to
+    repeat. A superuser runs it.
 
     Raises:
-        BadConfiguration: The database is no PostgreSQL.
+        BadConfiguration: The database is not PostgreSQL.
         InvalidField: A name cannot be a role's, or two roles have the same.
-        SchemaMismatch: The tables to grant rights on are not there yet, or are another version's.
+        SchemaMismatch: The tables are missing, or belong to another version.
     """
     require_postgresql(connection.dialect)
     roles = {"owner": owner, "writer": writer, "auditor": auditor}
@@ -66,16 +67,16 @@ def grants(connection: sa.Connection, *, owner: str, writer: str, auditor: str) 
     for role, name in roles.items():
         _check(role, name)
         if name in holders:
-            raise InvalidField(role, f"{name!r} is the {holders[name]}: take three, each may do what others must not")
+            raise InvalidField(role, f"{name!r} is the {holders[name]}, too: name three different roles")
         holders[name] = role
     database.require_schema(connection)
     return "\n".join(_Script(connection, owner, writer, auditor).lines()) + "\n"
 
 
 def problems(connection: sa.Connection) -> list[str]:
-    """Return a line for each right to change tracker's tables that a role has and the writer does not need.
+    """Return a line for each right to change tracker's tables that a role has but the writer does not need.
 
-    The owner's rights, a superuser's, and those that come through another role are not among them.
+    Rights of the owner, of a superuser, or through another role are not included.
     """
     if connection.dialect.name == "sqlite":
         return []
@@ -110,21 +111,21 @@ def require_postgresql(dialect: sa.Dialect) -> None:
     """Raise BadConfiguration unless the database has roles."""
     if dialect.name != "postgresql":
         raise BadConfiguration(
-            "SQLite has no roles: anyone who can write the file can change all of it. Give the file and its folder to "
-            "the user that runs tracker alone (chmod 700), and give auditors a copy or `tracker audit export`; for "
-            "roles, set TRACKER_DATABASE_URL to a PostgreSQL"
+            "SQLite has no roles: anyone who can write the file can change all of it. Give the file and its folder only"
+            " to the user that runs tracker (chmod 700), and give auditors a copy or `tracker audit export`. For roles,"
+            " set TRACKER_DATABASE_URL to a PostgreSQL database"
         )
 
 
 def _check(role: str, name: str) -> None:
-    """Raise InvalidField unless *name* can be a role's, and quoted is that role's and nothing else."""
+    """Raise InvalidField unless *name* can be the name of a role and, in quotes, means that role only."""
     encoded = name.encode("utf-8", "surrogateescape")
     if not name or len(encoded) > LONGEST:
         raise InvalidField(role, f"a role's name has 1 to {LONGEST} bytes; this one has {len(encoded)}")
     if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):  # a line end would end a comment in the SQL
-        raise InvalidField(role, f"{name!r} holds a character that no name should: take another role")
+        raise InvalidField(role, f"{name!r} holds a control character: name another role")
     if name in RESERVED or name.startswith("pg_"):
-        raise InvalidField(role, f"{name!r} means something else to PostgreSQL: take another role")
+        raise InvalidField(role, f"{name!r} has another meaning in PostgreSQL: name another role")
 
 
 def _identifier(name: str) -> str:
@@ -132,13 +133,13 @@ def _identifier(name: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Return *text* as a string, read the same whatever ``standard_conforming_strings`` is."""
+    """Return *text* as a string that does not depend on ``standard_conforming_strings``."""
     quoted = "'" + text.replace("'", "''") + "'"
     return " E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted
 
 
 def _do(body: str) -> str:
-    """Return an anonymous block; no name in it can end the quotes around it."""
+    """Return an anonymous block; no name in it can end its quotes."""
     quotes = "$do$"
     while quotes in body:
         quotes = f"{quotes[:-1]}o$"
@@ -146,7 +147,7 @@ def _do(body: str) -> str:
 
 
 class _Script:
-    """The SQL for one database; `lines` has it."""
+    """The SQL for one database; `lines` returns it."""
 
     def __init__(self, connection: sa.Connection, owner: str, writer: str, auditor: str) -> None:
         self._names = {"owner": owner, "writer": writer, "auditor": auditor}
@@ -185,7 +186,7 @@ class _Script:
         sequences = ", ".join(map(self._in_schema, self._sequences))
         if self._is_shared:
             schema = [
-                "-- The schema has others' tables in it, too, and stays whose it is: its owner can drop tracker's.",
+                "-- The schema holds other tables, too, so it keeps its owner, who can drop tracker's tables.",
                 f"GRANT USAGE, CREATE ON SCHEMA {self._schema} TO {self._owner};",
             ]
         else:
@@ -193,26 +194,26 @@ class _Script:
         return [
             "-- The rights of tracker's three roles. Run it as a superuser, in this database:",
             "--     psql --set ON_ERROR_STOP=1 --file FILE URL",
-            "-- All or nothing, and harmless to repeat: do so after each `tracker db upgrade` that adds tables.",
+            "-- On an error nothing is changed. Run it again after each `tracker db upgrade` that adds tables.",
             "BEGIN;",
             "SET LOCAL search_path = pg_catalog, pg_temp;",
             "",
-            "-- The roles, where they are missing: no login and no password, which are yours to give.",
+            "-- Missing roles, without login and password: give them those yourself.",
             *map(self._make, self._names.values()),
             "",
-            "-- The owner: `tracker db upgrade`.",
+            "-- The owner runs `tracker db upgrade`.",
             *schema,
             *(f"ALTER TABLE {self._in_schema(name)} OWNER TO {self._owner};" for name in self._tables),
             *(f"ALTER VIEW {self._in_schema(name)} OWNER TO {self._owner};" for name in VIEWS),
             *(f"ALTER FUNCTION {self._in_schema(name)}() OWNER TO {self._owner};" for name in self._functions),
             "",
-            "-- What others had.",
+            "-- Take away other rights.",
             f"REVOKE CREATE ON SCHEMA {self._schema} FROM {everybody};",
             f"REVOKE ALL ON {tables} FROM {everybody};",
             f"REVOKE ALL ON {views} FROM {everybody};",
             f"REVOKE ALL ON SEQUENCE {sequences} FROM {everybody};",
             "",
-            "-- The writer and the auditor read, also what the owner will make: an upgrade makes the views anew.",
+            "-- The writer and the auditor read, also what the owner makes later: an upgrade makes the views again.",
             f"GRANT CONNECT ON DATABASE {self._database} TO {self._owner}, {both};",
             f"GRANT USAGE ON SCHEMA {self._schema} TO {both};",
             f"GRANT SELECT ON {tables} TO {both};",
@@ -220,11 +221,11 @@ class _Script:
             f"ALTER DEFAULT PRIVILEGES FOR ROLE {self._owner} IN SCHEMA {self._schema}"
             f" GRANT SELECT ON TABLES TO {both};",
             "",
-            "-- The writer: every command but `tracker db upgrade`. By column, so that no id can be chosen.",
+            "-- The writer runs every command except `tracker db upgrade`. By column, so that it cannot choose an id.",
             *(line for table, rights in WRITER.items() for line in self._grant(table, rights)),
             "",
-            "-- Undo all of it if one of them can do more: as a superuser, as the owner of the database, or by another",
-            "-- role that it is a member of.",
+            "-- Undo everything if one of them can do more: as a superuser, as the owner of the database, or through",
+            "-- another role.",
             self._refuse_more(),
             "COMMIT;",
         ]
@@ -235,12 +236,12 @@ class _Script:
 
     def _grant(self, table: str, rights: Rights) -> list[str]:
         given = [("INSERT", rights.insert), ("UPDATE", rights.update)]
-        told = [f"{right} ({', '.join(map(_identifier, columns))})" for right, columns in given if columns]
-        told += ["DELETE"] if rights.delete else []
-        return [f"GRANT {each} ON {self._in_schema(table)} TO {self._writer};" for each in told]
+        parts = [f"{right} ({', '.join(map(_identifier, columns))})" for right, columns in given if columns]
+        parts += ["DELETE"] if rights.delete else []
+        return [f"GRANT {each} ON {self._in_schema(table)} TO {self._writer};" for each in parts]
 
     def _refuse_more(self) -> str:
-        """Return the block that looks at what the roles can do in effect, also through another role."""
+        """Return the block that checks what the roles can really do, also through another role."""
         writer, auditor, owner = (f"{_literal(self._names[role])}::name" for role in ("writer", "auditor", "owner"))
         roles = f"(VALUES ({writer}, true), ({auditor}, false)) AS role (name, writes)"
         schema = f"{_literal(self._schema)}::regnamespace"

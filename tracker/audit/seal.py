@@ -1,7 +1,7 @@
-"""The sealer: closes what was written since the last checkpoint with a new one.
+"""The sealer: closes the rows since the last checkpoint with a new one.
 
 Owns what goes into a checkpoint and how the chain grows; ``checkpoint`` owns its text, ``deliver`` takes it out of the
-database. There is one chain, however many daemons seal, and every row is in it, however late its transaction commits:
+database. Many daemons may seal, but there is one chain. It has every row, even one whose transaction commits late:
 
 1. The newest ids are read while no transaction is open that took an id. On PostgreSQL ids commit out of order, so every
    writer holds SEAL_LOCK shared (a trigger of ``guards`` takes it before the id), and the sealer asks for it alone, for
@@ -9,7 +9,7 @@ database. There is one chain, however many daemons seal, and every row is in it,
 2. The rows up to those ids cannot change any more: they are read in short transactions.
 3. The seal is written in a short transaction, if the newest checkpoint is still the one it was built on.
 
-The sealer refuses no row: judging them is the verifiers' work.
+The sealer refuses no row; the verifiers judge.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable
 from tracker.guards import SEAL_LOCK
 from tracker.logs import event
 
-SEALER_LOCK: Final = 0x7472616C  # PostgreSQL: one seal is written at a time ("tral")
+SEALER_LOCK: Final = 0x7472616C  # PostgreSQL: only one seal is written at a time ("tral")
 LOCK_MS: Final = 150  # how long writers may wait behind the sealer
 TRIES: Final = 12  # to get the lock, so about 5 s
-PAUSE_SECONDS: Final = 0.25  # between them, in which the writers go on
-REBUILDS: Final = 10  # when other sealers were first
+PAUSE_SECONDS: Final = 0.25  # between tries, while the writers go on
+REBUILDS: Final = 10  # tries when other sealers were faster
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
-_WRITTEN: Final = {  # by table: when a row was written, by its own account
+_WRITTEN: Final = {  # by table: the id, and when the row says it was written
     "transitions": (models.Transition.id, models.Transition.observed_at),
     "gaps": (models.Gap.id, models.Gap.ended_at),
     "sources": (models.Source.id, models.Source.recorded_at),
@@ -59,25 +59,25 @@ def seal(
     obeys: bool = False,
     wait: Callable[[float], object] = time.sleep,
 ) -> list[Signed]:
-    """Seal what is new, and return the checkpoints made, one or none; they are still to be delivered.
+    """Seal what is new, and return the checkpoints made; they are not delivered yet.
 
-    Nothing new makes no checkpoint, unless a key is announced. While a transaction that wrote history stays open on
-    PostgreSQL, this gives up after some seconds with the event ``seal_postponed``; the next call seals it.
+    Without new rows there is no checkpoint, unless a key is announced. While a transaction that wrote history stays
+    open on PostgreSQL, this gives up after some seconds with the event ``seal_postponed``; the next call seals it.
 
     Args:
         engine: A database with this version's schema.
-        key: Signs; None: the checkpoints are unsigned.
-        seal_after: Wait until 1,000 rows are new, or one is this old; None or zero: seal whatever is new.
-        next_key: Is announced, in the checkpoint made now, as the key of those that follow.
-        obeys: Do not seal without a key once one has signed, nor with a key that announced another: this process has
-            old settings, and what it sealed would be a permanent finding.
-        wait: Waits for this number of seconds.
+        key: Signs the checkpoints; None: they are unsigned.
+        seal_after: Wait until 1,000 rows are new or one is this old; None or zero: seal everything new.
+        next_key: The checkpoint made now announces this key for those that follow.
+        obeys: Refuse to seal without a key once a key has signed, or with a key that announced another. Such a process
+            has old settings, and its checkpoint would be a permanent finding.
+        wait: Sleeps for this number of seconds.
 
     Raises:
-        BadCheckpoint: The newest checkpoint in the database is damaged: nothing can be built on it.
+        BadCheckpoint: The newest checkpoint in the database is damaged, so none can follow it.
         BadConfiguration: *obeys* forbids sealing; the message says which key is missing.
         DatabaseUnavailable: Some of the checkpoints may have been made: they are in the chain.
-        ValueError: A key is announced, and there is no key to sign that.
+        ValueError: A key is announced, but there is no key to sign it.
     """
     with database.reading(engine) as connection:
         before = head(connection)
@@ -103,7 +103,7 @@ def seal(
 
 
 def head(connection: sa.Connection) -> Signed | None:
-    """Return the newest checkpoint, or None where nothing is sealed yet.
+    """Return the newest checkpoint; None: nothing is sealed yet.
 
     Raises:
         BadCheckpoint: Its text is damaged.
@@ -118,7 +118,7 @@ def chain(connection: sa.Connection, after: int = 0) -> Generator[Signed, None, 
     Raises:
         BadCheckpoint: The text of one is damaged.
     """
-    query = sa.select(models.Seal.checkpoint).order_by(models.Seal.id).offset(after)  # numbers have no hole
+    query = sa.select(models.Seal.checkpoint).order_by(models.Seal.id).offset(after)  # no number is missing
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
 
@@ -136,14 +136,14 @@ def _sealed(before: Signed | None) -> Ids:
 
 
 def _is_due(connection: sa.Connection, before: Signed | None, seal_after: timedelta | None) -> bool:
-    """Return whether so much is new, or so old, that it is to be sealed now."""
+    """Return whether enough rows are new, or one is old enough, to seal now."""
     sealed, enough = _sealed(before), SEGMENT_ROWS if seal_after else 1
     new = (
         sa.select(at.label("at")).where(id_ > sealed[table]).limit(enough).subquery()
         for table, (id_, at) in _WRITTEN.items()
     )
     waiting = sa.union_all(*(sa.select(rows.c.at) for rows in new)).subquery()
-    # The oldest, not the first: a row of the future holds up no other.
+    # The oldest, not the first: a row with a future time must not hold up the others.
     is_old = sa.func.min(waiting.c.at) <= database.now(connection) - (seal_after or timedelta())
     return bool(connection.execute(sa.select(sa.or_(sa.func.count() >= enough, is_old))).scalar())
 
@@ -155,8 +155,8 @@ def _newest(connection: sa.Connection) -> Ids:
 
 
 def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
-    """Return the highest ids, when no transaction is open that took a lower one; zeros if one stays open."""
-    if engine.dialect.name == "sqlite":  # its one writer at a time makes ids commit in order
+    """Return the highest ids once no open transaction has taken a lower one; zeros if one stays open."""
+    if engine.dialect.name == "sqlite":  # it has one writer at a time, so ids commit in order
         with database.reading(engine) as connection:
             return _newest(connection)
     for attempt in range(TRIES):
@@ -180,7 +180,7 @@ def _build(
 ) -> tuple[Signed, list[dict[str, Any]]]:
     """Return the checkpoint that follows *before*, up to *newest*, and its segments."""
     sealed = _sealed(before)
-    wanted = {table: max(id_, newest[table]) for table, id_ in sealed.items()}  # ids that fell are for verify to find
+    wanted = {table: max(id_, newest[table]) for table, id_ in sealed.items()}  # verify finds ids that fell
     segments: list[dict[str, Any]] = []
     for table in TABLES:
         segments += _segments(engine, table, sealed[table], wanted[table])
@@ -202,13 +202,13 @@ def _build(
 def _segments(engine: sa.Engine, table: str, after: int, upto: int) -> Iterator[dict[str, Any]]:
     """Yield the segments of the rows with after < id <= upto.
 
-    Each is read in a transaction of its own, a few ms: in SQLite's DELETE mode a reader holds up a COMMIT.
+    Each is read in a short transaction of its own: in SQLite's DELETE mode a reader holds up a COMMIT.
     """
     part = 0
     while after < upto:
         with database.reading(engine) as connection:
             rows = list(lines.stream(connection, table, after, upto, SEGMENT_ROWS))
-        if not rows:  # deleted past the guards: for verify to find
+        if not rows:  # they were deleted past the guards: verify finds that
             return
         content = lines.header(table) + b"".join(line for _, line in rows)
         part += 1
@@ -218,9 +218,9 @@ def _segments(engine: sa.Engine, table: str, after: int, upto: int) -> Iterator[
 
 
 def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: list[dict[str, Any]]) -> bool:
-    """Append *signed* to the chain if that still ends with *before*, and return whether it did."""
+    """Append *signed* to the chain if it still ends with *before*, and return whether it did."""
     checkpoint = signed.checkpoint
-    if engine.dialect.name != "sqlite":  # the second statement must see what the sealer before committed
+    if engine.dialect.name != "sqlite":  # the second statement must see what another sealer committed
         engine = engine.execution_options(isolation_level="READ COMMITTED")
     with database.writing(engine) as connection:
         if engine.dialect.name != "sqlite":
@@ -243,7 +243,7 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: l
 
 
 def _obey(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
-    """Raise BadConfiguration if another key than *key* is expected, and *key* is not new."""
+    """Raise BadConfiguration if the chain expects another key than *key*, and *key* is not new."""
     if key is not None and (before.checkpoint.next_key or before.checkpoint.key) == key.public:
         return
     its = models.Seal.key_id.is_not(None) if key is None else models.Seal.key_id == key.public.id
@@ -253,10 +253,10 @@ def _obey(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
     if text is None:
         return
     if key is None:
-        raise BadConfiguration("nothing is sealed: a key signs the chain: set TRACKER_SIGNING_KEY_FILE to its file")
+        raise BadConfiguration("sealing has stopped: a key signs the chain. Set TRACKER_SIGNING_KEY_FILE to its file")
     if _parsed(text).checkpoint.next_key not in (None, key.public):
         raise BadConfiguration(
-            f"nothing is sealed: key {key.public.id} announced another: set TRACKER_SIGNING_KEY_FILE to its file"
+            f"sealing has stopped: key {key.public.id} announced another key. Set TRACKER_SIGNING_KEY_FILE to its file"
         )
 
 

@@ -1,6 +1,6 @@
 """Sealing beside the polling: when a daemon seals and delivers.
 
-What a seal is, is said in ``seal``; how checkpoints leave the database in ``deliver``.
+``seal`` owns what a seal is, ``deliver`` how checkpoints leave the database.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tracker.errors import DatabaseUnavailable
 from tracker.logs import event
 from tracker.settings import Settings
 
-LOOK_SECONDS: Final = 10.0  # how often rows are looked for that have waited long enough
+LOOK_SECONDS: Final = 10.0  # how often to look for rows that have waited long enough
 AWAY_SECONDS: Final = 30.0  # between tries while the database is away
-FAILED_SECONDS: Final = 300.0  # after a failure that a person has to repair
+FAILED_SECONDS: Final = 300.0  # after a failure that a person must repair
 CLOSING_SECONDS: Final = 20.0  # for the last seal and its delivery
 LAST_DELIVERY_SECONDS: Final = 10.0  # of these; the next start delivers the rest
 
 
 class Sealing:
-    """Seals and delivers while ``with sealing(engine):`` runs, in a thread: whatever goes wrong, polling goes on.
+    """Seals and delivers in a thread while ``with sealing(engine):`` runs; if it fails, polling goes on.
 
-    At the end everything new is sealed; for ``run --once``, which has only an end, what `Settings.seal_after` says.
+    At the end it seals everything new. For ``run --once``, which has only an end, `Settings.seal_after` decides.
 
     Raises:
         BadConfiguration: The signing key cannot be used.
@@ -49,7 +49,7 @@ class Sealing:
         """Run beside the block.
 
         Raises:
-            TrackerError: *once*: why nothing could be sealed, unless the block raises.
+            TrackerError: *once* only: why nothing could be sealed, unless the block raises.
         """
         courier = Courier(engine, self._settings.checkpoint_file, self._settings.checkpoint_url)
         over = threading.Event()
@@ -65,7 +65,7 @@ class Sealing:
             if rounds is None or not rounds.is_alive():
                 last = _started(lambda: self._last(engine, courier))
                 last.join(max(0.0, end - monotonic()))
-            # A seal is written whole or not at all, so it is safe to leave one under way.
+            # A seal is written in one transaction, so it is safe to stop in the middle.
             if last is not None and last.is_alive():
                 event("sealing_unfinished", logging.WARNING)
         if self._once and self._failure is not None:
@@ -87,7 +87,7 @@ class Sealing:
     def _deliver_last(courier: Courier) -> None:
         end = monotonic() + LAST_DELIVERY_SECONDS
         while (again := courier.deliver(seconds=end - monotonic())) is not None and monotonic() + again < end:
-            sleep(again)  # another daemon is at it, or a round was cut off by the stop
+            sleep(again)  # another daemon is delivering, or the stop ended a round
 
     def _seal(self, engine: sa.Engine, seal_after: timedelta) -> None:
         try:
@@ -99,7 +99,7 @@ class Sealing:
 
     @staticmethod
     def _tried(work: Callable[[], float | None]) -> float:
-        """Do *work*, and return in how many seconds to do it again; a failure is logged."""
+        """Do *work*, log a failure, and return in how many seconds to do it again."""
         try:
             again = work()
             return LOOK_SECONDS if again is None else again

@@ -1,11 +1,11 @@
-"""``audit verify``: is the record what was sealed, and can it be true?
+"""``audit verify``: is the record what was sealed, and is every history possible?
 
-Owns the chain of checkpoints and the rows that each closes. What no honest history says is ``checks``'; guards, views
-and rights are examined by their own rooms. Writes nothing, and reads each sealed row once, in bounded memory.
+Owns the check of the chain and of the rows that each checkpoint closes. ``checks`` finds impossible histories; guards,
+views and rights are checked in their own rooms. Writes nothing. Reads each sealed row once, in bounded memory.
 
-A finding names the checkpoint, the segment or the job, and never a row inside a segment. One change may be several
-findings. A segment is accused only where its checkpoint is certain: genuinely signed or, without a signature, confirmed
-by the next checkpoint. So a changed checkpoint accuses no row.
+A finding names the checkpoint, the segment or the job, never a row inside a segment. One change may give several
+findings. A segment is reported only where its checkpoint is certain: its signature is valid or, without a signature,
+the next checkpoint confirms it. So a changed checkpoint accuses no row.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from tracker.errors import BadCheckpoint
 from tracker.reports import views
 
 LONGEST_WAIT: Final = timedelta(days=1)
-"""A daemon seals every hour: rows that wait this long are a finding."""
+"""A daemon seals every hour, so rows that wait this long are a finding."""
 
 Progress = Callable[[str, int, int | None], None]
-"""Is called now and then with the phase, rows done, and rows in all (None: unknown)."""
+"""Is called from time to time with the phase, the rows done, and all rows (None: unknown)."""
 
 _WRITTEN: Final = {
     "transitions": models.Transition.observed_at,
@@ -42,7 +42,7 @@ _WRITTEN: Final = {
     "sources": models.Source.recorded_at,
 }
 _BAD_INDEXES: Final = """
-    SELECT 'index ' || i.indexrelid\\:\\:regclass || ' is not valid, or is unique and not tracker''s'
+    SELECT 'index ' || i.indexrelid\\:\\:regclass || ' is not valid, or is a unique index that is not tracker''s'
     FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
     WHERE c.relname IN :tables AND c.relnamespace = quote_ident(current_schema())\\:\\:regnamespace
         AND (NOT (i.indisvalid AND i.indisready AND i.indislive)
@@ -62,12 +62,12 @@ def verify(
 
     Args:
         connection: In a transaction that sees one state of the database (`database.reading`).
-        public_key: The right key, from somebody else: it signed the newest checkpoint, or an earlier one of the chain's
-            own succession, in which each key announced the next. Never a withdrawn key. None: any succession will do.
+        public_key: The right key, from somebody else. It must have signed a checkpoint of the chain's own succession,
+            in which each key announces the next. A withdrawn key is no member of it. None: accept any succession.
         trusted: Checkpoints that were kept outside: the chain must have them.
         zone: The legal time zone of clusters that have no source yet.
-        now: For the age of what is not sealed; None: the database's time.
-        progress: Reports how far it is.
+        now: The time by which rows wait too long for a seal; None: the database's time.
+        progress: Is called with the progress.
 
     Raises:
         DatabaseUnavailable, BadConfiguration: The database cannot be read.
@@ -78,7 +78,7 @@ def verify(
 
 @dataclass(slots=True)
 class _Seal:
-    """A row of seals, and the checkpoint in it; None: it is not one, and *problem* says why."""
+    """A row of seals and its checkpoint; *signed* is None if the text is not a checkpoint: *problem* says why."""
 
     row: Any
     sha256: str
@@ -87,7 +87,7 @@ class _Seal:
     problem: str = ""
 
     def is_certain(self, following: _Seal | None) -> bool:
-        """Return whether the checkpoint is what was sealed, by its signature or, without one, by what follows on it."""
+        """Return whether this is what was sealed, by the signature or, without one, by the next checkpoint."""
         if self.signed is None or self.signed.checkpoint.key is not None:
             return self.is_genuine is True
         if following is not None and following.signed is not None:
@@ -95,7 +95,7 @@ class _Seal:
         return bool(self.row.checkpoint_sha256 == self.sha256)
 
     def disagreeing(self, one: Checkpoint) -> list[str]:
-        """Return the columns that do not agree with the text, which says *one*."""
+        """Return the columns that do not agree with the text of *one*."""
         said = {
             **{f"last_{table.removesuffix('s')}_id": one.ids[table][1] for table in TABLES},
             "rows": one.rows,
@@ -164,7 +164,7 @@ class _Verification:
             self._report.more += 1
 
     def _problem(self, problem: checks.Problem) -> None:
-        """Take what a check found."""
+        """Keep what a check found."""
         what = {"jobs": What.JOB, "seals": What.CHECKPOINT}.get(problem.table, What.HISTORY)
         where = f"row {problem.row_id} of {problem.table}"
         if problem.jid is not None:
@@ -178,7 +178,7 @@ class _Verification:
     # The chain
 
     def _seals(self) -> Iterator[_Seal]:
-        """Yield the rows of seals in the order of their ids, few in memory."""
+        """Yield the rows of seals by id; only a few are in memory."""
         at = "sealed_at"
         if self._connection.dialect.name != "sqlite":
             at = "to_char(sealed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
@@ -199,10 +199,10 @@ class _Verification:
                 yield seal
 
     def _check(self, seal: _Seal, following: _Seal | None) -> None:
-        """Check one checkpoint, whose neighbors are known, and the rows that it closes."""
+        """Check one checkpoint and the rows that it closes."""
         self._report.checkpoints += 1
         if seal.signed is None:
-            message = f"its text is damaged ({seal.problem}), and what it closes cannot be checked"
+            message = f"its text is damaged ({seal.problem}), so its rows cannot be checked"
             self._find(What.CHECKPOINT, f"checkpoint {self._due}: {message}", checkpoint=self._due)
             self._due, self._last, self._expected = self._due + 1, seal, None
             return
@@ -211,7 +211,7 @@ class _Verification:
         if columns := seal.disagreeing(one):
             faults.append(f"its text does not agree with the columns {', '.join(columns)}")
         if one.number < self._due:
-            faults.append(f"it is after checkpoint {self._due - 1}: double, or out of order")
+            faults.append(f"it comes after checkpoint {self._due - 1}: it is a copy, or out of order")
         else:
             if one.number > self._due:
                 missing = f"{self._due}" if one.number == self._due + 1 else f"{self._due} to {one.number - 1}"
@@ -224,23 +224,23 @@ class _Verification:
         if seal.is_certain(following):
             self._segments(seal.row.id, one)
         else:
-            faults.append("it may not be what was sealed, and what it closes cannot be checked")
+            faults.append("it may not be what was sealed, so its rows cannot be checked")
         if faults:
             self._find(What.CHECKPOINT, f"checkpoint {one.number}: {'; '.join(faults)}", checkpoint=one.number)
 
     def _link(self, one: Checkpoint) -> Iterator[str]:
-        """Yield how a checkpoint does not follow on the one before it."""
+        """Yield each reason why a checkpoint does not follow the one before it."""
         before = self._last.signed.checkpoint if self._last and self._last.signed else None
         if self._last is None and any(after for after, _ in one.ids.values()):
-            yield "it does not begin with the first ids"
+            yield "it does not begin with the first id"
         if self._last is None or before is None:
             return
         if one.previous_sha256 != self._last.sha256:
-            yield f"it states another SHA-256 for checkpoint {before.number} than that has"
+            yield f"it states a wrong SHA-256 for checkpoint {before.number}"
         if one.origin != before.origin:
-            yield f"its origin is another than that of checkpoint {before.number}"
+            yield f"its origin is not that of checkpoint {before.number}"
         if one.sealed_at < before.sealed_at:
-            yield f"it was sealed before checkpoint {before.number}"
+            yield f"its sealed_at is before that of checkpoint {before.number}"
         if any(one.ids[table][0] != before.ids[table][1] for table in TABLES):
             yield f"its ids do not continue those of checkpoint {before.number}"
 
@@ -268,15 +268,15 @@ class _Verification:
         for key_id, (first, last, count) in self._unexpected.items():
             which = f"checkpoint {first} is" if count == 1 else f"checkpoints {first} to {last} ({count}) are"
             how = (
-                f"signed with key {key_id}, which no checkpoint announced"
+                f"signed with key {key_id}, which the chain did not announce"
                 if key_id
-                else "not signed, as earlier ones are"
+                else "not signed, but earlier ones are"
             )
             self._find(What.KEY, f"{which} {how}", checkpoint=first)
         if self._given is not None and self._given not in self._succession:
-            announced = " (it is announced, but has signed nothing yet)" if self._given == self._expected else ""
+            announced = " (it is announced, but has not signed yet)" if self._given == self._expected else ""
             signed = f"key {self._succession[-1].id}" if self._succession else "no key"
-            self._find(What.KEY, f"the chain is signed by {signed}, not by the key given: {self._given.id}{announced}")
+            self._find(What.KEY, f"the chain is signed by {signed}, not by the given key {self._given.id}{announced}")
 
     def _outside(self) -> None:
         """Report the newest checkpoint, and those from outside that are not in the chain."""
@@ -288,11 +288,11 @@ class _Verification:
             return
         (number, hash_), origin = min(self._trusted.items())
         if head is None or origin != head.checkpoint.origin:
-            why = "it is of another database"
+            why = "it belongs to another database"
         elif number > head.checkpoint.number:
             why = f"the chain ends with {head.checkpoint.number}: its end was cut off, or an older copy was restored"
         else:
-            why = "the chain has another with this number, or none"
+            why = f"checkpoint {number} in the chain is a different one, or missing"
         more = f" (and {len(self._trusted) - 1} more)" if len(self._trusted) > 1 else ""
         message = f"the trusted checkpoint {number} (SHA-256 {hash_}) is not in the chain: {why}{more}"
         self._find(What.TRUSTED, message, checkpoint=number)
@@ -313,23 +313,21 @@ class _Verification:
                     continue
             else:
                 path = segment.path(one.number)
-                message = f"{path}: table segments does not have it, and its rows cannot be checked"
+                message = f"{path}: table segments does not have it, so its rows cannot be checked"
                 self._find(What.SEGMENTS, message, checkpoint=one.number, segment=path)
-            doubtful.add(segment.name)  # rows that are in none of its segments could be this one's
+            doubtful.add(segment.name)  # rows that are in no segment may belong to this one
         if there:
-            message = f"checkpoint {one.number}: table segments has {len(there)} that are not in it"
+            message = f"checkpoint {one.number}: table segments has {len(there)} more than it names"
             self._find(What.SEGMENTS, message, checkpoint=one.number)
         for table, ranges in held.items():
             after, upto = one.ids[table]
             if table not in doubtful and (count := self._between(table, after, upto, ranges)):
-                message = (
-                    f"rows of {table} with ids from {after + 1} to {upto} that are in none of its segments: {count}"
-                )
+                message = f"rows of {table} with ids from {after + 1} to {upto} that are in no segment: {count}"
                 self._find(What.ROWS, f"checkpoint {one.number}: {message}", checkpoint=one.number)
         self._report.sealed += one.rows
 
     def _is_as_sealed(self, segment: Segment, number: int, row: Any) -> bool:
-        """Check the rows of one segment, and return whether they are those that were sealed."""
+        """Check the rows of one segment; return whether they are those that were sealed."""
         path, hash_, count = segment.path(number), sha256(lines.header(segment.name)), 0
         first = last = None
         with closing(lines.stream(self._connection, segment.name, row.first_id - 1, row.last_id)) as rows:
@@ -344,25 +342,26 @@ class _Verification:
             message = f"{path}: the row in table segments does not agree with checkpoint {number}"
             self._find(What.SEGMENTS, message, checkpoint=number, segment=path)
         if not is_good and row.sha256 != digest:
+            counts = "" if count == row.rows else f" ({row.rows} were sealed, {count} are there)"
             message = (
                 f"{path}: the rows of {segment.name} with ids from {row.first_id} to {row.last_id} are not those that"
-                f" were sealed ({count} rows; {row.rows} were sealed)"
+                f" were sealed{counts}"
             )
             self._find(What.ROWS, message, checkpoint=number, segment=path)
         self._progress("sealed rows", self._report.sealed, self._rows)
         return is_good
 
     def _between(self, table: str, after: int, upto: int, held: list[tuple[int, int]]) -> int:
-        """Return how many rows there are in the range of a checkpoint and in none of its segments."""
+        """Return how many rows are in the range of a checkpoint but in no segment."""
         count = 0
         for first, last in [*sorted(held), (upto + 1, upto + 1)]:
-            if first > after + 1:  # ids are missing there: a transaction that was rolled back, or rows that were added
+            if first > after + 1:  # missing ids: a transaction was rolled back; or rows were added
                 count += self._scalar(f"SELECT count(*) FROM {table} WHERE id > {after} AND id < {first}")
             after = max(after, last)
         return count
 
     def _tail(self, now: datetime) -> None:
-        """Count the rows that no checkpoint holds."""
+        """Count the rows that are not sealed yet."""
         head = self._last.signed if self._last else None
         for table, written_at in _WRITTEN.items():
             if count := self._scalar(f"SELECT count(*) FROM {table} WHERE id < 1"):
@@ -374,11 +373,11 @@ class _Verification:
             if is_late:
                 self._find(What.UNSEALED, f"rows of {table} that are not sealed, some for longer than a day: {count}")
         if count := self._scalar("SELECT count(*) FROM segments WHERE seal_id NOT IN (SELECT id FROM seals)"):
-            self._find(What.SEGMENTS, f"rows of table segments whose checkpoint is missing: {count}")
+            self._find(What.SEGMENTS, f"rows of table segments without a checkpoint: {count}")
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:
-    """Return what the database itself finds wrong with its indexes; SQLite looks at the rows' CHECKs, too."""
+    """Return what the database itself finds wrong with its indexes; SQLite also checks the rows' CHECKs."""
     if connection.dialect.name == "sqlite":
         found = connection.exec_driver_sql("PRAGMA integrity_check(20)").scalars()
         return [str(line) for line in found if line != "ok"]
@@ -387,5 +386,5 @@ def _index_problems(connection: sa.Connection) -> list[str]:
 
 
 def _printable(value: object) -> str:
-    """Return a value as text that can be written: bytes that are not UTF-8 (`database.lenient`) as ``\\xNN``."""
+    """Return a value as text that can be printed: bytes that are not UTF-8 (`database.lenient`) as ``\\xNN``."""
     return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -91,7 +91,7 @@ same sealed named 'checkpoints or segments that are not as the chain names them:
 
 # 3. The signatures of the head and of SHA256SUMS, by the key that the head names.
 signed() { openssl pkeyutl -verify -pubin -inkey "$tmp/pem" -rawin -in "$1" -sigfile "$2" >/dev/null 2>&1; }
-key=$(sed -n 's/^key [0-9a-f]\{32\} \(MCowBQYDK2VwAyEA[A-Za-z0-9+\/]\{43\}=\)$/\1/p' "$head") id=none
+key=$(sed -n 's/^key [0-9a-f]\{32\} \(MCowBQYDK2VwAyEA[A-Za-z0-9+\/]\{43\}=\)$/\1/p' "$head") id=missing
 if [ -n "$key" ]; then
     printf -- '-----BEGIN PUBLIC KEY-----\n%s\n-----END PUBLIC KEY-----\n' "$key" | keep pem || exit
     id=$(openssl pkey -pubin -in "$tmp/pem" -outform DER | sha256sum | sed 's/^\(.\{32\}\).*/\1/')

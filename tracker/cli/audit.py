@@ -1,6 +1,6 @@
-"""``tracker audit``: the newest checkpoint and the signing key; ``verify`` and ``export`` have files of their own.
+"""``tracker audit``: the newest checkpoint and the signing key; ``verify`` and ``export`` are in files of their own.
 
-Arguments and printing; checkpoints are those of `tracker.audit.checkpoint`, keys those of `tracker.audit.keys`.
+Owns arguments and printing. `tracker.audit.checkpoint` owns checkpoints, `tracker.audit.keys` owns keys.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ audit.add_command(export)
 
 
 @audit.command(epilog=example("tracker audit head > checkpoint.txt", "tracker audit head --public-key > key.pem"))
-@click.option("--public-key", is_flag=True, help="Print the public key that it is signed with (PEM) instead.")
+@click.option("--public-key", is_flag=True, help="Print the public key of its signature instead (PEM).")
 def head(public_key: bool) -> int:
-    """Print the newest checkpoint: keep it where no administrator of the database can change it.
+    """Print the newest checkpoint. Keep it where no administrator of the database can change it.
 
-    On standard error: its number, its SHA-256, when it was made, and its key. Exits with 1 if nothing is sealed yet.
+    Standard error gets its number, its SHA-256, its time and its key. Exits with 1 if nothing is sealed yet.
     """
     from tracker import database
     from tracker.audit import seal
@@ -44,7 +44,7 @@ def head(public_key: bool) -> int:
     with opened() as (_, engine), database.reading(engine) as connection:
         newest = seal.head(connection)
     if newest is None:
-        click.echo("Nothing is sealed yet: `tracker run` seals rows when they are TRACKER_SEAL_AFTER old.", err=True)
+        click.echo("Nothing is sealed yet: `tracker run` seals rows that are TRACKER_SEAL_AFTER old.", err=True)
         return 1
     one = newest.checkpoint
     if not public_key:
@@ -60,7 +60,7 @@ def head(public_key: bool) -> int:
 
 
 def _signed(newest: Signed) -> str:
-    """Return whose signature a checkpoint has."""
+    """Return who signed a checkpoint, in words."""
     one = newest.checkpoint
     if one.key is None:
         return "NOT SIGNED (TRACKER_SIGNING_KEY_FILE; `tracker audit keygen FILE` makes a key)"
@@ -78,16 +78,16 @@ def _signed(newest: Signed) -> str:
 @click.option(
     "--rotate",
     is_flag=True,
-    help="Let the present key (TRACKER_SIGNING_KEY_FILE) sign a last checkpoint, which announces the new key.",
+    help="Let the current key (TRACKER_SIGNING_KEY_FILE) sign a last checkpoint, which announces the new key.",
 )
 def keygen(file: Path, rotate: bool) -> None:
     """Make a signing key in FILE, which only you can read, and print its public key and its id.
 
-    A file that exists is never overwritten. Give the id to your auditor through a separate channel: a key that nobody
-    knows proves nothing.
+    A file that exists is never overwritten. Give the id to your auditor through a separate channel: without it, nobody
+    can tell your key from another.
 
-    With --rotate the keys change without a break in the chain: after the checkpoint that announces the new key, only
-    that key is right. Daemons stop sealing until they are restarted with it.
+    With --rotate the chain goes on without a break: a last checkpoint announces the new key, and after it only that key
+    is right. Daemons stop sealing until they are restarted with the new key.
     """
     from tracker.audit import keys
 
@@ -102,7 +102,7 @@ def keygen(file: Path, rotate: bool) -> None:
             err=True,
         )
         return
-    with suppress(TrackerError):  # it is a hint, and a key needs no database
+    with suppress(TrackerError):  # this is a hint only: keygen needs no database
         if (signer := _signer()) is not None:
             click.echo(
                 f"The last checkpoint is signed with key {signer.id}. To replace that key, remove {shown} and use"
@@ -112,7 +112,7 @@ def keygen(file: Path, rotate: bool) -> None:
 
 
 def _signer() -> PublicKey | None:
-    """Return the key that is to sign the next checkpoint; None: any, or none."""
+    """Return the key that the next checkpoint needs; None: any key, or no key."""
     from tracker import database
     from tracker.audit import seal
 
@@ -122,7 +122,7 @@ def _signer() -> PublicKey | None:
 
 
 def _rotated(file: Path) -> PublicKey:
-    """Make the new key, and seal a checkpoint of the present one that announces it; without that, no key stays."""
+    """Make the new key, and let the current key seal a checkpoint that announces it; else remove the new key."""
     from tracker import database, guards, logs
     from tracker.audit import keys, seal
     from tracker.audit.deliver import Courier
@@ -130,15 +130,17 @@ def _rotated(file: Path) -> PublicKey:
     with opened() as (settings, engine):
         logs.setup()
         if settings.signing_key_file is None:
-            raise BadConfiguration("--rotate: set TRACKER_SIGNING_KEY_FILE to the present key, which announces the new")
+            raise BadConfiguration(
+                "--rotate: set TRACKER_SIGNING_KEY_FILE to the current key, which announces the new one"
+            )
         present = keys.SigningKey.load(settings.signing_key_file)
         with database.reading(engine) as connection:
             guards.check(connection)
         expected = _signer()
         if expected is not None and expected != present.public:
             raise Refused(
-                f"--rotate: key {expected.id} is to sign the next checkpoint, and TRACKER_SIGNING_KEY_FILE is key"
-                f" {present.public.id}: set it to the right one"
+                f"--rotate: the next checkpoint needs key {expected.id}, but TRACKER_SIGNING_KEY_FILE is key"
+                f" {present.public.id}: set it to the right file"
             )
         public = keys.keygen(file)
         try:
@@ -148,13 +150,13 @@ def _rotated(file: Path) -> PublicKey:
                 is_announced = _signer() == public
             except TrackerError:
                 raise DatabaseUnavailable(
-                    f"{error}. It is unknown whether key {public.id} was announced: keep {file}, and see"
-                    " `tracker audit head`; if that does not announce it, remove the file and begin again"
+                    f"{error}. It is unknown whether key {public.id} was announced: keep {file}, and run"
+                    " `tracker audit head`. If no key is announced there, remove the file and start again"
                 ) from error
             if not is_announced:
                 file.unlink()
                 raise
         courier = Courier(engine, settings.checkpoint_file, settings.checkpoint_url)
-        with suppress(TrackerError):  # it is in the chain: the next daemon delivers it
+        with suppress(TrackerError):  # the checkpoint is in the chain: the next daemon delivers it
             courier.deliver()
     return public

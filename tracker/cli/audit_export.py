@@ -1,4 +1,4 @@
-"""``tracker audit export``: the evidence pack. Arguments and printing; what is in it is `tracker.audit.pack`'s."""
+"""``tracker audit export``: the evidence pack. Owns arguments and printing; `tracker.audit.pack` owns its content."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import click
 
-from tracker.cli.output import example, plain
+from tracker.cli.output import counted, example, plain
 
 
 @click.command(epilog=example("tracker audit export pack"))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def export(folder: Path) -> None:
-    """Write the evidence to the new folder DIR: everything that is sealed, the reports that follow, and verify.sh.
+    """Write the evidence to the new folder DIR: all sealed rows, the reports on them, and verify.sh.
 
-    Its README.txt says how anyone checks it with sha256sum, openssl and sqlite3. With TRACKER_SIGNING_KEY_FILE the pack
-    is signed. DIR must not exist; a pack is whole or not there at all.
+    Its README.txt says how to check it with sha256sum, openssl and sqlite3. TRACKER_SIGNING_KEY_FILE signs the pack.
+    DIR must not exist. If anything fails, nothing is left there.
     """
     from tracker.audit import pack
     from tracker.audit.keys import SigningKey
@@ -28,14 +28,15 @@ def export(folder: Path) -> None:
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
         made = pack.export(engine, folder, zone=settings.zone, key=key, progress=progress)
     as_of = f"{made.as_of:%Y-%m-%d %H:%M:%S} UTC"
-    lines = [f"{made.folder}: checkpoints 1 to {made.number}, {made.rows} rows, as of {as_of}"]
+    lines = [f"{made.folder}: checkpoints 1 to {made.number}, {counted(made.rows, 'row')}, as of {as_of}"]
     if made.key_id is None:
-        lines.append("The last checkpoint is not signed: set TRACKER_SIGNING_KEY_FILE (tracker audit keygen FILE)")
+        way_out = "let the daemon seal with the key first" if key else "`tracker audit keygen FILE` makes a key"
+        lines.append(f"The pack is NOT SIGNED, since the last checkpoint is not: {way_out}")
     elif not made.is_signed:
         why = f"is not the key {made.key_id} of the last checkpoint" if key else "is not set"
         lines.append(f"The pack is NOT SIGNED: TRACKER_SIGNING_KEY_FILE {why}")
     if made.unsealed:
-        lines.append(f"{made.unsealed} rows are not sealed yet and not in the pack: the daemon seals them")
+        lines.append(f"Not in the pack: {counted(made.unsealed, 'newer row')} not sealed yet")
     lines.append(f"SHA-256 of {pack.SUMS}, which lists all files: {made.sha256}")
     for line in lines:
         click.echo(plain(line), err=True)
@@ -43,7 +44,7 @@ def export(folder: Path) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[float], None]]:
-    """Yield what moves a bar on standard error, if that is a terminal."""
+    """Yield a function that moves a bar on standard error, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda share: None
         return

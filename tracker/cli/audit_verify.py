@@ -1,4 +1,4 @@
-"""``tracker audit verify``. Arguments and printing; what is checked is `tracker.audit.verify`'s."""
+"""``tracker audit verify``. Owns arguments and printing; `tracker.audit.verify` owns the checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from tracker.cli.look import opened
-from tracker.cli.output import Column, chosen, emit, example, format_option, plain, utc
+from tracker.cli.output import Column, chosen, counted, emit, example, format_option, plain, utc
 
 if TYPE_CHECKING:
     from tracker.audit.checkpoint import Signed
@@ -42,27 +42,27 @@ MEANING = (
     "--public-key",
     type=_FILE,
     metavar="FILE",
-    help="The right key (PEM), from somebody who does not run the database. Default: any key of one succession.",
+    help="The right key (PEM), from somebody who does not run the database. Default: any key that the chain announces.",
 )
 @click.option(
     "--trusted",
     type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="Checkpoints kept outside, as in TRACKER_CHECKPOINT_FILE: all must be in the chain. A line of the log is not a"
-    " checkpoint: it has the number and SHA-256 only.",
+    help="Checkpoints kept outside, such as TRACKER_CHECKPOINT_FILE: the chain must have them all. A line of the log is"
+    " not a checkpoint.",
 )
 @format_option
 def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | None) -> int:
-    """Check that no sealed row was changed, removed or added, and that the record can be true.
+    """Check that no sealed row was changed, removed or added, and that every history is possible.
 
-    Checks guards, CHECKs, views, rights and indexes, checkpoints and signatures, each sealed row, each job's history,
-    and that each row of jobs follows from it. Names every finding, and then exits with 1. Notes, which may well be
-    honest, do not count. Lists where answers came from; in csv, what is not a finding is on standard error. Changes
-    nothing.
+    Checks guards, CHECKs, views, rights, indexes, checkpoints, signatures, each sealed row and each job's history, and
+    that the table jobs follows from it. Lists every finding, and exits with 1 if there is one. A note may have an
+    honest cause and is not a finding. Lists the servers that answered. In csv, standard output has the findings only;
+    the rest goes to standard error. Changes nothing.
 
-    Without --trusted nobody can see that the newest rows were cut off, or that all of it was sealed anew: keep
-    checkpoints where the people who run the database cannot change them.
+    Only --trusted shows that the newest rows were cut off, or that everything was sealed again. Keep checkpoints where
+    the people who run the database cannot change them.
     """
     from tracker import database
     from tracker.audit import verify as checks
@@ -78,7 +78,7 @@ def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | Non
         case "json":
             click.echo(json.dumps(_json(report), indent=2))
         case "csv":
-            with redirect_stdout(sys.stderr):  # a person reads it in any case: no source or key stays unseen
+            with redirect_stdout(sys.stderr):  # a person still sees the sources and keys
                 _print_context(report)
             emit((_row(finding) for finding in report.findings), _COLUMNS, "csv")
             for line in _result(report):
@@ -93,7 +93,7 @@ def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | Non
 
 
 def _checkpoints(path: Path) -> Iterator[Signed]:
-    """Yield the checkpoints in a file of one or many, with empty lines between, one in memory at a time."""
+    """Yield the checkpoints in a file, which empty lines separate; only one is in memory at a time."""
     from tracker.audit.checkpoint import parse
     from tracker.errors import BadCheckpoint
 
@@ -107,11 +107,11 @@ def _checkpoints(path: Path) -> Iterator[Signed]:
                 first = number - len(text)
                 try:
                     yield parse("".join(text))
-                except BadCheckpoint as error:  # 2, not 1: it says nothing about the record
+                except BadCheckpoint as error:  # exit code 2, not 1: this says nothing about the record
                     raise _bad(f"{path}: the checkpoint that begins at line {first}: {error}") from None
                 text = []
     if not first:
-        raise _bad(f"{path} has no checkpoint in it")
+        raise _bad(f"{path} holds no checkpoint")
 
 
 def _bad(message: str) -> click.BadParameter:
@@ -120,7 +120,7 @@ def _bad(message: str) -> click.BadParameter:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Yield what shows the progress: on a terminal only."""
+    """Yield a function that shows the progress, on a terminal only."""
     if not sys.stderr.isatty():
         yield lambda phase, done, total: None
         return
@@ -144,43 +144,48 @@ def _row(finding: Finding) -> list[object]:
 
 
 def _json(report: Report) -> dict[str, object]:
-    told = asdict(report)
-    for source, listed in zip(report.sources, told["sources"], strict=True):
+    values = asdict(report)
+    for source, listed in zip(report.sources, values["sources"], strict=True):
         listed["flags"] = source.flags
     at = None if report.sealed_at is None else utc(report.sealed_at).isoformat(timespec="microseconds")
-    return {"is_good": report.is_good, "qualifications": report.qualifications} | told | {"sealed_at": at}
+    return {"is_good": report.is_good, "qualifications": report.qualifications} | values | {"sealed_at": at}
 
 
 def _print_context(report: Report) -> None:
-    """Print what is not a finding, and what a person has to judge: who was asked, whose key it is, what to compare."""
+    """Print what is not a finding and a person must judge: the servers, the notes, the keys, the last checkpoint."""
     rows = ((s.cluster, s.asked, s.recorded_at, ", ".join(s.flags)) for s in report.sources)
     columns = ("cluster", "asked", Column("recorded_at", "since"), Column("flags", "look at this"))
-    emit(rows, columns, "table", title="Where answers came from", empty="No source is on record: no answer came yet.")
+    emit(rows, columns, "table", title="Where answers came from", empty="No source is recorded: no answer yet.")
     for note in report.notes[:SHOWN_NOTES]:
         click.echo(plain(f"note: {note.message}"))
     if (more := len(report.notes) - SHOWN_NOTES + report.more_notes) > 0:
         click.echo(f"note: {more} more (--format json lists {len(report.notes)})")
     for key_id, (first, last) in report.keys.items():
-        click.echo(f"Signed with key {key_id}: checkpoints {first} to {last}.")
+        which = f"checkpoint {first}" if first == last else f"checkpoints {first} to {last}"
+        click.echo(f"Signed with key {key_id}: {which}.")
     if report.sha256:
         click.echo(f"Last checkpoint: number {report.number}, SHA-256 {report.sha256}, sealed at {report.sealed_at}.")
 
 
 def _result(report: Report) -> list[str]:
-    """Return the last lines: the result, what it does not rest on, and what it means."""
+    """Return the last lines: the result, what it means, and what qualifies it."""
     counts = (
-        f"{report.jobs} jobs, {report.transitions} transitions, {report.checkpoints} checkpoints over {report.sealed}"
-        f" rows, {report.unsealed} rows since"
+        f"{counted(report.jobs, 'job')}, {counted(report.transitions, 'transition')},"
+        f" {counted(report.checkpoints, 'checkpoint')} over {counted(report.sealed, 'row')},"
+        f" {counted(report.unsealed, 'row')} not sealed yet"
     )
     if number := len(report.findings) + report.more:
         more = f" ({report.more} not shown)" if report.more else ""
-        return [f"NOT OK: {number} finding{'s' if number > 1 else ''}{more}: {counts}."]
+        return [f"NOT OK: {counted(number, 'finding')}{more}: {counts}."]
     but = f", BUT {', '.join(report.qualifications)}" if report.qualifications else ""
     lines = [f"OK{but}: {counts}.", MEANING.format(number=report.number or 0)]
     explained = {
-        "NOT SIGNED": "anyone who can write to the database can seal it anew",
-        "KEY NOT CHECKED": "compare the key's id with the one that you were given, or give --public-key",
-        "NOTHING TRUSTED GIVEN": "give --trusted: nothing else shows that the end was cut off or all of it sealed anew",
-        "A SIMULATOR MAY HAVE ANSWERED": "a server is on the same machine, or was asked over plain HTTP",
+        "NOTHING SEALED": "anyone who can write to the database can change every row",
+        "NOT SIGNED": "anyone who can write to the database can change it and seal it again",
+        "PARTLY NOT SIGNED": f"checkpoints without a signature of their own: {report.unsigned} of {report.checkpoints};"
+        " a later signature covers them",
+        "KEY NOT CHECKED": "compare the id of the key with the id that you were given, or give --public-key",
+        "NOTHING TRUSTED GIVEN": "only --trusted shows that the end was cut off, or that everything was sealed again",
+        "A SIMULATOR MAY HAVE ANSWERED": "a server that answered is on the same machine, or was asked over plain HTTP",
     }
-    return lines + [f"{words}: {explained[words]}." for words in report.qualifications if words in explained]
+    return lines + [f"{words}: {explained[words]}." for words in report.qualifications]

@@ -1,7 +1,6 @@
-"""``tracker db``: make the schema, check it, and give roles their rights. Arguments and printing.
+"""``tracker db``: make the schema, check it, and give roles their rights. Owns arguments and printing.
 
-What it should be is said by `tracker.guards` (tables, CHECKs, guards), `tracker.reports.views` and, for the indexes,
-`tracker.models`.
+`tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ if TYPE_CHECKING:
 
 @click.group(epilog=example("tracker db upgrade", "tracker db check"))
 def db() -> None:
-    """Make the database, bring it up to date, check it."""
+    """Make, upgrade and check the database."""
 
 
 @db.command(epilog=example("tracker db upgrade", "TRACKER_DATABASE_URL=sqlite:////srv/tracker.db tracker db upgrade"))
 def upgrade() -> None:
-    """Bring the schema to this version, and make guards and views anew.
+    """Bring the schema to this version, and make guards and views again.
 
-    Makes a SQLite file that is missing; a PostgreSQL database must be there. All or nothing, and harmless to repeat.
+    Makes a missing SQLite file; a PostgreSQL database must exist. On an error nothing is changed. Harmless to repeat.
     """
     from tracker import database, settings
 
@@ -37,7 +36,7 @@ def upgrade() -> None:
 def check() -> int:
     """Check that schema, guards and views are as this version makes them.
 
-    Names each thing that is missing or altered, and then exits with 1. Changes nothing.
+    Names each thing that is missing or changed, and exits with 1 if there is one. Changes nothing.
     """
     from tracker import database, settings
 
@@ -47,7 +46,7 @@ def check() -> int:
         with database.reading(engine) as connection:
             database.require_schema(connection)
             problems = _problems(connection)
-    except SchemaMismatch as error:  # all else would follow from it
+    except SchemaMismatch as error:  # without the schema, every other check fails too
         click.echo(plain(str(error)))
         return 1
     finally:
@@ -55,7 +54,7 @@ def check() -> int:
     for problem in problems:
         click.echo(plain(problem))
     if problems:
-        click.echo("Find out who changed it. `tracker db upgrade` makes guards and views anew.", err=True)
+        click.echo("Find out who changed it. `tracker db upgrade` makes guards and views again.", err=True)
         return 1
     shown = settings.mask_url(url)
     click.echo(plain(f"{shown}: schema, guards and views are as version {database.HEAD} makes them."))
@@ -67,13 +66,13 @@ def check() -> int:
         "tracker db grants --owner tracker_owner --writer tracker_writer --auditor tracker_auditor > roles.sql"
     )
 )
-@click.option("--owner", required=True, metavar="ROLE", help="It owns the tables, and runs `tracker db upgrade`.")
-@click.option("--writer", required=True, metavar="ROLE", help="It runs the daemon and every other command.")
-@click.option("--auditor", required=True, metavar="ROLE", help="It reads, exports and verifies.")
+@click.option("--owner", required=True, metavar="ROLE", help="Owns the tables and runs `tracker db upgrade`.")
+@click.option("--writer", required=True, metavar="ROLE", help="Runs the daemon and every other command.")
+@click.option("--auditor", required=True, metavar="ROLE", help="Reads, exports and verifies.")
 def grants(owner: str, writer: str, auditor: str) -> None:
-    """Print the SQL that gives three roles on PostgreSQL their rights, and no other.
+    """Print the SQL that gives three roles on PostgreSQL their rights and takes away all others.
 
-    Changes nothing: read it, and let a superuser run it with psql. It makes the roles that are missing.
+    Changes nothing. Read the SQL, then let a superuser run it with psql. It makes missing roles.
     """
     from tracker import database, settings
     from tracker.audit import roles
@@ -98,7 +97,7 @@ def _problems(connection: sa.Connection) -> list[str]:
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:
-    """Return a line for each index that is missing or has other columns; a company's own are no problem."""
+    """Return a line for each index that is missing or has other columns; indexes of a company's own are ignored."""
     import sqlalchemy as sa
 
     from tracker.models import Base

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracker.cli.output import Column, chosen, emit, example, format_option, human, plain, spooled, utc
+from tracker.cli.output import Column, chosen, counted, emit, example, format_option, human, plain, spooled, utc
 from tracker.status import Action, Kind, State
 
 if TYPE_CHECKING:
@@ -463,7 +463,7 @@ def _gap(row: Any) -> str | None:
 
 
 def _seal(its: Sealing, now: datetime) -> str:
-    unsealed = f"; {its.unsealed} rows not sealed yet" if its.unsealed else ""
+    unsealed = f"; {counted(its.unsealed, 'row')} not sealed yet" if its.unsealed else ""
     if its.sealed_at is None:
         return f"no seal yet{unsealed}"
     number = "DAMAGED (`tracker audit verify`)" if its.number is None else f"number {its.number}"

@@ -84,7 +84,7 @@ def _reason_option(required: bool) -> Callable[[_F], _F]:
         "--reason",
         required=required,
         metavar="R",
-        help="Why, for whoever reads the history: at most 1,000 characters, no @ (no personal data; name a ticket).",
+        help="Why, for the readers of the history: at most 1,000 characters, no @ (no personal data; name a ticket).",
     )
 
 
@@ -92,7 +92,7 @@ def _of_jobs(command: _F) -> _F:
     """Give *command* the argument and the options that say who decides about which jobs, and why."""
     for add in (
         click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
-        click.option("--actor", metavar="WHO", help="Who decides. Default: the login of whoever runs this."),
+        click.option("--actor", metavar="WHO", help="Who decides. Default: your login."),
         click.option(
             "--from",
             "source",
@@ -221,7 +221,7 @@ def amend(
 ) -> int:
     """Correct what was declared about a job, in any state; what is left out stays as it is, and `none` clears it.
 
-    The history keeps what is now declared, by whom and why, and what was before. The deadline is computed anew, and
+    The history keeps what is now declared, by whom and why, and what was before. The deadline is computed again, and
     where it or the submission moved, an open job is asked about at once. A day is taken as its start in the legal time
     zone.
 

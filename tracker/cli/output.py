@@ -69,6 +69,11 @@ def example(*lines: str) -> str:
     return "\b\n" + "\n  ".join(("Example:" if len(lines) == 1 else "Examples:", *lines))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return *number* and *noun*, as ``1 row`` or ``2 rows``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def chosen(format: str | None) -> str:
     """Return *format*, or what standard output gets when None: ``table`` on a terminal, ``csv`` elsewhere."""
     return format or ("table" if sys.stdout.isatty() else "csv")

@@ -1,29 +1,29 @@
-"""What could be known at an earlier time: tables as they were then, put before a query that reads the views.
+"""What was known at an earlier time: the tables as they were then, put before a query that reads the views.
 
-Owns the common table expressions (CTEs) that stand in for the tables, under the same names, so that the very same
-SELECTs of the views run on them, on both databases. Each is a file in ``replay/``. They come from rows that never
-change: transitions, gaps, sources and seals up to that time or checkpoint, and of jobs only id, cluster and jid. So a
-report as of a time stays the same, whatever has been observed since.
+Owns the common table expressions (CTEs) that replace the tables under the same names, so that the SELECTs of the views
+run on them unchanged, on both databases. Each is a file in ``replay/``. They use rows that never change: transitions,
+gaps, sources and seals up to that time or checkpoint, and of jobs only id, cluster and jid. So a report as of a time
+stays the same, whatever is observed later.
 
-**A job** is the replay of its transitions up to then (``replay/jobs.sql``). What no row keeps is left out:
+**A job** is the replay of its transitions up to that time (``replay/jobs.sql``). What no row keeps is missing:
 
-- valid answers since its last transition: ``seen_at`` is that transition's ``last_seen_at``, when the status before it
-  was last seen, NULL if there was none. An open job counts as at least that old, and no older (it is censored there):
-  the answer that made the transition was complete at ``observed_at``, but nobody recorded when it was asked for, and a
-  bound must not say more than was observed. So a job past its deadline is ``overdue`` only if a transition shows it,
-  else ``undecidable``;
-- polls since then (``polls`` are the transition's, ``status_polls`` at most 1), failures, errors, leases and the next
-  poll;
-- the daemons (``workers``), pauses, and when a cluster last answered.
+- Valid answers after its last transition. ``seen_at`` is the ``last_seen_at`` of that transition: when the status
+  before it was last seen, NULL if there was no status. An open job counts as at least that old, and no older (it is
+  censored there). The answer that made the transition was complete at ``observed_at``, but nobody recorded when it was
+  asked for, and a bound must not say more than was observed. So a job past its deadline is ``overdue`` only if a
+  transition shows it, else ``undecidable``.
+- Polls after that transition (``polls`` are the transition's, ``status_polls`` at most 1), failures, errors, leases
+  and the next poll.
+- The daemons (``workers``), pauses, and when a cluster last answered.
 
-**A deadline** follows the facts of then, in the legal time zone on record then. An extension counts as recorded with
-the transition from which on it stood.
+**A deadline** uses the facts and the legal time zone that were recorded at that time. An extension counts as recorded
+with the transition that first has it.
 
-**A gap** that began by then and ended later, or has not ended, was open (``replay/clusters.sql``).
+**A gap** was open if it began by that time and ended later, or has not ended (``replay/clusters.sql``).
 
-What is recorded after it happened comes late here, too: answers are written within a second, a bulk of registrations
-when it commits, a gap when enough requests have failed. Let a few minutes pass before a report is to stay as it is.
-Plain SQL that registers a job at a made-up earlier time is believed.
+Rows that are recorded late appear late here, too: answers are written within a second, many registrations when they
+commit, a gap when enough requests have failed. Wait a few minutes before you expect a report to stay the same. A
+registration by plain SQL with an invented earlier time is believed.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ LEGAL_ZONE: Final = ZoneInfo("Europe/Stockholm")
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What a checkpoint and those before it closed: the rows up to these ids, whenever they say that they came about.
+    """What a checkpoint and those before it close: the rows up to these ids, whatever their times are.
 
-    A gap that is open is in no checkpoint, and so in no report of what was sealed.
+    An open gap is in no checkpoint, so it is in no report as of a checkpoint.
 
     Attributes:
-        number: The checkpoint's.
-        at: When it was made (aware): what is *now* in reports as of it.
-        transition_id: The last one; likewise the others.
+        number: Of the checkpoint.
+        at: Its time (aware): *now* in reports as of it.
+        transition_id: The last id; likewise the others.
     """
 
     number: int
@@ -86,17 +86,17 @@ def shadows(
     *names: str,
     is_kept: bool = False,
 ) -> tuple[sa.CTE, ...]:
-    """Return what to add to a query (``add_cte``), so that it sees only the jobs asked for, as they were then.
+    """Return the CTEs with which a query (``add_cte``) sees only the jobs of *filters*, as they were at *as_of*.
 
-    Nothing at all, if that is all of them, now.
+    There are none for all jobs, now.
 
     Args:
         connection: In a transaction of `database.reading`.
-        filters: Which jobs; of the other tables nothing is left out.
+        filters: Which jobs; all rows of the other tables are kept.
         as_of: The time, or the checkpoint; None: now.
         zone: The legal time zone of clusters that have no source.
         names: The views that the query reads.
-        is_kept: The jobs as they were then are in the table that `kept` made.
+        is_kept: The jobs as they were then are in the table of `kept`.
 
     Raises:
         InvalidField: *as_of* has no offset, or is in the future by the database's clock.
@@ -117,7 +117,7 @@ def shadows(
             found += (_relation("seals", dialect, _mode(as_of)), *_replay(connection, as_of, zone))
             jobs = _jobs("replayed")
     asked = sa.select(*jobs.c).where(*filters.conditions(jobs.c)).cte("jobs")
-    # Replayed once; but only filtered it must not stand between a view and the indexes.
+    # A replay must run only once; a mere filter must not hide the indexes from a view.
     found.append(asked.prefix_with("NOT MATERIALIZED" if as_of is None or is_kept else "MATERIALIZED"))
     mode = _mode(as_of)
     return (*found, *(text(views.sql(name, dialect, mode)).cte(name) for name in _needed(names, dialect)))
@@ -125,10 +125,10 @@ def shadows(
 
 @contextmanager
 def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) -> Iterator[bool]:
-    """Keep the jobs as they were at *as_of* in a temporary table meanwhile, and yield whether that could be done.
+    """Keep the jobs as they were at *as_of* in a temporary table during the block, and yield whether that worked.
 
-    A page asks for them a dozen times, and each query of `shadows` replays all histories otherwise. It cannot be done
-    where nothing may be made at all, as for an auditor on PostgreSQL; nothing is kept of the time that it is now.
+    A page needs them a dozen times; otherwise each query of `shadows` replays all histories. It does not work without
+    the right to make temporary tables, as for an auditor on PostgreSQL, and is not done for now.
     """
     may = as_of is not None
     if may and connection.dialect.name == "postgresql":
@@ -157,16 +157,16 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
     connection.execute(sa.insert(_KEPT_SEALS).from_select(names, seals))
     yield True
     for table in (_KEPT, _KEPT_SEALS):
-        table.drop(connection)  # after an error the transaction takes it back
+        table.drop(connection)  # after an error the rollback removes it
 
 
 def replay(connection: sa.Connection, zone: ZoneInfo) -> tuple[sa.CTE, ...]:
-    """Return ``replayed``, what `jobs` should be by all transitions there are now, with what it reads."""
+    """Return ``replayed``, what `jobs` should be by all transitions, with the CTEs that it reads."""
     return tuple(_replay(connection, None, zone))
 
 
 def legal_days(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[ZoneDay]:
-    """Return the rows of ``zone`` that the deadlines known at *as_of* need.
+    """Return the rows of ``zone`` for the deadlines known at *as_of*.
 
     Args:
         connection: In a transaction of `database.reading`.
@@ -190,7 +190,7 @@ def _mode(as_of: AsOf) -> Mode:
 
 
 def _jobs(name: str, schema: str | None = None) -> sa.TableClause:
-    """Return what has the columns of jobs and another name, or stands in another schema."""
+    """Return a relation with the columns of jobs under another name, or in another schema."""
     return sa.table(name, *(sa.column(column.name, column.type) for column in JOBS.c), schema=schema)
 
 
@@ -206,7 +206,7 @@ _KEPT: Final = sa.Table(
 _KEPT_SEALS: Final = sa.Table(
     "as_of_kept_seals",
     sa.MetaData(),
-    sa.Column("id", sa.BigInteger),  # of a checkpoint its number, which is in a text that may be long
+    sa.Column("id", sa.BigInteger),  # as of a checkpoint, its number, which is in a long text
     sa.Column("last_transition_id", sa.BigInteger, index=True),
     sa.Column("last_gap_id", sa.BigInteger),
     sa.Column("last_source_id", sa.BigInteger),
@@ -217,23 +217,23 @@ _KEPT_SEALS: Final = sa.Table(
 
 
 _KEPT_AT_ONCE: Final = 50_000
-"""Jobs that are replayed together: SQLite keeps what it needs meanwhile in memory, some ten MB."""
+"""Jobs that are replayed together: SQLite needs some ten MB of memory for them."""
 
 
 def _replay(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[sa.CTE]:
-    """Return ``replayed``, the rows of jobs as they were then; the rows known then come before it."""
+    """Return ``replayed``, the rows of jobs as they were then, after the CTEs that it reads."""
     dialect, mode = connection.dialect.name, _mode(as_of)
     given = as_parameter(legal_days(connection, as_of, zone))
     days = text(render.sql("reports/replay/zone", dialect, mode)).bindparams(zone=given).cte("zone")
     return [
-        days.prefix_with("MATERIALIZED"),  # or else SQLite parses it again for each job
+        days.prefix_with("MATERIALIZED"),  # otherwise SQLite parses it again for each job
         _relation("names", dialect, mode),
         _relation("jobs", dialect, mode, name="replayed"),
     ]
 
 
 def _known(dialect: str, as_of: datetime | Sealed, *names: str) -> list[sa.CTE]:
-    """Return ``clock``, and the relations *names*: the rows of each table that were known then."""
+    """Return ``clock`` and the relations *names*: the rows of each table that were known then."""
     at = f"'{(as_of.at if isinstance(as_of, Sealed) else as_of).astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}'"
     if dialect != "sqlite":
         at = f"CAST({at} AS timestamp) AT TIME ZONE 'UTC'"
@@ -246,11 +246,11 @@ def _known(dialect: str, as_of: datetime | Sealed, *names: str) -> list[sa.CTE]:
 
 def _relation(file: str, dialect: str, mode: Mode, name: str | None = None) -> sa.CTE:
     cte = text(render.sql(f"reports/replay/{file}", dialect, mode)).cte(name or file)
-    return cte if name else cte.prefix_with("NOT MATERIALIZED")  # it must not stand between a query and the indexes
+    return cte if name else cte.prefix_with("NOT MATERIALIZED")  # it must not hide the indexes from a query
 
 
 def text(sql: str) -> sa.TextualSelect:
-    # What looks like a parameter (`:word`) is none: it is in a text; only :zone is.
+    # `:word` in a text is not a parameter; only :zone is.
     return sa.text(re.sub(r"(?<![:\w\\]):(?!zone\b)(?=\w)", r"\\:", sql)).columns()
 
 
@@ -258,14 +258,14 @@ def _check(connection: sa.Connection, as_of: datetime | Sealed) -> None:
     if isinstance(as_of, Sealed):
         return
     if as_of.tzinfo is None:
-        raise InvalidField("as_of", f"{as_of} has no offset, so nobody knows which instant it is")
+        raise InvalidField("as_of", f"{as_of} has no offset, so its instant is unknown")
     now = database.now(connection)
     if as_of > now:
         raise InvalidField("as_of", f"{as_of} is in the future; the database's time is {now.isoformat(' ', 'seconds')}")
 
 
 def _needed(names: tuple[str, ...], dialect: str) -> list[str]:
-    """Return *names* and the views that these read, each after those that it reads."""
+    """Return *names* and the views that they read, each after those that it reads."""
     needed = set(names)
     for name in reversed(views.VIEWS):
         if name in needed:

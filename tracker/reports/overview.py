@@ -27,7 +27,7 @@ ALIVE: Final = timedelta(seconds=60)
 NEAR: Final = timedelta(days=7)
 """A deadline that is no farther ahead than this is near."""
 RECENT: Final = timedelta(hours=24)
-"""Anomalies are told for so long."""
+"""How long anomalies are reported."""
 SEALED_WITHIN: Final = timedelta(hours=24)
 """A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day."""
 SEALED_BY_DAEMON: Final = timedelta(minutes=15)
@@ -227,7 +227,7 @@ class ClusterRow:
 
     Attributes:
         cluster: Its name.
-        configured: It is in the settings of whoever looks.
+        configured: It is in the settings of this command.
         open: Open jobs.
         polls_behind: Polls that are due for longer than `BEHIND`, whether a daemon has claimed them or not.
         behind_since: When the oldest of them was due.
@@ -300,8 +300,8 @@ class Sealing:
     """How the record is sealed.
 
     Attributes:
-        number: Of the last checkpoint; None: there is none, or it is damaged.
-        sealed_at: When it was made; None: there is none.
+        number: Of the last checkpoint; None: it is missing or damaged.
+        sealed_at: When it was made; None: nothing is sealed.
         key_id: Whose signature it says to have; None: it is unsigned.
         unsealed: Rows of history since.
         unsealed_since: When the oldest transition of them was recorded.
@@ -446,7 +446,7 @@ def needs(seen: Overview, seal_after: timedelta) -> list[Need]:
                     found.append(Need(what, _catch_up(cluster)))
     found += _unproven(seen, seal_after)
     if overdue := seen.count(State.OPEN, State.FAILED, verdict="overdue"):
-        way_out = "see `tracker jobs --past-deadline`; tell whoever answers the person."
+        way_out = "see `tracker jobs --past-deadline`; tell the colleague who answers the person."
         found.append(Need(f"{_jobs(overdue)} overdue: not done at the deadline", way_out))
     if unseen := seen.count(State.OPEN, verdict="undecidable"):
         way_out = "see `tracker jobs --past-deadline`; `tracker poll JID` asks now."
@@ -472,8 +472,8 @@ def _unproven(seen: Overview, seal_after: timedelta) -> Iterable[Need]:
         run_since = min((row.started_at for row in seen.alive), default=seen.now)
         due_at = seen.now - seal_after
         if its.unsealed_since < due_at - SEALED_WITHIN or max(waited_since, run_since) < due_at - SEALED_BY_DAEMON:
-            what = f"{its.unsealed} rows of history are not sealed, the oldest since {_told(its.unsealed_since)}"
-            way_out = "`tracker run --once` seals them, or says what keeps it; a daemon's log does (sealing, seal)."
+            what = f"unsealed rows of history: {its.unsealed}, the oldest since {_told(its.unsealed_since)}"
+            way_out = "`tracker run --once` seals them or says why it cannot; so does a daemon's log (sealing, seal)."
             yield Need(what, way_out)
     for one in its.undelivered:
         match one.last_error.split(" ")[0]:

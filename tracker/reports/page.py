@@ -501,7 +501,7 @@ def _late(rows: Sequence[Row], total: Lateness) -> Section:
 
 
 _WAYS_OUT: Final = {
-    (State.OPEN, "overdue"): "tell whoever answers the person; tracker jobs --past-deadline",
+    (State.OPEN, "overdue"): "tell the colleague who answers the person; tracker jobs --past-deadline",
     (State.OPEN, "undecidable"): "tracker poll JID asks now",
     (State.FAILED, "overdue"): "submit it again, add the new jid, withdraw the old",
     (State.FAILED, "pending"): "submit it again, add the new jid, withdraw the old",
@@ -545,8 +545,8 @@ _ORDER: Final = (None, Status.CREATED, Status.STARTED, Status.WAITING, Status.RU
 def _in_flight(data: _Data) -> list[Section]:
     section = Section("statuses", "Jobs in flight")
     section.text.append(
-        "Open jobs by the status that Elevate last told, as it was known at each time: a change is counted when it was "
-        "observed."
+        "Open jobs by the status that Elevate last reported, as it was known at each time: a change is counted when it "
+        "was observed."
     )
     counts = _counts_over_time(data)
     if counts is None:
@@ -593,7 +593,7 @@ def _stays(data: _Data) -> Section:
     s = _STAYS.c
     is_over = s.left_by.is_not(None)
     lengths = [sa.case((is_over, seconds)).label(seconds.name) for seconds in (s.seconds_min, s.seconds_max)]
-    # With OFFSET 0 the databases do not reckon the seconds anew for each figure.
+    # With OFFSET 0 the databases do not compute the seconds again for each figure.
     stays = sa.select(s.status, *lengths).offset(0).subquery().c
     bounded = stays.seconds_max.is_not(None)
     query = (
@@ -612,7 +612,7 @@ def _stays(data: _Data) -> Section:
     )
     found = list(data.rows(query))
     if not found:
-        section.empty = "Elevate has told no status yet."
+        section.empty = "Elevate has reported no status yet."
         return section
     rows = [
         [
@@ -995,7 +995,7 @@ def _coverage(data: _Data) -> list[Section]:
     c = _COVERAGE.c
     # Most jobs saw no gap: those need not leave the database.
     seen = sa.select(c.cluster, c.jid, c.covered_share, c.longest_unobserved_seconds).offset(0).subquery()
-    query = sa.select(seen).where(seen.c.covered_share < 1)  # with OFFSET 0 the share is reckoned once, not twice
+    query = sa.select(seen).where(seen.c.covered_share < 1)  # with OFFSET 0 the share is computed once, not twice
     for cluster, jid, covered, unobserved in data.rows(query):
         counted[_BANDS[bisect_right(_SHARES, covered)]] += 1
         if len(least) < LIMIT:

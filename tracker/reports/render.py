@@ -1,9 +1,9 @@
 """The product's SQL: jinja templates that become one SELECT of SQLite or PostgreSQL.
 
-Owns how they are rendered. What they say is theirs: ``views/`` (the reports), ``replay/`` (what was known at an earlier
-time) and ``../audit/checks/`` (what no honest history says); ``views/macros.sql`` has what the two databases say
-differently. They are rendered three ways: for the tables as they are, as of a time or a checkpoint (`Mode`), and for
-``checks.sql``, where tables hold the rows of an evidence pack.
+Owns how they are rendered. The templates are in ``views/`` (the reports), ``replay/`` (what was known at an earlier
+time) and ``../audit/checks/`` (impossible histories); ``views/macros.sql`` has the differences of the two databases.
+`Mode` says for what: the tables as they are, a time, a checkpoint, or ``checks.sql``, where the tables hold an evidence
+pack.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 
 class Mode(StrEnum):
-    """What a relation holds, and which time it is."""
+    """Which rows a relation holds, and what time it is now."""
 
     NOW = "now"
-    """All rows; the database's clock."""
+    """All rows; the time of the database's clock."""
     TIME = "time"
     """What was known at the time in the relation ``clock``."""
     CHECKPOINT = "checkpoint"
     """The rows up to the ids in the relation ``clock``; the time of that checkpoint."""
     PACK = "pack"
-    """All rows, since there are no others, with the time of the last checkpoint in ``clock``."""
+    """All rows of the pack; the time of its last checkpoint, in ``clock``."""
 
 
 def sql(name: str, dialect: str, mode: Mode = Mode.NOW) -> str:
     """Return the SELECT in the file *name* (without ``.sql``, below ``tracker``) for *dialect*.
 
     Args:
-        name: As ``reports/views/report_jobs``.
+        name: Such as ``reports/views/report_jobs``.
         dialect: ``sqlite`` or ``postgresql``.
-        mode: What the relations that it reads hold.
+        mode: Which rows and which time.
     """
     return _environment(dialect, mode).get_template(f"{name}.sql").render().strip()
 
 
-@lru_cache(maxsize=8)  # compiling the templates takes longer than most reports do; a page asks for each several times
+@lru_cache(maxsize=8)  # compiling a template takes longer than most reports; a page needs each several times
 def _environment(dialect: str, mode: Mode) -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -53,6 +53,6 @@ def _environment(dialect: str, mode: Mode) -> Environment:
         loader=FunctionLoader(source), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"sqlite": dialect == "sqlite", "mode": str(mode)}
-    # In PostgreSQL a CTE of a table's name reads the table; in SQLite it would read itself.
+    # In PostgreSQL a CTE with the name of a table reads the table; in SQLite it would read itself.
     environment.globals["table"] = "main." if dialect == "sqlite" else ""
     return environment

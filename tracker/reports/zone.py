@@ -1,8 +1,8 @@
-"""When days begin and end in the legal time zones: SQL computes deadlines by it, since SQLite knows no time zone.
+"""When days begin and end in the legal time zones: SQL needs this for deadlines, since SQLite has no time zones.
 
-Owns the relation ``zone`` (``timezone, day, begins_at, ends_at``): live a parameter, in an evidence pack ``zone.csv``.
-It has the days that deadlines are counted from, and all that they can fall on, in every time zone on record. The time
-zone '' is the setting's: it counts where a cluster has no source.
+Owns the relation ``zone`` (``timezone, day, begins_at, ends_at``): a parameter on the live tables, ``zone.csv`` in an
+evidence pack. It has the days from which deadlines are counted and the days on which they can fall, in each recorded
+time zone. The time zone '' is the one of the settings, for a cluster without a source.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def zone_days(
 
     Args:
         connection: In a transaction.
-        default: The setting's time zone.
-        days: The SELECT ``replay/days.sql``, with what it reads.
-        zones: The SELECT ``replay/zones.sql``, with what it reads.
+        default: The time zone of the settings.
+        days: The SELECT ``replay/days.sql``, with the CTEs that it reads.
+        zones: The SELECT ``replay/zones.sql``, with the CTEs that it reads.
     """
     wanted = sorted(_needed(connection.execute(days).all()))
     found: list[ZoneDay] = []
     for name in sorted(connection.execute(zones).scalars()):
         try:
             zone = ZoneInfo(name) if name else default
-        except (OSError, ValueError):  # no such time zone: there are no deadlines of it
+        except (OSError, ValueError):  # an unknown time zone: it gives no deadlines
             continue
         found += (ZoneDay(name, day, _begin(day, zone), _begin(day + _DAY, zone)) for day in wanted)
     return found
@@ -61,7 +61,7 @@ def _text(at: datetime) -> str:
 
 
 def _needed(rows: Iterable[Sequence[object]]) -> set[date]:
-    """Return the days of which deadlines can be: those counted from, and one and three months after."""
+    """Return the days that deadlines need: those that they are counted from, and one and three months later."""
     needed: set[date] = set()
     for begun, extended in rows:
         if extended_on := _date(extended):
@@ -73,7 +73,7 @@ def _needed(rows: Iterable[Sequence[object]]) -> set[date]:
 
 
 def _date(value: object) -> date | None:
-    """Return a day as the driver gives it; None if it is one that no CHECK lets in, and so has no deadline."""
+    """Return a day as the driver gives it; None if the CHECKs refuse it, so that it has no deadline."""
     try:
         day = date.fromisoformat(str(value))
     except ValueError:
@@ -82,5 +82,5 @@ def _date(value: object) -> date | None:
 
 
 def _begin(day: date, zone: ZoneInfo) -> datetime:
-    """Return when *day* begins; where a change of the clocks skips midnight, at that change (PEP 495, fold=0)."""
+    """Return when *day* begins; if a change of the clocks skips midnight, at that change (PEP 495, fold=0)."""
     return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)

@@ -1,4 +1,4 @@
-{# What decides about anomalies, each combination once, with its first row. #}
+{# Each combination of the columns that decide about an anomaly, once, with its first row. #}
 SELECT t.from_status, t.to_status, t.to_state, t.anomaly, t.found_before, count(*) AS rows, min(t.id) AS id
 FROM (
     SELECT

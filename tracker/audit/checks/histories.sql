@@ -1,7 +1,7 @@
 {% from 'macros.sql' import differ, plus_seconds %}
-{# A transition that cannot follow the one before it. An operator's action is recorded at once and an answer within a
-   second, so that their times may cross, and clocks are corrected by seconds; after a clock was set back further times run
-   backwards, and a gap is on record. #}
+{# A transition that cannot follow the one before it. An operator's action is recorded at once, an answer within a second,
+   and clocks are corrected by seconds, so times may cross. After a clock was set back further, times run backwards and a
+   gap is recorded. #}
 SELECT
     CASE WHEN c.message LIKE 'observed_at %' AND EXISTS (
         SELECT 1 FROM gaps g
@@ -16,7 +16,7 @@ FROM (
             WHEN s.seq_before IS NULL AND s.seq = 0 THEN NULL
             WHEN s.seq_before IS NULL THEN 'the registration is missing: the first transition has seq ' || s.seq
             WHEN s.seq <> s.seq_before + 1
-                THEN 'a transition is missing or double: seq ' || s.seq || ' follows ' || s.seq_before
+                THEN 'a transition is missing or there twice: seq ' || s.seq || ' follows ' || s.seq_before
             WHEN {{ differ('s.from_status', 's.status_before') }}
                 THEN 'from_status is ' || coalesce(s.from_status, 'empty') || ', but the status was '
                     || coalesce(s.status_before, 'empty')

@@ -1,12 +1,12 @@
 {% from 'macros.sql' import differ %}
-{# jobs is the replay of transitions; a deadline stands from the first poll on. In SQLite the CROSS keeps the replay on the
-   left, so that it is read job by job and needs no memory. #}
+{# jobs is the replay of transitions; the first poll sets the deadline. In SQLite the CROSS keeps the replay on the left:
+   it is read job by job and needs no memory. #}
 SELECT 0 AS is_note, 'jobs' AS name, c.id, c.cluster, c.jid, c.seq, c.message
 FROM (
     SELECT
         j.id, j.cluster, j.jid, j.seq,
         CASE
-            WHEN j.state = 'open' AND j.due_at IS NULL THEN 'it is open, and due_at is empty: it would never be polled again'
+            WHEN j.state = 'open' AND j.due_at IS NULL THEN 'it is open, but due_at is empty: nobody polls it'
             WHEN j.polls < r.polls THEN 'polls is ' || j.polls || ', but its transitions say ' || r.polls
             WHEN j.seen_at < r.seen_at OR (j.seen_at IS NULL AND r.seen_at IS NOT NULL)
                 THEN 'seen_at is ' || coalesce(CAST(j.seen_at AS text), 'empty') || ', but its transitions say ' || r.seen_at

@@ -5,7 +5,7 @@ SELECT
     CASE
         WHEN s.sealed_at < s.previous_at THEN 'sealed_at is ' || s.sealed_at || ', but was ' || s.previous_at || ' before'
         WHEN s.sealed_at > {{ plus_seconds(now(), 60) }} THEN 'sealed_at is ' || s.sealed_at || ', in the future'
-        ELSE 'it closes fewer rows than the one before it'
+        ELSE 'its last ids are lower than those of the checkpoint before it'
     END AS message
 FROM (
     SELECT

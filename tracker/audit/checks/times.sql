@@ -1,7 +1,7 @@
 {% from 'macros.sql' import now, plus_seconds %}
-{# A row was sealed soon after its own time: not more than an hour before the previous checkpoint, of which the first has
-   none, nor more than a minute after its own; what is not sealed yet would be by a checkpoint now. Where a clock was set
-   it says so itself, with a gap, from whose beginning on times are repeated until the previous checkpoint's time. #}
+{# A row is sealed soon after its own time. That time is at most an hour before the previous checkpoint (the first
+   checkpoint has no such limit) and at most a minute after its own. For rows that are not sealed yet, the checkpoint is
+   now. Where a clock was set back, a gap is recorded, and times from its beginning on come a second time. #}
 WITH checkpoints AS (
     SELECT
         s.sealed_at, lag(s.sealed_at) OVER (ORDER BY s.id) AS previous_at,
@@ -40,7 +40,7 @@ SELECT
             OR (o.at > o.latest_at AND s.sealed_at = o.sealed_at)
     ) THEN 1 ELSE 0 END AS is_note,
     o.name, o.id, coalesce(n.cluster, g.cluster, s.cluster) AS cluster, n.jid, t.seq,
-    o.what || ' is ' || o.at || ', and its checkpoint closes what came about '
+    o.what || ' is ' || o.at || ', but its checkpoint closes rows '
         || coalesce('from ' || o.earliest_at || ' ', '') || 'to ' || o.latest_at AS message
 FROM outside o
 LEFT JOIN transitions t ON o.name = 'transitions' AND t.id = o.id

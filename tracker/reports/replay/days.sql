@@ -1,5 +1,5 @@
 {% from 'macros.sql' import day_of %}
-{# The days, in UTC, from which deadlines are counted, and those to which one was moved. #}
+{# The days, in UTC, from which deadlines are counted, and the days to which extensions move them. #}
 SELECT DISTINCT
     CAST({{ day_of("coalesce(t.received_at, t.submitted_at, CASE t.action WHEN 'registered' THEN t.observed_at ELSE (
         SELECT r.observed_at FROM transitions r WHERE r.job_id = t.job_id AND r.seq = 0

@@ -1,6 +1,6 @@
 {% from 'macros.sql' import day_of, differ, later, least, months_later, null %}
-{# Each job as its transitions leave it. The columns that no transition tells are NULL or 0, and three are bounds:
-   seen_at is when the status before the last transition was last seen, polls and status_polls are at least so many. #}
+{# Each job as its transitions leave it. Columns that no transition has are NULL or 0. Three are bounds: seen_at is when
+   the status before the last transition was last seen; polls and status_polls are at least that many. #}
 {% set declared = "('registered', 'amended')" %}
 WITH heads AS (
     SELECT
@@ -15,7 +15,7 @@ WITH heads AS (
     FROM transitions t
     GROUP BY t.job_id
 ),
-{# With the legal time zone in force when the facts were declared, and since when the extension in them has stood. #}
+{# Also the legal time zone when the facts were declared, and when their extension was first recorded. #}
 facts AS MATERIALIZED (
     SELECT
         h.*, n.cluster, n.jid, r.observed_at AS registered_at, r.actor AS registered_by,
@@ -43,7 +43,7 @@ facts AS MATERIALIZED (
     JOIN transitions r ON r.job_id = h.job_id AND r.seq = 0
     JOIN transitions f ON f.job_id = h.job_id AND f.seq = h.facts_seq
 ),
-{# The local day that it began on: the day in UTC, or the one before or after. #}
+{# The local day that the deadline is counted from: the day in UTC, or the one before or after. #}
 begun AS (
     SELECT
         f.*,
@@ -55,7 +55,7 @@ begun AS (
     FROM facts f
     LEFT JOIN zone d ON d.timezone = f.timezone AND d.day = {{ day_of('f.begun_at') }}
 ),
-{# An extension counts if it was recorded before the deadline and moves it, by at most two further months. #}
+{# An extension counts if it was recorded before the deadline and moves it by at most two more months. #}
 due AS (
     SELECT
         b.*, d.day AS due_on, d.ends_at AS due_at,

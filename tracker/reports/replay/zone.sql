@@ -1,4 +1,4 @@
-{# When days begin and end in the legal time zones, from Python, since SQLite knows no time zone; '' is the setting's. #}
+{# When days begin and end in the legal time zones, from Python, since SQLite has no time zones; '' is the settings' one. #}
 {% if sqlite %}
 SELECT
     json_extract(d.value, '$[0]') AS timezone, json_extract(d.value, '$[1]') AS day,

@@ -1,6 +1,6 @@
 """What a row and a column of each view mean: the one definition, for PostgreSQL's comments and the README's table.
 
-Owns the words only; `views.create` puts them into the database. A column that means the same in several views is told
+Owns the words only; `views.create` puts them into the database. A column that means the same in several views is here
 once.
 """
 
@@ -110,7 +110,7 @@ COLUMNS: Final = {
     "not_done": "Jobs of this row that ended otherwise than done",
     "met": "Jobs of this row with this verdict: Elevate reported them done in time",
     "missed": "Jobs of this row with this verdict: done too late",
-    "undecidable": "Jobs of this row with this verdict: whether in time cannot be told",
+    "undecidable": "Jobs of this row with this verdict: it is unknown whether in time",
     "pending": "Jobs of this row with this verdict: not done, deadline ahead",
     "overdue": "Jobs of this row with this verdict: not done, deadline past",
     "month": "Month of submission, else registration, in UTC: YYYY-MM",
