@@ -14,7 +14,8 @@ from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import cadence, database
 from tracker.errors import DatabaseUnavailable
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Source, Worker, job_of, observed_values, transition_of
-from tracker.poller import LEASE, Poller, Tally, first_contact, note_absence
+from tracker.clusters import LEASE, first_contact, take_up
+from tracker.poller import Poller, Tally
 from tracker.settings import Settings
 from tracker.status import Action, Anomaly, Cause, State, replay
 
@@ -475,11 +476,12 @@ def test_overload_makes_polls_fewer(engine: sa.Engine, script: Script, clock: Se
     """A backlog of ten minutes of the rate makes intervals longer by the root of ten."""
     add(engine, *[f"j{i}" for i in range(600)])
     with polling(engine, script.url, clock, max_requests_per_second=1) as poller:
-        poller._is_due()
+        poller._claim(1)
         assert poller._rhythm.delay_per_poll == 10 * timedelta(seconds=60)
         with database.writing(engine) as connection:
             connection.execute(sa.update(JOBS).where(JOBS.c.id > 10).values(due_at=START + timedelta(days=1)))
-        poller._is_due()
+        poller._measured = float("-inf")  # a minute is over
+        poller._claim(1)
         assert poller._rhythm.delay_per_poll == timedelta(seconds=60)
 
 
@@ -553,11 +555,11 @@ def test_an_absence_is_a_gap(engine: sa.Engine, poller: Poller, clock: SetClock)
         beat = now - timedelta(hours=2)
         facts = {"host": "h", "pid": 1, "version": "1", "started_at": beat, "beat_at": beat}
         connection.execute(sa.insert(Worker).values(worker="gone", stopped_at=None, **facts))
-        note_absence(connection, "w1", "test")
+        take_up(connection, ["w1"], "test")
     assert cluster(engine).gap_began_at is None  # no poll was missed
     add(engine, "a", due_at=now - timedelta(hours=1))
     with database.writing(engine) as connection:
-        note_absence(connection, "w1", "test")
+        take_up(connection, ["w1"], "test")
     assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (beat, Cause.NOT_RUNNING)
     clock.now = now + timedelta(seconds=1)
     run(poller)
