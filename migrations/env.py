@@ -26,17 +26,24 @@ def changes_schema() -> bool:
 
 
 def migrate(connection: sa.Connection) -> None:
-    context.configure(connection=connection, target_metadata=Base.metadata, transactional_ddl=True)
+    moving = changes_schema()
+    # Named: the search path may lead on to another schema that has a tracker of its own.
+    schema = connection.dialect.default_schema_name if moving and connection.dialect.name == "postgresql" else None
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        transactional_ddl=True,
+        version_table=database.VERSION_TABLE,
+        version_table_schema=schema,
+    )
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
-        moving = changes_schema()
-        if moving:
+        if moving and database.revision(connection) is not None:  # else what is there is not tracker's
             views.drop(connection)
             guards.drop(connection)
         context.run_migrations()
-        revision = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String()))
-        if moving and connection.execute(sa.select(revision)).scalar() == context.get_head_revision():
+        if moving and database.revision(connection) == context.get_head_revision():
             guards.create(connection)
             views.create(connection)
 

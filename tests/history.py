@@ -57,7 +57,12 @@ def source(connection: sa.Connection, cluster: str, at: datetime, **other: Any) 
     """Return the id of the cluster's source, made *at* this time if it has none yet."""
     query = sa.select(Source.id).where(Source.cluster == cluster).order_by(Source.id)
     found: int | None = None if other else connection.execute(query).scalars().first()
-    values = {"cluster": cluster, "base_url": f"https://{cluster}.example", "path": "/x", "timezone": "UTC"}
+    values: dict[str, Any] = {
+        "cluster": cluster,
+        "base_url": f"https://{cluster}.example",
+        "path": "/x",
+        "timezone": "UTC",
+    }
     values |= {"archive_days": 5, "lost_after_polls": 2, "lost_after_seconds": 0, "version": "1", "recorded_at": at}
     values |= {"legal_timezone": ZONE.key} | other
     return found or connection.execute(sa.insert(Source).values(values).returning(Source.id)).scalar_one()

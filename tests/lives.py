@@ -237,8 +237,10 @@ def gaps(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         began = BEGAN + r.random() * 220 * DAY
         lasted = r.random() * r.choice([MINUTE, DAY, 9 * DAY])
         spans.append((r.choice(["w1", "w2", "W3", "wbare"]), began, began + lasted))
+    causes = [cause for cause in Cause if cause is not Cause.CLOCK_SET]  # a clock is seldom set
     closed = [
-        {"cluster": cluster, "began_at": began, "ended_at": ended, "cause": r.choice(list(Cause)), "detail": "timeout"}
+        {"cluster": cluster, "began_at": began, "ended_at": ended, "detail": "timeout"}
+        | {"cause": Cause.CLOCK_SET if began == ended == BEGAN + DAY else r.choice(causes)}
         for cluster, began, ended in spans
     ]
     standing: list[dict[str, Any]] = [{"cluster": name} for name in OPEN_CLUSTERS]

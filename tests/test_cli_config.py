@@ -47,3 +47,48 @@ def test_it_names_all_that_is_wrong(
         assert told in error
     assert "TRACKER_PORT" not in error
     assert KEY not in error
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://app:hush/db",
+        "postgresql://app:hush@host:/db",
+        "postgresql://app:hush@host:x/db",
+        "postgresql://app:hu@hush@host/db",
+        "postgresql://ap/p:hush@host/db",
+        "postgresql://app:hush @ho st/db",
+        "postgresql://app%3Ahush@host/db",
+        "postgresql:/app:hush@host/db",
+        "postgres://app:hush@host/db",
+        "app:hush@host/db",
+        "postgresql://app:hush@one:5432,two:5432/db",
+    ],
+)
+def test_a_malformed_url_shows_no_password(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command refuses it in a line that says what to write, and repeats nothing of it."""
+    for name, value in {"DATABASE_URL": url, "CLUSTER": "w1", "API_KEY": KEY}.items():
+        monkeypatch.setenv(f"TRACKER_{name}", value)
+    for words in (("config", "check"), ("db", "upgrade"), ("jobs",), ("run", "--once")):
+        assert cli.main(words) == 78
+        out, err = capsys.readouterr()
+        assert "hush" not in out + err
+        assert err.count("\n") == 1
+        assert "TRACKER_DATABASE_URL: " in err
+
+
+@pytest.mark.parametrize("password", ["hu/sh", "hu?sh=x", "hu:sh", "hu sh", "hu%40sh", "hu#sh", "hu%sh"])
+def test_an_odd_password_is_used_and_not_shown(
+    password: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What can be understood is used, shown with the password masked, and not in an error either."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", f"postgresql://app:{password}@127.0.0.1:1/db?application_name=x")
+    assert cli.main(["config", "check", "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert "postgresql://app:****@127.0.0.1:1/db?application_name=x" in out
+    assert cli.main(["jobs"]) == 69
+    more = capsys.readouterr()
+    for part in ("hu", "sh="):
+        assert part not in out + err + more.out + more.err

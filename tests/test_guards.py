@@ -657,7 +657,7 @@ def test_check_names_a_changed_table_on_sqlite(engine: sa.Engine, old: str, new:
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA writable_schema = ON")
         text = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'jobs'").scalar_one()
-        old = old if old in text else old.replace("), ", "), \n\t")
+        old = old if old in text else old.replace("), ", "), \n\t", 1)
         assert old in text
         connection.exec_driver_sql("UPDATE sqlite_master SET sql = ? WHERE name = 'jobs'", (text.replace(old, new),))
         assert guards.problems(connection)[0].startswith(f"table jobs: missing or changed: {told}")

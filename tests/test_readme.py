@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tracker import cli, database
 from tracker.reports.views import comments
-from tracker.settings import DEFAULT_PATH, ClusterSettings, Settings
+from tracker.settings import DEFAULT_PATH, ClusterSettings, Settings, duration
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -88,6 +88,7 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
         assert told[f"TRACKER_{name.upper()}"] == str(Settings.model_fields[name].default)
     assert told["TRACKER_LOST_AFTER"] == f"{Settings.model_fields['lost_after'].default.days} days"
     assert told["TRACKER_DELAY_PER_POLL"] == f"{Settings.model_fields['delay_per_poll'].default.seconds} s"
+    assert duration(told["TRACKER_SEAL_AFTER"]) == Settings.model_fields["seal_after"].default
     assert told["TRACKER_REQUEST_TIMEOUT"] == f"{Settings.model_fields['request_timeout'].default.seconds} s"
 
 

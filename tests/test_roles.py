@@ -246,7 +246,7 @@ def test_the_auditor_reads_everything_and_writes_nothing(
     (tmp_path / "jobs.csv").write_text("jid,kind\na9,export\n")
     seal.seal(stand.engine("writer"), None)
     with database.reading(stand.engine("auditor")) as connection:
-        for name in (*TABLES, *VIEWS, "alembic_version"):
+        for name in (*TABLES, *VIEWS, database.VERSION_TABLE):
             connection.exec_driver_sql(f"SELECT * FROM {name}")
         counted = "SELECT count(*) FROM pg_sequences WHERE schemaname = 'public' AND last_value >= 3"
         assert connection.exec_driver_sql(counted).scalar_one() >= 2  # jobs and transitions; NULL to whoever may not
@@ -305,8 +305,8 @@ DDL = [
     "ALTER ROLE {owner} PASSWORD 'x'",
     "SET session_replication_role = replica",
     "LOCK TABLE transitions IN SHARE MODE",
-    "UPDATE alembic_version SET version_num = '0000'",
-    "DELETE FROM alembic_version",
+    "UPDATE tracker_alembic_version SET version_num = '0000'",
+    "DELETE FROM tracker_alembic_version",
     "SELECT setval('transitions_id_seq', 1)",
     "SELECT setval('jobs_id_seq', 1000000)",
     "SELECT nextval('seals_id_seq')",

@@ -99,6 +99,7 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path) -> None:
         "TRACKER_DATABASE_URL": "postgresql+psycopg://u:p@h/db",
         "TRACKER_HTTP_PORT": "9090",
         "TRACKER_SIGNING_KEY_FILE": "sign.pem",
+        "TRACKER_SEAL_AFTER": "0 s",
         "TRACKER_CHECKPOINT_FILE": "/var/log/checkpoints",
         "TRACKER_CHECKPOINT_URL": "https://example.com/c",
         "TRACKER_ALERT_URL": "https://example.com/a",
@@ -128,6 +129,7 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path) -> None:
         database_url="postgresql+psycopg://u:p@h/db",
         http_port=9090,
         signing_key_file=tmp_path / "sign.pem",
+        seal_after=timedelta(),
         checkpoint_file=Path("/var/log/checkpoints"),
         checkpoint_url="https://example.com/c",
         alert_url="https://example.com/a",
@@ -155,6 +157,7 @@ def test_every_key_can_be_given_in_the_file_and_its_paths_begin_there(tmp_path: 
         http_port = 9090
         signing_key_file = "sign.pem"
         checkpoint_file = "checkpoints"
+        seal_after = "0 s"
         checkpoint_url = "https://example.com/c"
         alert_url = "https://example.com/a"
         ping_url = "http://127.0.0.1:8000/p"
@@ -387,6 +390,7 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path, variable: str, 
         ("LOST_AFTER", ["0", "0 s", "-1 d", "soon", "1 week", "2d3", "inf", "nan", "1e400", "9" * 30, "4000 days"]),
         ("DELAY_PER_POLL", ["0", "x"]),
         ("REQUEST_TIMEOUT", ["0", "-1"]),
+        ("SEAL_AFTER", ["-1", "never", "4000 days"]),
         ("ARCHIVE_DAYS", ["0", "366", "-5", "1.5", ""]),
         ("MAX_REQUESTS_PER_SECOND", ["0", "-1", "inf", "nan", "many"]),
         ("MAX_CONCURRENCY", ["0", "-1", "1001", "2.5"]),
@@ -568,13 +572,28 @@ def test_no_error_repeats_a_secret_even_in_its_traceback(tmp_path: Path, environ
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-@given(
-    user=st.text("abc.@%-", max_size=6),
-    password=st.text("xyz@/?#:%&= ", min_size=1, max_size=12).map(lambda text: f"PW{text}PW"),
-)
+PASSWORD = st.text("xyz@/?#:%&= 1", max_size=12).map(lambda text: f"PW{text}PW")
+
+
+@given(user=st.text("abc.%-", max_size=6), password=PASSWORD)
 @settings(deadline=None, max_examples=100)
 def test_a_password_is_masked_however_badly_it_is_escaped(user: str, password: str) -> None:
     assert mask_url(f"postgresql+psycopg://{user}:{password}@host/db") == f"postgresql+psycopg://{user}:****@host/db"
+
+
+@given(
+    start=st.sampled_from(["postgresql://", "postgresql:/", "postgresql+psycopg://", "http://", ""]),
+    user=st.text("abc.@%-/ ", max_size=6),
+    password=PASSWORD,
+    end=st.sampled_from(["/db", "@h", "@host:", "@host:/db", "@host:x/db", "@ho st/db", "@a:1,b:2/db?x=@", "@[::1/db"]),
+)
+@settings(deadline=None, max_examples=300)
+def test_no_password_is_shown_of_a_malformed_url(start: str, user: str, password: str, end: str) -> None:
+    if "@" not in end:
+        password = password.replace("@", "")  # what follows it would be the host
+    if start or "@" in end:  # else it is a word with a colon
+        assert "PW" not in mask_url(f"{start}{user}:{password}{end}")
+    assert "PW" not in mask_url(f"postgresql://host/db?user=a&pass%77ord={password}&x=y")
 
 
 @pytest.mark.parametrize("url", ["sqlite:///tracker.db", "postgresql://host:5432/db", "https://h/p?x=1", "/a/b", ""])

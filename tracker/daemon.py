@@ -1,7 +1,7 @@
 """The daemon: runs the pollers until it is told to stop.
 
-Owns the scheduler (nothing else knows APScheduler), the signals, this daemon's row in ``workers``, its heartbeat, and
-when it seals. Leaves alone: what a poll is (``poller``), what is served (``web``), and what a seal is (``audit``).
+Owns the scheduler (nothing else knows APScheduler), the signals, this daemon's row in ``workers`` and its heartbeat.
+Leaves alone: what a poll is (``poller``), and what runs beside the polling, which ``cli/run.py`` hands over.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -24,11 +24,8 @@ import sqlalchemy as sa
 from apscheduler.executors.pool import ThreadPoolExecutor as PoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from tracker import database, guards, operate, web
-from tracker.audit.checkpoint import SigningKey
-from tracker.audit.deliver import Courier
-from tracker.audit.seal import seal
-from tracker.errors import DatabaseUnavailable, Refused
+from tracker import database, guards, operate
+from tracker.errors import DatabaseMoved, DatabaseUnavailable, Refused
 from tracker.logs import event
 from tracker.models import CLUSTERS, JOBS, Worker
 from tracker.poller import Poller, Tally, note_absence, polling
@@ -42,12 +39,26 @@ SAME_SIGNAL_SECONDS = 0.5  # a wrapper that signals us and our group sends one s
 CLOSING_SECONDS = 20  # beyond the time for one request: to write what came of the last ones
 FORGOTTEN = timedelta(days=30)  # how long a daemon that stopped is listed
 LONGEST_WAIT = 30  # between tries while the database is away
-SEAL_SECONDS = 300  # how much of the record, in time, no checkpoint outside stands for yet
-LAST_DELIVERY_SECONDS = 10  # at the end; what could not be delivered by then, the next start delivers
+
+Beside = Callable[[sa.Engine], AbstractContextManager[object]]
+"""What runs beside the polling: a context around it, with threads of its own, that must not disturb it."""
 
 
 class Stop(threading.Event):
-    """Set by SIGTERM and SIGINT while `listening`; a second signal, a moment later, ends the process at once."""
+    """Set by SIGTERM and SIGINT while `listening`; a second signal, a moment later, ends the process at once.
+
+    Attributes:
+        failure: What made the daemon stop by itself; `run` raises it.
+    """
+
+    failure: DatabaseMoved | None = None
+
+    def because(self, failure: DatabaseMoved) -> None:
+        """Stop, since nothing can be written any more."""
+        if self.failure is None:
+            event("database_moved", logging.ERROR, error=failure)
+            self.failure = failure
+        self.set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -70,40 +81,44 @@ class Stop(threading.Event):
                 signal.signal(number, handler)
 
 
-def run(settings: Settings, *, once: bool = False, stop: Stop | None = None) -> Tally:
+def run(settings: Settings, *, once: bool = False, stop: Stop | None = None, beside: Iterable[Beside] = ()) -> Tally:
     """Poll all configured clusters until *stop*, or *once* all that is due; return what was done.
 
+    Args:
+        settings: At least one cluster.
+        once: Do not wait for more to become due.
+        stop: Set it to end the polling; signals set it, too.
+        beside: Each runs from before the first poll until after the last.
+
     Raises:
-        BadConfiguration: No cluster is configured, the signing key cannot be used, or the database is missing, of
-            another version or without its guards; each with the way out.
+        BadConfiguration: No cluster is configured, or the database is missing, of another version or without its
+            guards; each with the way out.
+        DatabaseMoved: The SQLite file is another one now; nothing was written to it.
         DatabaseUnavailable: At the start; later it is waited for.
-        TrackerError: *once*: what kept a cluster from being polled, else what kept the record from being sealed.
+        TrackerError: *once*: what kept a cluster from being polled, else what *beside* raises at its end.
     """
     stop = stop or Stop()
     settings.cluster(next(iter(settings.clusters), None))  # says what to set if there is none
-    key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
     engine = database.open_database(settings.database_url)
     try:
         with database.reading(engine) as connection:
             guards.check(connection)
-        served = _page(settings) if not once else nullcontext()
-        with stop.listening(), served, _worker(engine, settings, once) as worker:
-            sealing = _Sealing(engine, key, Courier(engine, settings.checkpoint_file, settings.checkpoint_url), stop)
+        with stop.listening(), _worker(engine, settings, once) as worker, ExitStack() as stack:
+            for other in beside:
+                stack.enter_context(other(engine))
             tasks = []
-            with ExitStack() as stack:
-                for name, cluster in settings.clusters.items():
-                    poller = stack.enter_context(polling(engine, cluster, settings, worker))
-                    with database.writing(engine) as connection:
-                        note_absence(connection, name, worker)
-                    tasks.append(_Task(name, poller, stop))
-                if once:
-                    _side_by_side([task.once for task in tasks])
-                else:
-                    sealing.start()
-                    _keep_running(engine, worker, tasks, stop, settings.request_timeout.total_seconds())
-            sealing.finish()
-            failures = [*(task.failure for task in tasks), sealing.failure]
-            if failure := next((one for one in failures if once and one), None):
+            for name, cluster in settings.clusters.items():
+                poller = stack.enter_context(polling(engine, cluster, settings, worker))
+                with database.writing(engine) as connection:
+                    note_absence(connection, name, worker)
+                tasks.append(_Task(name, poller, stop))
+            if once:
+                _side_by_side([task.once for task in tasks])
+            else:
+                _keep_running(engine, worker, tasks, stop, settings.request_timeout.total_seconds())
+            if stop.failure:
+                raise stop.failure
+            if failure := next((task.failure for task in tasks if once and task.failure), None):
                 raise failure
             return sum((task.tally for task in tasks), Tally())
     finally:
@@ -182,7 +197,7 @@ def _rows(connection: sa.Connection, found: list[operate.Found]) -> list[sa.Row[
 class _Task:
     """One cluster's polling, as the scheduler calls it: whatever happens, the next run comes."""
 
-    def __init__(self, cluster: str, poller: Poller, stop: threading.Event) -> None:
+    def __init__(self, cluster: str, poller: Poller, stop: Stop) -> None:
         self.tally = Tally()
         self.failure: Exception | None = None
         self._cluster = cluster
@@ -209,93 +224,15 @@ class _Task:
             return
         self._wait = min(2 * self._wait + 1, LONGEST_WAIT)
         self._not_before = monotonic() + self._wait
-        if isinstance(self.failure, DatabaseUnavailable):
+        if isinstance(self.failure, DatabaseMoved):
+            self._stop.because(self.failure)
+        elif isinstance(self.failure, DatabaseUnavailable):
             told = {"cluster": self._cluster, "error": self.failure, "again_in_seconds": self._wait}
             event("database_unavailable", logging.ERROR, **told)
         else:
             told = {"cluster": self._cluster, "error": f"{type(self.failure).__name__}: {self.failure}"}
             event("run_failed", logging.ERROR, **told)
             logging.getLogger("tracker").debug("run_failed", exc_info=self.failure)
-
-
-class _Sealing:
-    """Seals what is new and delivers checkpoints, in a thread of its own: whatever happens, polling goes on."""
-
-    def __init__(self, engine: sa.Engine, key: SigningKey | None, courier: Courier, stop: threading.Event) -> None:
-        self._engine = engine
-        self._key = key
-        self._courier = courier
-        self._stop = stop
-        self._thread: threading.Thread | None = None
-        self.failure: Exception | None = None  # of the last seal
-
-    def start(self) -> None:
-        """Seal at once, then every `SEAL_SECONDS` until the stop."""
-        self._thread = threading.Thread(target=self._run, name="tracker-sealing", daemon=True)
-        self._thread.start()
-
-    def finish(self) -> None:
-        """Seal what came last and deliver it, in `CLOSING_SECONDS`; what is not sealed by then, the next start seals.
-
-        A seal is written whole or not at all, so it is safe to leave one under way.
-        """
-        end = monotonic() + CLOSING_SECONDS
-        if self._thread is not None:
-            self._thread.join(CLOSING_SECONDS)  # it heard the stop, too
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._last, name="tracker-sealing", daemon=True)
-            self._thread.start()
-            self._thread.join(max(0.0, end - monotonic()))
-        if self._thread.is_alive():
-            event("sealing_unfinished", logging.WARNING)
-
-    def _run(self) -> None:
-        seal_at = monotonic()
-        while not self._stop.is_set():
-            if monotonic() >= seal_at:
-                seal_at = monotonic() + self._tried(self._seal)
-            again = self._tried(lambda: self._courier.deliver(self._stop))
-            self._stop.wait(max(0.0, min(seal_at - monotonic(), again)))
-
-    def _last(self) -> None:
-        self._tried(self._seal)
-        self._tried(lambda: self._courier.deliver(seconds=LAST_DELIVERY_SECONDS))
-
-    def _seal(self) -> None:
-        self.failure = None
-        try:
-            seal(self._engine, self._key, obeys=True)
-        except Exception as error:
-            self.failure = error
-            raise
-
-    @staticmethod
-    def _tried(work: Callable[[], float | None]) -> float:
-        """Do *work*, and return in how many seconds to do it again: what it says, else usual; a failure is logged."""
-        try:
-            again = work()
-            return SEAL_SECONDS if again is None else again
-        except DatabaseUnavailable as error:
-            event("database_unavailable", logging.ERROR, error=error, work="sealing", again_in_seconds=LONGEST_WAIT)
-            return LONGEST_WAIT
-        except Exception as error:
-            event("sealing_failed", logging.ERROR, error=f"{type(error).__name__}: {error}")
-            logging.getLogger("tracker").debug("sealing_failed", exc_info=error)
-            return SEAL_SECONDS
-
-
-@contextmanager
-def _page(settings: Settings) -> Iterator[None]:
-    """Serve the page, if a port is set, until the end."""
-    if settings.http_port is None:
-        yield
-        return
-    maker = web.Maker(settings.database_url, settings.zone)
-    with web.serving(settings.http_port, maker):
-        try:
-            yield
-        finally:
-            maker.close()
 
 
 @contextmanager
@@ -324,6 +261,8 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool) -> Iterator[str]:
             with database.writing(engine) as connection:
                 gone = sa.update(Worker).where(Worker.worker == worker)
                 connection.execute(gone.values(stopped_at=database.now(connection)))
+        except DatabaseMoved:  # reported already
+            pass
         except DatabaseUnavailable as error:
             event("database_unavailable", logging.ERROR, error=error)
         event("stopped", worker=worker)
@@ -350,7 +289,7 @@ def _keep_running(engine: sa.Engine, worker: str, tasks: list[_Task], stop: Stop
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a cluster that is busy for a second is no warning
     for task in tasks:
         scheduler.add_job(task, "interval", seconds=LOOK_SECONDS, next_run_time=datetime.now(UTC))
-    scheduler.add_job(_beat, "interval", (engine, worker), seconds=BEAT_SECONDS)
+    scheduler.add_job(_beat, "interval", (engine, worker, stop), seconds=BEAT_SECONDS)
     scheduler.start()
     drift = time() - monotonic()
     while not stop.wait(LOOK_SECONDS):
@@ -369,10 +308,12 @@ def _keep_running(engine: sa.Engine, worker: str, tasks: list[_Task], stop: Stop
         os._exit(1)
 
 
-def _beat(engine: sa.Engine, worker: str) -> None:
+def _beat(engine: sa.Engine, worker: str, stop: Stop) -> None:
     try:
         with database.writing(engine) as connection:
             beat = sa.update(Worker).where(Worker.worker == worker)
             connection.execute(beat.values(beat_at=database.now(connection)))
+    except DatabaseMoved as error:
+        stop.because(error)
     except DatabaseUnavailable as error:
         event("database_unavailable", logging.WARNING, error=error)

@@ -22,13 +22,14 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
-from tracker.settings import mask_url
+from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseMoved, DatabaseUnavailable, SchemaMismatch
+from tracker.settings import checked_database_url, mask_url
 
-# It logs each cursor that it cannot close after an error, which is told anyway: to standard error where nobody listens.
+# It logs each cursor that it cannot close after an error that is reported anyway.
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 HEAD = "0001"  # the revision this version needs; a test compares it with the migrations
+VERSION_TABLE = "tracker_alembic_version"  # of our own: another application's Alembic may be in the same database
 
 # Python's own sqlite3 is often a SQLite whose WAL can lose commits when several connections write (3.7.0 to 3.51.2):
 # https://sqlite.org/wal.html#walreset
@@ -43,6 +44,23 @@ OLDEST_SQLITE = (3, 38)  # of 2022; the views need its unixepoch()
 BUSY_SECONDS = 30  # how long a writer waits for SQLite's one write lock
 LOCK_SECONDS = 30  # PostgreSQL: how long a statement waits for a lock
 IDLE_SECONDS = 60  # PostgreSQL: a transaction that does nothing for so long is ended: it would hold up the sealer
+
+# A role or a database can have other defaults. They are set in each transaction, in one message to the server.
+_POSTGRESQL_SETTINGS = f"""
+    SET LOCAL timezone = 'UTC';
+    SET LOCAL datestyle = 'ISO';
+    SET LOCAL intervalstyle = 'postgres';
+    SET LOCAL extra_float_digits = 1;
+    SET LOCAL bytea_output = 'hex';
+    SET LOCAL array_nulls = on;
+    SET LOCAL transform_null_equals = off;
+    SET LOCAL standard_conforming_strings = on;
+    SET LOCAL quote_all_identifiers = off;
+    SET LOCAL cursor_tuple_fraction = 1;  -- our cursors fetch all that they ask for
+    SET LOCAL lock_timeout = '{LOCK_SECONDS}s';
+    SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'
+"""
+_ENDING = ("57P01", "57P02", "57P03")  # PostgreSQL's codes: the server ends the connection, crashes, or is starting
 
 
 def sqlite_library() -> tuple[str, bool]:
@@ -59,22 +77,13 @@ def create_engine(url: str, *, make: bool = False) -> sa.Engine:
         make: Whether a missing SQLite file is made; else opening it raises DatabaseMissing.
 
     Raises:
-        BadConfiguration: The URL is none, is of another database, or its driver is not installed.
+        BadConfiguration: It is not a URL, or of another database, or the driver is not installed.
     """
     try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise BadConfiguration(
-            "TRACKER_DATABASE_URL is no database URL: write sqlite:///tracker.db or postgresql+psycopg://user@host/name"
-        ) from None
-    if parsed.get_backend_name() == "sqlite":
-        engine = _sqlite_engine(parsed, make)
-    elif parsed.get_backend_name() == "postgresql":
-        engine = _postgresql_engine(parsed)
-    else:
-        raise BadConfiguration(
-            f"TRACKER_DATABASE_URL: {parsed.get_backend_name()} is not supported: sqlite or postgresql+psycopg is"
-        )
+        parsed = sa.make_url(checked_database_url(url))
+    except ValueError as error:
+        raise BadConfiguration(f"TRACKER_DATABASE_URL: {error}") from None
+    engine = _sqlite_engine(parsed, make) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed)
     event.listen(engine, "handle_error", _translate)
     return engine
 
@@ -90,41 +99,92 @@ def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
             " PostgreSQL (TRACKER_DATABASE_URL)"
         )
     path = Path(url.database)
+    first: list[tuple[int, int] | None] = []  # the file that this engine opened first
+
+    def require_same_file() -> None:
+        if first and _identity(path) != first[0]:
+            raise DatabaseMoved(
+                f"the database file {path} was moved, replaced or deleted while it was open, and nothing more is"
+                f" written: put it back, or move {path.name}-wal and {path.name}-shm away before another file takes"
+                " its place"
+            )
 
     def connect() -> sqlite3.Connection:
+        require_same_file()
         if not make and not path.is_file():
             raise DatabaseMissing(f"there is no database at {path}: make it with `tracker db upgrade`")
-        uri = f"file:{quote(str(path.absolute()))}?mode={'rwc' if make else 'rw'}"
-        connection: sqlite3.Connection = _sqlite.connect(
-            uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
-        )
-        connection.execute("PRAGMA foreign_keys = ON")
-        if sqlite_library()[1]:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-        else:
-            connection.execute("PRAGMA journal_mode = DELETE")
-            connection.execute("PRAGMA synchronous = EXTRA")
+        connection = _open_file(path, make)
+        first[:] = first or [_identity(path)]
         return connection
 
     engine = sa.create_engine(url, module=_sqlite, creator=connect)
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        # Not the driver's own BEGIN: it comes after the first SELECT, and updates based on that read are lost.
+        require_same_file()
         reading = connection.get_execution_options().get("tracker_reading", False)
+        if not reading and "tracker_journal" not in connection.info:
+            # Not when the file is opened: a reader may not be able to write it, and it may be somebody else's.
+            mode = "WAL" if sqlite_library()[1] else "DELETE"
+            connection.exec_driver_sql(f"PRAGMA journal_mode = {mode}")
+            connection.info["tracker_journal"] = mode
+        # Not the driver's own BEGIN: it comes after the first SELECT, and updates based on that read are lost.
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at *path* from every other, or None if there is none."""
+    with suppress(OSError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
+
+
+def _open_file(path: Path, make: bool) -> sqlite3.Connection:
+    """Return a connection to a SQLite file, also where its folder is read-only.
+
+    There SQLite cannot make the ``-shm`` that it reads WAL with, unless it may take the file as one that never changes.
+    """
+
+    def opened(how: str) -> sqlite3.Connection:
+        uri = f"file:{quote(str(path.absolute()))}?{how}"
+        connection: sqlite3.Connection = _sqlite.connect(
+            uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = EXTRA")  # FULL, and in DELETE mode the folder, too
+            connection.execute("SELECT 1 FROM sqlite_master").close()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    try:
+        return opened("mode=rwc" if make else "mode=rw")
+    except _sqlite.OperationalError as error:
+        if make or "locked" in str(error) or os.access(path.absolute().parent, os.W_OK):
+            raise
+    beside = [Path(f"{path}{end}") for end in ("-wal", "-shm", "-journal")]
+    if in_use := [file.name for file in beside if file.exists() and file.stat().st_size]:
+        raise BadConfiguration(
+            f"{path} cannot be read without {' and '.join(in_use)} beside it, in a folder that is read-only: let this"
+            " account read them, or copy all of them to a folder where it may write"
+        )
+    return opened("mode=ro&immutable=1")
+
+
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
+    # A server that vanished without a word is noticed within a minute.
+    alive = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+    # PgBouncer hands a connection on after each transaction: no prepared statements, and no SET but SET LOCAL.
+    arguments = {"connect_timeout": 10, "client_encoding": "utf8", "prepare_threshold": None} | alive
     try:
-        # A server that vanished without a word is noticed within a minute.
-        alive = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
-        engine = sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10} | alive)
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=arguments)
     except ModuleNotFoundError:
         raise BadConfiguration(
             "TRACKER_DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'tracker[postgres]'"
@@ -132,15 +192,18 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: object) -> None:
-        autocommit, connection.autocommit = connection.autocommit, True
-        connection.execute("SET TIME ZONE 'UTC'")
-        # A role or a database can have others by default: psycopg reads no other dates, and figures lost digits.
-        connection.execute("SET datestyle = 'ISO'")
-        connection.execute("SET extra_float_digits = 1")
-        connection.execute("SET cursor_tuple_fraction = 1")  # our cursors fetch all that they ask for
-        connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
-        connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-        connection.autocommit = autocommit
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":  # a status is stored as it came, and may be in any script
+            connection.close()
+            raise BadConfiguration(
+                f"the database's encoding is {encoding}, and tracker needs UTF8: make another one with CREATE DATABASE"
+                " name ENCODING 'UTF8' TEMPLATE template0"
+            )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        kind = connection.get_execution_options().get("tracker_reading", "READ COMMITTED")
+        connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {kind}; {_POSTGRESQL_SETTINGS}")
 
     return engine
 
@@ -151,6 +214,8 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
     What remains SQLAlchemy's is what a statement of ours can be wrong about: a constraint, or a value.
     """
     original, error = context.original_exception, context.sqlalchemy_exception
+    if context.is_pre_ping:  # the pool makes another connection
+        return
     if not isinstance(error, sa.exc.DBAPIError) or isinstance(error, (sa.exc.IntegrityError, sa.exc.DataError)):
         return
     lines = str(original).strip().splitlines()
@@ -160,6 +225,14 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
         raise BadConfiguration(f"the database refuses: {text} ({hint})") from original
     if "not a database" in text or "malformed" in text:
         raise BadConfiguration(f"the file is no SQLite database, or is damaged ({text}): restore a copy") from original
+    state = getattr(original, "sqlstate", None)
+    read_only = state == "25006" or "readonly database" in text
+    if read_only or state in _ENDING:
+        context.is_disconnect = True  # after a failover every connection of the pool may lead to the old primary
+    if read_only:
+        raise DatabaseUnavailable(
+            f"the database cannot be written just now: {text} (a standby, a read-only role, or a read-only file)"
+        ) from original
     raise DatabaseUnavailable(f"the database is not available: {text}") from original
 
 
@@ -183,10 +256,8 @@ def reading(engine: sa.Engine, *, temporary: bool = False) -> Iterator[sa.Connec
         engine: The database.
         temporary: It may make temporary tables, if its role may: PostgreSQL refuses even those to who only reads.
     """
-    options: dict[str, Any] = {"tracker_reading": True}
-    if engine.dialect.name == "postgresql":
-        options |= {"isolation_level": "REPEATABLE READ"} | ({} if temporary else {"postgresql_readonly": True})
-    with engine.connect().execution_options(**options) as connection:
+    kind = "REPEATABLE READ" if temporary else "REPEATABLE READ, READ ONLY"
+    with engine.connect().execution_options(tracker_reading=kind) as connection:
         yield connection
 
 
@@ -305,9 +376,10 @@ def open_database(url: str) -> sa.Engine:
 
 def revision(connection: sa.Connection) -> str | None:
     """Return the schema's revision, or None where there is no schema of ours."""
-    if not sa.inspect(connection).has_table("alembic_version"):
+    # Named: on PostgreSQL the search path may lead on to another schema that has a tracker of its own.
+    if not sa.inspect(connection).has_table(VERSION_TABLE, schema=connection.dialect.default_schema_name):
         return None
-    value: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    value: str | None = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
     return value
 
 
@@ -317,10 +389,36 @@ def require_schema(connection: sa.Connection) -> None:
     if found == HEAD:
         return
     if found is None:
+        _require_room(connection)
         raise SchemaMismatch("the database is empty: run `tracker db upgrade`")
     if found < HEAD:
         raise SchemaMismatch(f"the database has revision {found}, this version needs {HEAD}: run `tracker db upgrade`")
     raise SchemaMismatch(f"the database has revision {found}, newer than this version's: install a newer tracker")
+
+
+def _require_room(connection: sa.Connection) -> None:
+    """Raise SchemaMismatch if a schema without a revision has tables with the names of ours."""
+    from tracker.models import Base
+
+    schema = connection.dialect.default_schema_name
+    if schema is None:
+        raise SchemaMismatch("no schema of the search_path exists, or this role may not use it: run CREATE SCHEMA")
+    inspector = sa.inspect(connection)
+    there = [*inspector.get_table_names(schema=schema), *inspector.get_view_names(schema=schema)]
+    taken = sorted(set(there) & set(Base.metadata.tables))
+    if "seals" in taken and "previous_sha256" in [one["name"] for one in inspector.get_columns("seals", schema)]:
+        raise SchemaMismatch(
+            "the database is of tracker's first edition, which this version does not read: set TRACKER_DATABASE_URL to"
+            " a new database and register the open jobs there"
+        )
+    if taken:
+        where, way_out = f"the schema {schema}", ", or a schema of its own (search_path)"
+        if connection.dialect.name == "sqlite":
+            where, way_out = "the database", ""
+        raise SchemaMismatch(
+            f"{where} has {', '.join(taken)} but no {VERSION_TABLE}, so they are not tracker's: use another"
+            f" database{way_out}"
+        )
 
 
 def migrations() -> Path:
@@ -355,7 +453,9 @@ def upgrade(url: str, told: Callable[[str], None] = lambda line: None) -> None:
     try:
         with reading(engine) as connection:
             before = revision(connection)
-            if before is not None and before > HEAD:
+            if before is None:
+                _require_room(connection)
+            elif before > HEAD:
                 require_schema(connection)
         command.upgrade(config, "head")
     finally:

@@ -6,6 +6,7 @@ Owns the tree; each class is one decision that a caller can make. The room where
     TrackerError
     ├── BadConfiguration        stop: a person must mend the settings or the set-up
     │   ├── DatabaseMissing     make the database first
+    │   ├── DatabaseMoved       write nothing more: the file is another one now
     │   ├── SchemaMismatch      upgrade the schema, or the program
     │   └── GuardsMissing       the history is not protected: refuse to run
     ├── DatabaseUnavailable     try again later
@@ -48,6 +49,10 @@ class BadConfiguration(TrackerError):
 
 class DatabaseMissing(BadConfiguration):
     """There is no database at the URL, and only ``tracker db upgrade`` and ``tracker demo`` make one."""
+
+
+class DatabaseMoved(BadConfiguration):
+    """The SQLite file was moved, replaced or deleted while it was open."""
 
 
 class SchemaMismatch(BadConfiguration):

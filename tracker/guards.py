@@ -307,7 +307,8 @@ def _postgresql_differences(connection: sa.Connection) -> list[str]:
             " AND p.proname IN :names"
         ).bindparams(sa.bindparam("names", [*bodies], expanding=True))
     )
-    functions = {row[0]: tuple(row[1:]) for row in rows}
+    # A dump of a database with quote_all_identifiers puts quotes into the settings, too.
+    functions = {row[0]: (row[1], [one.replace('"', "") for one in row[2] or ()], *row[3:]) for row in rows}
     config = ["search_path=pg_catalog, pg_temp"]
     found = _differences("function", {name: (bodies[name], config, False, "plpgsql") for name in bodies}, functions)
     rows = connection.execute(

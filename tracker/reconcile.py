@@ -24,7 +24,6 @@ import sqlalchemy as sa
 from tracker import database, intake, text
 from tracker.errors import BadConfiguration, InvalidField, Refused
 from tracker.models import CLUSTERS, JOBS, facts_of
-from tracker.reports.about import Filters
 from tracker.settings import Settings
 from tracker.status import Facts, Kind
 
@@ -84,7 +83,8 @@ class Reconciliation:
 
     Attributes:
         findings: By line, then what is missing there by cluster and jid; empty: all agree.
-        scope: Which registered jobs should be in the file.
+        clusters: Of the scope: the registered jobs that should be in the file.
+        since, until: Its bounds.
         rows: Of the file.
         jobs: In the file, each counted once.
         registered: Jobs within the scope.
@@ -92,7 +92,9 @@ class Reconciliation:
     """
 
     findings: list[Finding]
-    scope: Filters
+    clusters: tuple[str, ...]
+    since: datetime | None
+    until: datetime | None
     rows: int
     jobs: int
     registered: int
@@ -135,7 +137,8 @@ def reconcile(
         BadConfiguration: A row names no cluster, and none is configured.
         DatabaseUnavailable: Try again.
     """
-    Filters(since, until)  # refused before a row is read
+    if since is not None and until is not None and since >= until:  # refused before a row is read
+        raise InvalidField("until", f"{until} is not after since, {since}: no job can lie between them")
     with database.reading(engine) as connection:
         known = set(connection.scalars(sa.union(sa.select(JOBS.c.cluster), sa.select(CLUSTERS.c.cluster))))
 
@@ -183,7 +186,6 @@ def reconcile(
     # Without a scope an empty log would agree with everything.
     if not clusters and (not findings or len(settings.clusters) == 1):
         clusters.add(cluster_of(None))
-    scope = Filters(since, until, tuple(sorted(clusters)))
     in_file = len(jobs)
 
     missing_there: list[_Key] = []
@@ -200,13 +202,16 @@ def reconcile(
 
     with database.reading(engine) as connection:
         if clusters:
-            within = sa.select(*_COLUMNS).where(*scope.conditions(JOBS.c))
+            began_at = sa.func.coalesce(JOBS.c.submitted_at, JOBS.c.registered_at)
+            within = sa.select(*_COLUMNS).where(JOBS.c.cluster.in_(clusters))
+            within = within if since is None else within.where(began_at >= since)
+            within = within if until is None else within.where(began_at < until)
             for job in connection.execute(within, execution_options={"yield_per": _FETCH}):
                 registered += 1
                 if not meet(job):
                     missing_there.append((job.cluster, job.jid))
         if since is not None or until is not None:
-            for name in scope.clusters:
+            for name in sorted(clusters):
                 jids = [jid for cluster, jid in jobs if cluster == name]
                 for start in range(0, len(jids), _LOOKED_UP):
                     among = _among(connection, jids[start : start + _LOOKED_UP])
@@ -217,7 +222,8 @@ def reconcile(
         findings.extend(_compare(key, [first, *repeated.get(key, ())], None))
     findings.sort(key=lambda found: found.line or 0)  # the others keep their order
     findings.extend(Finding(Disagreement.MISSING_THERE, None, *key) for key in sorted(missing_there))
-    return Reconciliation(findings, scope, read, in_file, registered, plain_dates)
+    scope = tuple(sorted(clusters)), since, until
+    return Reconciliation(findings, *scope, read, in_file, registered, plain_dates)
 
 
 def _among(connection: sa.Connection, jids: list[str]) -> sa.ColumnElement[bool]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import (
@@ -111,14 +111,37 @@ def may_be_loopback(host: str | None) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def mask_url(url: str) -> str:
-    """Return *url* with the password and every secret-looking query value masked.
+_HOST = r"(?:[\w.%-]*|\[[\da-fA-F:.%]+\])(?::\d{1,5})?"
+_URL = re.compile(
+    r"(?is)(?P<scheme>[a-z][\w+.-]*://)(?:(?P<user>(?:(?!%3a)[^\s:/?#@])*)(?P<password>:.*)?(?P<at>@))?"
+    rf"(?P<hosts>{_HOST}(?:,{_HOST})*)(?P<path>(?:/[^?#@:]*)?)(?P<query>(?:[?#][^@]*)?)"
+)
+"""Only a password may hold an unescaped ``@``, ``/`` or ``?``: it goes up to the last ``@`` that can end one."""
+_SECRET = re.compile("pass|pwd|secret|token|key|sig", re.IGNORECASE)
 
-    All between the first colon of the user's part and the last ``@`` counts as password: SQLAlchemy accepts an
-    unescaped ``/`` or ``@`` in one, and what is masked needlessly harms nobody.
+
+def mask_url(url: str) -> str:
+    """Return *url* with the password masked, and what follows a secret-looking key of the query.
+
+    Of a URL that cannot be understood only the scheme is shown: what is masked needlessly harms nobody.
     """
-    url = re.sub(r"(?s)^([^:/?#]*://[^:/]*):.*@", rf"\1:{_MASK}@", url)
-    return re.sub(r"(?i)([?&][^=&]*(?:pass|pwd|secret|token|key|sig)[^=&]*=)[^&#]+", rf"\1{_MASK}", url)
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return _MASK if re.match(r"(?s)[a-zA-Z][\w+.-]*:/|.*:.*@", url) else url
+    if scheme.startswith("sqlite"):  # a path, in which anything may be
+        shown, mark, query = url.partition("?")
+    elif parts := _URL.fullmatch(url):
+        password = f":{_MASK}" if parts["password"] else ""
+        shown = f"{parts['scheme']}{parts['user'] or ''}{password}{parts['at'] or ''}{parts['hosts']}{parts['path']}"
+        mark, query = parts["query"][:1], parts["query"][1:]
+    else:
+        return f"{scheme}://{_MASK}"
+    pairs = query.split("&")
+    for place, (key, equals, _) in enumerate(pair.partition("=") for pair in pairs):
+        if equals and _SECRET.search(unquote_plus(key)):  # all that follows may be of the secret
+            pairs[place:] = [f"{key}={_MASK}"]
+            break
+    return shown + mark + "&".join(pairs)
 
 
 def mask_hook(url: str) -> str:
@@ -211,9 +234,27 @@ def _file(value: Path) -> Path:
     return value
 
 
-def _database_url(value: str) -> str:
-    if not re.match(r"(sqlite(\+pysqlite)?|postgresql(\+psycopg)?)://", value):
+def checked_database_url(value: str) -> str:
+    """Return *value* if it is a URL that the database room can open.
+
+    Raises:
+        ValueError: It is not; the message says what to write, and repeats nothing of it.
+    """
+    if re.match(r"sqlite(\+pysqlite)?://", value):
+        return value
+    if not re.match(r"postgresql(\+psycopg)?://", value):
         raise ValueError("must begin with sqlite:/// (and a path) or postgresql+psycopg://")
+    parts = _URL.fullmatch(value)
+    if parts is None or "@" in (parts["password"] or ""):
+        raise ValueError(
+            "must be like postgresql+psycopg://user:password@host:5432/name; in a password write @ as %40, / as %2F,"
+            " : as %3A, % as %25"
+        )
+    if "," in parts["hosts"] and ":" in parts["hosts"]:
+        raise ValueError(
+            "several hosts with ports are written postgresql+psycopg://user:password@/name?host=one:5432&host=two:5432"
+            "&target_session_attrs=read-write"
+        )
     return value
 
 
@@ -222,6 +263,11 @@ Duration = Annotated[
     timedelta,
     BeforeValidator(duration),
     Field(gt=timedelta(0), le=_LONGEST, description="a duration above 0 such as '2 days', '36h' or '60 s'"),
+]
+DurationOrZero = Annotated[
+    timedelta,
+    BeforeValidator(duration),
+    Field(ge=timedelta(0), le=_LONGEST, description="a duration such as '1 h' or '0 s'"),
 ]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 File = Annotated[Path, AfterValidator(_file)]
@@ -305,16 +351,18 @@ class Settings(BaseModel):
         lost_after_polls, lost_after: When ``not_found`` ends a job.
         delay_per_poll: How much mean delay one poll may save (the cadence's price).
         request_timeout: For the whole of one request to Elevate.
+        seal_after: How old the oldest unsealed row may get; 0: whatever is new is sealed.
     """
 
     model_config = _CONFIG
 
     timezone: Zone = DEFAULT_TIMEZONE
-    database_url: Annotated[str, AfterValidator(_database_url)] = "sqlite:///tracker.db"
+    database_url: Annotated[str, AfterValidator(checked_database_url)] = "sqlite:///tracker.db"
     http_port: Annotated[Count | None, Field(ge=1, le=65535, description="a port number from 1 to 65535")] = None
     signing_key_file: File | None = None
     checkpoint_file: File | None = None
     checkpoint_url: HookUrl | None = None
+    seal_after: DurationOrZero = timedelta(hours=1)
     alert_url: HookUrl | None = None
     ping_url: HookUrl | None = None
     lost_after_polls: Annotated[Count, Field(ge=1, le=10_000, description="a whole number from 1 to 10000")] = 5

@@ -24,6 +24,7 @@ from zoneinfo import ZoneInfo
 from tracker.errors import BadConfiguration, DatabaseUnavailable, TrackerError
 from tracker.logs import event
 from tracker.reports.words import NOTE
+from tracker.settings import Settings
 
 HOST: Final = "127.0.0.1"
 FRESH_SECONDS: Final = 60  # a page is shown for so long before another is made
@@ -114,6 +115,24 @@ def serving(port: int, make: Callable[[], str]) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def page(settings: Settings) -> Iterator[None]:
+    """Serve the page of a database, if a port is set.
+
+    Raises:
+        BadConfiguration: The port is in use.
+    """
+    if settings.http_port is None:
+        yield
+        return
+    maker = Maker(settings.database_url, settings.zone)
+    with serving(settings.http_port, maker):
+        try:
+            yield
+        finally:
+            maker.close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -18,7 +18,7 @@ from tracker.models import JOBS, TRANSITIONS
 from tracker.reports import as_of, render
 from tracker.status import Answer, Facts, Job, LostRule, Past, State, decide
 
-CHECKS: Final = ("histories", "actions", "gaps", "times", "server_dates")
+CHECKS: Final = ("histories", "actions", "gaps", "seals", "times", "server_dates")
 """On sealed rows as on live ones."""
 LIVE: Final = (*CHECKS, "jobs")
 """Also on the live `jobs`."""

@@ -122,7 +122,7 @@ class _Script:
         self._owner, self._writer, self._auditor = map(_identifier, (owner, writer, auditor))
         here = connection.exec_driver_sql("SELECT current_database(), current_schema()").one()
         self._database, self._schema = map(_identifier, here)
-        self._tables = (*sorted(Base.metadata.tables), "alembic_version")
+        self._tables = (*sorted(Base.metadata.tables), database.VERSION_TABLE)
         functions = guards.functions()
         sequences = sa.text(
             "SELECT s.relname FROM pg_class s JOIN pg_depend d ON d.objid = s.oid AND d.deptype IN ('a', 'i')"

@@ -30,7 +30,7 @@ from tracker.audit import lines
 from tracker.audit.checkpoint import SEGMENT_ROWS, Checkpoint, Segment, Signed, parse, sign
 from tracker.audit.keys import PublicKey, SigningKey
 from tracker.audit.lines import TABLES
-from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable, Refused
+from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable
 from tracker.guards import SEAL_LOCK
 from tracker.logs import event
 
@@ -76,14 +76,10 @@ def seal(
 
     Raises:
         BadCheckpoint: The newest checkpoint in the database is damaged: nothing can be built on it.
-        BadConfiguration: A key is announced without a key to sign that, or *obeys* forbids sealing.
-        Refused: The key announced is the one that signs.
+        BadConfiguration: *obeys* forbids sealing; the message says which key is missing.
         DatabaseUnavailable: Some of the checkpoints may have been made: they are in the chain.
+        ValueError: A key is announced, and there is no key to sign that.
     """
-    if next_key is not None and key is None:
-        raise BadConfiguration("only the present key can announce the next: set TRACKER_SIGNING_KEY_FILE to it")
-    if next_key is not None and key is not None and next_key == key.public:
-        raise Refused(f"the key {next_key.id} signs already: make another with `tracker audit keygen FILE`")
     with database.reading(engine) as connection:
         before = head(connection)
         if next_key is None and not _is_due(connection, before, seal_after):
@@ -142,18 +138,15 @@ def _sealed(before: Signed | None) -> Ids:
 
 def _is_due(connection: sa.Connection, before: Signed | None, seal_after: timedelta | None) -> bool:
     """Return whether so much is new, or so old, that it is to be sealed now."""
-    sealed = _sealed(before)
-    if not seal_after:
-        return any(id_ > sealed[table] for table, id_ in _newest(connection).items())
-    waiting = sa.union_all(
-        *(
-            sa.select(sa.select(at.label("at")).where(id_ > sealed[table]).limit(SEGMENT_ROWS).subquery().c.at)
-            for table, (id_, at) in _WRITTEN.items()
-        )
-    ).subquery()
+    sealed, enough = _sealed(before), SEGMENT_ROWS if seal_after else 1
+    new = (
+        sa.select(at.label("at")).where(id_ > sealed[table]).limit(enough).subquery()
+        for table, (id_, at) in _WRITTEN.items()
+    )
+    waiting = sa.union_all(*(sa.select(rows.c.at) for rows in new)).subquery()
     # The oldest, not the first: a row of the future holds up no other.
-    is_old = sa.func.min(waiting.c.at) <= database.now(connection) - seal_after
-    return bool(connection.execute(sa.select(sa.or_(sa.func.count() >= SEGMENT_ROWS, is_old))).scalar())
+    is_old = sa.func.min(waiting.c.at) <= database.now(connection) - (seal_after or timedelta())
+    return bool(connection.execute(sa.select(sa.or_(sa.func.count() >= enough, is_old))).scalar())
 
 
 def _newest(connection: sa.Connection) -> Ids:
@@ -192,8 +185,7 @@ def _build(
     segments: list[dict[str, Any]] = []
     ids = {}
     for table in TABLES:
-        reached = _segments(engine, table, sealed[table], wanted[table], segments)
-        ids[table] = (sealed[table], reached)
+        ids[table] = (sealed[table], _segments(engine, table, sealed[table], wanted[table], segments))
     with database.reading(engine) as connection:
         now = database.now(connection)
     checkpoint = Checkpoint(
@@ -214,9 +206,8 @@ def _segments(engine: sa.Engine, table: str, after: int, upto: int, segments: li
 
     Each is read in a transaction of its own, a few ms: in SQLite's DELETE mode a reader holds up a COMMIT.
     """
-    for part in range(1, MOST // SEGMENT_ROWS + 1):
-        if after >= upto:
-            break
+    part = 0
+    while after < upto and (part := part + 1) <= MOST // SEGMENT_ROWS:
         with database.reading(engine) as connection:
             rows = list(lines.stream(connection, table, after, upto, SEGMENT_ROWS))
         if not rows:  # deleted past the guards: for verify to find

@@ -504,7 +504,7 @@ def status(ctx: click.Context) -> None:
     }
     emit([list(screen.values())], list(screen), "table", records=True)
     click.echo()
-    needs = overview.needs(seen)
+    needs = overview.needs(seen, settings.seal_after)
     for need in needs:
         line = plain(str(need))
         if sys.stdout.isatty():  # elsewhere each is one line, for grep

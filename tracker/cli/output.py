@@ -24,9 +24,10 @@ from typing import IO, Any, TypeVar
 import click
 
 from tracker.errors import Refused
-from tracker.reports.words import CONTROL, cell
+from tracker.reports.words import cell
 from tracker.reports.words import human as human
 from tracker.reports.words import plain as plain
+from tracker.text import INVISIBLE
 
 FORMATS = ("table", "csv", "json")
 
@@ -111,7 +112,7 @@ def emit(
             for row in rows:
                 line = _COMPACT.encode(dict(zip(names, map(_json_value, row), strict=True)))
                 if not line.isprintable():
-                    line = CONTROL.sub(_escaped, line)
+                    line = INVISIBLE.sub(_escaped, line)
                 sys.stdout.write(f"{separator}\n  {line}")
                 separator = ","
             sys.stdout.write("[]\n" if separator == "[" else "\n]\n")

@@ -140,11 +140,10 @@ def _summary(made: Reconciliation) -> str:
     """Return in words what was compared, and what came of it."""
     from tracker.reconcile import Disagreement
 
-    scope = made.scope
     rows = "" if made.rows == made.jobs else f" in {_counted(made.rows, 'row')}"
-    where = f" in {', '.join(scope.clusters)}" if scope.clusters else ""
-    since = f" from {utc(scope.since).isoformat(' ')}" if scope.since else ""
-    until = f" until before {utc(scope.until).isoformat(' ')}" if scope.until else ""
+    where = f" in {', '.join(made.clusters)}" if made.clusters else ""
+    since = f" from {utc(made.since).isoformat(' ')}" if made.since else ""
+    until = f" until before {utc(made.until).isoformat(' ')}" if made.until else ""
     when = f", submitted (else registered){since}{until}" if since or until else ""
     compared = f"{_counted(made.jobs, 'job')}{rows} in the file, {made.registered} registered{plain(where)}{when}"
     if not made.findings:

@@ -15,11 +15,16 @@ def run(once: bool) -> None:
     What is under way when the first signal comes ends and is recorded; a second signal exits at once. Events go to
     stderr, one line each: key=value on a terminal, JSON otherwise.
     """
-    from tracker import daemon, logs, settings
+    from contextlib import nullcontext
+
+    from tracker import daemon, logs, settings, web
+    from tracker.audit.sealing import Sealing
 
     effective = settings.load()
     logs.setup()
-    tally = daemon.run(effective, once=once)
+    sealing = Sealing(effective, once=once)
+    with nullcontext() if once else web.page(effective):
+        tally = daemon.run(effective, once=once, beside=[sealing])
     if once:
         click.echo(
             f"{tally.asked} asked, {tally.failed} failed, {tally.transitions} transitions recorded"

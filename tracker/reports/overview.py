@@ -28,11 +28,10 @@ NEAR: Final = timedelta(days=7)
 """A deadline that is no farther ahead than this is near."""
 RECENT: Final = timedelta(hours=24)
 """Anomalies are told for so long."""
-SEALED_WITHIN: Final = timedelta(hours=25)
-"""A row that waits for its seal for longer than this needs a person: as `tracker audit verify` has it."""
-
+SEALED_WITHIN: Final = timedelta(hours=24)
+"""A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day."""
 SEALED_BY_DAEMON: Final = timedelta(minutes=15)
-"""The same while a daemon runs, which seals every five minutes."""
+"""The same while a daemon runs."""
 
 _BATCH: Final = 10_000
 """Rows fetched at a time; ours: a few MB."""
@@ -268,12 +267,13 @@ def clusters(connection: sa.Connection, configured: Collection[str]) -> list[Clu
         sa.func.min(j.deadline_on).filter(j.state.in_(UNSETTLED), j.deadline_at > now).label("next_deadline_on"),
     ).group_by(j.cluster)
     counted = {row.cluster: row._asdict() for row in connection.execute(query)}
-    standing = {row.cluster: row._asdict() for row in connection.execute(sa.select(CLUSTERS))}
+    shown = ("cluster", "answered_at", "paused_until", "pause_cause", "gap_began_at", "gap_cause", "gap_detail")
+    query = sa.select(*(CLUSTERS.c[name] for name in shown))
+    standing = {row.cluster: row._asdict() for row in connection.execute(query)}
     rows = []
     for name in sorted({*configured, *counted, *standing}):
         row: dict[str, Any] = {"cluster": name, "configured": name in configured}
         row |= counted.get(name, {}) | standing.get(name, {})
-        row.pop("next_request_at", None)  # a daemon's own business
         rows.append(ClusterRow(**row))
     return rows
 
@@ -413,8 +413,8 @@ class Need:
         return f"{self.what}; {self.way_out}"
 
 
-def needs(seen: Overview) -> list[Need]:
-    """Return what needs a person, the gravest first.
+def needs(seen: Overview, seal_after: timedelta) -> list[Need]:
+    """Return what needs a person, the gravest first; *seal_after*: as set.
 
     A done job whose verdict is missed or undecidable is not among it: nothing that anyone does changes that any more.
     """
@@ -444,7 +444,7 @@ def needs(seen: Overview) -> list[Need]:
                         f"{_told(cluster.behind_since)}"
                     )
                     found.append(Need(what, _catch_up(cluster)))
-    found += _unproven(seen)
+    found += _unproven(seen, seal_after)
     if overdue := seen.count(State.OPEN, State.FAILED, verdict="overdue"):
         way_out = "see `tracker jobs --past-deadline`; tell whoever answers the person."
         found.append(Need(f"{_jobs(overdue)} overdue: not done at the deadline", way_out))
@@ -460,18 +460,18 @@ def needs(seen: Overview) -> list[Need]:
     return found
 
 
-def _unproven(seen: Overview) -> Iterable[Need]:
+def _unproven(seen: Overview, seal_after: timedelta) -> Iterable[Need]:
     """Yield what keeps checkpoints from being made, or from leaving the database."""
     its = seen.sealing
     if its.sealed_at is not None and its.number is None:
         way_out = "run `tracker audit verify`; tracker/audit/ROLES.md says what the owner can do."
-        yield Need("The newest checkpoint is none, or damaged, and nothing is sealed any more", way_out)
+        yield Need("The newest row in `seals` is not a valid checkpoint; sealing has stopped", way_out)
     elif its.unsealed_since is not None:
         # A job may be registered as of long ago, and a daemon may have begun just now.
         waited_since = max([its.unsealed_since, *([its.sealed_at] if its.sealed_at else [])])
         run_since = min((row.started_at for row in seen.alive), default=seen.now)
-        is_old = its.unsealed_since < seen.now - SEALED_WITHIN
-        if is_old or max(waited_since, run_since) < seen.now - SEALED_BY_DAEMON:
+        due_at = seen.now - seal_after
+        if its.unsealed_since < due_at - SEALED_WITHIN or max(waited_since, run_since) < due_at - SEALED_BY_DAEMON:
             what = f"{its.unsealed} rows of history are not sealed, the oldest since {_told(its.unsealed_since)}"
             way_out = "`tracker run --once` seals them, or says what keeps it; a daemon's log does (sealing, seal)."
             yield Need(what, way_out)

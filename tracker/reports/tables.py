@@ -90,7 +90,7 @@ def read(
     if name not in NAMES:
         raise InvalidField("report", f"there is none {name[:80]!r}; there are: {', '.join(NAMES)}")
     counted = filters if name != "gaps" else replace(filters, since=None, until=None)
-    view = _typed(connection, f"report_{name}")
+    view = typed(connection, f"report_{name}")
     told_at = as_of or database.now(connection)
     ctes = shadows(connection, counted, as_of, zone, view.name)
     wanted = list(_overlapping(view, filters, told_at)) if name == "gaps" else []
@@ -108,10 +108,10 @@ def read(
     return Table(about, columns, iter(rows), left_out)
 
 
-def _typed(connection: sa.Connection, view: str) -> sa.TableClause:
+def typed(connection: sa.Connection, view: str) -> sa.TableClause:
     """Return *view* with the types that its columns have; on SQLite their names tell it."""
     names = connection.execute(sa.text(f"SELECT * FROM {view} LIMIT 0")).keys()
-    return sa.table(view, *(sa.column(name, _type(name)) for name in names))
+    return sa.table(view, *(sa.column(name, type_of(name)) for name in names))
 
 
 class _Flag(sa.TypeDecorator[bool]):
@@ -124,7 +124,8 @@ class _Flag(sa.TypeDecorator[bool]):
         return None if value is None else bool(value)
 
 
-def _type(name: str) -> sa.types.TypeEngine[Any]:
+def type_of(name: str) -> sa.types.TypeEngine[Any]:
+    """Return the type of a view's column of this name, as far as SQLite needs to be told."""
     if name == "registered_by":
         return sa.String()
     if name.endswith("_on"):

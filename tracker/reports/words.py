@@ -6,12 +6,11 @@ Owns the words for a duration and the safety of text; the look is the reader's (
 from __future__ import annotations
 
 import math
-import re
 from datetime import timedelta
 from typing import Final
 
-CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""C0, DEL and C1 drive terminals; the others reorder or break what is read (Unicode TR 9, bidirectional controls)."""
+from tracker.text import INVISIBLE
+
 _FORMULA: Final = frozenset(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
 """What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection)."""
 NOTE: Final = "<!--note-->"
@@ -43,12 +42,12 @@ def human(seconds: float | timedelta, *, up: bool = False) -> str:
 
 def plain(text: str) -> str:
     """Return *text* on one line and without control characters: they become spaces (blanks) or ``\\ufffd`` (others)."""
-    return CONTROL.sub(lambda match: " " if match[0].isspace() else "\ufffd", text)
+    return INVISIBLE.sub(lambda match: " " if match[0].isspace() else "\ufffd", text)
 
 
 def cell(text: str) -> str:
     """Return *text* as a CSV file may hold it: no spreadsheet takes it for a formula, no terminal for a command."""
     if not text.isprintable():
         # A lone carriage return would end the row for many a reader, and csv quotes line ends of its own kind only.
-        text = CONTROL.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", text)
+        text = INVISIBLE.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", text)
     return f"'{text}" if text[:1] in _FORMULA else text

@@ -58,18 +58,24 @@ begun AS (
 {# An extension counts if it was recorded before the deadline and moves it, by at most two further months. #}
 due AS (
     SELECT
-        b.*, d.day AS deadline_on, d.ends_at AS deadline_at,
+        b.*, d.day AS due_on, d.ends_at AS due_at,
         CASE
             WHEN b.extended_on > d.day AND b.extended_at < d.ends_at
             THEN {{ least('b.extended_on', months_later('b.begun_on', 3)) }}
         END AS moved_to
     FROM begun b
     LEFT JOIN zone d ON d.timezone = b.timezone AND d.day = {{ months_later('b.begun_on', 1) }}
+),
+declared AS MATERIALIZED (
+    SELECT
+        d.*, coalesce(x.day, d.due_on) AS deadline_on, coalesce(x.ends_at, d.due_at) AS deadline_at
+    FROM due d
+    LEFT JOIN zone x ON x.timezone = d.timezone AND x.day = d.moved_to
 )
 SELECT
     d.job_id AS id, d.cluster, d.jid, d.kind, d.reference, d.received_at, d.submitted_at, d.extended_on,
     d.registered_at, d.registered_by,
-    coalesce(x.day, d.deadline_on) AS deadline_on, coalesce(x.ends_at, d.deadline_at) AS deadline_at,
+    d.deadline_on, d.deadline_at,
     l.to_state AS state, l.to_status AS status, s.last_seen_at AS status_after, s.observed_at AS status_by,
     CASE WHEN p.action = 'observed' THEN 1 ELSE 0 END AS status_polls,
     l.last_seen_at AS seen_at,
@@ -85,8 +91,7 @@ SELECT
     END AS ended_by,
     l.seq, {{ null('timestamptz') }} AS due_at, l.polls, 0 AS failures, {{ null('text') }} AS last_error,
     {{ null('text') }} AS leased_by, {{ null('timestamptz') }} AS leased_until
-FROM due d
-LEFT JOIN zone x ON x.timezone = d.timezone AND x.day = d.moved_to
+FROM declared d
 JOIN transitions l ON l.job_id = d.job_id AND l.seq = d.seq
 JOIN transitions e ON e.job_id = d.job_id AND e.seq = d.state_seq
 LEFT JOIN transitions s ON s.job_id = d.job_id AND s.seq = d.status_seq

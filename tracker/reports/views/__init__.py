@@ -51,16 +51,21 @@ def _comment(connection: sa.Connection, what: str, name: str, text: str) -> None
 
 
 def drop(connection: sa.Connection) -> None:
-    """Drop every report view that is there, those of another version included."""
-    present = sa.inspect(connection).get_view_names()
-    for name in (*reversed(VIEWS), *sorted(v for v in present if v.startswith("report_") and v not in VIEWS)):
+    """Drop each view that is there, and no view of anybody else's."""
+    present = _present(connection)
+    for name in reversed(VIEWS):
         if name in present:
             connection.exec_driver_sql(f"DROP VIEW {name}")
 
 
+def _present(connection: sa.Connection) -> list[str]:
+    """Return the views in the schema that tracker's tables are in, not in others of the search path."""
+    return sa.inspect(connection).get_view_names(schema=connection.dialect.default_schema_name)
+
+
 def problems(connection: sa.Connection) -> list[str]:
     """Return a line for each view that is missing or changed."""
-    present = sa.inspect(connection).get_view_names()
+    present = _present(connection)
     found = [f"view {name} is missing" for name in VIEWS if name not in present]
     for name in (n for n in VIEWS if n in present):
         ours = sql(name, connection.dialect.name)

@@ -1,0 +1,176 @@
+"""Writes ``tracker/audit/checks.sql``: the product's own SQL as one file for the sqlite3 shell.
+
+``python -m tests.checks_sql``; a test compares. It is made of ``reports/replay``, ``reports/views``, ``audit/checks``
+and of what is here: reading the CSV files of an evidence pack, and comparing the published reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from tracker.audit import checks, lines
+from tracker.models import UtcDateTime
+from tracker.reports import render, tables, views
+from tracker.reports.render import Mode
+
+FILE = Path(checks.__file__).with_name("checks.sql")
+
+HEAD = """\
+-- What an evidence pack of tracker says, checked. Made by `python -m tests.checks_sql` from tracker's own SQL.
+--
+-- For the sqlite3 shell, 3.40 or newer, after the pack's CSV files were loaded with `.import --csv FILE TABLE`: the
+-- segments, joined, into csv_transitions, csv_gaps, csv_sources; zone.csv into csv_zone; each reports/NAME.csv into
+-- csv_NAME; and into csv_seals the number, sealed_at and last ids of each checkpoint. It prints a line beginning
+-- `NOT OK` for each finding and `note` for what a person should look at, and in the end what it has read.
+"""
+
+SEALS = {"number": "integer", "sealed_at": "instant"} | dict.fromkeys(
+    ("last_transition_id", "last_gap_id", "last_source_id"), "integer"
+)
+ZONE = {"timezone": "text", "day": "date", "begins_at": "instant", "ends_at": "instant"}
+LEFT_EMPTY = {"report_jobs": ("next_poll_at", "failures", "last_error")}
+"""By report, the columns that a pack leaves empty."""
+DOUBLES = frozenset(
+    (
+        *("covered_share", "longest_unobserved_seconds", "age_seconds"),
+        *("seconds", "seconds_min", "seconds_max", "uncertainty_seconds", "median_seconds", "p95_seconds"),
+    )
+)
+
+
+def text() -> str:
+    """Return the file."""
+    return HEAD + "".join(f"\n{part}" for part in (*_load(), *_replay(), *_checks(), *_reports(), _last()))
+
+
+def _load() -> Iterator[str]:
+    """Yield what makes the tables of the CSV files."""
+    yield "-- The rows of the segments, with the types that they have in the database.\n"
+    for table, columns in lines.COLUMNS.items():
+        yield _typed(table, columns)
+    yield _typed("seals", SEALS, number="id")
+    yield _typed("zone", ZONE)
+    yield (
+        "CREATE TABLE names AS SELECT DISTINCT job_id AS id, cluster, jid FROM transitions;\n"
+        "CREATE TABLE clock AS SELECT sealed_at AS at FROM seals ORDER BY id DESC LIMIT 1;\n"
+    )
+    for table, indexed in (
+        ("transitions", "job_id, seq"),
+        *((table, "id") for table in lines.TABLES),
+        *(("gaps", f"cluster, {column}") for column in ("began_at", "ended_at")),
+        ("seals", "last_transition_id"),
+        ("zone", "timezone, day"),
+        ("names", "id"),
+    ):
+        yield f"CREATE INDEX {table}_{indexed.replace(', ', '_')} ON {table} ({indexed});\n"
+
+
+def _typed(table: str, columns: dict[str, str], **renamed: str) -> str:
+    listed = ", ".join(columns)
+    fields = ",\n".join(f"    {_value(name, type_)} AS {renamed.get(name, name)}" for name, type_ in columns.items())
+    given = f"CREATE TABLE IF NOT EXISTS csv_{table} ({listed});\n"
+    return f"{given}CREATE TABLE {table} AS SELECT\n{fields}\nFROM csv_{table};\n"
+
+
+def _value(name: str, type_: str) -> str:
+    """Return the value in a field of a CSV file, in the form of SQLite's tables."""
+    if type_ == "instant":
+        name = f"replace(replace({name}, 'T', ' '), 'Z', '')"
+    return f"CAST(nullif({name}, '') AS INTEGER)" if type_ == "integer" else f"nullif({name}, '')"
+
+
+def _replay() -> Iterator[str]:
+    yield "-- Each job, as its transitions leave it; the clusters; and the reports, as of the last checkpoint.\n"
+    for table in ("jobs", "clusters"):
+        yield f"CREATE TABLE {table} AS\n{_sql(f'reports/replay/{table}')};\n"
+    for columns in ("id", "cluster"):
+        yield f"CREATE INDEX jobs_{columns} ON jobs ({columns});\n"
+    yield "ANALYZE;\n"
+    for view in views.VIEWS:
+        yield f"CREATE VIEW {view} AS\n{_sql(f'reports/views/{view}')};\n"
+
+
+def _checks() -> Iterator[str]:
+    yield "-- What no honest history says.\n"
+    for name in ("pack", *checks.CHECKS):
+        told = (
+            "CASE f.is_note WHEN 1 THEN 'note: ' ELSE 'NOT OK: ' END || f.name || ' id ' || coalesce(f.id, 'empty')"
+            " || coalesce(', job ' || f.jid, '') || coalesce(' of cluster ' || f.cluster, '')"
+            " || coalesce(', seq ' || f.seq, '') || ': ' || f.message"
+        )
+        yield f"SELECT {_shown(told)} FROM (\n{_sql(f'audit/checks/{name}')}\n) f;\n"
+
+
+def _reports() -> Iterator[str]:
+    yield "-- The published reports are what the segments give.\n"
+    with_views = _columns()
+    for view, columns in with_views.items():
+        listed = ", ".join(columns)
+        fields = ",\n".join(f"    {_field(view, column)} AS {column}" for column in columns)
+        row = " || ',' || ".join(columns)
+        yield (
+            f"CREATE TABLE IF NOT EXISTS csv_{view} ({listed});\n"
+            f"CREATE TABLE right_{view} AS SELECT\n{fields}\nFROM {view};\n"
+        )
+        for words, one, other in (
+            ("has a row that the segments do not give", f"csv_{view}", f"right_{view}"),
+            ("lacks a row that the segments give", f"right_{view}", f"csv_{view}"),
+        ):
+            line = f"'NOT OK: reports/{view}.csv {words}: ' || substr({row}, 1, 300)"
+            yield f"SELECT {_shown(line)} FROM (SELECT {listed} FROM {one} EXCEPT SELECT {listed} FROM {other});\n"
+        yield (
+            f"SELECT 'NOT OK: reports/{view}.csv has ' || c.rows || ' rows, and the segments give ' || r.rows\n"
+            f"FROM (SELECT count(*) AS rows FROM csv_{view}) c, (SELECT count(*) AS rows FROM right_{view}) r\n"
+            "WHERE c.rows <> r.rows;\n"
+        )
+
+
+def _columns() -> dict[str, list[str]]:
+    """Return the columns of each view, which SQLite says of the views over empty tables."""
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as connection:
+        for part in (*_load(), *_replay()):
+            for statement in part.split(";\n"):
+                connection.exec_driver_sql(statement)
+        return {
+            view: [row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({view})")] for view in views.VIEWS
+        }
+
+
+def _field(view: str, column: str) -> str:
+    """Return the field of a published report; NULL is empty, as everywhere."""
+    if column in LEFT_EMPTY.get(view, ()):
+        return "''"
+    if column in DOUBLES:
+        return f"CASE WHEN {column} IS NULL THEN '' ELSE printf('%.6f', {column}) END"
+    if isinstance(tables.type_of(column), UtcDateTime):
+        return f"coalesce(replace({column}, ' ', 'T') || 'Z', '')"
+    return f"coalesce(CAST({column} AS text), '')"
+
+
+def _last() -> str:
+    counted = [(table, table) for table in ("jobs", "transitions", "gaps")]
+    counts = " || ', ' || ".join(f"(SELECT count(*) FROM {table}) || ' {name}'" for table, name in counted)
+    return f"SELECT 'checked ' || {counts} || ', {len(views.VIEWS)} reports';\n"
+
+
+def _shown(line: str) -> str:
+    """Return SQL for *line* without what a terminal takes for a command, or for another line."""
+    for number in (10, 13, 27, 155):
+        line = f"replace({line}, char({number}), '?')"
+    return line
+
+
+def _sql(name: str) -> str:
+    return render.sql(name, "sqlite", Mode.PACK)
+
+
+def main() -> None:
+    FILE.write_text(text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

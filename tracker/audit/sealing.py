@@ -1,0 +1,118 @@
+"""Sealing beside the polling: when a daemon seals and delivers.
+
+What a seal is, is said in ``seal``; how checkpoints leave the database in ``deliver``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from time import monotonic, sleep
+from typing import Final
+
+import sqlalchemy as sa
+
+from tracker.audit.deliver import Courier
+from tracker.audit.keys import SigningKey
+from tracker.audit.seal import seal
+from tracker.errors import DatabaseUnavailable
+from tracker.logs import event
+from tracker.settings import Settings
+
+LOOK_SECONDS: Final = 10.0  # how often rows are looked for that have waited long enough
+AWAY_SECONDS: Final = 30.0  # between tries while the database is away
+FAILED_SECONDS: Final = 300.0  # after a failure that a person has to repair
+CLOSING_SECONDS: Final = 20.0  # for the last seal and its delivery
+LAST_DELIVERY_SECONDS: Final = 10.0  # of these; the next start delivers the rest
+
+
+class Sealing:
+    """Seals and delivers while ``with sealing(engine):`` runs, in a thread: whatever goes wrong, polling goes on.
+
+    At the end everything new is sealed; for ``run --once``, which has only an end, what `Settings.seal_after` says.
+
+    Raises:
+        BadConfiguration: The signing key cannot be used.
+    """
+
+    def __init__(self, settings: Settings, *, once: bool = False) -> None:
+        self._settings = settings
+        self._once = once
+        self._key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
+        self._failure: Exception | None = None  # of the last attempt to seal
+
+    @contextmanager
+    def __call__(self, engine: sa.Engine) -> Iterator[None]:
+        """Run beside the block.
+
+        Raises:
+            TrackerError: *once*: why nothing could be sealed, unless the block raises.
+        """
+        courier = Courier(engine, self._settings.checkpoint_file, self._settings.checkpoint_url)
+        over = threading.Event()
+        rounds = _started(lambda: self._rounds(engine, courier, over)) if not self._once else None
+        try:
+            yield
+        finally:
+            over.set()
+            end = monotonic() + CLOSING_SECONDS
+            last = rounds
+            if rounds is not None:
+                rounds.join(CLOSING_SECONDS)
+            if rounds is None or not rounds.is_alive():
+                last = _started(lambda: self._last(engine, courier))
+                last.join(max(0.0, end - monotonic()))
+            # A seal is written whole or not at all, so it is safe to leave one under way.
+            if last is not None and last.is_alive():
+                event("sealing_unfinished", logging.WARNING)
+        if self._once and self._failure is not None:
+            raise self._failure
+
+    def _rounds(self, engine: sa.Engine, courier: Courier, over: threading.Event) -> None:
+        seal_at = monotonic()
+        while not over.is_set():
+            if monotonic() >= seal_at:
+                seal_at = monotonic() + self._tried(lambda: self._seal(engine, self._settings.seal_after))
+            again = self._tried(lambda: courier.deliver(over))
+            over.wait(max(0.0, min(seal_at - monotonic(), again)))
+
+    def _last(self, engine: sa.Engine, courier: Courier) -> None:
+        self._tried(lambda: self._seal(engine, self._settings.seal_after if self._once else timedelta()))
+        self._tried(lambda: self._deliver_last(courier))
+
+    @staticmethod
+    def _deliver_last(courier: Courier) -> None:
+        end = monotonic() + LAST_DELIVERY_SECONDS
+        while (again := courier.deliver(seconds=end - monotonic())) is not None and monotonic() + again < end:
+            sleep(again)  # another daemon is at it, or a round was cut off by the stop
+
+    def _seal(self, engine: sa.Engine, seal_after: timedelta) -> None:
+        try:
+            seal(engine, self._key, seal_after=seal_after, obeys=True)
+            self._failure = None
+        except Exception as error:
+            self._failure = error
+            raise
+
+    @staticmethod
+    def _tried(work: Callable[[], float | None]) -> float:
+        """Do *work*, and return in how many seconds to do it again; a failure is logged."""
+        try:
+            again = work()
+            return LOOK_SECONDS if again is None else again
+        except DatabaseUnavailable as error:
+            event("database_unavailable", logging.ERROR, error=error, work="sealing", again_in_seconds=AWAY_SECONDS)
+            return AWAY_SECONDS
+        except Exception as error:
+            event("sealing_failed", logging.ERROR, error=f"{type(error).__name__}: {error}")
+            logging.getLogger("tracker").debug("sealing_failed", exc_info=error)
+            return FAILED_SECONDS
+
+
+def _started(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, name="tracker-sealing", daemon=True)
+    thread.start()
+    return thread
