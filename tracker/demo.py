@@ -28,11 +28,12 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.audit.seal import seal
+from tracker.clusters import first_contact
 from tracker.elevate import Elevate
 from tracker.errors import BadConfiguration
 from tracker.intake import register
 from tracker.models import JOBS, TRANSITIONS
-from tracker.poller import Poller, Tally, first_contact
+from tracker.poller import Poller, Tally
 from tracker.reports import page
 from tracker.settings import ClusterSettings, Settings
 from tracker.simulator import CREATE_PATHS, DEFAULT_KEY, Simulator
@@ -312,7 +313,6 @@ def run(
             source_id = first_contact(connection, cluster, settings, version("tracker"))
         client = stack.enter_context(Elevate(base_url, cluster.path, cluster.api_key))
         poller = Poller(engine, cluster, settings, client, source_id, REGISTERED_BY, clock=clock, rng=rng.random)
-        stack.callback(poller.close)
         tally = Tally()
         while not stop.is_set():
             now = clock()

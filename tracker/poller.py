@@ -245,13 +245,17 @@ class Poller:
         is_full = at is not None and now + ahead < at <= now + ahead + self._longest_piece
         return not is_full and (may is May.PROBE or (may is May.DUE and due_at <= now))
 
-    def run(self, stop: Event) -> Tally:
+    def run(self, stop: Event, *, patient: bool = False) -> Tally:
         """Poll what is due until nothing is, or *stop* is set; then what is under way still ends and is recorded.
+
+        Args:
+            stop: Ends it early.
+            patient: Wait for a place in the rate, however long; else only for moments, and then the next look does.
 
         Raises:
             DatabaseUnavailable: Answers that could not be written before their leases ended are asked again later.
         """
-        return self._work(stop, self._claim)
+        return self._work(stop, self._claim, patient)
 
     def poll(self, job_ids: Sequence[int], stop: Event) -> Tally:
         """Ask about these open jobs now, out of turn but within the rate; those that another daemon asks are left."""
@@ -262,16 +266,12 @@ class Poller:
             left.difference_update(one.job_id for one in claimed)
             return claimed, again_at
 
-        return self._work(stop, claim, patient=True)
+        return self._work(stop, claim, True)
 
-    def _work(
-        self, stop: Event, claim: Callable[[int], tuple[list[_Claimed], float]], *, patient: bool = False
-    ) -> Tally:
+    def _work(self, stop: Event, claim: Callable[[int], tuple[list[_Claimed], float]], patient: bool) -> Tally:
         """Keep claimed jobs flying until *claim* has no more, and record what comes of them as it comes.
 
-        Args:
-            claim: Given how many at most; returns them, and at what monotonic time to claim again.
-            patient: Wait for a place in the rate, however long; else only for moments, and then the next look does.
+        It is given how many at most, and returns them, and at what monotonic time to claim again.
         """
         results: SimpleQueue[_Outcome] = SimpleQueue()
         flying, landed, flush_at, again_at = 0, list[_Outcome](), math.inf, 0.0
