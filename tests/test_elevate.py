@@ -224,7 +224,6 @@ def with_member(text: str) -> str:
         (json.dumps({"jid": JID}), "bad_status"),
         *((json.dumps({"jid": JID, "status": status}), "bad_status") for status in NO_STATUS),
         (json.dumps({"status": "done"}), "other_jid"),
-        (json.dumps({"jid": JID.upper(), "status": "done"}), "other_jid"),
         (json.dumps({"jid": [JID], "status": "done"}), "other_jid"),
         (json.dumps({"jid": JID + " ", "status": "done"}), "other_jid"),
     ],
@@ -1060,6 +1059,76 @@ BODIES = st.binary() | st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=8,
 ).map(lambda value: b"\r\n" + json.dumps(value).encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_connections_that_went_silent_while_idle_cost_no_answer(at_once: int) -> None:
+    """A request that times out on a connection that had been idle is asked once more, on a new one."""
+    used: dict[int, float] = {}
+
+    def play(wire: Wire) -> None:
+        before, used[id(wire.connection)] = used.get(id(wire.connection)), time.monotonic()
+        if before is not None and time.monotonic() - before > 2:
+            wire.stall()
+        else:
+            time.sleep(0.05)
+            wire.answer()
+
+    with Hostile(play) as server, client(server.url, timeout=timedelta(seconds=0.5)) as elevate:
+
+        def all_at_once() -> list[Answer]:
+            with ThreadPoolExecutor(at_once) as threads:
+                return list(threads.map(lambda _: elevate.ask(JID, now), range(at_once)))
+
+        all_at_once()
+        assert server.connections == at_once
+        time.sleep(2.2)
+        asked_at = now()
+        answers = all_at_once()
+        assert [answer.status for answer in answers] == ["waiting"] * at_once
+        assert min(answer.sent_at for answer in answers) - asked_at > timedelta(seconds=0.4)  # of the second request
+        all_at_once()
+        assert server.connections == 2 * at_once
+
+
+def test_a_busy_connection_that_hangs_is_not_asked_twice() -> None:
+    """A job whose requests hang must not hold a thread for twice the time."""
+    jids: list[str] = []
+
+    def play(wire: Wire) -> None:
+        jids.append(wire.jid)
+        wire.stall() if wire.jid == "hangs" else wire.answer()
+
+    with Hostile(play) as server, client(server.url, timeout=timedelta(seconds=0.5)) as elevate:
+        elevate.ask("a", now)
+        with at_most(1), pytest.raises(Unavailable):
+            elevate.ask("hangs", now)
+        assert jids == ["a", "hangs"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "is_same"),
+    [
+        (JID.upper(), JID, True),
+        (JID, JID.upper(), True),
+        (JID.upper(), JID.replace("c", "d"), False),
+        ("Job-1", "job-1", False),
+        (JID.upper() + "x", JID + "x", False),
+        (JID.replace("-", ""), JID, False),
+    ],
+)
+def test_capitals_do_not_matter_in_a_guid(asked: str, answered: str, is_same: bool) -> None:
+    """A GUID in capitals whose answer comes in lower case is that job's; other jids are compared to the letter."""
+
+    def play(wire: Wire) -> None:
+        wire.reply(json.dumps({"jid": answered, "status": "waiting"}))
+
+    if is_same:
+        assert ask(play, asked).status == "waiting"
+    else:
+        with pytest.raises(BadAnswer) as caught:
+            ask(play, asked)
+        assert caught.value.code == "other_jid"
 
 
 @given(head=HEADS, body=BODIES)

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import cadence, database
+from tracker.clusters import LEASE, first_contact, take_up
 from tracker.errors import DatabaseUnavailable
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Source, Worker, job_of, observed_values, transition_of
-from tracker.clusters import LEASE, first_contact, take_up
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
 from tracker.status import Action, Anomaly, Cause, State, replay

@@ -23,6 +23,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -45,6 +46,9 @@ from tracker.status import Answer
 _CAP = 64 * 1024
 """Bytes that are read of one response, headers included; an answer has about 100, and its headers a few hundred."""
 
+_IDLE_SECONDS = 2.0
+"""A connection that nobody used for longer may be dead without a word: the way between forgot it."""
+
 _LONGEST_PAUSE = timedelta(hours=6)
 """However long a server asks to be left alone: a typing error of its owner must not blind us for weeks."""
 
@@ -56,12 +60,14 @@ class _Flight(threading.local):
         deadline: On the monotonic clock.
         room: Bytes that may still come.
         reused: The connection was open before, so the server may have closed it just as we wrote.
+        idle: Seconds that the connection had not been used for.
         sent_at: Goes into each error.
     """
 
     deadline = 0.0
     room = 0
     reused = False
+    idle = 0.0
     sent_at: datetime
 
 
@@ -168,6 +174,7 @@ def _open(host: str, port: int, options: list[tuple[int, int, int | bytes]]) -> 
 class _Connection(HTTPConnection):
     """urllib3's connection over our sockets. What goes wrong is an `AskError` at once: all layers above let it pass."""
 
+    used_at = 0.0  # monotonic time
     debuglevel = 0  # http.client would print the request with its key to stdout, if someone set it for all connections
 
     def _new_conn(self) -> socket.socket:
@@ -198,9 +205,15 @@ class _Connection(HTTPConnection):
             words = f"{at}: the proxy made no connection ({code[0] if code else 'no HTTP'}): check proxy"
             raise _unavailable("proxy", words) from None
 
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _flight.idle = monotonic() - self.used_at if self.sock is not None and self.used_at else 0.0
+        super().request(*args, **kwargs)
+
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # urllib3's own differs so from http.client's
         try:
-            return super().getresponse()
+            response = super().getresponse()
+            self.used_at = monotonic()
+            return response
         except TimeoutError:
             raise _unavailable("timeout", "no answer in the time for one request") from None
         except OSError:
@@ -251,6 +264,19 @@ class _Adapter(HTTPAdapter):
         self._pool.close()  # the managers only forget it
         super().close()
 
+    def drop(self) -> None:
+        """Close the connections that are kept and not in use, so that the next request opens one."""
+        kept = self._pool.pool
+        found = []
+        with suppress(queue.Empty):
+            while kept is not None:
+                found.append(kept.get(block=False))
+        for connection in found:
+            if connection is not None:
+                connection.close()
+            with suppress(queue.Full):
+                kept.put(None, block=False)
+
     def build_response(self, req: PreparedRequest, resp: urllib3.BaseHTTPResponse) -> Response:
         response = Response()
         response.raw = resp
@@ -273,7 +299,8 @@ class Elevate:
         base_url: Scheme, host and port; ``http://`` for this machine only.
         path: The job-status call's path.
         api_key: The private key.
-        timeout: For the whole of one request: look-up, connection, TLS, headers and body.
+        timeout: For the whole of one request: look-up, connection, TLS, headers and body. One that times out on a
+            connection that was idle is sent once more, on a new one, with as much time.
         ca_bundle: PEM file of the authorities to trust in place of the usual ones.
         proxy: URL of an HTTP proxy, which sees the host's name and encrypted bytes; may hold a user and a password.
         pool_size: Connections that are kept; more threads than that cost a new one each time.
@@ -343,9 +370,13 @@ class Elevate:
         try:
             response, body = self._exchange(request)
         except Unavailable as error:
-            if error.code == "timeout" or not _flight.reused:
+            if not _flight.reused or (error.code == "timeout" and _flight.idle < _IDLE_SECONDS):
                 raise
-            # A server may close an idle connection just as we write; a GET may be repeated then (RFC 9110, 9.2.2).
+            # A connection that was idle may be closed just as we write, or be dead without a word; a GET may be
+            # repeated then (RFC 9110, 9.2.2).
+            if error.code == "timeout":
+                self._adapter.drop()
+                _flight.deadline = monotonic() + self._timeout
             _flight.sent_at = now()
             response, body = self._exchange(request)
         completed_at = now()
@@ -494,6 +525,16 @@ def _no_constant(name: str) -> None:
 _decoder = json.JSONDecoder(object_pairs_hook=_one_of_each, parse_constant=_no_constant)
 
 
+_GUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+
+
+def _is_same(answered: object, jid: str) -> bool:
+    """Whether an answer's jid is the one that was asked for: capitals do not matter in a GUID (RFC 9562, 4)."""
+    if answered == jid:
+        return True
+    return isinstance(answered, str) and bool(_GUID.fullmatch(jid)) and answered.lower() == jid.lower()
+
+
 def _status(jid: str, body: bytes) -> str:
     """Return the status in *body*, or raise BadAnswer unless it is one valid answer about *jid*, beyond any doubt."""
     try:
@@ -503,7 +544,7 @@ def _status(jid: str, body: bytes) -> str:
         raise _bad_answer("not_json", "the answer is not valid JSON") from None
     if not isinstance(document, dict):
         raise _bad_answer("not_object", "the answer is not a JSON object")
-    if document.get("jid") != jid:
+    if not _is_same(document.get("jid"), jid):
         raise _bad_answer("other_jid", "the answer is not about this job")
     status = document.get("status")
     if not isinstance(status, str) or not 1 <= len(status) <= text.LONGEST or text.INVISIBLE.search(status):
