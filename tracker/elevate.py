@@ -267,9 +267,11 @@ class _Adapter(HTTPAdapter):
     def drop(self) -> None:
         """Close the connections that are kept and not in use, so that the next request opens one."""
         kept = self._pool.pool
+        if kept is None:
+            return
         found = []
         with suppress(queue.Empty):
-            while kept is not None:
+            while True:
                 found.append(kept.get(block=False))
         for connection in found:
             if connection is not None:

@@ -238,8 +238,7 @@ def set_back(health: Health, now: datetime, by: timedelta) -> Change:
         paused_until=past(health.paused_until),
         next_request_at=past(health.next_request_at),
     )
-    seconds = round(by.total_seconds())
-    return Change(health, Gap(now, now, Cause.CLOCK_SET, f"the clock was ahead by {timedelta(seconds=seconds)}"))
+    return Change(health, Gap(now, now, Cause.CLOCK_SET, f"the clock was ahead by {_about(by)}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +274,14 @@ def stepped(health: Health, found: Step) -> Change:
         return set_back(health, found.now, -found.by)
     if found.now - found.before >= MISSED:
         return Change(absent(health, found.before))
-    seconds = round(found.by.total_seconds())
-    detail = f"the clock was set forward by {timedelta(seconds=seconds)}, or the machine was suspended"
+    detail = f"the clock was set forward by {_about(found.by)}, or the machine was suspended"
     return Change(health, Gap(found.before, found.now, Cause.CLOCK_SET, detail))
+
+
+def _about(long: timedelta) -> timedelta:
+    """Return *long* to the second, or to the minute where it is hours."""
+    unit = 60 if abs(long) > timedelta(hours=1) else 1
+    return timedelta(seconds=unit * round(long.total_seconds() / unit))
 
 
 def _opened(health: Health, began_at: datetime, cause: Cause, detail: str | None) -> Health:

@@ -359,7 +359,7 @@ class Poller:
             database_now, tick = self._watch.read(connection)
             clock = self._clock.anchored(database_now)
             now = clock()
-            standing = self._step(connection, before)
+            standing = self._step(connection, before, tick)
             may, turn = standing.may_ask(now), Turn.DUE
             if job_ids is not None:
                 may, turn = May.DUE, Turn.BY_HAND
@@ -431,7 +431,7 @@ class Poller:
         self._rhythm = replace(self._rhythm, delay_per_poll=self._delay_per_poll * max(1.0, count / a_minute))
         self._measured = monotonic()
 
-    def _step(self, connection: sa.Connection, standing: Health) -> Health:
+    def _step(self, connection: sa.Connection, standing: Health, tick: float) -> Health:
         """Put on record what the watch found since the last time, and return the cluster as it stands then."""
         found = self._watch.steps[self._steps :]
         for one in found:
@@ -454,7 +454,7 @@ class Poller:
             )
         if found:
             self._steps += len(found)
-            self._stepped_at = monotonic()
+            self._stepped_at = tick
         return standing
 
     def _record(self, outcomes: Sequence[_Outcome], stop: Event) -> Tally:
@@ -491,7 +491,7 @@ class Poller:
     def _write(self, connection: sa.Connection, outcomes: Sequence[_Outcome]) -> _Batch:
         before = lock(connection, self._cluster.name)
         database_now, tick = self._watch.read(connection)
-        batch = _Batch(self._step(connection, before))
+        batch = _Batch(self._step(connection, before, tick))
         rows = self._locked_rows(connection, outcomes)
         pasts = _pasts(connection, [row.id for row in rows.values() if row.status == Status.NOT_FOUND])
         for outcome in outcomes:

@@ -502,6 +502,9 @@ def status(ctx: click.Context) -> None:
         "anomalies": f"{'; '.join(anomalies) or 'none'} in the last 24 hours",
         "last seal": _seal(seen.sealing, seen.now),
     }
+    if seen.clock_set:
+        steps = (f"{step.detail}, until {step.ended_at:%Y-%m-%d %H:%M}" for step in seen.clock_set)
+        screen["clock set"] = "; ".join(steps)
     emit([list(screen.values())], list(screen), "table", records=True)
     click.echo()
     needs = overview.needs(seen, settings.seal_after)
