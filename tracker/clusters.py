@@ -6,6 +6,7 @@ alone: what becomes of a cluster (``health``), and asking it (``poller``). Lock 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 
 from tracker import cadence, database, health
 from tracker.health import MISSED, Health, Step
+from tracker.logs import event
 from tracker.models import CLUSTERS, JOBS, Gap, Source, Worker
 from tracker.settings import ClusterSettings, Settings
 from tracker.status import CLOCK_STEP
@@ -48,7 +50,10 @@ class Watch:
             if self._last is None or tick > self._last[1]:
                 if self._last is not None:
                     found = health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
-                    self.steps += [found] if found else []
+                    if found is not None:
+                        self.steps.append(found)
+                        by = round(found.by.total_seconds(), 1)
+                        event("clock_step", logging.WARNING, before=found.before, now=now, by_seconds=by)
                 self._last = now, tick
         return now, tick
 
@@ -108,6 +113,22 @@ def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> 
         connection.execute(late.values(due_at=now))
     for beat in (Worker.beat_at, Worker.stopped_at):
         connection.execute(sa.update(Worker).where(beat > now).values({beat: now}))
+
+
+def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Health, steps: Iterable[Step]) -> Health:
+    """Put on record what the watch found, and return the cluster as it stands then; its row is locked by the caller."""
+    for step in steps:
+        if step.by < -CLOCK_STEP:
+            set_right(connection, cluster, step.now)
+        else:
+            alive = sa.select(Worker.worker).where(Worker.worker != worker, Worker.stopped_at.is_(None))
+            alive = alive.where(Worker.beat_at.between(step.now - MISSED, step.now + CLOCK_STEP)).limit(1)
+            if connection.execute(alive).first() is not None:
+                continue  # somebody else was polling
+        change = health.stepped(standing, step)
+        put_gap(connection, cluster, change.gap)
+        standing = change.health
+    return standing
 
 
 def look(engine: sa.Engine, watch: Watch) -> tuple[datetime, dict[str, tuple[Health, datetime | None]]]:

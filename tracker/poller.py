@@ -36,16 +36,15 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tracker import cadence, database, health
-from tracker.clusters import LEASE, Watch, first_contact, lock, put, put_gap, set_right
-from tracker.deadline import deadline, extension_recorded_at
+from tracker.clusters import LEASE, Watch, catch_up, first_contact, lock, put, put_gap
+from tracker.deadline import deadline_of
 from tracker.elevate import Elevate
 from tracker.errors import AskError, BadAnswer, DatabaseUnavailable
-from tracker.health import MISSED, THREE, Change, Health, May, Turn
+from tracker.health import THREE, Change, Health, May, Turn
 from tracker.logs import event
 from tracker.models import (
     JOBS,
     TRANSITIONS,
-    Worker,
     extensions,
     facts_of,
     job_of,
@@ -348,61 +347,70 @@ class Poller:
         """The longest stretch of the rate that one claim reserves, and a moment for clocks that differ."""
         return timedelta(seconds=max(PIECE_SECONDS, 1 / self._cluster.max_requests_per_second) + 1)
 
+    @contextmanager
+    def _transaction(self) -> Iterator[_Row]:
+        """Yield the cluster's row, locked, what the watch found since the last time on record; write it at the end."""
+        with database.writing(self._engine) as connection:
+            before = lock(connection, self._cluster.name)
+            database_now, tick = self._watch.read(connection)
+            number, since = len(self._watch.steps), self._stepped_at
+            steps = self._watch.steps[self._steps : number]
+            standing = catch_up(connection, self._cluster.name, self._worker, before, steps)
+            row = _Row(connection, database_now, tick, standing, tick if steps else since)
+            yield row
+            put(connection, self._cluster.name, before, row.standing)
+        self._steps, self._stepped_at = number, row.stepped_at
+
     def _claim(self, room: int, job_ids: Sequence[int] | None = None) -> tuple[list[_Claimed], float]:
         """Lease up to *room* due jobs, oldest first, and reserve their requests in the cluster's rate.
 
         After a pause, or in a gap, one job is claimed, due or not, of those that failed least: does the cluster answer
         again? Nobody else claims while that is being found out.
         """
-        with database.writing(self._engine) as connection:
-            before = lock(connection, self._cluster.name)
-            database_now, tick = self._watch.read(connection)
-            clock = self._clock.anchored(database_now)
-            now = clock()
-            standing = self._step(connection, before, tick)
-            may, turn = standing.may_ask(now), Turn.DUE
-            if job_ids is not None:
-                may, turn = May.DUE, Turn.BY_HAND
-            elif self._is_new:
-                standing, may = health.restarted(standing, now)
+        with self._transaction() as row:
+            clock = self._clock.anchored(row.database_now)
+            now, may, turn = clock(), May.DUE, Turn.BY_HAND
+            if job_ids is None:
+                may, turn = row.standing.may_ask(now), Turn.DUE
+                if self._is_new:
+                    row.standing, may = health.restarted(row.standing, now)
             if may is May.NOTHING:
-                put(connection, self._cluster.name, before, standing)
                 return [], math.inf
             if may is May.PROBE:
                 room = 1
-                turn = Turn.PROBE if standing.pause_cause or standing.gap_began_at else Turn.DUE
-            per_second = self._cluster.max_requests_per_second
-            start = max(standing.next_request_at or database_now, database_now)
-            ahead = timedelta(seconds=AHEAD_SECONDS)
-            if start > database_now + ahead + self._longest_piece:
-                start = database_now  # nobody reserves so far ahead: it is of a clock that was
-            if start > database_now + ahead:
-                put(connection, self._cluster.name, before, standing)
-                return [], tick + (start - ahead - database_now).total_seconds()
+                turn = Turn.PROBE if row.standing.pause_cause or row.standing.gap_began_at else Turn.DUE
+            per_second, ahead = self._cluster.max_requests_per_second, timedelta(seconds=AHEAD_SECONDS)
+            start = max(row.standing.next_request_at or row.database_now, row.database_now)
+            if start > row.database_now + ahead + self._longest_piece:
+                start = row.database_now  # nobody reserves so far ahead: it is of a clock that was
+            first = row.tick + (start - row.database_now).total_seconds()
+            if start > row.database_now + ahead:
+                return [], first - AHEAD_SECONDS
             if monotonic() - self._measured > MEASURE_SECONDS:
-                self._measure_overload(connection, now)
+                self._measure_overload(row.connection, now)
             room = min(room, BATCH, max(1, int(PIECE_SECONDS * per_second)))
-            jobs = self._choice(now, database_now, room, may is May.PROBE, job_ids)
-            if connection.dialect.name == "postgresql":
+            jobs = self._choice(now, row.database_now, room, may is May.PROBE, job_ids)
+            if row.connection.dialect.name == "postgresql":
                 jobs = jobs.with_for_update(skip_locked=True)
             lease = (
                 sa.update(JOBS)
                 .where(JOBS.c.id.in_(jobs))
-                .values(leased_by=self._worker, leased_until=database_now + self._lease)
+                .values(leased_by=self._worker, leased_until=row.database_now + self._lease)
                 .returning(JOBS.c.id, JOBS.c.jid, JOBS.c.failures, JOBS.c.due_at)
             )
-            rows = sorted(connection.execute(lease).all(), key=lambda row: (row.due_at, row.id))
-            if rows:
-                standing = replace(standing, next_request_at=start + timedelta(seconds=len(rows) / per_second))
+            leased = sorted(row.connection.execute(lease).all(), key=lambda job: (job.due_at, job.id))
+            if leased:
+                next_at = start + timedelta(seconds=len(leased) / per_second)
+                row.standing = replace(row.standing, next_request_at=next_at)
                 if turn is Turn.PROBE:
-                    standing = health.probing(standing, now + self._longest_request + timedelta(seconds=5))
-            put(connection, self._cluster.name, before, standing)
-        self._is_new = False if job_ids is None else self._is_new
-        end = tick + (self._lease - self._longest_request).total_seconds() - 2 * FLUSH_SECONDS
-        claim = _Claim(database_now, tick, end, clock, turn)
-        first = tick + (start - database_now).total_seconds()
-        claimed = [_Claimed(row.id, row.jid, row.failures, first + i / per_second, claim) for i, row in enumerate(rows)]
-        return claimed, 0.0 if rows and turn is not Turn.PROBE else math.inf
+                    row.standing = health.probing(row.standing, now + self._longest_request + timedelta(seconds=5))
+        self._is_new &= job_ids is not None
+        end = row.tick + (self._lease - self._longest_request).total_seconds() - 2 * FLUSH_SECONDS
+        claim = _Claim(row.database_now, row.tick, end, clock, turn)
+        claimed = [
+            _Claimed(job.id, job.jid, job.failures, first + i / per_second, claim) for i, job in enumerate(leased)
+        ]
+        return claimed, 0.0 if claimed and turn is not Turn.PROBE else math.inf
 
     def _choice(
         self, now: datetime, database_now: datetime, room: int, probing: bool, job_ids: Sequence[int] | None
@@ -431,32 +439,6 @@ class Poller:
         self._rhythm = replace(self._rhythm, delay_per_poll=self._delay_per_poll * max(1.0, count / a_minute))
         self._measured = monotonic()
 
-    def _step(self, connection: sa.Connection, standing: Health, tick: float) -> Health:
-        """Put on record what the watch found since the last time, and return the cluster as it stands then."""
-        found = self._watch.steps[self._steps :]
-        for one in found:
-            alive = sa.select(Worker.worker).where(Worker.worker != self._worker, Worker.stopped_at.is_(None))
-            alive = alive.where(Worker.beat_at.between(one.now - MISSED, one.now + CLOCK_STEP)).limit(1)
-            if one.by >= -CLOCK_STEP and connection.execute(alive).first() is not None:
-                continue  # somebody else was polling
-            change = health.stepped(standing, one)
-            if one.by < -CLOCK_STEP:
-                set_right(connection, self._cluster.name, one.now)
-            put_gap(connection, self._cluster.name, change.gap)
-            standing = change.health
-            event(
-                "clock_set" if abs(one.by) > CLOCK_STEP else "stood_still",
-                logging.WARNING,
-                cluster=self._cluster.name,
-                before=one.before,
-                now=one.now,
-                by_seconds=round(one.by.total_seconds(), 1),
-            )
-        if found:
-            self._steps += len(found)
-            self._stepped_at = tick
-        return standing
-
     def _record(self, outcomes: Sequence[_Outcome], stop: Event) -> Tally:
         """Write what came of claimed jobs, and try again while the database is away and the leases last."""
         for outcome in outcomes:
@@ -466,8 +448,8 @@ class Poller:
         wait = 0.5
         while True:
             try:
-                with database.writing(self._engine) as connection:
-                    batch = self._write(connection, outcomes)
+                with self._transaction() as row:
+                    batch = self._write(row, outcomes)
                 break
             except DatabaseUnavailable as error:
                 if monotonic() + wait > last or stop.is_set():
@@ -484,79 +466,75 @@ class Poller:
                 return self._set_aside(outcomes[0], error)
         for name, level, told in batch.events:
             event(name, level, cluster=self._cluster.name, **told)
-        if batch.standing.pause_cause is not None:
+        if row.standing.pause_cause is not None:
             self._halt.set()
-        return batch.tally
+        return Tally(batch.asked, len(batch.failed), len(batch.transitions), batch.lost)
 
-    def _write(self, connection: sa.Connection, outcomes: Sequence[_Outcome]) -> _Batch:
-        before = lock(connection, self._cluster.name)
-        database_now, tick = self._watch.read(connection)
-        batch = _Batch(self._step(connection, before, tick))
-        rows = self._locked_rows(connection, outcomes)
-        pasts = _pasts(connection, [row.id for row in rows.values() if row.status == Status.NOT_FOUND])
+    def _write(self, row: _Row, outcomes: Sequence[_Outcome]) -> _Batch:
+        """Decide what became of the cluster and of each job, and write it."""
+        connection, batch = row.connection, _Batch()
+        ids = [outcome.claimed.job_id for outcome in outcomes if outcome.result is not None]
+        query = sa.select(JOBS).where(JOBS.c.id.in_(ids), JOBS.c.leased_by == self._worker).order_by(JOBS.c.id)
+        jobs = {job.id: job for job in connection.execute(query.with_for_update())} if ids else {}
+        pasts = _pasts(connection, [job.id for job in jobs.values() if job.status == Status.NOT_FOUND])
         for outcome in outcomes:
             claimed, claim, result = outcome.claimed, outcome.claimed.claim, outcome.result
-            if result is not None and claim.is_off(database_now, tick):
+            if result is not None and claim.is_off(row.database_now, row.tick):
                 batch.tell("discarded", logging.WARNING, jid=claimed.jid, note="the clock was set, or we stood still")
                 result = None
             if result is None:
                 batch.free.append(claimed.job_id)
                 if claim.turn is Turn.PROBE:
-                    batch.standing = health.unasked(batch.standing, claim.now())
+                    row.standing = health.unasked(row.standing, claim.now())
                 continue
             batch.asked += 1
-            row = rows.pop(claimed.job_id, None)
-            if row is None or row.state is not State.OPEN:
+            job = jobs.pop(claimed.job_id, None)
+            if job is None or job.state is not State.OPEN:
                 batch.lost += 1
                 batch.tell("lease_lost", logging.WARNING, jid=claimed.jid)
-            elif isinstance(result, Answer):
-                self._answer(connection, batch, row, claim, result, pasts.get(row.id, Past()))
+                continue
+            if isinstance(result, Answer):
+                change = self._answer(row, batch, job, claim, result, pasts.get(job.id, Past()))
             else:
-                self._error(connection, batch, row, claim, result)
-        transitions = [transition_values(job_id, one, self._source_id) for job_id, one in batch.transitions]
+                change = self._error(row, batch, job, claim, result)
+            row.standing = change.health
+            if change.gap is not None:
+                put_gap(connection, self._cluster.name, change.gap)
+                told = {"began_at": change.gap.began_at, "ended_at": change.gap.ended_at, "cause": change.gap.cause}
+                batch.tell("gap", logging.WARNING, **told)
         # The transitions first: one whose job was not changed is rolled back with it.
-        database.insert_rows(connection, TRANSITIONS, transitions)
+        database.insert_rows(connection, TRANSITIONS, batch.transitions)
         database.update_rows(connection, JOBS, batch.answered)
         database.update_rows(connection, JOBS, batch.failed)
         if batch.free:
             ours = sa.update(JOBS).where(JOBS.c.id.in_(batch.free), JOBS.c.leased_by == self._worker)
             connection.execute(ours.values(_FREE))
-        for gap in batch.gaps:
-            put_gap(connection, self._cluster.name, gap)
-        put(connection, self._cluster.name, before, batch.standing)
         if batch.well_at is not None:  # others failed because of the gap, and need not sit out their backoff
             waiting = sa.update(JOBS).where(JOBS.c.cluster == self._cluster.name, JOBS.c.failures > 0)
             connection.execute(waiting.where(JOBS.c.due_at > batch.well_at).values(due_at=batch.well_at))
         return batch
 
-    def _locked_rows(self, connection: sa.Connection, outcomes: Sequence[_Outcome]) -> dict[int, sa.Row[Any]]:
-        """Return the rows that are still leased to us, locked."""
-        ids = [outcome.claimed.job_id for outcome in outcomes if outcome.result is not None]
-        query = sa.select(JOBS).where(JOBS.c.id.in_(ids), JOBS.c.leased_by == self._worker).order_by(JOBS.c.id)
-        return {row.id: row for row in connection.execute(query.with_for_update())} if ids else {}
-
     def _answer(
-        self, connection: sa.Connection, batch: _Batch, row: sa.Row[Any], claim: _Claim, answer: Answer, past: Past
-    ) -> None:
-        """Take a valid answer: what becomes of its job, and of the cluster."""
-        now = max(claim.now(), answer.completed_at)
-        deadline_on, deadline_at = row.deadline_on, row.deadline_at
-        if row.polls == 0 or deadline_at is None:
-            deadline_on, deadline_at = self._deadline(connection, batch, row)
-        decision = decide(job_of(row), answer, self._lost_rule, past, deadline_at)
-        job, transition = decision.job, decision.transition
-        due_at = None
+        self, row: _Row, batch: _Batch, asked: sa.Row[Any], claim: _Claim, answer: Answer, past: Past
+    ) -> Change:
+        """Take a valid answer about the job *asked*, and return what becomes of the cluster."""
+        deadline_on, deadline_at = asked.deadline_on, asked.deadline_at
+        if asked.polls == 0 or deadline_at is None:
+            deadline_on, deadline_at = self._deadline(row.connection, batch, asked)
+        decision = decide(job_of(asked), answer, self._lost_rule, past, deadline_at)
+        job, transition, due_at = decision.job, decision.transition, None
         if job.state is State.OPEN:
+            now = max(claim.now(), answer.completed_at)
             due_at = cadence.next_poll(job, deadline_at, now, self._rng(), self._rhythm).due_at
         working = {"due_at": due_at, "failures": 0, "last_error": None, **_FREE}
         derived = {"deadline_on": deadline_on, "deadline_at": deadline_at}
-        batch.answered.append({"id": row.id, **observed_values(job), **derived, **working})
+        batch.answered.append({"id": asked.id, **observed_values(job), **derived, **working})
         if transition is not None:
-            batch.transitions.append((row.id, transition))
+            batch.transitions.append(transition_values(asked.id, transition, self._source_id))
             batch.tell(
                 "transition",
                 logging.WARNING if transition.anomaly else logging.INFO,
-                jid=row.jid,
+                jid=asked.jid,
                 from_status=transition.from_status,
                 to_status=transition.to_status,
                 from_state=transition.from_state,
@@ -566,14 +544,14 @@ class Poller:
                 anomaly=transition.anomaly,
                 next_poll_at=due_at,
             )
-        if claim.tick < self._stepped_at:
-            return  # it was under way while we stood still: what it says of the cluster is old
-        change = health.answered(batch.standing, answer.sent_at, answer.completed_at, claim.turn)
-        if batch.standing.pause_cause is not None and change.health.pause_cause is None:
-            batch.tell("resumed", after=batch.standing.pause_cause)
+        if claim.tick < row.stepped_at:  # it was under way while we stood still: it says nothing of the cluster now
+            return Change(row.standing)
+        change = health.answered(row.standing, answer.sent_at, answer.completed_at, claim.turn)
+        if row.standing.pause_cause is not None and change.health.pause_cause is None:
+            batch.tell("resumed", after=row.standing.pause_cause)
         if change.gap is not None and change.gap.cause is not Cause.NOT_RUNNING:
             batch.well_at = answer.completed_at
-        batch.take(change)
+        return change
 
     def _deadline(self, connection: sa.Connection, batch: _Batch, row: sa.Row[Any]) -> tuple[date, datetime]:
         """Return the deadline of a job that is answered for the first time, whatever plain SQL put there.
@@ -581,41 +559,30 @@ class Poller:
         Afterwards only an amendment moves it.
         """
         batch.zone_of = batch.zone_of or legal_zones(connection, self._legal_zone)
-        facts, declared = facts_of(row), [(row.registered_at, row.extended_on)]
-        if row.seq:  # an amendment may have recorded an extension, perhaps too late
-            declared = extensions(connection, row.id)
-        due = deadline(
-            facts.received_at,
-            facts.submitted_at,
-            row.registered_at,
-            batch.zone_of(row.cluster, declared[-1][0]),
-            extended_on=facts.extended_on,
-            extension_recorded_at=extension_recorded_at(declared),
-        )
+        # An amendment may have recorded an extension, perhaps too late.
+        declared = extensions(connection, row.id) if row.seq else [(row.registered_at, row.extended_on)]
+        due = deadline_of(facts_of(row), row.registered_at, batch.zone_of(row.cluster, declared[-1][0]), declared)
         return due.on, due.at
 
-    def _error(
-        self, connection: sa.Connection, batch: _Batch, row: sa.Row[Any], claim: _Claim, error: AskError
-    ) -> None:
-        """Take an error: its job keeps its status, and the cluster may be paused."""
-        now, failures = claim.now(), row.failures + 1
+    def _error(self, row: _Row, batch: _Batch, asked: sa.Row[Any], claim: _Claim, error: AskError) -> Change:
+        """Take an error: the job *asked* keeps its status. Return what becomes of the cluster."""
+        now, failures = claim.now(), asked.failures + 1
         name = next(kind.__name__ for kind in type(error).__mro__ if kind in AskError.__subclasses__())
-        batch.tell("poll_failed", logging.WARNING, jid=row.jid, error=name, code=error.code, failures=failures)
-        failed = {one["id"] for one in batch.failed}
-        unfailed = THREE if not row.failures else self._unfailed(connection, failed | {row.id})
+        batch.tell("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
+        others = {asked.id, *(one["id"] for one in batch.failed)}
+        unfailed = self._unfailed(row.connection, others) if asked.failures else THREE
         change = health.failed(
-            batch.standing, error, now, job_failures=row.failures, unfailed=unfailed, turn=claim.turn
+            row.standing, error, now, job_failures=asked.failures, unfailed=unfailed, turn=claim.turn
         )
-        if change.health.pauses > batch.standing.pauses:
-            standing = change.health
-            told = {"cause": standing.pause_cause, "code": error.code, "until": standing.paused_until}
+        if change.health.pauses > row.standing.pauses:
+            told = {"cause": change.health.pause_cause, "code": error.code, "until": change.health.paused_until}
             batch.tell("paused", logging.ERROR, **told)
-        batch.take(change)
-        due_at = row.due_at
+        due_at = asked.due_at
         if change.backs_off:
-            due_at = cadence.retry_poll(failures, row.deadline_at, now, self._rng()).due_at
-        values = {"polls": row.polls + 1, "failures": failures, "last_error": f"{name} {error.code}", "due_at": due_at}
-        batch.failed.append({"id": row.id, **values, **_FREE})
+            due_at = cadence.retry_poll(failures, asked.deadline_at, now, self._rng()).due_at
+        told = {"polls": asked.polls + 1, "failures": failures, "last_error": f"{name} {error.code}", "due_at": due_at}
+        batch.failed.append({"id": asked.id, **told, **_FREE})
+        return change
 
     def _unfailed(self, connection: sa.Connection, but: set[int]) -> int:
         """Return how many open jobs, *but* these, have not failed since their last valid answer; at most three."""
@@ -638,25 +605,36 @@ class Poller:
 
 
 @dataclass(slots=True)
-class _Batch:
-    """What a transaction writes and then logs.
+class _Row:
+    """A transaction with the cluster's row locked in it.
 
     Attributes:
+        database_now: The database's time.
+        tick: The monotonic time then.
         standing: The cluster, as it is becoming.
-        answered, failed: New values of jobs.
-        transitions: With their jobs' ids.
-        gaps: Those that ended.
+        stepped_at: Monotonic time of the last step of the clock: claims that are older say nothing of the cluster now.
+    """
+
+    connection: sa.Connection
+    database_now: datetime
+    tick: float
+    standing: Health
+    stepped_at: float
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What a transaction writes, and then logs: rows of jobs by what came of them, and rows of transitions.
+
+    Attributes:
         free: Jobs to give back: they were not asked about.
         well_at: When a gap ended because the cluster answered again.
         zone_of: The legal time zone, read when it is needed.
-        events: To be logged once it is committed.
     """
 
-    standing: Health
     answered: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
-    transitions: list[tuple[int, Transition]] = field(default_factory=list)
-    gaps: list[health.Gap] = field(default_factory=list)
+    transitions: list[dict[str, Any]] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
     well_at: datetime | None = None
     zone_of: Callable[[str, datetime], ZoneInfo] | None = None
@@ -664,21 +642,9 @@ class _Batch:
     asked: int = 0
     lost: int = 0
 
-    @property
-    def tally(self) -> Tally:
-        return Tally(self.asked, len(self.failed), len(self.transitions), self.lost)
-
     def tell(self, name: str, level: int = logging.INFO, **fields: object) -> None:
         """Log an event after the commit."""
         self.events.append((name, level, fields))
-
-    def take(self, change: Change) -> None:
-        """Take what became of the cluster."""
-        self.standing = change.health
-        if change.gap is not None:
-            self.gaps.append(change.gap)
-            told = {"began_at": change.gap.began_at, "ended_at": change.gap.ended_at, "cause": change.gap.cause}
-            self.tell("gap", logging.WARNING, **told)
 
 
 def _pasts(connection: sa.Connection, job_ids: Iterable[int]) -> dict[int, Past]:
