@@ -30,15 +30,11 @@ HEAD = """\
 SEALS = {"number": "integer", "sealed_at": "instant"} | dict.fromkeys(
     ("last_transition_id", "last_gap_id", "last_source_id"), "integer"
 )
-ZONE = {"timezone": "text", "day": "date", "begins_at": "instant", "ends_at": "instant"}
+ZONE = {"timezone": "name", "day": "date", "begins_at": "instant", "ends_at": "instant"}
 LEFT_EMPTY = {"report_jobs": ("next_poll_at", "failures", "last_error")}
 """By report, the columns that a pack leaves empty."""
-DOUBLES = frozenset(
-    (
-        *("covered_share", "longest_unobserved_seconds", "age_seconds"),
-        *("seconds", "seconds_min", "seconds_max", "uncertainty_seconds", "median_seconds", "p95_seconds"),
-    )
-)
+DOUBLES = ("seconds", "seconds_min", "seconds_max", "_share")
+"""How the names of columns end that are no whole numbers."""
 
 
 def text() -> str:
@@ -77,6 +73,8 @@ def _typed(table: str, columns: dict[str, str], **renamed: str) -> str:
 
 def _value(name: str, type_: str) -> str:
     """Return the value in a field of a CSV file, in the form of SQLite's tables."""
+    if type_ == "name":  # never NULL: '' is the setting's time zone
+        return name
     if type_ == "instant":
         name = f"replace(replace({name}, 'T', ' '), 'Z', '')"
     return f"CAST(nullif({name}, '') AS INTEGER)" if type_ == "integer" else f"nullif({name}, '')"
@@ -144,7 +142,7 @@ def _field(view: str, column: str) -> str:
     """Return the field of a published report; NULL is empty, as everywhere."""
     if column in LEFT_EMPTY.get(view, ()):
         return "''"
-    if column in DOUBLES:
+    if column.endswith(DOUBLES):
         return f"CASE WHEN {column} IS NULL THEN '' ELSE printf('%.6f', {column}) END"
     if isinstance(tables.type_of(column), UtcDateTime):
         return f"coalesce(replace({column}, ' ', 'T') || 'Z', '')"

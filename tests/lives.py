@@ -295,7 +295,10 @@ def write(engine: sa.Engine, seed: int, lives: Iterable[Life]) -> None:
                     seal: dict[str, Any] = {"last_transition_id": last, "last_gap_id": ended}
                     seal |= {"last_source_id": sum(map(len, sources.values())), "rows": 1, "sealed_at": at + MINUTE}
                     previous = f"sha256 {sealed - 1:064}  checkpoints/\n" if sealed > 1 else ""
-                    seal |= {"checkpoint": f"tracker checkpoint v2\n{previous}", "checkpoint_sha256": f"{sealed:064}"}
+                    seal |= {
+                        "checkpoint": f"tracker checkpoint v2\nnumber {sealed}\n{previous}",
+                        "checkpoint_sha256": f"{sealed:064}",
+                    }
                     connection.execute(sa.insert(Seal).values(seal))
         for n, life in enumerate(lives):
             values = {"deadline_on": life.due and life.due.on, "deadline_at": life.due and life.due.at}

@@ -405,7 +405,7 @@ def attest(engine: sa.Engine, job_id: int, done_by: datetime, *, dry_run: bool =
 
 
 def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
-    """From open, failed and lost; it is polled no more, its verdict is attested, and reopening takes it back."""
+    """From open, failed and lost; it is not polled, its verdict is attested, and reopening takes it back."""
     stories = {"new": [], "open": ["waiting"], "failed": ["error"], "lost": ["waiting", "not_found", "not_found"]}
     for jid, words in stories.items():
         job_id = register(engine, jid, at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
@@ -416,7 +416,8 @@ def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
         attest(engine, job_id, (NOW - HOUR).astimezone(ZONE))
         found, last = row(engine, job_id), history.last(engine, job_id)
         assert (found.state, found.ended_after, found.ended_by, found.due_at) == ("attested", None, NOW - HOUR, None)
-        assert (last.action, last.server_date, last.from_state) == (Action.ATTESTED, NOW - HOUR, before.state)
+        assert (last.action, last.claimed_at, last.from_state) == (Action.ATTESTED, NOW - HOUR, before.state)
+        assert (last.server_date, last.source_id) == (None, None)
         assert (last.actor, last.reason) == ("eve", "the archive has it")
     with database.reading(engine) as connection:
         verdicts = connection.scalars(sa.text("SELECT verdict FROM report_jobs")).all()
@@ -427,7 +428,7 @@ def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
 
 
 def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) -> None:
-    """Nobody's word undoes an observation; and nothing is done before it was submitted, or in the future."""
+    """No claim changes an observation, and nothing is done before it was submitted, or in the future."""
     waiting = register(engine, "waiting", at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
     answer(engine, waiting, ("waiting", NOW - 5 * DAY))
     gone = register(engine, "gone", at=NOW - 10 * DAY)

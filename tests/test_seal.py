@@ -169,19 +169,17 @@ def test_a_clock_that_is_set_back_does_not_set_back_the_chain(
     whole(engine)
 
 
-def test_a_backlog_is_sealed_in_pieces(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than one checkpoint takes are sealed by several at once, until nothing is left."""
-    monkeypatch.setattr(sealer, "MOST", 2000)
+def test_a_backlog_is_one_checkpoint(engine: sa.Engine) -> None:
+    """However many rows wait, one checkpoint closes them: those of a second would look older than the first."""
     jobs(engine, 4500)
     run(engine, *(GAP % "w1" for _ in range(3)))
-    made = seal(engine, OLD, next_key=NEW.public)
-    assert [each.checkpoint.ids["transitions"] for each in made] == [(0, 2000), (2000, 4000), (4000, 4500)]
-    assert [each.checkpoint.ids["gaps"] for each in made] == [(0, 3), (3, 3), (3, 3)]
-    assert [each.checkpoint.next_key for each in made] == [None, None, NEW.public], "the last announces"
-    assert whole(engine) == made
+    [made] = seal(engine, OLD, next_key=NEW.public)
+    assert made.checkpoint.ids == {"transitions": (0, 4500), "gaps": (0, 3), "sources": (0, 0)}
+    assert [segment.part for segment in made.checkpoint.segments] == [1, 2, 3, 4, 5, 1]
+    assert whole(engine) == [made]
     with database.reading(engine) as connection:
-        assert list(chain(connection, 1)) == made[1:]
-        assert list(chain(connection, 3)) == list(chain(connection, 9)) == []
+        assert list(chain(connection)) == [made]
+        assert list(chain(connection, 1)) == list(chain(connection, 9)) == []
 
 
 def test_holes_in_the_ids_are_no_matter(engine: sa.Engine) -> None:

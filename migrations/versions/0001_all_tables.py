@@ -345,7 +345,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_seals"),
         sa.UniqueConstraint("checkpoint_sha256", name="uq_seals_checkpoint_sha256"),
         *(_count("seals", name) for name in ("last_transition_id", "last_gap_id", "last_source_id", "rows")),
-        _check("seals", "checkpoint", "length(checkpoint) BETWEEN 1 AND 1000000"),
+        _check("seals", "checkpoint", "length(checkpoint) BETWEEN 1 AND 100000000"),
         _hex("seals", "checkpoint_sha256", 64),
         _instant("seals", "sealed_at"),
         _hex("seals", "key_id", 32),

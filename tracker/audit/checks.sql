@@ -72,7 +72,7 @@ FROM csv_seals;
 
 CREATE TABLE IF NOT EXISTS csv_zone (timezone, day, begins_at, ends_at);
 CREATE TABLE zone AS SELECT
-    nullif(timezone, '') AS timezone,
+    timezone AS timezone,
     nullif(day, '') AS day,
     nullif(replace(replace(begins_at, 'T', ' '), 'Z', ''), '') AS begins_at,
     nullif(replace(replace(ends_at, 'T', ' '), 'Z', ''), '') AS ends_at
@@ -298,7 +298,9 @@ SELECT
     t.anomaly,
     t.reason,
     (
-        SELECT l.id FROM seals l WHERE l.last_transition_id >= t.id ORDER BY l.last_transition_id, l.id LIMIT 1
+        SELECT min(l.id) FROM seals l WHERE l.last_transition_id = (
+            SELECT min(f.last_transition_id) FROM seals f WHERE f.last_transition_id >= t.id
+        )
     ) AS seal_id
 FROM transitions t
 JOIN jobs j ON j.id = t.job_id
@@ -846,11 +848,9 @@ WITH checkpoints AS (
         lag(s.last_gap_id, 1, 0) OVER (ORDER BY s.id) AS before_gap_id, s.last_gap_id,
         lag(s.last_source_id, 1, 0) OVER (ORDER BY s.id) AS before_source_id, s.last_source_id
     FROM (
-        SELECT id, sealed_at, last_transition_id, last_gap_id, last_source_id, 0 AS is_next FROM seals
+        SELECT id, sealed_at, last_transition_id, last_gap_id, last_source_id FROM seals
         UNION ALL
-        SELECT
-            (SELECT coalesce(max(id), 0) + 1 FROM seals), (SELECT c.at FROM clock c),
-            9223372036854775807, 9223372036854775807, 9223372036854775807, 1
+        SELECT (SELECT coalesce(max(id), 0) + 1 FROM seals), (SELECT c.at FROM clock c), 9223372036854775807, 9223372036854775807, 9223372036854775807
     ) s
 ),
 steps AS (

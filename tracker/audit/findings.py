@@ -1,6 +1,6 @@
 """What `audit verify` can find, and what it reports besides.
 
-Owns the words and the values; finding is ``verify``'s and ``histories``'. Pure.
+Owns the words and the values; finding is the work of ``verify`` and ``checks``. Pure.
 """
 
 from __future__ import annotations
@@ -14,66 +14,40 @@ from urllib.parse import urlsplit
 from tracker.settings import may_be_loopback
 
 LONGEST_LIST: Final = 1000
-"""Findings that are told one by one; the rest is counted: a database in which nothing fits must not fill the memory."""
+"""Findings that are kept; the rest is counted, so that a database in which nothing fits does not fill the memory."""
 
 
 class What(StrEnum):
     """What kind of thing is wrong."""
 
-    GUARD = "guard"
-    """A guard or a CHECK of the database is missing, altered or not ours."""
-    VIEW = "view"
-    """A view is missing or altered."""
-    SEQUENCE = "sequence"
-    """The database's counter of ids does not fit the table's rows."""
-    CHECKPOINT = "checkpoint"
-    """A checkpoint's text, or the columns beside it, are not what was sealed."""
-    CHAIN = "chain"
-    """A checkpoint is missing, double, out of order, or does not follow on the one before it."""
-    SIGNATURE = "signature"
-    """A signature is bad, or missing where there were signatures before."""
-    KEY = "key"
-    """A signature is by a key that is not the right one."""
-    SEGMENTS = "segments"
-    """The rows of ``segments`` are not what the checkpoint says."""
-    ROWS = "rows"
-    """The rows of a segment are not those that were sealed."""
-    HISTORY = "history"
-    """A job's transitions are no legal history."""
-    JOB = "job"
-    """A row of ``jobs`` is not what its transitions come to."""
-    BACKDATED = "backdated"
-    """Transitions claim to be from before a checkpoint that was made before they were recorded."""
-    SOURCE = "source"
-    """Transitions name a source that is not there."""
-    TRUSTED = "trusted"
-    """A checkpoint that was kept outside is not in this chain."""
-    UNSEALED = "unsealed"
-    """Rows have waited too long for a seal."""
+    GUARD = "guard"  # a guard, table or CHECK is missing, changed or not tracker's
+    VIEW = "view"  # a view is missing or changed
+    RIGHT = "right"  # a role may do more than a writer needs
+    INDEX = "index"  # an index hides rows; on SQLite also: a row violates a CHECK
+    CHECKPOINT = "checkpoint"  # its text or columns were changed, or it does not follow on the one before
+    KEY = "key"  # a signature is false, missing or by a key that no checkpoint announced; or not by the key given
+    SEGMENTS = "segments"  # table `segments` does not agree with the checkpoint
+    ROWS = "rows"  # the rows of a segment are not those that were sealed
+    HISTORY = "history"  # a row of `transitions`, `gaps` or `sources` that no honest history has
+    JOB = "job"  # a row of `jobs` is not the replay of its transitions
+    TRUSTED = "trusted"  # a checkpoint that was kept outside is not in the chain
+    UNSEALED = "unsealed"  # rows have waited too long for a seal
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, and where.
+    """One thing that is wrong, in words and with its place.
 
     Attributes:
-        what: Its kind.
-        message: In words, with the place, for a person.
         checkpoint: The number of the checkpoint.
-        segment: Its part.
-        table: The table of the row that is wrong.
-        row_id: The row's id.
-        cluster: The cluster of the job or the segment.
-        jid: The job.
-        seq: The transition.
+        segment: The segment's path in a pack.
+        cluster, jid, seq: The job, and the transition.
     """
 
     what: What
     message: str
     checkpoint: int | None = None
-    segment: int | None = None
-    table: str | None = None
-    row_id: int | None = None
+    segment: str | None = None
     cluster: str | None = None
     jid: str | None = None
     seq: int | None = None
@@ -81,87 +55,70 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where answers came from; information, not a finding.
+    """Where answers came from, and since when: for a person to judge."""
 
-    Attributes:
-        source_id: Its row in ``sources``.
-        cluster: Whose answers.
-        base_url: Scheme and host that were asked.
-        path: The path on it.
-        recorded_at: When a daemon first named it.
-        transitions: How many it gave.
-        first_at: When the first of them was observed; None: it gave none.
-        last_at: When the last of them was.
-    """
-
-    source_id: int
     cluster: str
-    base_url: str
-    path: str
-    recorded_at: datetime | None
-    transitions: int = 0
-    first_at: datetime | None = None
-    last_at: datetime | None = None
+    asked: str
+    recorded_at: str
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Why it may not be Elevate: ``loopback`` (a server on the same machine), ``plain http`` (nobody proved it)."""
+        """Why it may not be Elevate: ``loopback`` (the same machine), ``plain http`` (nothing proves who answered)."""
         try:
-            parts = urlsplit(self.base_url)
-            loopback = may_be_loopback(parts.hostname)
+            parts = urlsplit(self.asked)
+            flags = (("loopback", may_be_loopback(parts.hostname)), ("plain http", parts.scheme != "https"))
         except ValueError:
             return ("no address",)
-        return tuple(flag for flag, is_so in (("loopback", loopback), ("plain http", parts.scheme != "https")) if is_so)
+        return tuple(flag for flag, is_so in flags if is_so)
 
 
-@dataclass(frozen=True, slots=True)
-class KeyUse:
-    """A key that checkpoints are signed with: its id, and the first and last checkpoint it signed."""
-
-    key_id: str
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """What `verify` found, and what it read.
 
     Attributes:
-        findings: At most `LONGEST_LIST`, in the order of their kinds.
-        more: Findings beyond those.
-        jobs: Jobs replayed.
-        transitions: Transitions read, sealed or not.
-        sealed: Rows of all kinds that the checkpoints cover.
-        unsealed: Rows since.
-        checkpoints: How many there are.
-        unsigned: How many of them are not signed.
-        origin: Of the chain; None: nothing was sealed yet.
-        number: Of the last checkpoint.
-        sha256: Of the last checkpoint: what to compare with what was kept outside.
-        sealed_at: When that was made.
+        notes: What may well be honest, but a person should look at.
+        more, more_notes: Findings and notes beyond `LONGEST_LIST`.
+        sealed, unsealed: Rows that checkpoints hold, and rows since.
+        origin, number, sha256, sealed_at: Of the newest checkpoint; None: nothing is sealed yet.
+        is_key_checked: Whether a key was given.
         trusted: How many checkpoints from outside were looked for.
-        keys: Each key that signed.
-        sources: Every source on record.
+        keys: By id of each key that signed, the first and the last checkpoint.
     """
 
-    findings: list[Finding]
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
     more: int = 0
+    more_notes: int = 0
     jobs: int = 0
     transitions: int = 0
-    sealed: int = 0
-    unsealed: int = 0
     checkpoints: int = 0
     unsigned: int = 0
+    sealed: int = 0
+    unsealed: int = 0
     origin: str | None = None
     number: int | None = None
     sha256: str | None = None
     sealed_at: datetime | None = None
+    is_key_checked: bool = False
     trusted: int = 0
-    keys: list[KeyUse] = field(default_factory=list)
+    keys: dict[str, tuple[int, int]] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
 
     @property
     def is_good(self) -> bool:
         """Whether nothing was found."""
         return not self.findings
+
+    @property
+    def qualifications(self) -> tuple[str, ...]:
+        """What a good result does not rest on, in the words of verify.sh."""
+        said = (
+            ("NOTHING SEALED", not self.checkpoints),
+            ("NOT SIGNED", 0 < self.unsigned == self.checkpoints),
+            ("PARTLY NOT SIGNED", 0 < self.unsigned < self.checkpoints),
+            ("KEY NOT CHECKED", self.unsigned < self.checkpoints and not self.is_key_checked),
+            ("NOTHING TRUSTED GIVEN", self.checkpoints > 0 and not self.trusted),
+            ("A SIMULATOR MAY HAVE ANSWERED", any(source.flags for source in self.sources)),
+        )
+        return tuple(word for word, is_so in said if is_so)

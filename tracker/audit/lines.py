@@ -59,12 +59,12 @@ def expression(table: str, dialect: str) -> str:
     fields = []
     for column, type_ in COLUMNS[table].items():
         name = f"{'j' if table == 'transitions' and column in ('cluster', 'jid') else 't'}.{column}"
-        fields.append(f"coalesce({_field(name, type_, dialect)}, '')")
+        fields.append(f"coalesce({field(name, type_, dialect)}, '')")
     return " || ',' || ".join(fields)
 
 
-def _field(name: str, type_: str, dialect: str) -> str:
-    """Return the SQL of one field, which is NULL for NULL."""
+def field(name: str, type_: str, dialect: str) -> str:
+    """Return the SQL of one field, which is NULL for NULL; a *type_* ``double``, in reports, has six decimals."""
     if type_ == "text":
         return f"'\"' || replace({name}, '\"', '\"\"') || '\"'"
     if type_ == "instant" and dialect == "sqlite":
@@ -73,6 +73,9 @@ def _field(name: str, type_: str, dialect: str) -> str:
         return f"to_char({name} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
     if type_ == "date" and dialect != "sqlite":
         return f"to_char({name}, 'YYYY-MM-DD')"
+    if type_ == "double":
+        text = f"printf('%.6f', {name})" if dialect == "sqlite" else f"CAST(round(CAST({name} AS numeric), 6) AS text)"
+        return f"CASE WHEN {name} IS NOT NULL THEN {text} END"
     return f"CAST({name} AS text)"
 
 

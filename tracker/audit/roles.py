@@ -1,6 +1,7 @@
 """Who may do what to the record: the rights of three roles on PostgreSQL.
 
-Owns the SQL that ``tracker db grants`` prints. Leaves alone: running it (an administrator does), logins and passwords.
+Owns the SQL that ``tracker db grants`` prints, and the search for rights that are too many. Leaves alone: running that
+SQL (an administrator does), logins and passwords.
 
 The owner runs ``tracker db upgrade``. The writer runs the daemon and every other command, and can add to the history,
 never change it: it inserts by column, without the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The
@@ -10,7 +11,6 @@ auditor reads. The triggers run with the rights of whoever writes, never with th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -43,8 +43,9 @@ WRITER: dict[str, Rights] = {
     "clusters": Rights(("cluster",), _columns("clusters", "cluster")),
     "workers": Rights(_columns("workers", "stopped_at"), ("beat_at", "stopped_at"), delete=True),  # old ones go
     "deliveries": Rights(_columns("deliveries"), _columns("deliveries", "destination")),
+    "alerts": Rights(_columns("alerts"), _columns("alerts", "kind", "subject", "since")),
 }
-"""By table; a table that is not here can only be read."""
+"""By table; one that is not here can only be read."""
 
 
 def grants(connection: sa.Connection, *, owner: str, writer: str, auditor: str) -> str:
@@ -71,12 +72,46 @@ def grants(connection: sa.Connection, *, owner: str, writer: str, auditor: str) 
     return "\n".join(_Script(connection, owner, writer, auditor).lines()) + "\n"
 
 
+def problems(connection: sa.Connection) -> list[str]:
+    """Return a line for each right to change tracker's tables that a role has and the writer does not need.
+
+    The owner's rights, a superuser's, and those that come through another role are not among them.
+    """
+    if connection.dialect.name == "sqlite":
+        return []
+    ours = [*Base.metadata.tables, database.VERSION_TABLE, *VIEWS]
+    found: dict[str, None] = {}  # in order, each once
+    for role, right, relation, column in connection.execute(sa.text(_GIVEN), {"ours": ours}):
+        rights = WRITER.get(relation, Rights(()))
+        allowed = {"INSERT": rights.insert, "UPDATE": rights.update}.get(right, ())
+        is_whole = right == "DELETE" and rights.delete
+        columns = [column] if column else _columns(relation) if relation in WRITER else ["all"]
+        if not is_whole and not {*columns} <= {*allowed}:
+            found[f"{role} may {right} {relation}{f'.{column}' if column else ''}"] = None
+    return [*found]
+
+
+_GIVEN = """
+    WITH ours AS (
+        SELECT * FROM pg_class
+        WHERE relname = ANY (:ours) AND relnamespace = quote_ident(current_schema())::regnamespace
+    ), given AS (
+        SELECT relname, relowner, NULL AS attname, acl.* FROM ours, aclexplode(relacl) acl
+        UNION ALL
+        SELECT relname, relowner, attname, acl.* FROM ours JOIN pg_attribute ON attrelid = oid, aclexplode(attacl) acl
+    )
+    SELECT CASE grantee WHEN 0 THEN 'everybody (PUBLIC)' ELSE 'role ' || pg_get_userbyid(grantee) END,
+        privilege_type, relname, attname
+    FROM given WHERE grantee <> relowner AND privilege_type <> 'SELECT' ORDER BY 1, 3, 4, 2
+""".replace("::", r"\:\:")
+
+
 def require_postgresql(dialect: sa.Dialect) -> None:
     """Raise BadConfiguration unless the database has roles."""
     if dialect.name != "postgresql":
         raise BadConfiguration(
-            "SQLite has no roles: whoever can write the file can change all of it. Give the file and its folder to the "
-            "user that runs tracker alone (chmod 700), and let auditors read a copy or `tracker audit export`; for "
+            "SQLite has no roles: anyone who can write the file can change all of it. Give the file and its folder to "
+            "the user that runs tracker alone (chmod 700), and give auditors a copy or `tracker audit export`; for "
             "roles, set TRACKER_DATABASE_URL to a PostgreSQL"
         )
 
@@ -100,10 +135,6 @@ def _literal(text: str) -> str:
     """Return *text* as a string, read the same whatever ``standard_conforming_strings`` is."""
     quoted = "'" + text.replace("'", "''") + "'"
     return " E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted
-
-
-def _array(texts: Iterable[str]) -> str:
-    return "ARRAY[" + ", ".join(map(_literal, texts)) + "]::text[]"
 
 
 def _do(body: str) -> str:
@@ -182,18 +213,12 @@ class _Script:
             f"REVOKE ALL ON SEQUENCE {sequences} FROM {everybody};",
             "",
             "-- The writer and the auditor read, also what the owner will make: an upgrade makes the views anew.",
-            "-- TEMPORARY: `tracker db check` and `tracker audit verify` compare the views with temporary ones; the",
-            "-- latter looks at the sequences, too.",
-            f"GRANT CONNECT, TEMPORARY ON DATABASE {self._database} TO {self._owner}, {both};",
+            f"GRANT CONNECT ON DATABASE {self._database} TO {self._owner}, {both};",
             f"GRANT USAGE ON SCHEMA {self._schema} TO {both};",
             f"GRANT SELECT ON {tables} TO {both};",
             f"GRANT SELECT ON {views} TO {both};",
-            f"GRANT SELECT ON SEQUENCE {sequences} TO {both};",
-            *(
-                f"ALTER DEFAULT PRIVILEGES FOR ROLE {self._owner} IN SCHEMA {self._schema}"
-                f" GRANT SELECT ON {kind} TO {both};"
-                for kind in ("TABLES", "SEQUENCES")
-            ),
+            f"ALTER DEFAULT PRIVILEGES FOR ROLE {self._owner} IN SCHEMA {self._schema}"
+            f" GRANT SELECT ON TABLES TO {both};",
             "",
             "-- The writer: every command but `tracker db upgrade`. By column, so that no id can be chosen.",
             *(line for table, rights in WRITER.items() for line in self._grant(table, rights)),
@@ -215,15 +240,11 @@ class _Script:
         return [f"GRANT {each} ON {self._in_schema(table)} TO {self._writer};" for each in told]
 
     def _refuse_more(self) -> str:
-        """Return the block that looks at what the roles can do in effect, whatever the way they came by it."""
+        """Return the block that looks at what the roles can do in effect, also through another role."""
         writer, auditor, owner = (f"{_literal(self._names[role])}::name" for role in ("writer", "auditor", "owner"))
         roles = f"(VALUES ({writer}, true), ({auditor}, false)) AS role (name, writes)"
         schema = f"{_literal(self._schema)}::regnamespace"
-        allowed = ",\n        ".join(
-            f"({_literal(table)}, {_array(rights.insert)}, {_array(rights.update)}, {str(rights.delete).lower()})"
-            for table in self._tables
-            for rights in (WRITER.get(table, Rights(())),)
-        )
+        tables = ", ".join(map(_literal, self._tables))
         too_much = "IF found IS NOT NULL THEN RAISE EXCEPTION 'tracker: a role has other rights: %', found; END IF;"
         return _do(f"""\
 DECLARE found text;
@@ -236,27 +257,16 @@ BEGIN
         (r.rolsuper, 'is a superuser'),
         (r.rolcreaterole, 'can make roles'),
         (pg_has_role(r.oid, {owner}, 'MEMBER'), 'is a member of the owner'),
+        (NOT writes AND pg_has_role(r.oid, {writer}, 'MEMBER'), 'is a member of the writer'),
         (pg_has_role(r.oid, d.datdba, 'MEMBER'), 'owns the database'),
         (has_schema_privilege(r.oid, {schema}, 'CREATE'), 'can create in the schema')
       ) AS can (is_so, what)
   WHERE is_so;
   {too_much}
 
-  SELECT string_agg(DISTINCT format('%s can %s %s', role.name, wanted, c.relname), '; ') INTO found
-  FROM {roles},
-    (VALUES
-        {allowed}
-      ) AS allowed (relname, inserts, updates, deletes)
-    JOIN pg_class c ON c.relname = allowed.relname AND c.relnamespace = {schema}
-    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
-    LATERAL (VALUES
-        ('INSERT', has_column_privilege(role.name, c.oid, attnum, 'INSERT'), writes AND attname = ANY (inserts)),
-        ('UPDATE', has_column_privilege(role.name, c.oid, attnum, 'UPDATE'), writes AND attname = ANY (updates)),
-        ('REFERENCES', has_column_privilege(role.name, c.oid, attnum, 'REFERENCES'), false),
-        ('DELETE', has_table_privilege(role.name, c.oid, 'DELETE'), writes AND deletes),
-        ('TRUNCATE', has_table_privilege(role.name, c.oid, 'TRUNCATE'), false),
-        ('TRIGGER', has_table_privilege(role.name, c.oid, 'TRIGGER'), false)
-      ) AS can (wanted, is_so, may_be)
-  WHERE is_so AND NOT may_be;
+  SELECT string_agg(format('%s can %s %s', role.name, wanted, relname), '; ') INTO found
+  FROM {roles}, pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) wanted
+  WHERE c.relname IN ({tables}) AND c.relnamespace = {schema} AND has_table_privilege(role.name, c.oid, wanted)
+    AND NOT (writes AND wanted = 'DELETE' AND relname = 'workers');
   {too_much}
 END""")

@@ -18,7 +18,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from datetime import timedelta
 from typing import Any, Final
@@ -35,7 +35,6 @@ from tracker.guards import SEAL_LOCK
 from tracker.logs import event
 
 SEALER_LOCK: Final = 0x7472616C  # PostgreSQL: one seal is written at a time ("tral")
-MOST: Final = 100_000  # rows of each table in one checkpoint; a multiple of SEGMENT_ROWS
 LOCK_MS: Final = 150  # how long writers may wait behind the sealer
 TRIES: Final = 12  # to get the lock, so about 5 s
 PAUSE_SECONDS: Final = 0.25  # between them, in which the writers go on
@@ -60,7 +59,7 @@ def seal(
     obeys: bool = False,
     wait: Callable[[float], object] = time.sleep,
 ) -> list[Signed]:
-    """Seal what is new, and return the checkpoints made, oldest first; they are still to be delivered.
+    """Seal what is new, and return the checkpoints made, one or none; they are still to be delivered.
 
     Nothing new makes no checkpoint, unless a key is announced. While a transaction that wrote history stays open on
     PostgreSQL, this gives up after some seconds with the event ``seal_postponed``; the next call seals it.
@@ -69,7 +68,7 @@ def seal(
         engine: A database with this version's schema.
         key: Signs; None: the checkpoints are unsigned.
         seal_after: Wait until 1,000 rows are new, or one is this old; None or zero: seal whatever is new.
-        next_key: Is announced, in the last checkpoint made now, as the key of those that follow.
+        next_key: Is announced, in the checkpoint made now, as the key of those that follow.
         obeys: Do not seal without a key once one has signed, nor with a key that announced another: this process has
             old settings, and what it sealed would be a permanent finding.
         wait: Waits for this number of seconds.
@@ -113,7 +112,7 @@ def head(connection: sa.Connection) -> Signed | None:
     return None if text is None else _parsed(text)
 
 
-def chain(connection: sa.Connection, after: int = 0) -> Iterator[Signed]:
+def chain(connection: sa.Connection, after: int = 0) -> Generator[Signed, None, None]:
     """Yield the checkpoints with a number above *after*, oldest first, in bounded memory.
 
     Raises:
@@ -179,13 +178,12 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
 def _build(
     engine: sa.Engine, before: Signed | None, newest: Ids, key: SigningKey | None, next_key: PublicKey | None
 ) -> tuple[Signed, list[dict[str, Any]]]:
-    """Return the checkpoint that follows *before*, up to *newest* or as many rows as one takes, and its segments."""
+    """Return the checkpoint that follows *before*, up to *newest*, and its segments."""
     sealed = _sealed(before)
     wanted = {table: max(id_, newest[table]) for table, id_ in sealed.items()}  # ids that fell are for verify to find
     segments: list[dict[str, Any]] = []
-    ids = {}
     for table in TABLES:
-        ids[table] = (sealed[table], _segments(engine, table, sealed[table], wanted[table], segments))
+        segments += _segments(engine, table, sealed[table], wanted[table])
     with database.reading(engine) as connection:
         now = database.now(connection)
     checkpoint = Checkpoint(
@@ -193,30 +191,30 @@ def _build(
         number=before.checkpoint.number + 1 if before else 1,
         previous_sha256=before.sha256 if before else None,
         sealed_at=max(now, before.checkpoint.sealed_at) if before else now,
-        ids=ids,
+        ids={table: (sealed[table], wanted[table]) for table in TABLES},
         rows=sum(segment["rows"] for segment in segments),
         segments=tuple(Segment(segment["name"], segment["part"], segment["sha256"]) for segment in segments),
-        next_key=next_key if all(ids[table][1] == wanted[table] for table in TABLES) else None,
+        next_key=next_key,
     )
     return sign(checkpoint, key), segments
 
 
-def _segments(engine: sa.Engine, table: str, after: int, upto: int, segments: list[dict[str, Any]]) -> int:
-    """Add the segments of the rows with after < id <= upto, MOST at most; return the id up to which they go.
+def _segments(engine: sa.Engine, table: str, after: int, upto: int) -> Iterator[dict[str, Any]]:
+    """Yield the segments of the rows with after < id <= upto.
 
     Each is read in a transaction of its own, a few ms: in SQLite's DELETE mode a reader holds up a COMMIT.
     """
     part = 0
-    while after < upto and (part := part + 1) <= MOST // SEGMENT_ROWS:
+    while after < upto:
         with database.reading(engine) as connection:
             rows = list(lines.stream(connection, table, after, upto, SEGMENT_ROWS))
         if not rows:  # deleted past the guards: for verify to find
-            return upto
+            return
         content = lines.header(table) + b"".join(line for _, line in rows)
+        part += 1
         segment = {"name": table, "part": part, "first_id": rows[0][0], "last_id": rows[-1][0], "rows": len(rows)}
-        segments.append(segment | {"sha256": hashlib.sha256(content).hexdigest()})
+        yield segment | {"sha256": hashlib.sha256(content).hexdigest()}
         after = rows[-1][0]
-    return after
 
 
 def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: list[dict[str, Any]]) -> bool:

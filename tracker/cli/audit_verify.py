@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
     from tracker.audit.findings import Finding, Report
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_COLUMNS = ("what", "checkpoint", "segment", "table", "row_id", "cluster", "jid", "seq", "message")
+_COLUMNS = ("what", "checkpoint", "segment", "cluster", "jid", "seq", "message")
+SHOWN_NOTES = 10  # a server whose clock is wrong makes a note of each answer
+MEANING = (
+    "What OK means: no row sealed up to checkpoint {number} was changed, removed or added since it was sealed, as far"
+    " as this key and this checkpoint reach. It does not mean that each row was true when it was written: actor is"
+    " self-asserted, and clusters, workers and alerts are not sealed."
+)
 
 
 @click.command(
@@ -35,73 +42,85 @@ _COLUMNS = ("what", "checkpoint", "segment", "table", "row_id", "cluster", "jid"
     "--public-key",
     type=_FILE,
     metavar="FILE",
-    help="The right key (PEM), from somebody else than who runs the database. Default: any that the checkpoints name.",
+    help="The right key (PEM), from somebody who does not run the database. Default: any key of one succession.",
 )
 @click.option(
     "--trusted",
     type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="The texts of checkpoints kept outside, as in TRACKER_CHECKPOINT_FILE: none may be missing. A line of the log"
-    " is no such text: it has a checkpoint's number and SHA-256 only.",
+    help="Checkpoints kept outside, as in TRACKER_CHECKPOINT_FILE: all must be in the chain. A line of the log is not a"
+    " checkpoint: it has the number and SHA-256 only.",
 )
 @format_option
 def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | None) -> int:
-    """Check that nothing in the record was changed, removed, put in between or cut off.
+    """Check that no sealed row was changed, removed or added, and that the record can be true.
 
-    Reads everything once: guards, checkpoints, signatures, each sealed row, and whether each job is what its history
-    says. Names every finding and its place, and then exits with 1. Lists where answers came from; in csv, what is no
-    finding is on standard error. Changes nothing.
+    Checks guards, CHECKs, views, rights and indexes, checkpoints and signatures, each sealed row, each job's history,
+    and that each row of jobs follows from it. Names every finding, and then exits with 1. Notes, which may well be
+    honest, do not count. Lists where answers came from; in csv, what is not a finding is on standard error. Changes
+    nothing.
 
-    Without --trusted nobody can see that the newest rows were cut off, or all of it sealed anew: keep checkpoints
-    where who runs the database cannot change them.
+    Without --trusted nobody can see that the newest rows were cut off, or that all of it was sealed anew: keep
+    checkpoints where the people who run the database cannot change them.
     """
     from tracker import database
     from tracker.audit import verify as checks
-    from tracker.audit.checkpoint import PublicKey
-    from tracker.errors import Refused
+    from tracker.audit.keys import PublicKey
 
     key = None if public_key is None else PublicKey.load(public_key)
-    with ExitStack() as stack:
-
-        def outside() -> Iterator[Signed]:
-            for path in trusted:
-                last = None
-                try:
-                    with path.open(encoding="ascii", errors="replace", newline="\n") as file:
-                        for last in checks.checkpoints(file):
-                            yield last
-                except Refused as error:  # 2, not 1: it says nothing about the record
-                    raise click.BadParameter(plain(f"{path}: {error}"), param_hint="'--trusted'") from None
-                if last is None:
-                    raise click.BadParameter(plain(f"there is no checkpoint in {path}"), param_hint="'--trusted'")
-
-        settings, engine = stack.enter_context(opened())
-        with _progress() as progress, database.reading(engine) as connection:
-            report = checks.verify(
-                connection, public_key=key, trusted=outside(), zone=ZoneInfo(settings.timezone), progress=progress
-            )
+    outside = (signed for path in trusted for signed in _checkpoints(path))
+    with opened() as (settings, engine), _progress() as progress, database.reading(engine) as connection:
+        report = checks.verify(
+            connection, public_key=key, trusted=outside, zone=ZoneInfo(settings.timezone), progress=progress
+        )
     match chosen(format):
         case "json":
             click.echo(json.dumps(_json(report), indent=2))
         case "csv":
-            with redirect_stdout(sys.stderr):  # a person reads it all the same: no source, no key goes untold
-                _tell(report, is_key_given=key is not None)
+            with redirect_stdout(sys.stderr):  # a person reads it in any case: no source or key stays unseen
+                _print_context(report)
             emit((_row(finding) for finding in report.findings), _COLUMNS, "csv")
-            click.echo(plain(_summary(report)), err=True)
+            for line in _result(report):
+                click.echo(plain(line), err=True)
         case _:
-            _tell(report, is_key_given=key is not None)
+            _print_context(report)
             for finding in report.findings:
                 click.echo(plain(f"FOUND {finding.what}: {finding.message}"))
-            if report.more:
-                click.echo(f"FOUND {report.more} more.")
-            click.echo(plain(_summary(report)))
+            for line in _result(report):
+                click.echo(plain(line))
     return 0 if report.is_good else 1
 
 
+def _checkpoints(path: Path) -> Iterator[Signed]:
+    """Yield the checkpoints in a file of one or many, with empty lines between, one in memory at a time."""
+    from tracker.audit.checkpoint import parse
+    from tracker.errors import BadCheckpoint
+
+    text: list[str] = []
+    number = first = 0
+    with path.open(encoding="ascii", errors="replace", newline="\n") as file:
+        for number, line in enumerate(chain(file, "\n"), 1):
+            if line != "\n":
+                text.append(line)
+            elif text:
+                first = number - len(text)
+                try:
+                    yield parse("".join(text))
+                except BadCheckpoint as error:  # 2, not 1: it says nothing about the record
+                    raise _bad(f"{path}: the checkpoint that begins at line {first}: {error}") from None
+                text = []
+    if not first:
+        raise _bad(f"{path} has no checkpoint in it")
+
+
+def _bad(message: str) -> click.BadParameter:
+    return click.BadParameter(plain(message), param_hint="'--trusted'")
+
+
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what tells of the progress: on a terminal, and nowhere else."""
+def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Yield what shows the progress: on a terminal only."""
     if not sys.stderr.isatty():
         yield lambda phase, done, total: None
         return
@@ -112,12 +131,12 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
         tasks = {}
 
-        def told(phase: str, done: int, total: int) -> None:
+        def shown(phase: str, done: int, total: int | None) -> None:
             if phase not in tasks:
-                tasks[phase] = bar.add_task(phase)
-            bar.update(tasks[phase], completed=min(done, total), total=total)
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done)
 
-        yield told
+        yield shown
 
 
 def _row(finding: Finding) -> list[object]:
@@ -127,56 +146,41 @@ def _row(finding: Finding) -> list[object]:
 def _json(report: Report) -> dict[str, object]:
     told = asdict(report)
     for source, listed in zip(report.sources, told["sources"], strict=True):
-        listed |= {name: _text(listed[name]) for name in ("recorded_at", "first_at", "last_at")}
         listed["flags"] = source.flags
-    return {"is_good": report.is_good, **told, "sealed_at": _text(report.sealed_at)}
+    at = None if report.sealed_at is None else utc(report.sealed_at).isoformat(timespec="microseconds")
+    return {"is_good": report.is_good, "qualifications": report.qualifications} | told | {"sealed_at": at}
 
 
-def _text(at: object) -> str | None:
-    from datetime import datetime
-
-    return utc(at).isoformat(timespec="microseconds") if isinstance(at, datetime) else None
-
-
-def _tell(report: Report, *, is_key_given: bool) -> None:
-    """Print what is no finding, and what a person has to judge: who was asked, whose key it is, what to compare."""
-    sources = (
-        (s.cluster, s.base_url + s.path, s.transitions, s.first_at, s.last_at, ", ".join(s.flags))
-        for s in report.sources
-    )
-    columns = (
-        "cluster",
-        "asked",
-        "transitions",
-        Column("first_at", "first"),
-        Column("last_at", "last"),
-        "look at this",
-    )
-    emit(
-        sources, columns, "table", title="Where answers came from", empty="No source is on record: no answer came yet."
-    )
-    for key in report.keys:
-        click.echo(f"Signed with key {key.key_id}: checkpoints {key.first} to {key.last}.")
-    if report.keys and not is_key_given:
-        click.echo("Is that key the right one? Compare its id with what somebody else told you, or give --public-key.")
-    if report.unsigned:
-        click.echo(
-            f"NOT SIGNED: {report.unsigned} of {report.checkpoints} checkpoints."
-            " Whoever can write the database can seal anew."
-        )
+def _print_context(report: Report) -> None:
+    """Print what is not a finding, and what a person has to judge: who was asked, whose key it is, what to compare."""
+    rows = ((s.cluster, s.asked, s.recorded_at, ", ".join(s.flags)) for s in report.sources)
+    columns = ("cluster", "asked", Column("recorded_at", "since"), Column("flags", "look at this"))
+    emit(rows, columns, "table", title="Where answers came from", empty="No source is on record: no answer came yet.")
+    for note in report.notes[:SHOWN_NOTES]:
+        click.echo(plain(f"note: {note.message}"))
+    if (more := len(report.notes) - SHOWN_NOTES + report.more_notes) > 0:
+        click.echo(f"note: {more} more (--format json lists {len(report.notes)})")
+    for key_id, (first, last) in report.keys.items():
+        click.echo(f"Signed with key {key_id}: checkpoints {first} to {last}.")
     if report.sha256:
         click.echo(f"Last checkpoint: number {report.number}, SHA-256 {report.sha256}, sealed at {report.sealed_at}.")
-        if not report.trusted:
-            click.echo(
-                "Compare it with one kept outside, or give --trusted: a tail that was cut off shows nowhere else."
-            )
 
 
-def _summary(report: Report) -> str:
-    number = len(report.findings) + report.more
-    result = "Nothing was found" if report.is_good else f"{number} finding{'s' if number > 1 else ''}"
-    unsigned = f" ({report.unsigned} not signed)" if report.unsigned else ""
-    return (
-        f"{result}: {report.jobs} jobs, {report.transitions} transitions, {report.checkpoints} checkpoints{unsigned}"
-        f" over {report.sealed} rows, {report.unsealed} rows since."
+def _result(report: Report) -> list[str]:
+    """Return the last lines: the result, what it does not rest on, and what it means."""
+    counts = (
+        f"{report.jobs} jobs, {report.transitions} transitions, {report.checkpoints} checkpoints over {report.sealed}"
+        f" rows, {report.unsealed} rows since"
     )
+    if number := len(report.findings) + report.more:
+        more = f" ({report.more} not shown)" if report.more else ""
+        return [f"NOT OK: {number} finding{'s' if number > 1 else ''}{more}: {counts}."]
+    but = f", BUT {', '.join(report.qualifications)}" if report.qualifications else ""
+    lines = [f"OK{but}: {counts}.", MEANING.format(number=report.number or 0)]
+    explained = {
+        "NOT SIGNED": "anyone who can write to the database can seal it anew",
+        "KEY NOT CHECKED": "compare the key's id with the one that you were given, or give --public-key",
+        "NOTHING TRUSTED GIVEN": "give --trusted: nothing else shows that the end was cut off or all of it sealed anew",
+        "A SIMULATOR MAY HAVE ANSWERED": "a server is on the same machine, or was asked over plain HTTP",
+    }
+    return lines + [f"{words}: {explained[words]}." for words in report.qualifications if words in explained]

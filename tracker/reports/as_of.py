@@ -140,9 +140,14 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
         return
     _check(connection, as_of)
     _KEPT.create(connection)
-    ctes = (*_known(connection.dialect.name, as_of, *_ROWS), *_replay(connection, as_of, zone))
-    replayed = sa.select(_jobs("replayed")).add_cte(*ctes)
-    connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), replayed))
+    dialect = connection.dialect.name
+    transitions = render.sql("reports/replay/transitions", dialect, _mode(as_of))
+    known = _known(dialect, as_of, "gaps", "sources"), _replay(connection, as_of, zone)
+    last = connection.execute(sa.select(sa.func.max(JOBS.c.id))).scalar_one() or 0
+    for after in range(0, last, _KEPT_AT_ONCE):
+        some = text(f"{transitions} AND t.job_id > {after} AND t.job_id <= {after + _KEPT_AT_ONCE}").cte("transitions")
+        replayed = sa.select(_jobs("replayed")).add_cte(*known[0], some, *known[1])
+        connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), replayed))
     connection.exec_driver_sql(f"ANALYZE {_KEPT.name}")
     yield True
     _KEPT.drop(connection)  # after an error the transaction takes it back
@@ -191,6 +196,10 @@ _KEPT: Final = sa.Table(
 )
 
 
+_KEPT_AT_ONCE: Final = 50_000
+"""Jobs that are replayed together: SQLite keeps what it needs meanwhile in memory, some ten MB."""
+
+
 def _replay(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[sa.CTE]:
     """Return ``replayed``, the rows of jobs as they were then; the rows known then come before it."""
     dialect, mode = connection.dialect.name, _mode(as_of)
@@ -199,7 +208,7 @@ def _replay(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[sa.C
     return [
         days.prefix_with("MATERIALIZED"),  # or else SQLite parses it again for each job
         _relation("names", dialect, mode),
-        _relation("jobs", dialect, mode, name="replayed").prefix_with("MATERIALIZED"),
+        _relation("jobs", dialect, mode, name="replayed"),
     ]
 
 

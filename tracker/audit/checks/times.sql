@@ -9,11 +9,9 @@ WITH checkpoints AS (
         lag(s.last_{{ row }}_id, 1, 0) OVER (ORDER BY s.id) AS before_{{ row }}_id, s.last_{{ row }}_id{{ "," if not loop.last }}
     {% endfor %}
     FROM (
-        SELECT id, sealed_at, last_transition_id, last_gap_id, last_source_id, 0 AS is_next FROM seals
+        SELECT id, sealed_at, last_transition_id, last_gap_id, last_source_id FROM seals
         UNION ALL
-        SELECT
-            (SELECT coalesce(max(id), 0) + 1 FROM seals), {{ now() }},
-            9223372036854775807, 9223372036854775807, 9223372036854775807, 1
+        SELECT (SELECT coalesce(max(id), 0) + 1 FROM seals), {{ now() }}, {{ ([2 ** 63 - 1] * 3) | join(', ') }}
     ) s
 ),
 steps AS (

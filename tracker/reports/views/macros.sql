@@ -143,3 +143,12 @@ CAST({{ day }} + interval '{{ months }} months' AS date)
 {%- else %}1 = 1
 {%- endif %}
 {%- endmacro %}
+
+{# The number that a checkpoint's text says. #}
+{% macro number(checkpoint) -%}
+{% if sqlite -%}
+CAST(substr({{ checkpoint }}, instr({{ checkpoint }}, 'number ') + 7, 18) AS INTEGER)
+{%- else -%}
+CAST(substring({{ checkpoint }} FROM 'number ([0-9]{1,18})') AS bigint)
+{%- endif %}
+{%- endmacro %}

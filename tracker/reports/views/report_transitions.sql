@@ -22,7 +22,9 @@ SELECT
     t.reason,
 {% if sqlite %}
     (
-        SELECT l.id FROM seals l WHERE l.last_transition_id >= t.id ORDER BY l.last_transition_id, l.id LIMIT 1
+        SELECT min(l.id) FROM seals l WHERE l.last_transition_id = (
+            SELECT min(f.last_transition_id) FROM seals f WHERE f.last_transition_id >= t.id
+        )
     ) AS seal_id
 {% else %}
     (SELECT array_agg(l.id ORDER BY l.last_transition_id, l.id) FROM seals l)[
