@@ -311,7 +311,7 @@ def run(
         stack.callback(company.close)
         with database.writing(engine) as connection:
             source_id = first_contact(connection, cluster, settings, version("tracker"))
-        client = stack.enter_context(Elevate(base_url, cluster.path, cluster.api_key))
+        client = stack.enter_context(Elevate(cluster, settings.request_timeout))
         poller = Poller(engine, cluster, settings, client, source_id, REGISTERED_BY, clock=clock, rng=rng.random)
         tally = Tally()
         while not stop.is_set():

@@ -170,16 +170,7 @@ def polling(
     """Yield a poller of *cluster* with a client of its own; the configuration it starts with is on record."""
     with database.writing(engine) as connection:
         source_id = first_contact(connection, cluster, settings, version("tracker"))
-    client = Elevate(
-        cluster.base_url,
-        cluster.path,
-        cluster.api_key,
-        timeout=settings.request_timeout,
-        ca_bundle=cluster.ca_bundle,
-        proxy=cluster.proxy,
-        pool_size=cluster.max_concurrency,
-    )
-    with client:
+    with Elevate(cluster, settings.request_timeout) as client:
         yield Poller(engine, cluster, settings, client, source_id, worker, watch=watch, clock=clock, rng=rng)
 
 
