@@ -111,8 +111,6 @@ def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> 
                 put(connection, name, before, health.absent(before, last))
         late = sa.update(JOBS).where(JOBS.c.cluster == name, JOBS.c.due_at > now + cadence.LONGEST_NIGHT)
         connection.execute(late.values(due_at=now))
-    for beat in (Worker.beat_at, Worker.stopped_at):
-        connection.execute(sa.update(Worker).where(beat > now).values({beat: now}))
 
 
 def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Health, steps: Iterable[Step]) -> Health:
@@ -166,7 +164,7 @@ def put_gap(connection: sa.Connection, cluster: str, gap: health.Gap | None) -> 
 
 
 def set_right(connection: sa.Connection, cluster: str, now: datetime) -> None:
-    """Make due at once what was planned by a clock that was ahead, and end its leases."""
+    """Make due at once what was planned by a clock that was ahead; end its leases; no beat is in the future."""
     j = JOBS.c
     failed = sa.and_(j.failures > 0, j.due_at > now + cadence.LONGEST * 1.1)
     ahead = sa.or_(j.seen_at > now, j.due_at > now + cadence.LONGEST_NIGHT, failed)
@@ -174,3 +172,5 @@ def set_right(connection: sa.Connection, cluster: str, now: datetime) -> None:
     connection.execute(open_jobs.where(ahead).values(due_at=now))
     leased = sa.update(JOBS).where(j.cluster == cluster, j.due_at.is_not(None), j.leased_until > now + LEASE)
     connection.execute(leased.values(leased_by=None, leased_until=None))
+    for beat in (Worker.beat_at, Worker.stopped_at):
+        connection.execute(sa.update(Worker).where(beat > now).values({beat: now}))

@@ -225,15 +225,15 @@ class Poller:
         self._halt = Event()  # the cluster was paused: what is claimed and not asked yet is given back
 
     def wants(self, now: datetime, standing: Health, due_at: datetime | None) -> bool:
-        """Return whether there is something to do, from what `look` found."""
-        if due_at is None or standing.is_paused_by_hand:
-            return False
-        if self._is_new or self._steps < len(self._watch.steps):
-            return True
-        may = standing.may_ask(now)
+        """Return whether there is something to do, from what `look` found; the first look may ask through a pause."""
+        if self._steps < len(self._watch.steps):
+            return due_at is not None
+        may = health.restarted(standing, now)[1] if self._is_new else standing.may_ask(now)
         ahead, at = timedelta(seconds=AHEAD_SECONDS), standing.next_request_at
         is_full = at is not None and now + ahead < at <= now + ahead + self._longest_piece
-        return not is_full and (may is May.PROBE or (may is May.DUE and due_at <= now))
+        is_due = due_at is not None and (may is May.PROBE or (may is May.DUE and due_at <= now))
+        self._is_new &= is_due
+        return is_due and not is_full
 
     def run(self, stop: Event, *, patient: bool = False) -> Tally:
         """Poll what is due until nothing is, or *stop* is set; then what is under way still ends and is recorded.
