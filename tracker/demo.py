@@ -65,10 +65,6 @@ class LaggingClock:
     def __call__(self) -> datetime:
         return self._real() - self.lag
 
-    def anchored(self, database_now: datetime) -> Callable[[], datetime]:
-        """Return this clock: what is observed in the demo goes by simulated time (`poller.Clock`)."""
-        return self
-
     def leap(self, at: datetime) -> None:
         """Go on from *at*, if that is ahead and not in the real future."""
         self.lag = min(self.lag, max(timedelta(), self._real() - at))

@@ -30,7 +30,7 @@ from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from threading import Event
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -64,22 +64,6 @@ SPARE_SECONDS = 0.25  # work that is claimed beyond what the threads have in han
 MEASURE_SECONDS = 60  # how often the backlog is counted while there is one
 
 _FREE = {"leased_by": None, "leased_until": None}
-
-
-class Clock(Protocol):
-    """Where due times and observed times come from."""
-
-    def anchored(self, database_now: datetime) -> Callable[[], datetime]:
-        """Return a clock (aware UTC) that does not step, for the polls of one claim made at *database_now*."""
-        ...
-
-
-class DatabaseClock:
-    """The database's time at the claim plus monotonic time since: daemons with skewed clocks agree."""
-
-    def anchored(self, database_now: datetime) -> Callable[[], datetime]:
-        began = monotonic()
-        return lambda: database_now + timedelta(seconds=monotonic() - began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +148,7 @@ def polling(
     worker: str,
     *,
     watch: Watch | None = None,
-    clock: Clock | None = None,
+    clock: Callable[[], datetime] | None = None,
     rng: Callable[[], float] = random.random,
 ) -> Iterator[Poller]:
     """Yield a poller of *cluster* with a client of its own; the configuration it starts with is on record."""
@@ -185,7 +169,7 @@ class Poller:
         source_id: From `first_contact`.
         worker: This daemon's name, the leases' owner.
         watch: The process's.
-        clock: Where due and observed times come from.
+        clock: Where due and observed times come from, if not from the database: aware UTC.
         rng: Uniform random numbers in [0, 1), for jitter.
     """
 
@@ -199,7 +183,7 @@ class Poller:
         worker: str,
         *,
         watch: Watch | None = None,
-        clock: Clock | None = None,
+        clock: Callable[[], datetime] | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self._engine = engine
@@ -215,7 +199,7 @@ class Poller:
         self._source_id = source_id
         self._worker = worker
         self._watch = watch or Watch()
-        self._clock = clock or DatabaseClock()
+        self._clock = clock
         self._rng = rng
         self._is_new = True  # nothing was asked yet: what failed may be mended
         self._steps = len(self._watch.steps)  # how many of them are on the cluster's record
@@ -359,7 +343,8 @@ class Poller:
         again? Nobody else claims while that is being found out.
         """
         with self._transaction() as row:
-            clock = self._clock.anchored(row.database_now)
+            # The database's time at the claim plus elapsed time: daemons with skewed clocks agree.
+            clock = self._clock or (lambda: row.database_now + timedelta(seconds=monotonic() - row.tick))
             now, may, turn = clock(), May.DUE, Turn.BY_HAND
             if job_ids is None:
                 may, turn = row.standing.may_ask(now), Turn.DUE
