@@ -11,9 +11,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from tracker.audit import checks, lines
-from tracker.models import UtcDateTime
-from tracker.reports import render, tables, views
+from tracker.audit import checks, lines, pack
+from tracker.reports import render, views
 from tracker.reports.render import Mode
 
 FILE = Path(checks.__file__).with_name("checks.sql")
@@ -31,10 +30,6 @@ SEALS = {"number": "integer", "sealed_at": "instant"} | dict.fromkeys(
     ("last_transition_id", "last_gap_id", "last_source_id"), "integer"
 )
 ZONE = {"timezone": "name", "day": "date", "begins_at": "instant", "ends_at": "instant"}
-LEFT_EMPTY = {"report_jobs": ("next_poll_at", "failures", "last_error")}
-"""By report, the columns that a pack leaves empty."""
-DOUBLES = ("seconds", "seconds_min", "seconds_max", "_share")
-"""How the names of columns end that are no whole numbers."""
 
 
 def text() -> str:
@@ -107,7 +102,7 @@ def _reports() -> Iterator[str]:
     with_views = _columns()
     for view, columns in with_views.items():
         listed = ", ".join(columns)
-        fields = ",\n".join(f"    {_field(view, column)} AS {column}" for column in columns)
+        fields = ",\n".join(f"    {_field(column)} AS {column}" for column in columns)
         row = " || ',' || ".join(columns)
         yield (
             f"CREATE TABLE IF NOT EXISTS csv_{view} ({listed});\n"
@@ -138,15 +133,12 @@ def _columns() -> dict[str, list[str]]:
         }
 
 
-def _field(view: str, column: str) -> str:
-    """Return the field of a published report; NULL is empty, as everywhere."""
-    if column in LEFT_EMPTY.get(view, ()):
+def _field(column: str) -> str:
+    """Return the field of a published report, as `pack.report_line` has it, without the quotes that CSV puts around."""
+    type_ = pack._type(column)
+    if column in pack._UNKNOWN:
         return "''"
-    if column.endswith(DOUBLES):
-        return f"CASE WHEN {column} IS NULL THEN '' ELSE printf('%.6f', {column}) END"
-    if isinstance(tables.type_of(column), UtcDateTime):
-        return f"coalesce(replace({column}, ' ', 'T') || 'Z', '')"
-    return f"coalesce(CAST({column} AS text), '')"
+    return f"coalesce({column if type_ == 'text' else lines.field(column, type_, 'sqlite')}, '')"
 
 
 def _last() -> str:

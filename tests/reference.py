@@ -300,12 +300,9 @@ def report_monthly(tables: Tables, now: datetime) -> list[Row]:
     rows = []
     for (cluster, kind, month), jobs in groups.items():
         took = [passed(job["submitted_at"], job["done_by"]) for job in jobs if job["state"] != "withdrawn"]
-        ordered: list[int | None] = [*sorted(known(took)), *[None] * took.count(None)]
         row: Row = {"cluster": cluster, "kind": kind, "month": month, "submitted": len(jobs)}
         row |= {state: sum(job["state"] == state for job in jobs) for state in STATES}
         row |= {f"done_within_{days}d": sum(t <= days * DAY for t in known(took)) for days in (1, 7, 14)}
-        row["median_seconds"] = seconds(rank(ordered, 50))
-        row["p95_seconds"] = seconds(rank(ordered, 95))
         verdicts = [verdict(job, now) for job in jobs]
         row |= {word: verdicts.count(word) for word in ("met", "missed", "undecidable", "pending", "overdue")}
         rows.append(row)

@@ -16,6 +16,7 @@ from tests import checks_sql, lives
 from tests.history import ZONE
 from tracker import database
 from tracker.audit import lines
+from tracker.audit.pack import _UNKNOWN
 from tracker.models import Seal
 from tracker.reports import tables, views
 from tracker.reports.about import Filters
@@ -66,7 +67,7 @@ def export(engine: sa.Engine, folder: Path) -> None:
         for view in views.VIEWS:
             relation = tables.typed(connection, view)
             query = sa.select(relation).add_cte(*shadows(connection, Filters(), upto, ZONE, view))
-            columns, empty = list(relation.c.keys()), checks_sql.LEFT_EMPTY.get(view, ())
+            columns, empty = list(relation.c.keys()), _UNKNOWN if view == "report_jobs" else ()
             rows = [dict(row) | dict.fromkeys(empty) for row in connection.execute(query).mappings()]
             write(folder / f"{view}.csv", columns, [list(row.values()) for row in rows])
 

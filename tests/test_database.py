@@ -76,7 +76,7 @@ def test_upgrade_again_mends_guards_and_views(url: str, engine: sa.Engine) -> No
     with database.reading(engine) as connection:
         assert guards.problems(connection) == []
         assert connection.exec_driver_sql("SELECT count(*) FROM transitions").scalar_one() == 1
-        assert "report_old" not in sa.inspect(connection).get_view_names()
+        assert "report_old" in sa.inspect(connection).get_view_names(), "somebody else's"
     assert "guards and views made anew" in told[0]
 
 

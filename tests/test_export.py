@@ -195,7 +195,7 @@ def test_a_pack_is_everything_up_to_the_last_checkpoint(engine: sa.Engine, url: 
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_left(engine: sa.Engine, tmp_path: Path) -> None:
-    """Nothing sealed, a folder that exists, no folder above, a file above, a changed row: a sentence, and no files."""
+    """Nothing sealed, a folder that exists, no folder above, a changed row, nonsense: a sentence, and no files."""
     place = tmp_path / "place"
     place.mkdir()
     (place / "file").touch()
@@ -213,12 +213,13 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(engine: sa.Engin
     refused(place / "missing" / "pack", "No such file or directory; nothing is left")
     refused(place / "file" / "pack", "Not a directory; nothing is left")
     with unguarded(engine) as connection:
-        connection.exec_driver_sql("UPDATE transitions SET actor = 'mallory' WHERE id = 1")
+        connection.exec_driver_sql("UPDATE transitions SET observed_at = '9999-12-31 23:59:59.999999' WHERE id = 1")
     refused(place / "pack", "rows of segments/000001-transitions-1.csv are not those that were sealed: run `tracker")
     with database.writing(engine) as connection:
-        connection.exec_driver_sql("UPDATE transitions SET actor = 'alice' WHERE id = 1")
-        connection.exec_driver_sql("UPDATE segments SET rows = 1")
-    refused(place / "pack", "are not those that were sealed")
+        connection.execute(sa.delete(Segment))
+        connection.execute(sa.delete(Seal))
+    seal(engine, KEY)
+    refused(place / "pack", "a value that makes no sense .*: run `tracker audit verify`")
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
@@ -242,12 +243,8 @@ def test_a_stopped_export_leaves_nothing(engine: sa.Engine, url: str, tmp_path: 
         "import resource, sys; from tracker.cli import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); sys.exit(main(sys.argv[1:]))"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", limited, "audit", "export", place / "pack"],
-        env=os.environ | {"TRACKER_DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-    )
+    words = [sys.executable, "-c", limited, "audit", "export", str(place / "pack")]
+    run = subprocess.run(words, env=os.environ | {"TRACKER_DATABASE_URL": url}, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (1, "")
     assert "File too large; nothing is left there" in run.stderr
     assert list(place.iterdir()) == []

@@ -374,9 +374,7 @@ def check(
     return (cluster, jid), Facts(kind, reference, received_at, submitted_at)
 
 
-def _check(
-    declared: Registration, cluster_of: Callable[[str | None], str], zone_of: _ZoneOf, now: datetime
-) -> _Job:
+def _check(declared: Registration, cluster_of: Callable[[str | None], str], zone_of: _ZoneOf, now: datetime) -> _Job:
     """Return *declared* as it can be registered at *now*; raise InvalidField for the first value that cannot be."""
     key, facts = check(declared, cluster_of, now)
     received_at, submitted_at = facts.received_at, facts.submitted_at

@@ -146,7 +146,7 @@ def split(text: str) -> list[str]:
 
 
 _NUMBER: Final = r"(0|[1-9][0-9]{0,18})"
-_HASH: Final = r"sha256 ([0-9a-f]{64})  "
+_HASH: Final = r"sha256 ([0-9a-f]{64})  (\S+)"
 _KEY: Final = r"[0-9a-f]{32} ([A-Za-z0-9+/=]+)"
 
 
@@ -162,6 +162,14 @@ class _Reader:
         found = re.fullmatch(pattern, self.lines[self.at]) if self.at < len(self.lines) else None
         self.at += found is not None
         return found
+
+    def hash_of(self, path: str) -> str | None:
+        """Return the SHA-256 in the next line, and go on to the one after; None, and stay, if it is not of *path*."""
+        found = self.find(_HASH)  # one pattern for all paths: compiling it takes longer than the rest
+        if found is None or found[2] == path:
+            return found and found[1]
+        self.at -= 1
+        return None
 
     def take(self, word: str, pattern: str) -> re.Match[str]:
         """Return the match of the next line, which must be *word*, a blank and *pattern*."""
@@ -191,15 +199,15 @@ def parse(text: str) -> Signed:
         found = reader.take("ids", f"{table} {_NUMBER} {_NUMBER}")
         ids[table] = (int(found[1]), int(found[2]))
     rows = int(reader.take("rows", _NUMBER)[1])
-    previous = reader.find(_HASH + re.escape(path(number - 1))) if number > 1 else None
+    previous = reader.hash_of(path(number - 1)) if number > 1 else None
     if number > 1 and previous is None:
         reader.fail(f"expected the SHA-256 of {path(number - 1)}")
     segments: list[Segment] = []
     parts: Counter[str] = Counter()
     for table in TABLES:
-        while found_one := reader.find(_HASH + re.escape(Segment(table, parts[table] + 1, "").path(number))):
+        while digest := reader.hash_of(Segment(table, parts[table] + 1, "").path(number)):
             parts[table] += 1
-            segments.append(Segment(table, parts[table], found_one[1]))
+            segments.append(Segment(table, parts[table], digest))
     key = _key(reader, "key")
     next_key = _key(reader, "next_key") if key else None
     signature = base64.b64decode(reader.take("signature", "([A-Za-z0-9+/]{86}==)")[1]) if key else None
@@ -209,8 +217,7 @@ def parse(text: str) -> Signed:
         at = datetime.fromisoformat(sealed_at).replace(tzinfo=UTC)
     except ValueError:
         raise BadCheckpoint(f"not a checkpoint: sealed_at {sealed_at} is not a time") from None
-    hash_ = previous[1] if previous else None
-    checkpoint = Checkpoint(origin, number, hash_, at, ids, rows, tuple(segments), key, next_key)
+    checkpoint = Checkpoint(origin, number, previous, at, ids, rows, tuple(segments), key, next_key)
     if not len(segments) <= rows <= len(segments) * SEGMENT_ROWS:
         raise BadCheckpoint(f"not a checkpoint: {len(segments)} segments cannot have {rows} rows")
     for table, (after, upto) in ids.items():

@@ -164,15 +164,13 @@ due AS (
     LEFT JOIN zone d ON d.timezone = b.timezone AND d.day = min(date(b.begun_on, '1 months'), date(b.begun_on, 'start of month', '2 months', '-1 day'))
 ),
 declared AS MATERIALIZED (
-    SELECT
-        d.*, coalesce(x.day, d.due_on) AS deadline_on, coalesce(x.ends_at, d.due_at) AS deadline_at
+    SELECT d.*, coalesce(x.day, d.due_on) AS deadline_on, coalesce(x.ends_at, d.due_at) AS deadline_at
     FROM due d
     LEFT JOIN zone x ON x.timezone = d.timezone AND x.day = d.moved_to
 )
 SELECT
     d.job_id AS id, d.cluster, d.jid, d.kind, d.reference, d.received_at, d.submitted_at, d.extended_on,
-    d.registered_at, d.registered_by,
-    d.deadline_on, d.deadline_at,
+    d.registered_at, d.registered_by, d.deadline_on, d.deadline_at,
     l.to_state AS state, l.to_status AS status, s.last_seen_at AS status_after, s.observed_at AS status_by,
     CASE WHEN p.action = 'observed' THEN 1 ELSE 0 END AS status_polls,
     l.last_seen_at AS seen_at,
@@ -266,7 +264,7 @@ SELECT
     coalesce(max(0.0, (((unixepoch(substr(d.done_after, 1, 19)) * 1000000 + substr(d.done_after, 21)) - (unixepoch(substr(coalesce(d.submitted_at, d.registered_at), 1, 19)) * 1000000 + substr(coalesce(d.submitted_at, d.registered_at), 21))) / 1000000.0)), 0.0) AS seconds_min,
     (((unixepoch(substr(max(d.done_by, d.submitted_at), 1, 19)) * 1000000 + substr(max(d.done_by, d.submitted_at), 21)) - (unixepoch(substr(d.submitted_at, 1, 19)) * 1000000 + substr(d.submitted_at, 21))) / 1000000.0) AS seconds_max,
     (((unixepoch(substr(d.done_by, 1, 19)) * 1000000 + substr(d.done_by, 21)) - (unixepoch(substr(d.done_after, 1, 19)) * 1000000 + substr(d.done_after, 21))) / 1000000.0) AS uncertainty_seconds,
-    CASE WHEN d.kind = 'export' THEN (strftime('%Y-%m-%d %H:%M:%S', substr(d.done_after, 1, 19), '+7 days') || substr(d.done_after, 20)) END AS download_by,
+    CASE WHEN d.kind = 'export' THEN (strftime('%Y-%m-%d %H:%M:%S', substr(d.done_after, 1, 19), '604800 seconds') || substr(d.done_after, 20)) END AS download_by,
     d.polls
 FROM (
     SELECT
@@ -347,36 +345,29 @@ CROSS JOIN jobs j WHERE j.id = s.job_id;
 
 CREATE VIEW report_monthly AS
 SELECT
-    c.cluster, c.kind, c.month AS month, c.submitted, c.open, c.done, c.failed, c.lost, c.attested, c.withdrawn,
-    c.done_within_1d, c.done_within_7d, c.done_within_14d,
-    CASE WHEN c.counting > 0 THEN json_extract(c.durations, '$[' || ((c.counting + 1) / 2 - 1) || ']') / 1000000.0 END AS median_seconds,
-    CASE WHEN c.counting > 0 THEN json_extract(c.durations, '$[' || ((95 * c.counting + 99) / 100 - 1) || ']') / 1000000.0 END AS p95_seconds,
-    c.met, c.missed, c.undecidable, c.pending, c.overdue
+    r.cluster,
+    r.kind,
+    r.month AS month,
+    count(*) AS submitted,
+    count(*) FILTER (WHERE r.state = 'open') AS open,
+    count(*) FILTER (WHERE r.state = 'done') AS done,
+    count(*) FILTER (WHERE r.state = 'failed') AS failed,
+    count(*) FILTER (WHERE r.state = 'lost') AS lost,
+    count(*) FILTER (WHERE r.state = 'attested') AS attested,
+    count(*) FILTER (WHERE r.state = 'withdrawn') AS withdrawn,
+    count(*) FILTER (WHERE r.seconds <= 86400) AS done_within_1d,
+    count(*) FILTER (WHERE r.seconds <= 604800) AS done_within_7d,
+    count(*) FILTER (WHERE r.seconds <= 1209600) AS done_within_14d,
+    count(*) FILTER (WHERE r.verdict = 'met') AS met,
+    count(*) FILTER (WHERE r.verdict = 'missed') AS missed,
+    count(*) FILTER (WHERE r.verdict = 'undecidable') AS undecidable,
+    count(*) FILTER (WHERE r.verdict = 'pending') AS pending,
+    count(*) FILTER (WHERE r.verdict = 'overdue') AS overdue
 FROM (
     SELECT
-        r.cluster, r.kind, r.month,
-        count(*) AS submitted,
-        count(*) FILTER (WHERE r.state <> 'withdrawn') AS counting,
-        count(*) FILTER (WHERE r.state = 'open') AS open,
-        count(*) FILTER (WHERE r.state = 'done') AS done,
-        count(*) FILTER (WHERE r.state = 'failed') AS failed,
-        count(*) FILTER (WHERE r.state = 'lost') AS lost,
-        count(*) FILTER (WHERE r.state = 'attested') AS attested,
-        count(*) FILTER (WHERE r.state = 'withdrawn') AS withdrawn,
-        count(*) FILTER (WHERE r.duration <= 86400000000) AS done_within_1d,
-        count(*) FILTER (WHERE r.duration <= 604800000000) AS done_within_7d,
-        count(*) FILTER (WHERE r.duration <= 1209600000000) AS done_within_14d,
-        json_group_array(r.duration) FILTER (WHERE r.duration IS NOT NULL) AS durations,
-        count(*) FILTER (WHERE r.verdict = 'met') AS met,
-        count(*) FILTER (WHERE r.verdict = 'missed') AS missed,
-        count(*) FILTER (WHERE r.verdict = 'undecidable') AS undecidable,
-        count(*) FILTER (WHERE r.verdict = 'pending') AS pending,
-        count(*) FILTER (WHERE r.verdict = 'overdue') AS overdue
-    FROM (
-        SELECT
-            j.cluster, j.kind, substr(coalesce(j.submitted_at, j.registered_at), 1, 7) AS month, j.state,
-            CASE WHEN j.state = 'done' THEN max(0, (unixepoch(substr(j.ended_by, 1, 19)) * 1000000 + substr(j.ended_by, 21)) - (unixepoch(substr(j.submitted_at, 1, 19)) * 1000000 + substr(j.submitted_at, 21))) END AS duration,
-            CASE
+        j.cluster, j.kind, substr(coalesce(j.submitted_at, j.registered_at), 1, 7) AS month, j.state,
+        CASE WHEN j.state = 'done' THEN (((unixepoch(substr(max(j.ended_by, j.submitted_at), 1, 19)) * 1000000 + substr(max(j.ended_by, j.submitted_at), 21)) - (unixepoch(substr(j.submitted_at, 1, 19)) * 1000000 + substr(j.submitted_at, 21))) / 1000000.0) END AS seconds,
+        CASE
         WHEN j.state IN ('attested', 'withdrawn') THEN j.state
         WHEN j.state = 'done' AND j.ended_by <= j.deadline_at THEN 'met'
         WHEN j.state = 'done' AND CASE WHEN j.ended_after IS NULL AND j.submitted_at > j.ended_by THEN j.ended_by ELSE coalesce(j.ended_after, j.submitted_at) END >= j.deadline_at THEN 'missed'
@@ -386,12 +377,9 @@ FROM (
         WHEN CASE j.status WHEN 'not_found' THEN j.status_after ELSE j.seen_at END >= j.deadline_at THEN 'overdue'
         ELSE 'undecidable'
     END AS verdict
-        FROM jobs j
-        ORDER BY month, j.kind, j.cluster, duration
-
-    ) r
-    GROUP BY r.month, r.kind, r.cluster
-) c;
+    FROM jobs j
+) r
+GROUP BY r.month, r.kind, r.cluster;
 
 CREATE VIEW report_deadlines AS
 SELECT
@@ -444,33 +432,21 @@ SELECT
     min(r.deadline_on) AS deadline_on,
     CASE WHEN count(*) FILTER (WHERE r.state NOT IN ('done', 'withdrawn')) = 0 THEN max(r.done_after) END AS done_after,
     CASE WHEN count(*) FILTER (WHERE r.state NOT IN ('done', 'withdrawn')) = 0 THEN max(r.done_by) END AS done_by,
-    CASE min(r.rank)
-        WHEN 1 THEN 'missed'
-        WHEN 2 THEN 'overdue'
-        WHEN 3 THEN 'undecidable'
-        WHEN 4 THEN 'pending'
-        WHEN 5 THEN 'attested'
-        WHEN 6 THEN 'met'
+    CASE
+        WHEN count(*) FILTER (WHERE r.verdict = 'missed') > 0 THEN 'missed'
+        WHEN count(*) FILTER (WHERE r.verdict = 'overdue') > 0 THEN 'overdue'
+        WHEN count(*) FILTER (WHERE r.verdict = 'undecidable') > 0 THEN 'undecidable'
+        WHEN count(*) FILTER (WHERE r.verdict = 'pending') > 0 THEN 'pending'
+        WHEN count(*) FILTER (WHERE r.verdict = 'attested') > 0 THEN 'attested'
+        WHEN count(*) FILTER (WHERE r.verdict = 'met') > 0 THEN 'met'
         ELSE 'withdrawn'
     END AS verdict
 FROM (
     SELECT
-        v.*,
-        CASE v.verdict
-            WHEN 'missed' THEN 1
-            WHEN 'overdue' THEN 2
-            WHEN 'undecidable' THEN 3
-            WHEN 'pending' THEN 4
-            WHEN 'attested' THEN 5
-            WHEN 'met' THEN 6
-            ELSE 7
-        END AS rank
-    FROM (
-        SELECT
-            j.reference, j.state, j.received_at, j.deadline_on,
-            CASE WHEN j.state = 'done' THEN CASE WHEN j.ended_after IS NULL AND j.submitted_at > j.ended_by THEN j.ended_by ELSE coalesce(j.ended_after, j.submitted_at) END END AS done_after,
-            CASE WHEN j.state = 'done' THEN j.ended_by END AS done_by,
-            CASE
+        j.reference, j.state, j.received_at, j.deadline_on,
+        CASE WHEN j.state = 'done' THEN CASE WHEN j.ended_after IS NULL AND j.submitted_at > j.ended_by THEN j.ended_by ELSE coalesce(j.ended_after, j.submitted_at) END END AS done_after,
+        CASE WHEN j.state = 'done' THEN j.ended_by END AS done_by,
+        CASE
         WHEN j.state IN ('attested', 'withdrawn') THEN j.state
         WHEN j.state = 'done' AND j.ended_by <= j.deadline_at THEN 'met'
         WHEN j.state = 'done' AND CASE WHEN j.ended_after IS NULL AND j.submitted_at > j.ended_by THEN j.ended_by ELSE coalesce(j.ended_after, j.submitted_at) END >= j.deadline_at THEN 'missed'
@@ -480,9 +456,8 @@ FROM (
         WHEN CASE j.status WHEN 'not_found' THEN j.status_after ELSE j.seen_at END >= j.deadline_at THEN 'overdue'
         ELSE 'undecidable'
     END AS verdict
-        FROM jobs j
-        WHERE j.reference IS NOT NULL
-    ) v
+    FROM jobs j
+    WHERE j.reference IS NOT NULL
 ) r
 GROUP BY r.reference;
 
@@ -494,74 +469,22 @@ FROM report_transitions
 WHERE anomaly IS NOT NULL;
 
 CREATE VIEW report_gaps AS
-WITH once AS (
-    SELECT
-        j.cluster,
-        j.registered_at,
-        CASE j.state WHEN 'attested' THEN a.observed_at ELSE j.ended_by END AS ended_at
-    FROM jobs j
-    LEFT JOIN transitions a ON a.job_id = j.id AND a.action = 'attested'
-    WHERE j.registered_at < (SELECT c.at FROM clock c) AND NOT EXISTS (
-        SELECT 1 FROM transitions r WHERE r.job_id = j.id AND r.from_state <> 'open' AND r.from_state <> r.to_state
-    )
+WITH all_gaps AS (
+    SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+    UNION ALL
+    SELECT NULL, cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 ),
-more_than_once AS (
-    SELECT s.job_id, s.cluster, s.began_at, s.ended_at
+spells AS (
+    SELECT c.job_id, j.cluster, c.began_at, c.ended_at
     FROM (
         SELECT
-            t.job_id, j.cluster, t.to_state, t.observed_at AS began_at,
+            t.job_id, t.to_state, t.observed_at AS began_at,
             lead(t.observed_at) OVER (PARTITION BY t.job_id ORDER BY t.seq) AS ended_at
-        FROM (SELECT DISTINCT job_id FROM transitions WHERE from_state <> 'open' AND from_state <> to_state) r
-        CROSS JOIN transitions t
-        JOIN jobs j ON j.id = r.job_id
-        WHERE t.job_id = r.job_id AND (t.from_state IS NULL OR t.from_state <> t.to_state)
-    ) s
-    WHERE s.to_state = 'open'
-),
-all_gaps AS (
-    SELECT cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
-    UNION ALL
-    SELECT cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
-),
-changes AS (
-    SELECT o.cluster, coalesce(o.at, '9999-12-31 00:00:00.000000') AS at, count(*) AS opened, 0 AS ended
-    FROM (
-        SELECT
-            j.cluster,
-            (SELECT min(g.ended_at) FROM gaps g WHERE g.cluster = j.cluster AND g.ended_at > j.registered_at) AS at
-        FROM once j
-    ) o
-    GROUP BY o.at, o.cluster
-    UNION ALL
-    SELECT o.cluster, o.at, 0, count(*)
-    FROM (
-        SELECT j.cluster, coalesce(min(j.at, c.gap_began_at), j.at, c.gap_began_at) AS at
-        FROM (
-            SELECT
-                o.*, (SELECT min(g.began_at) FROM gaps g WHERE g.cluster = o.cluster AND g.began_at >= o.ended_at) AS at
-            FROM once o
-            WHERE o.ended_at IS NOT NULL
-        ) j
-        LEFT JOIN clusters c ON c.cluster = j.cluster AND c.gap_began_at >= j.ended_at
-    ) o
-    GROUP BY o.at, o.cluster
-    UNION ALL
-    SELECT cluster, began_at, 0, 0 FROM all_gaps
-    UNION ALL
-    SELECT cluster, coalesce(ended_at, '9999-12-31 00:00:00.000000'), 0, 0 FROM all_gaps
-),
-sums AS (
-    SELECT
-        c.cluster,
-        c.at,
-        sum(c.opened) OVER (PARTITION BY c.cluster ORDER BY c.at ROWS UNBOUNDED PRECEDING) AS opened,
-        sum(c.ended) OVER (PARTITION BY c.cluster ORDER BY c.at ROWS UNBOUNDED PRECEDING) AS ended
-    FROM (
-        SELECT cluster, CAST(at AS text) AS at, sum(opened) AS opened, sum(ended) AS ended
-        FROM changes
-        WHERE at IS NOT NULL
-        GROUP BY cluster, at
+        FROM transitions t
+        WHERE t.from_state IS NULL OR t.from_state <> t.to_state
     ) c
+    JOIN jobs j ON j.id = c.job_id
+    WHERE c.to_state = 'open'
 )
 SELECT
     g.cluster,
@@ -571,81 +494,49 @@ SELECT
     g.cause,
     g.detail,
     (((unixepoch(substr(coalesce(g.ended_at, (SELECT c.at FROM clock c)), 1, 19)) * 1000000 + substr(coalesce(g.ended_at, (SELECT c.at FROM clock c)), 21)) - (unixepoch(substr(g.began_at, 1, 19)) * 1000000 + substr(g.began_at, 21))) / 1000000.0) AS seconds,
-    CAST(
-        before_end.opened - by_beginning.ended + (
-            SELECT count(DISTINCT s.job_id) FROM more_than_once s
-            WHERE s.cluster = g.cluster AND s.began_at < coalesce(g.ended_at, (SELECT c.at FROM clock c))
-                AND (s.ended_at IS NULL OR s.ended_at > g.began_at)
-        ) AS bigint
-    ) AS open_jobs
+    count(DISTINCT s.job_id) AS open_jobs
 FROM all_gaps g
-JOIN sums before_end ON before_end.cluster = g.cluster AND before_end.at = coalesce(g.ended_at, '9999-12-31 00:00:00.000000')
-JOIN sums by_beginning ON by_beginning.cluster = g.cluster AND by_beginning.at = g.began_at;
+LEFT JOIN spells s ON s.cluster = g.cluster AND s.began_at < coalesce(g.ended_at, (SELECT c.at FROM clock c))
+    AND (s.ended_at IS NULL OR s.ended_at > g.began_at)
+GROUP BY g.id, g.cluster, g.began_at, g.ended_at, g.is_open, g.cause, g.detail;
 
 CREATE VIEW report_coverage AS
-WITH numbered AS (
-    SELECT
-        a.*,
-        sum(a.is_first) OVER (PARTITION BY a.cluster ORDER BY a.began_at, a.ended_at ROWS UNBOUNDED PRECEDING) AS stretch
-    FROM (
-        SELECT
-            g.*,
-            CASE WHEN g.began_at <= max(g.ended_at) OVER (
-                PARTITION BY g.cluster ORDER BY g.began_at, g.ended_at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-            ) THEN 0 ELSE 1 END AS is_first,
-            CASE WHEN g.began_at = lag(g.began_at) OVER (PARTITION BY g.cluster ORDER BY g.began_at, g.ended_at)
-                THEN 0 ELSE 1 END AS is_first_then
-        FROM (
-            SELECT id, cluster, began_at, ended_at FROM gaps
-            UNION ALL
-            SELECT NULL, cluster, gap_began_at, (SELECT c.at FROM clock c) FROM clusters WHERE gap_began_at IS NOT NULL
-        ) g
-    ) a
+WITH all_gaps AS (
+    SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+    UNION ALL
+    SELECT NULL, cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 ),
 stretches AS (
-    SELECT
-        cluster, CAST(stretch AS integer) AS stretch, min(began_at) AS began_at, max(ended_at) AS ended_at,
-        max(CASE is_first WHEN 1 THEN id END) AS first_id
-    FROM numbered
-    GROUP BY cluster, stretch
-),
-stretch_of AS MATERIALIZED (
-    SELECT
-        n.id, n.is_first, (unixepoch(substr(s.began_at, 1, 19)) * 1000000 + substr(s.began_at, 21)) AS began, (unixepoch(substr(s.ended_at, 1, 19)) * 1000000 + substr(s.ended_at, 21)) AS ended,
-        (unixepoch(substr(s.ended_at, 1, 19)) * 1000000 + substr(s.ended_at, 21)) - (unixepoch(substr(s.began_at, 1, 19)) * 1000000 + substr(s.began_at, 21)) AS length
-    FROM numbered n
-    JOIN stretches s ON s.cluster = n.cluster AND s.stretch = n.stretch
-    WHERE n.is_first_then = 1 AND n.id IS NOT NULL AND s.first_id IS NOT NULL
-),
-still_open AS MATERIALIZED (
-    SELECT cluster, (unixepoch(substr(began_at, 1, 19)) * 1000000 + substr(began_at, 21)) AS began FROM stretches WHERE first_id IS NULL
+    SELECT n.cluster, min(n.began_at) AS began_at, max(n.ended_at) AS ended_at
+    FROM (
+        SELECT
+            f.*, sum(f.is_first) OVER (PARTITION BY f.cluster ORDER BY f.began_at, f.ended_at ROWS UNBOUNDED PRECEDING) AS stretch
+        FROM (
+            SELECT
+                g.cluster, g.began_at, coalesce(g.ended_at, (SELECT c.at FROM clock c)) AS ended_at,
+                CASE WHEN g.began_at <= max(coalesce(g.ended_at, (SELECT c.at FROM clock c))) OVER (
+                    PARTITION BY g.cluster ORDER BY g.began_at, coalesce(g.ended_at, (SELECT c.at FROM clock c))
+                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+                ) THEN 0 ELSE 1 END AS is_first
+            FROM all_gaps g
+        ) f
+    ) n
+    GROUP BY n.cluster, n.stretch
 ),
 lives AS (
     SELECT
-        j.id, j.cluster, j.jid, j.registered_at, max(j.registered_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))) AS until_at,
-        (unixepoch(substr(j.registered_at, 1, 19)) * 1000000 + substr(j.registered_at, 21)) AS began, (unixepoch(substr(max(j.registered_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 1, 19)) * 1000000 + substr(max(j.registered_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 21)) AS ended
+        j.cluster, j.jid, j.registered_at AS began_at,
+        max(j.registered_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))) AS ended_at
     FROM jobs j
-    ORDER BY j.id
-    LIMIT -1
-),
-closed AS (
-    SELECT
-        j.cluster, j.jid, j.began, j.ended,
-        coalesce(sum(CASE WHEN s.began >= j.began AND s.ended <= j.ended THEN s.length ELSE min(s.ended, j.ended) - max(s.began, j.began) END), 0) AS total, coalesce(max(CASE WHEN s.began >= j.began AND s.ended <= j.ended THEN s.length ELSE min(s.ended, j.ended) - max(s.began, j.began) END), 0) AS longest
-    FROM lives j
-    LEFT JOIN gaps g ON g.cluster = j.cluster AND g.began_at < j.until_at AND g.began_at >= coalesce(
-        (SELECT max(p.began_at) FROM gaps p WHERE p.cluster = j.cluster AND p.began_at <= j.registered_at),
-        j.registered_at
-    )
-    LEFT JOIN stretch_of s ON s.id = g.id AND s.ended > j.began AND (s.is_first = 1 OR g.began_at <= j.registered_at)
-    GROUP BY j.id
 ),
 unobserved AS (
     SELECT
-        c.cluster, c.jid, c.ended - c.began AS life,
-        c.total + CASE WHEN o.began < c.ended THEN c.ended - max(o.began, c.began) ELSE 0 END AS total, max(c.longest, CASE WHEN o.began < c.ended THEN c.ended - max(o.began, c.began) ELSE 0 END) AS longest
-    FROM closed c
-    LEFT JOIN still_open o ON o.cluster = c.cluster
+        l.cluster, l.jid, ((unixepoch(substr(l.ended_at, 1, 19)) * 1000000 + substr(l.ended_at, 21)) - (unixepoch(substr(l.began_at, 1, 19)) * 1000000 + substr(l.began_at, 21))) AS life,
+        coalesce(sum(((unixepoch(substr(min(s.ended_at, l.ended_at), 1, 19)) * 1000000 + substr(min(s.ended_at, l.ended_at), 21)) - (unixepoch(substr(max(s.began_at, l.began_at), 1, 19)) * 1000000 + substr(max(s.began_at, l.began_at), 21)))) FILTER (WHERE s.cluster IS NOT NULL), 0) AS total,
+        coalesce(max(((unixepoch(substr(min(s.ended_at, l.ended_at), 1, 19)) * 1000000 + substr(min(s.ended_at, l.ended_at), 21)) - (unixepoch(substr(max(s.began_at, l.began_at), 1, 19)) * 1000000 + substr(max(s.began_at, l.began_at), 21)))) FILTER (WHERE s.cluster IS NOT NULL), 0) AS longest
+    FROM lives l
+    LEFT JOIN stretches s ON s.cluster = l.cluster AND s.began_at < l.ended_at AND s.ended_at > l.began_at
+    GROUP BY l.cluster, l.jid, l.began_at, l.ended_at
 )
 SELECT
     u.cluster,
@@ -663,9 +554,7 @@ SELECT
     c.paused_until,
     c.pause_cause,
     j.next_deadline_on
-FROM (
-    SELECT cluster FROM clusters UNION SELECT cluster FROM jobs
-) n
+FROM (SELECT cluster FROM clusters UNION SELECT cluster FROM jobs) n
 LEFT JOIN clusters c ON c.cluster = n.cluster
 LEFT JOIN (
     SELECT
@@ -911,25 +800,25 @@ WHERE t.server_date > (strftime('%Y-%m-%d %H:%M:%S', substr(t.observed_at, 1, 19
 
 CREATE TABLE IF NOT EXISTS csv_report_jobs (cluster, jid, kind, reference, state, status, status_after, status_by, seen_at, submitted_at, registered_at, registered_by, received_at, deadline_on, verdict, ended_after, ended_by, next_poll_at, age_seconds, polls, failures, last_error);
 CREATE TABLE right_report_jobs AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
-    coalesce(CAST(state AS text), '') AS state,
-    coalesce(CAST(status AS text), '') AS status,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
+    coalesce(state, '') AS state,
+    coalesce(status, '') AS status,
     coalesce(replace(status_after, ' ', 'T') || 'Z', '') AS status_after,
     coalesce(replace(status_by, ' ', 'T') || 'Z', '') AS status_by,
     coalesce(replace(seen_at, ' ', 'T') || 'Z', '') AS seen_at,
     coalesce(replace(submitted_at, ' ', 'T') || 'Z', '') AS submitted_at,
     coalesce(replace(registered_at, ' ', 'T') || 'Z', '') AS registered_at,
-    coalesce(CAST(registered_by AS text), '') AS registered_by,
+    coalesce(registered_by, '') AS registered_by,
     coalesce(replace(received_at, ' ', 'T') || 'Z', '') AS received_at,
     coalesce(CAST(deadline_on AS text), '') AS deadline_on,
-    coalesce(CAST(verdict AS text), '') AS verdict,
+    coalesce(verdict, '') AS verdict,
     coalesce(replace(ended_after, ' ', 'T') || 'Z', '') AS ended_after,
     coalesce(replace(ended_by, ' ', 'T') || 'Z', '') AS ended_by,
     '' AS next_poll_at,
-    CASE WHEN age_seconds IS NULL THEN '' ELSE printf('%.6f', age_seconds) END AS age_seconds,
+    coalesce(CASE WHEN age_seconds IS NOT NULL THEN printf('%.6f', age_seconds) END, '') AS age_seconds,
     coalesce(CAST(polls AS text), '') AS polls,
     '' AS failures,
     '' AS last_error
@@ -945,17 +834,17 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_durations (cluster, jid, kind, reference, submitted_at, registered_at, done_after, done_by, seconds_min, seconds_max, uncertainty_seconds, download_by, polls);
 CREATE TABLE right_report_durations AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
     coalesce(replace(submitted_at, ' ', 'T') || 'Z', '') AS submitted_at,
     coalesce(replace(registered_at, ' ', 'T') || 'Z', '') AS registered_at,
     coalesce(replace(done_after, ' ', 'T') || 'Z', '') AS done_after,
     coalesce(replace(done_by, ' ', 'T') || 'Z', '') AS done_by,
-    CASE WHEN seconds_min IS NULL THEN '' ELSE printf('%.6f', seconds_min) END AS seconds_min,
-    CASE WHEN seconds_max IS NULL THEN '' ELSE printf('%.6f', seconds_max) END AS seconds_max,
-    CASE WHEN uncertainty_seconds IS NULL THEN '' ELSE printf('%.6f', uncertainty_seconds) END AS uncertainty_seconds,
+    coalesce(CASE WHEN seconds_min IS NOT NULL THEN printf('%.6f', seconds_min) END, '') AS seconds_min,
+    coalesce(CASE WHEN seconds_max IS NOT NULL THEN printf('%.6f', seconds_max) END, '') AS seconds_max,
+    coalesce(CASE WHEN uncertainty_seconds IS NOT NULL THEN printf('%.6f', uncertainty_seconds) END, '') AS uncertainty_seconds,
     coalesce(replace(download_by, ' ', 'T') || 'Z', '') AS download_by,
     coalesce(CAST(polls AS text), '') AS polls
 FROM report_durations;
@@ -971,24 +860,24 @@ WHERE c.rows <> r.rows;
 CREATE TABLE IF NOT EXISTS csv_report_transitions (id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id);
 CREATE TABLE right_report_transitions AS SELECT
     coalesce(CAST(id AS text), '') AS id,
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
     coalesce(CAST(seq AS text), '') AS seq,
-    coalesce(CAST(action AS text), '') AS action,
-    coalesce(CAST(from_status AS text), '') AS from_status,
-    coalesce(CAST(to_status AS text), '') AS to_status,
-    coalesce(CAST(from_state AS text), '') AS from_state,
-    coalesce(CAST(to_state AS text), '') AS to_state,
+    coalesce(action, '') AS action,
+    coalesce(from_status, '') AS from_status,
+    coalesce(to_status, '') AS to_status,
+    coalesce(from_state, '') AS from_state,
+    coalesce(to_state, '') AS to_state,
     coalesce(replace(last_seen_at, ' ', 'T') || 'Z', '') AS last_seen_at,
     coalesce(replace(observed_at, ' ', 'T') || 'Z', '') AS observed_at,
     coalesce(replace(server_date, ' ', 'T') || 'Z', '') AS server_date,
     coalesce(replace(claimed_at, ' ', 'T') || 'Z', '') AS claimed_at,
-    coalesce(CAST(base_url AS text), '') AS base_url,
-    coalesce(CAST(actor AS text), '') AS actor,
-    coalesce(CAST(anomaly AS text), '') AS anomaly,
-    coalesce(CAST(reason AS text), '') AS reason,
+    coalesce(base_url, '') AS base_url,
+    coalesce(actor, '') AS actor,
+    coalesce(anomaly, '') AS anomaly,
+    coalesce(reason, '') AS reason,
     coalesce(CAST(seal_id AS text), '') AS seal_id
 FROM report_transitions;
 
@@ -1002,17 +891,17 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_statuses (cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max);
 CREATE TABLE right_report_statuses AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
-    coalesce(CAST(status AS text), '') AS status,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
+    coalesce(status, '') AS status,
     coalesce(replace(entered_after, ' ', 'T') || 'Z', '') AS entered_after,
     coalesce(replace(entered_by, ' ', 'T') || 'Z', '') AS entered_by,
     coalesce(replace(left_after, ' ', 'T') || 'Z', '') AS left_after,
     coalesce(replace(left_by, ' ', 'T') || 'Z', '') AS left_by,
-    CASE WHEN seconds_min IS NULL THEN '' ELSE printf('%.6f', seconds_min) END AS seconds_min,
-    CASE WHEN seconds_max IS NULL THEN '' ELSE printf('%.6f', seconds_max) END AS seconds_max
+    coalesce(CASE WHEN seconds_min IS NOT NULL THEN printf('%.6f', seconds_min) END, '') AS seconds_min,
+    coalesce(CASE WHEN seconds_max IS NOT NULL THEN printf('%.6f', seconds_max) END, '') AS seconds_max
 FROM report_statuses;
 
 SELECT replace(replace(replace(replace('NOT OK: reports/report_statuses.csv has a row that the segments do not give: ' || substr(cluster || ',' || jid || ',' || kind || ',' || reference || ',' || status || ',' || entered_after || ',' || entered_by || ',' || left_after || ',' || left_by || ',' || seconds_min || ',' || seconds_max, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM csv_report_statuses EXCEPT SELECT cluster, jid, kind, reference, status, entered_after, entered_by, left_after, left_by, seconds_min, seconds_max FROM right_report_statuses);
@@ -1023,11 +912,11 @@ SELECT 'NOT OK: reports/report_statuses.csv has ' || c.rows || ' rows, and the s
 FROM (SELECT count(*) AS rows FROM csv_report_statuses) c, (SELECT count(*) AS rows FROM right_report_statuses) r
 WHERE c.rows <> r.rows;
 
-CREATE TABLE IF NOT EXISTS csv_report_monthly (cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue);
+CREATE TABLE IF NOT EXISTS csv_report_monthly (cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue);
 CREATE TABLE right_report_monthly AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(month AS text), '') AS month,
+    coalesce(cluster, '') AS cluster,
+    coalesce(kind, '') AS kind,
+    coalesce(month, '') AS month,
     coalesce(CAST(submitted AS text), '') AS submitted,
     coalesce(CAST(open AS text), '') AS open,
     coalesce(CAST(done AS text), '') AS done,
@@ -1038,8 +927,6 @@ CREATE TABLE right_report_monthly AS SELECT
     coalesce(CAST(done_within_1d AS text), '') AS done_within_1d,
     coalesce(CAST(done_within_7d AS text), '') AS done_within_7d,
     coalesce(CAST(done_within_14d AS text), '') AS done_within_14d,
-    CASE WHEN median_seconds IS NULL THEN '' ELSE printf('%.6f', median_seconds) END AS median_seconds,
-    CASE WHEN p95_seconds IS NULL THEN '' ELSE printf('%.6f', p95_seconds) END AS p95_seconds,
     coalesce(CAST(met AS text), '') AS met,
     coalesce(CAST(missed AS text), '') AS missed,
     coalesce(CAST(undecidable AS text), '') AS undecidable,
@@ -1047,9 +934,9 @@ CREATE TABLE right_report_monthly AS SELECT
     coalesce(CAST(overdue AS text), '') AS overdue
 FROM report_monthly;
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv has a row that the segments do not give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || median_seconds || ',' || p95_seconds || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue FROM csv_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue FROM right_report_monthly);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv has a row that the segments do not give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM csv_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM right_report_monthly);
 
-SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv lacks a row that the segments give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || median_seconds || ',' || p95_seconds || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue FROM right_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, median_seconds, p95_seconds, met, missed, undecidable, pending, overdue FROM csv_report_monthly);
+SELECT replace(replace(replace(replace('NOT OK: reports/report_monthly.csv lacks a row that the segments give: ' || substr(cluster || ',' || kind || ',' || month || ',' || submitted || ',' || open || ',' || done || ',' || failed || ',' || lost || ',' || attested || ',' || withdrawn || ',' || done_within_1d || ',' || done_within_7d || ',' || done_within_14d || ',' || met || ',' || missed || ',' || undecidable || ',' || pending || ',' || overdue, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM right_report_monthly EXCEPT SELECT cluster, kind, month, submitted, open, done, failed, lost, attested, withdrawn, done_within_1d, done_within_7d, done_within_14d, met, missed, undecidable, pending, overdue FROM csv_report_monthly);
 
 SELECT 'NOT OK: reports/report_monthly.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_monthly) c, (SELECT count(*) AS rows FROM right_report_monthly) r
@@ -1057,21 +944,21 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_deadlines (cluster, jid, kind, reference, state, received_at, received_at_first, amendments, basis, deadline_on, deadline_at, extended_on, done_after, done_by, verdict, days_left);
 CREATE TABLE right_report_deadlines AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
-    coalesce(CAST(state AS text), '') AS state,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
+    coalesce(state, '') AS state,
     coalesce(replace(received_at, ' ', 'T') || 'Z', '') AS received_at,
     coalesce(replace(received_at_first, ' ', 'T') || 'Z', '') AS received_at_first,
     coalesce(CAST(amendments AS text), '') AS amendments,
-    coalesce(CAST(basis AS text), '') AS basis,
+    coalesce(basis, '') AS basis,
     coalesce(CAST(deadline_on AS text), '') AS deadline_on,
     coalesce(replace(deadline_at, ' ', 'T') || 'Z', '') AS deadline_at,
     coalesce(CAST(extended_on AS text), '') AS extended_on,
     coalesce(replace(done_after, ' ', 'T') || 'Z', '') AS done_after,
     coalesce(replace(done_by, ' ', 'T') || 'Z', '') AS done_by,
-    coalesce(CAST(verdict AS text), '') AS verdict,
+    coalesce(verdict, '') AS verdict,
     coalesce(CAST(days_left AS text), '') AS days_left
 FROM report_deadlines;
 
@@ -1085,7 +972,7 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_requests (reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict);
 CREATE TABLE right_report_requests AS SELECT
-    coalesce(CAST(reference AS text), '') AS reference,
+    coalesce(reference, '') AS reference,
     coalesce(CAST(jobs AS text), '') AS jobs,
     coalesce(CAST(open AS text), '') AS open,
     coalesce(CAST(done AS text), '') AS done,
@@ -1094,7 +981,7 @@ CREATE TABLE right_report_requests AS SELECT
     coalesce(CAST(deadline_on AS text), '') AS deadline_on,
     coalesce(replace(done_after, ' ', 'T') || 'Z', '') AS done_after,
     coalesce(replace(done_by, ' ', 'T') || 'Z', '') AS done_by,
-    coalesce(CAST(verdict AS text), '') AS verdict
+    coalesce(verdict, '') AS verdict
 FROM report_requests;
 
 SELECT replace(replace(replace(replace('NOT OK: reports/report_requests.csv has a row that the segments do not give: ' || substr(reference || ',' || jobs || ',' || open || ',' || done || ',' || not_done || ',' || received_at || ',' || deadline_on || ',' || done_after || ',' || done_by || ',' || verdict, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM csv_report_requests EXCEPT SELECT reference, jobs, open, done, not_done, received_at, deadline_on, done_after, done_by, verdict FROM right_report_requests);
@@ -1108,24 +995,24 @@ WHERE c.rows <> r.rows;
 CREATE TABLE IF NOT EXISTS csv_report_anomalies (id, cluster, jid, kind, reference, seq, action, from_status, to_status, from_state, to_state, last_seen_at, observed_at, server_date, claimed_at, base_url, actor, anomaly, reason, seal_id);
 CREATE TABLE right_report_anomalies AS SELECT
     coalesce(CAST(id AS text), '') AS id,
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    coalesce(CAST(kind AS text), '') AS kind,
-    coalesce(CAST(reference AS text), '') AS reference,
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(kind, '') AS kind,
+    coalesce(reference, '') AS reference,
     coalesce(CAST(seq AS text), '') AS seq,
-    coalesce(CAST(action AS text), '') AS action,
-    coalesce(CAST(from_status AS text), '') AS from_status,
-    coalesce(CAST(to_status AS text), '') AS to_status,
-    coalesce(CAST(from_state AS text), '') AS from_state,
-    coalesce(CAST(to_state AS text), '') AS to_state,
+    coalesce(action, '') AS action,
+    coalesce(from_status, '') AS from_status,
+    coalesce(to_status, '') AS to_status,
+    coalesce(from_state, '') AS from_state,
+    coalesce(to_state, '') AS to_state,
     coalesce(replace(last_seen_at, ' ', 'T') || 'Z', '') AS last_seen_at,
     coalesce(replace(observed_at, ' ', 'T') || 'Z', '') AS observed_at,
     coalesce(replace(server_date, ' ', 'T') || 'Z', '') AS server_date,
     coalesce(replace(claimed_at, ' ', 'T') || 'Z', '') AS claimed_at,
-    coalesce(CAST(base_url AS text), '') AS base_url,
-    coalesce(CAST(actor AS text), '') AS actor,
-    coalesce(CAST(anomaly AS text), '') AS anomaly,
-    coalesce(CAST(reason AS text), '') AS reason,
+    coalesce(base_url, '') AS base_url,
+    coalesce(actor, '') AS actor,
+    coalesce(anomaly, '') AS anomaly,
+    coalesce(reason, '') AS reason,
     coalesce(CAST(seal_id AS text), '') AS seal_id
 FROM report_anomalies;
 
@@ -1139,13 +1026,13 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_gaps (cluster, began_at, ended_at, is_open, cause, detail, seconds, open_jobs);
 CREATE TABLE right_report_gaps AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
+    coalesce(cluster, '') AS cluster,
     coalesce(replace(began_at, ' ', 'T') || 'Z', '') AS began_at,
     coalesce(replace(ended_at, ' ', 'T') || 'Z', '') AS ended_at,
     coalesce(CAST(is_open AS text), '') AS is_open,
-    coalesce(CAST(cause AS text), '') AS cause,
-    coalesce(CAST(detail AS text), '') AS detail,
-    CASE WHEN seconds IS NULL THEN '' ELSE printf('%.6f', seconds) END AS seconds,
+    coalesce(cause, '') AS cause,
+    coalesce(detail, '') AS detail,
+    coalesce(CASE WHEN seconds IS NOT NULL THEN printf('%.6f', seconds) END, '') AS seconds,
     coalesce(CAST(open_jobs AS text), '') AS open_jobs
 FROM report_gaps;
 
@@ -1159,10 +1046,10 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_coverage (cluster, jid, covered_share, longest_unobserved_seconds);
 CREATE TABLE right_report_coverage AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
-    coalesce(CAST(jid AS text), '') AS jid,
-    CASE WHEN covered_share IS NULL THEN '' ELSE printf('%.6f', covered_share) END AS covered_share,
-    CASE WHEN longest_unobserved_seconds IS NULL THEN '' ELSE printf('%.6f', longest_unobserved_seconds) END AS longest_unobserved_seconds
+    coalesce(cluster, '') AS cluster,
+    coalesce(jid, '') AS jid,
+    coalesce(CASE WHEN covered_share IS NOT NULL THEN printf('%.6f', covered_share) END, '') AS covered_share,
+    coalesce(CASE WHEN longest_unobserved_seconds IS NOT NULL THEN printf('%.6f', longest_unobserved_seconds) END, '') AS longest_unobserved_seconds
 FROM report_coverage;
 
 SELECT replace(replace(replace(replace('NOT OK: reports/report_coverage.csv has a row that the segments do not give: ' || substr(cluster || ',' || jid || ',' || covered_share || ',' || longest_unobserved_seconds, 1, 300), char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM csv_report_coverage EXCEPT SELECT cluster, jid, covered_share, longest_unobserved_seconds FROM right_report_coverage);
@@ -1175,12 +1062,12 @@ WHERE c.rows <> r.rows;
 
 CREATE TABLE IF NOT EXISTS csv_report_clusters (cluster, open, polls_behind, answered_at, paused_until, pause_cause, next_deadline_on);
 CREATE TABLE right_report_clusters AS SELECT
-    coalesce(CAST(cluster AS text), '') AS cluster,
+    coalesce(cluster, '') AS cluster,
     coalesce(CAST(open AS text), '') AS open,
     coalesce(CAST(polls_behind AS text), '') AS polls_behind,
     coalesce(replace(answered_at, ' ', 'T') || 'Z', '') AS answered_at,
     coalesce(CAST(paused_until AS text), '') AS paused_until,
-    coalesce(CAST(pause_cause AS text), '') AS pause_cause,
+    coalesce(pause_cause, '') AS pause_cause,
     coalesce(CAST(next_deadline_on AS text), '') AS next_deadline_on
 FROM report_clusters;
 

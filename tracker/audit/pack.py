@@ -94,8 +94,8 @@ def export(
         progress: Gets the share that is done, from 0 to 1.
 
     Raises:
-        Refused: The folder exists or cannot be written, nothing is sealed yet, or a segment's rows in the database are
-            not those that were sealed. Nothing is left.
+        Refused: The folder exists or cannot be written, nothing is sealed yet, or the record was changed: a segment's
+            rows are not those that were sealed, or a value makes no sense. Nothing is left.
         BadCheckpoint: A checkpoint in the database is damaged. Nothing is left.
         DatabaseUnavailable: The database did not answer. Nothing is left.
     """
@@ -116,6 +116,8 @@ def export(
     except OSError as error:
         why = error.strerror or str(error)
         raise Refused(f"the pack cannot be written to {folder}: {why}; nothing is left there") from error
+    except (ArithmeticError, ValueError) as error:  # no CHECK lets such a value in
+        raise Refused(f"the record holds a value that makes no sense ({error}): run `tracker audit verify`") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -81,17 +81,15 @@ class _Seal:
     """A row of seals, and the checkpoint in it; None: it is not one, and *problem* says why."""
 
     row: Any
-    signed: Signed | None
+    sha256: str
+    signed: Signed | None = None
+    is_genuine: bool | None = None
     problem: str = ""
-
-    @property
-    def sha256(self) -> str:
-        return sha256(str(self.row.checkpoint).encode("utf-8", "surrogateescape")).hexdigest()
 
     def is_certain(self, following: _Seal | None) -> bool:
         """Return whether the checkpoint is what was sealed, by its signature or, without one, by what follows on it."""
         if self.signed is None or self.signed.checkpoint.key is not None:
-            return self.signed is not None and self.signed.is_genuine() is True
+            return self.is_genuine is True
         if following is not None and following.signed is not None:
             return following.signed.checkpoint.previous_sha256 == self.sha256
         return bool(self.row.checkpoint_sha256 == self.sha256)
@@ -191,10 +189,14 @@ class _Verification:
         options = {"stream_results": True, "max_row_buffer": 100}
         with closing(self._connection.exec_driver_sql(query, execution_options=options)) as rows:
             for row in rows:
+                text = str(row.checkpoint)
+                seal = _Seal(row, sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
                 try:
-                    yield _Seal(row, parse(str(row.checkpoint)))
+                    seal.signed = parse(text)
+                    seal.is_genuine = seal.signed.is_genuine()
                 except BadCheckpoint as error:
-                    yield _Seal(row, None, str(error))
+                    seal.problem = str(error)
+                yield seal
 
     def _check(self, seal: _Seal, following: _Seal | None) -> None:
         """Check one checkpoint, whose neighbors are known, and the rows that it closes."""
@@ -218,7 +220,7 @@ class _Verification:
             else:
                 faults += self._link(one)
             self._due, self._last = one.number + 1, seal
-        self._signature(seal.signed)
+        self._signature(one, seal.is_genuine)
         if seal.is_certain(following):
             self._segments(seal.row.id, one)
         else:
@@ -242,9 +244,8 @@ class _Verification:
         if any(one.ids[table][0] != before.ids[table][1] for table in TABLES):
             yield f"its ids do not continue those of checkpoint {before.number}"
 
-    def _signature(self, signed: Signed) -> None:
-        one = signed.checkpoint
-        if signed.is_genuine() is False:
+    def _signature(self, one: Checkpoint, is_genuine: bool | None) -> None:
+        if is_genuine is False:
             message = f"checkpoint {one.number}: its signature is false: the text or the signature was changed"
             self._find(What.KEY, message, checkpoint=one.number)
             self._expected = None

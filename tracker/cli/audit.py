@@ -130,9 +130,7 @@ def _rotated(file: Path) -> PublicKey:
     with opened() as (settings, engine):
         logs.setup()
         if settings.signing_key_file is None:
-            raise BadConfiguration(
-                "--rotate: set TRACKER_SIGNING_KEY_FILE to the present key, which announces the new"
-            )
+            raise BadConfiguration("--rotate: set TRACKER_SIGNING_KEY_FILE to the present key, which announces the new")
         present = keys.SigningKey.load(settings.signing_key_file)
         with database.reading(engine) as connection:
             guards.check(connection)

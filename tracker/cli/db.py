@@ -90,9 +90,11 @@ def grants(owner: str, writer: str, auditor: str) -> None:
 def _problems(connection: sa.Connection) -> list[str]:
     """Return a line for each thing that is not as this version makes it."""
     from tracker import guards
+    from tracker.audit import roles
     from tracker.reports import views
 
-    return [*_index_problems(connection), *guards.problems(connection), *views.problems(connection)]
+    rooms = (_index_problems, guards.problems, views.problems, roles.problems)
+    return [problem for problems in rooms for problem in problems(connection)]
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:

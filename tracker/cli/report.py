@@ -609,14 +609,9 @@ def _shown(
         cells = [
             [_CELLS.get(column.name, _same)(row[i]) for column, i in zip(columns, at, strict=True)] for row in rows
         ]
-        # An upper bound is rounded up, which `Column` knows by the name.
-        present = [replace(one, name=_UPPER.get(one.name, one.name)) for one in present]
         return present, cells
 
     return shown
-
-
-_UPPER = {"median_seconds": "median_seconds_max", "p95_seconds": "p95_seconds_max"}
 
 
 def _same(value: object) -> object:
@@ -655,8 +650,7 @@ def monthly(connection: sa.Connection, asked: _Asked) -> _Output:
     """How jobs went, by the month of their submission; in a table the newest first.
 
     For each cluster, kind and month: how many jobs there are and what became of them, within how many days they were
-    done, and their verdicts. The median and the p95 are upper bounds over all but withdrawn jobs, an unfinished one
-    counting as longer than any; empty: not reached. They cannot be averaged over months: ask for the longer time.
+    done, and their verdicts. For how long they took: tracker report durations --by month.
     """
     return _table(
         connection,
@@ -668,8 +662,6 @@ def monthly(connection: sa.Connection, asked: _Asked) -> _Output:
         Column("submitted", "jobs"),
         Column("done"),
         Column("open"),
-        Column("median_seconds", "median"),
-        Column("p95_seconds", "p95"),
         Column("met"),
         Column("missed"),
         Column("overdue"),

@@ -33,14 +33,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
 from tracker import database
 from tracker.errors import InvalidField
-from tracker.models import JOBS
+from tracker.models import JOBS, UtcDateTime
 from tracker.reports import render, views
 from tracker.reports.about import Filters
 from tracker.reports.render import Mode
@@ -109,11 +109,12 @@ def shadows(
     jobs: sa.FromClause = _jobs("jobs", "main" if dialect == "sqlite" else None)
     if as_of is not None:
         _check(connection, as_of)
-        found += _known(dialect, as_of, "clusters", "seals", *_ROWS)
+        found += _known(dialect, as_of, "clusters", *_ROWS)
         if is_kept:
             jobs = _KEPT
+            found.append(sa.select(_KEPT_SEALS).cte("seals").prefix_with("NOT MATERIALIZED"))
         else:
-            found += _replay(connection, as_of, zone)
+            found += (_relation("seals", dialect, _mode(as_of)), *_replay(connection, as_of, zone))
             jobs = _jobs("replayed")
     asked = sa.select(*jobs.c).where(*filters.conditions(jobs.c)).cte("jobs")
     # Replayed once; but only filtered it must not stand between a view and the indexes.
@@ -149,8 +150,14 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
         replayed = sa.select(_jobs("replayed")).add_cte(*known[0], some, *known[1])
         connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), replayed))
     connection.exec_driver_sql(f"ANALYZE {_KEPT.name}")
+    _KEPT_SEALS.create(connection)
+    names = _KEPT_SEALS.c.keys()
+    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
+    seals = sa.select(*columns).select_from(sa.table("seals")).add_cte(*_known(dialect, as_of, "seals"))
+    connection.execute(sa.insert(_KEPT_SEALS).from_select(names, seals))
     yield True
-    _KEPT.drop(connection)  # after an error the transaction takes it back
+    for table in (_KEPT, _KEPT_SEALS):
+        table.drop(connection)  # after an error the transaction takes it back
 
 
 def replay(connection: sa.Connection, zone: ZoneInfo) -> tuple[sa.CTE, ...]:
@@ -191,6 +198,19 @@ _KEPT: Final = sa.Table(
     "as_of_kept",
     sa.MetaData(),
     *(sa.Column(column.name, column.type) for column in JOBS.c),
+    prefixes=["TEMPORARY"],
+    postgresql_on_commit="DROP",
+)
+
+
+_KEPT_SEALS: Final = sa.Table(
+    "as_of_kept_seals",
+    sa.MetaData(),
+    sa.Column("id", sa.BigInteger),  # of a checkpoint its number, which is in a text that may be long
+    sa.Column("last_transition_id", sa.BigInteger, index=True),
+    sa.Column("last_gap_id", sa.BigInteger),
+    sa.Column("last_source_id", sa.BigInteger),
+    sa.Column("sealed_at", UtcDateTime),
     prefixes=["TEMPORARY"],
     postgresql_on_commit="DROP",
 )

@@ -268,7 +268,7 @@ _DURATIONS: Final = _view("report_durations", "cluster jid")
 _MONTHLY: Final = _view(
     "report_monthly",
     "cluster kind month submitted open done failed lost attested withdrawn done_within_1d done_within_7d "
-    "done_within_14d median_seconds p95_seconds met missed undecidable pending overdue",
+    "done_within_14d met missed undecidable pending overdue",
 )
 _DEADLINES: Final = _view(
     "report_deadlines",
@@ -701,24 +701,11 @@ def _monthly(data: _Data) -> list[Section]:
         section.empty = "No registered job is like that."
         return [section]
     section.text.append(
-        "By the month of submission (where that is unknown, of registration). Median and p95 are upper bounds, nearest "
-        "rank, over all but withdrawn jobs; an unfinished one counts as longer than any, so that they may not be "
-        "reached yet. They cannot be averaged over months, clusters or kinds. In the pictures the dot is the median "
-        "and the upper end p95; an arrow where that is not reached, a question mark where neither is."
+        "By the month of submission (where that is unknown, of registration). For how long jobs took see Durations."
     )
-    panels: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
-    for row in reversed(rows):
-        panels[row.cluster, row.kind].append(row)
-    for number, key in enumerate(sorted(panels)[:LINES]):
-        newest = panels[key][-24:]
-        items = [pictures.Whisker(row.month, row.median_seconds, row.p95_seconds) for row in newest]
-        title = f"Duration by month: {plain(' '.join(key))}"
-        words = f"Median and p95 of {len(newest)} months; the figures are in the table."
-        svg = pictures.whiskers(f"months-{number}", title, words, items)
-        section.pictures.append(Picture(svg, title))
-    head = "month, cluster, kind, submitted, median, p95, open, done, failed, lost, attested, withdrawn, "
+    head = "month, cluster, kind, submitted, open, done, failed, lost, attested, withdrawn, "
     head += "within 1 d, within 7 d, within 14 d, met, missed, undecidable, pending, overdue"
-    names = head.split(", ")[6:12]
+    names = head.split(", ")[4:10]
     within = ["done_within_1d", "done_within_7d", "done_within_14d"]
     section.tables.append(
         _table(
@@ -730,10 +717,8 @@ def _monthly(data: _Data) -> list[Section]:
                     _text(row.cluster),
                     _text(row.kind),
                     _number(row.submitted),
-                    _seconds(row.median_seconds, up=True, none="not reached"),
-                    _seconds(row.p95_seconds, up=True, none="not reached"),
                     *(_number(getattr(row, name)) for name in (*names, *within)),
-                    *(_number(getattr(row, name)) for name in head.split(", ")[15:]),
+                    *(_number(getattr(row, name)) for name in head.split(", ")[13:]),
                 ]
                 for row in rows[:LIMIT]
             ],

@@ -63,15 +63,6 @@ class Span:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class Whisker:
-    """A pair of figures at a place on the axis; None: not reached."""
-
-    label: str
-    low: float | None
-    high: float | None
-
-
 def completion(name: str, title: str, description: str, band: Band) -> Markup:
     """Return the share that is done (0 to 1) over time (seconds), as the band between its two bounds."""
     unit, step, name_of = _duration_ticks(band.end)
@@ -112,35 +103,6 @@ def layers(
         corners += [(x(at.timestamp()), y(value)) for at, value in reversed(list(zip(times, below, strict=True)))]
         shapes.append(Markup('<path class="layer s{}" d="{} Z"/>').format(colour, _path(corners)))
         below = above
-    return _svg(name, title, description, shapes)
-
-
-def whiskers(name: str, title: str, description: str, items: Sequence[Whisker]) -> Markup:
-    """Return a line from the lower to the higher figure (seconds) of each of *items*, which stand side by side.
-
-    One whose higher figure is not reached has an arrow; one with neither has none but its label.
-    """
-    known = [value for item in items for value in (item.low, item.high) if value is not None]
-    unit, step, name_of = _duration_ticks(max(known, default=_DAY))
-    top = step * ceil(max(known, default=_DAY) / step * 1.05)
-    x, y = _scale(0, len(items), _LEFT, WIDTH - _RIGHT), _scale(0, top, HEIGHT - _BOTTOM, _TOP)
-    shapes = _rows([(i * step, name_of(i * step / unit)) for i in range(round(top / step) + 1)], y)
-    every = ceil(len(items) / 6)
-    for i, item in enumerate(items):
-        at = x(i + 0.5)
-        if i % every == 0:
-            shapes.append(_text(at, HEIGHT - 9, item.label, "middle"))
-        if item.low is None:
-            shapes.append(_text(at, y(0) - 6, "?", "middle"))
-            continue
-        high = y(item.high) if item.high is not None else _TOP + 8.0
-        shapes.append(_line("stem", at, y(item.low), at, high))
-        if item.high is not None:
-            shapes.append(_line("stem", at - 4, high, at + 4, high))
-        else:
-            tip = ((at - 4, high + 6), (at, high), (at + 4, high + 6))
-            shapes.append(Markup('<path class="arrow" d="{}"/>').format(_path(tip)))
-        shapes.append(Markup('<circle class="dot" cx="{}" cy="{}" r="3.5"/>').format(_n(at), _n(y(item.low))))
     return _svg(name, title, description, shapes)
 
 

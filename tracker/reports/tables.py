@@ -111,7 +111,7 @@ def read(
 def typed(connection: sa.Connection, view: str) -> sa.TableClause:
     """Return *view* with the types that its columns have; on SQLite their names tell it."""
     names = connection.execute(sa.text(f"SELECT * FROM {view} LIMIT 0")).keys()
-    return sa.table(view, *(sa.column(name, type_of(name)) for name in names))
+    return sa.table(view, *(sa.column(name, _type(name)) for name in names))
 
 
 class _Flag(sa.TypeDecorator[bool]):
@@ -124,8 +124,7 @@ class _Flag(sa.TypeDecorator[bool]):
         return None if value is None else bool(value)
 
 
-def type_of(name: str) -> sa.types.TypeEngine[Any]:
-    """Return the type of a view's column of this name, as far as SQLite needs to be told."""
+def _type(name: str) -> sa.types.TypeEngine[Any]:
     if name == "registered_by":
         return sa.String()
     if name.endswith("_on"):

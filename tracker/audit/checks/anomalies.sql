@@ -1,6 +1,5 @@
 {# What decides about anomalies, each combination once, with its first row. #}
-SELECT
-    t.from_status, t.to_status, t.to_state, t.anomaly, t.found_before, count(*) AS rows, min(t.id) AS id
+SELECT t.from_status, t.to_status, t.to_state, t.anomaly, t.found_before, count(*) AS rows, min(t.id) AS id
 FROM (
     SELECT
         a.id, a.action, a.from_status, a.to_status, a.to_state, a.anomaly,

@@ -67,15 +67,13 @@ due AS (
     LEFT JOIN zone d ON d.timezone = b.timezone AND d.day = {{ months_later('b.begun_on', 1) }}
 ),
 declared AS MATERIALIZED (
-    SELECT
-        d.*, coalesce(x.day, d.due_on) AS deadline_on, coalesce(x.ends_at, d.due_at) AS deadline_at
+    SELECT d.*, coalesce(x.day, d.due_on) AS deadline_on, coalesce(x.ends_at, d.due_at) AS deadline_at
     FROM due d
     LEFT JOIN zone x ON x.timezone = d.timezone AND x.day = d.moved_to
 )
 SELECT
     d.job_id AS id, d.cluster, d.jid, d.kind, d.reference, d.received_at, d.submitted_at, d.extended_on,
-    d.registered_at, d.registered_by,
-    d.deadline_on, d.deadline_at,
+    d.registered_at, d.registered_by, d.deadline_on, d.deadline_at,
     l.to_state AS state, l.to_status AS status, s.last_seen_at AS status_after, s.observed_at AS status_by,
     CASE WHEN p.action = 'observed' THEN 1 ELSE 0 END AS status_polls,
     l.last_seen_at AS seen_at,

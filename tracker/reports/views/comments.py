@@ -19,9 +19,7 @@ ROWS: Final = {
     "report_statuses": (
         "a status that a job was seen in: when it was entered and left, and for how long, at least and at most"
     ),
-    "report_monthly": (
-        "a cluster, kind and month of submission (UTC): how many of what became of them, median and p95"
-    ),
+    "report_monthly": ("a cluster, kind and month of submission (UTC): how many, and what became of them"),
     "report_deadlines": "a job: its deadline, what it counts from, its verdict, days left",
     "report_requests": (
         "a reference: the export and the removal of one person's request together, with the worst verdict"
@@ -119,11 +117,6 @@ COLUMNS: Final = {
     "done_within_1d": "Jobs of this row that were done at most 1 day after submission, for certain",
     "done_within_7d": "Jobs of this row that were done at most 7 days after submission, for certain",
     "done_within_14d": "Jobs of this row that were done at most 14 days after submission, for certain",
-    "median_seconds": (
-        "Nearest rank of seconds_max over all but withdrawn jobs, an unfinished one counting as longer than any. "
-        "NULL: not reached. Cannot be averaged over rows"
-    ),
-    "p95_seconds": "As median_seconds, of 95 percent",
     # gaps and coverage
     "began_at": "From when on nothing could be observed",
     "ended_at": "When observation resumed. NULL: not yet",

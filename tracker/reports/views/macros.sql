@@ -1,6 +1,6 @@
-{# What the two databases say differently. Instants are microsecond-exact: SQLite's date functions count milliseconds,
-   so the whole seconds and the six digits are taken apart; unixepoch(), of SQLite 3.38, does it in half of strftime()'s
-   time. #}
+{# What the two databases say differently, and what several files share. Instants are microsecond-exact: SQLite's date
+   functions count milliseconds, so the whole seconds and the six digits are taken apart; unixepoch(), of SQLite 3.38,
+   does it in half of strftime()'s time. #}
 {% macro now() -%}
 {% if mode != 'now' %}(SELECT c.at FROM clock c)
 {%- elif sqlite %}strftime('%Y-%m-%d %H:%M:%f000', 'now')
@@ -8,44 +8,101 @@
 {%- endif %}
 {%- endmacro %}
 
-{% macro microseconds(t) -%}
-(unixepoch(substr({{ t }}, 1, 19)) * 1000000 + substr({{ t }}, 21))
+{# Whether a row was known at the time, or closed by the checkpoint, as of which the report is. #}
+{% macro known(row, time, last) -%}
+{% if mode == 'time' %}{{ row }}.{{ time }} <= (SELECT c.at FROM clock c)
+{%- elif mode == 'checkpoint' %}{{ row }}.id <= (SELECT c.{{ last }} FROM clock c)
+{%- else %}1 = 1
+{%- endif %}
 {%- endmacro %}
 
-{# Seconds from a to b, as a double; NULL if either is. #}
+{# From a to b: whole microseconds; seconds, as a double; and the same, or 0 where b is before a: clocks differ, so a
+   submission can be declared later than what came after it. NULL if either is. PostgreSQL's date_part() is several times
+   faster than EXTRACT, whose numeric is exact; rounded to the microsecond it is as exact. #}
+{% macro length(a, b) -%}
+{% if sqlite -%}
+((unixepoch(substr({{ b }}, 1, 19)) * 1000000 + substr({{ b }}, 21)) - (unixepoch(substr({{ a }}, 1, 19)) * 1000000 + substr({{ a }}, 21)))
+{%- else -%}
+CAST(round(date_part('epoch', {{ b }} - {{ a }}) * 1000000) AS bigint)
+{%- endif %}
+{%- endmacro %}
+
 {% macro seconds(a, b) -%}
-{{ span(point(a), point(b)) }}
+{% if sqlite %}({{ length(a, b) }} / 1000000.0){% else %}(round(date_part('epoch', {{ b }} - {{ a }}) * 1000000) / 1000000){% endif %}
 {%- endmacro %}
 
-{# The same, or 0 where b is before a: clocks differ, so a submission can be declared later than what came after it. #}
 {% macro passed(a, b) -%}
 {{ seconds(a, greatest(b, a)) }}
 {%- endmacro %}
 
-{# An instant to reckon with where it is needed more than once, and the seconds from one to another. PostgreSQL's
-   date_part() is several times faster than EXTRACT, whose numeric is exact; rounded to the microsecond it is as exact. #}
-{% macro point(t) -%}
-{% if sqlite %}{{ microseconds(t) }}{% else %}{{ t }}{% endif %}
-{%- endmacro %}
-
-{% macro span(a, b) -%}
+{% macro plus_seconds(t, seconds) -%}
 {% if sqlite -%}
-(({{ b }} - {{ a }}) / 1000000.0)
+(strftime('%Y-%m-%d %H:%M:%S', substr({{ t }}, 1, 19), '{{ seconds }} seconds') || substr({{ t }}, 20))
 {%- else -%}
-(round(date_part('epoch', {{ b }} - {{ a }}) * 1000000) / 1000000)
+({{ t }} + interval '{{ seconds }} seconds')
 {%- endif %}
 {%- endmacro %}
 
-{% macro plus_days(t, days) -%}
+{# Whole days, rounded down. #}
+{% macro days(seconds) -%}
 {% if sqlite -%}
-(strftime('%Y-%m-%d %H:%M:%S', substr({{ t }}, 1, 19), '+{{ days }} days') || substr({{ t }}, 20))
+CASE
+        WHEN {{ seconds }} >= 0 THEN CAST({{ seconds }} / 86400 AS INTEGER)
+        ELSE -CAST((86399.999999 - {{ seconds }}) / 86400 AS INTEGER)
+    END
 {%- else -%}
-({{ t }} + interval '{{ days * 24 }} hours')
+CAST(floor({{ seconds }} / 86400) AS integer)
 {%- endif %}
 {%- endmacro %}
 
 {% macro greatest(a, b) -%}
-{% if sqlite %}max({{ a }}, {{ b }}){% else %}greatest({{ a }}, {{ b }}){% endif %}
+{{ 'max' if sqlite else 'greatest' }}({{ a }}, {{ b }})
+{%- endmacro %}
+
+{% macro least(a, b) -%}
+{{ 'min' if sqlite else 'least' }}({{ a }}, {{ b }})
+{%- endmacro %}
+
+{# NULL of a type, which PostgreSQL wants to know. #}
+{% macro null(type) -%}
+{% if sqlite %}NULL{% else %}CAST(NULL AS {{ type }}){% endif %}
+{%- endmacro %}
+
+{# Whether two values are not the same, where NULL is the same as NULL. #}
+{% macro differ(a, b) -%}
+{{ a }} {{ 'IS NOT' if sqlite else 'IS DISTINCT FROM' }} {{ b }}
+{%- endmacro %}
+
+{# The month of an instant, in UTC, since SQLite knows no time zone, and its name, YYYY-MM; its day, in UTC; a day some days
+   later; and the same day some months later, or that month's last. #}
+{% macro month(t) -%}
+{% if sqlite %}substr({{ t }}, 1, 7){% else %}date_trunc('month', {{ t }} AT TIME ZONE 'UTC'){% endif %}
+{%- endmacro %}
+
+{% macro month_name(month) -%}
+{% if sqlite %}{{ month }}{% else %}to_char({{ month }}, 'YYYY-MM'){% endif %}
+{%- endmacro %}
+
+{% macro day_of(t) -%}
+{% if sqlite %}substr({{ t }}, 1, 10){% else %}CAST({{ t }} AT TIME ZONE 'UTC' AS date){% endif %}
+{%- endmacro %}
+
+{% macro later(day, days) -%}
+{% if sqlite %}date({{ day }}, '{{ days }} days'){% else %}({{ day }} + {{ days }}){% endif %}
+{%- endmacro %}
+
+{% macro months_later(day, months) -%}
+{% if sqlite -%}
+min(date({{ day }}, '{{ months }} months'), date({{ day }}, 'start of month', '{{ months + 1 }} months', '-1 day'))
+{%- else -%}
+CAST({{ day }} + interval '{{ months }} months' AS date)
+{%- endif %}
+{%- endmacro %}
+
+{# Not before this: the request that last saw another status was sent, or, where none had been seen, the submission;
+   a submission that was declared later than what was observed after it says nothing. #}
+{% macro begin(seen, submitted, by) -%}
+CASE WHEN {{ seen }} IS NULL AND {{ submitted }} > {{ by }} THEN {{ by }} ELSE coalesce({{ seen }}, {{ submitted }}) END
 {%- endmacro %}
 
 {# The verdict on a row of jobs, as DESIGN.md has it; deadline.verdict() says the same in Python.
@@ -63,92 +120,9 @@ CASE
     END
 {%- endmacro %}
 
-{% macro plus_seconds(t, seconds) -%}
-{% if sqlite -%}
-(strftime('%Y-%m-%d %H:%M:%S', substr({{ t }}, 1, 19), '{{ seconds }} seconds') || substr({{ t }}, 20))
-{%- else -%}
-({{ t }} + interval '{{ seconds }} seconds')
-{%- endif %}
-{%- endmacro %}
-
-{# Not before this: the request that last saw another status was sent, or, where none had been seen, the submission;
-   a submission that was declared later than what was observed after it says nothing. #}
-{% macro begin(seen, submitted, by) -%}
-CASE WHEN {{ seen }} IS NULL AND {{ submitted }} > {{ by }} THEN {{ by }} ELSE coalesce({{ seen }}, {{ submitted }}) END
-{%- endmacro %}
-
-{# The month of an instant, in UTC, since SQLite knows no time zone; and its name, YYYY-MM. #}
-{% macro month(t) -%}
-{% if sqlite %}substr({{ t }}, 1, 7){% else %}date_trunc('month', {{ t }} AT TIME ZONE 'UTC'){% endif %}
-{%- endmacro %}
-
-{% macro month_name(month) -%}
-{% if sqlite %}{{ month }}{% else %}to_char({{ month }}, 'YYYY-MM'){% endif %}
-{%- endmacro %}
-
-{# Whole days, rounded down. #}
-{% macro days(seconds) -%}
-{% if sqlite -%}
-CASE
-        WHEN {{ seconds }} >= 0 THEN CAST({{ seconds }} / 86400 AS INTEGER)
-        ELSE -CAST((86399.999999 - {{ seconds }}) / 86400 AS INTEGER)
-    END
-{%- else -%}
-CAST(floor({{ seconds }} / 86400) AS integer)
-{%- endif %}
-{%- endmacro %}
-
 {# All gaps, the open ones with NULL for their end. #}
 {% macro all_gaps() -%}
-SELECT cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
     UNION ALL
-    SELECT cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
-{%- endmacro %}
-
-{# NULL of a type, which PostgreSQL wants to know. #}
-{% macro null(type) -%}
-{% if sqlite %}NULL{% else %}CAST(NULL AS {{ type }}){% endif %}
-{%- endmacro %}
-
-{# Whether two values are not the same, where NULL is the same as NULL. #}
-{% macro differ(a, b) -%}
-{{ a }} {{ 'IS NOT' if sqlite else 'IS DISTINCT FROM' }} {{ b }}
-{%- endmacro %}
-
-{# The day of an instant in UTC; a day some days later; the same day some months later, or that month's last. #}
-{% macro day_of(t) -%}
-{% if sqlite %}substr({{ t }}, 1, 10){% else %}CAST({{ t }} AT TIME ZONE 'UTC' AS date){% endif %}
-{%- endmacro %}
-
-{% macro later(day, days) -%}
-{% if sqlite %}date({{ day }}, '{{ days }} days'){% else %}({{ day }} + {{ days }}){% endif %}
-{%- endmacro %}
-
-{% macro months_later(day, months) -%}
-{% if sqlite -%}
-min(date({{ day }}, '{{ months }} months'), date({{ day }}, 'start of month', '{{ months + 1 }} months', '-1 day'))
-{%- else -%}
-CAST({{ day }} + interval '{{ months }} months' AS date)
-{%- endif %}
-{%- endmacro %}
-
-{% macro least(a, b) -%}
-{% if sqlite %}min({{ a }}, {{ b }}){% else %}least({{ a }}, {{ b }}){% endif %}
-{%- endmacro %}
-
-{# Whether a row was known at the time, or closed by the checkpoint, as of which the report is. #}
-{% macro known(row, time, last) -%}
-{% if mode == 'time' %}{{ row }}.{{ time }} <= (SELECT c.at FROM clock c)
-{%- elif mode == 'checkpoint' %}{{ row }}.id <= (SELECT c.{{ last }} FROM clock c)
-{%- else %}1 = 1
-{%- endif %}
-{%- endmacro %}
-
-{# The number that a checkpoint's text says. #}
-{% macro number(checkpoint) -%}
-{% if sqlite -%}
-CAST(substr({{ checkpoint }}, instr({{ checkpoint }}, 'number ') + 7, 18) AS INTEGER)
-{%- else -%}
-CAST(substring({{ checkpoint }} FROM 'number ([0-9]{1,18})') AS bigint)
-{%- endif %}
+    SELECT NULL, cluster, gap_began_at, NULL, 1, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
 {%- endmacro %}

@@ -8,9 +8,7 @@ SELECT
     c.paused_until,
     c.pause_cause,
     j.next_deadline_on
-FROM (
-    SELECT cluster FROM clusters UNION SELECT cluster FROM jobs
-) n
+FROM (SELECT cluster FROM clusters UNION SELECT cluster FROM jobs) n
 LEFT JOIN clusters c ON c.cluster = n.cluster
 LEFT JOIN (
     SELECT

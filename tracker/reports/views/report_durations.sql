@@ -1,4 +1,4 @@
-{% from 'macros.sql' import begin, greatest, passed, plus_days, seconds %}
+{% from 'macros.sql' import begin, greatest, passed, plus_seconds, seconds %}
 SELECT
     d.cluster,
     d.jid,
@@ -11,7 +11,7 @@ SELECT
     coalesce({{ greatest('0.0', seconds('coalesce(d.submitted_at, d.registered_at)', 'd.done_after')) }}, 0.0) AS seconds_min,
     {{ passed('d.submitted_at', 'd.done_by') }} AS seconds_max,
     {{ seconds('d.done_after', 'd.done_by') }} AS uncertainty_seconds,
-    CASE WHEN d.kind = 'export' THEN {{ plus_days('d.done_after', 7) }} END AS download_by,
+    CASE WHEN d.kind = 'export' THEN {{ plus_seconds('d.done_after', 7 * 86400) }} END AS download_by,
     d.polls
 FROM (
     SELECT

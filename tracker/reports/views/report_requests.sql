@@ -10,35 +10,19 @@ SELECT
     min(r.deadline_on) AS deadline_on,
     CASE WHEN count(*) FILTER (WHERE r.state NOT IN ('done', 'withdrawn')) = 0 THEN max(r.done_after) END AS done_after,
     CASE WHEN count(*) FILTER (WHERE r.state NOT IN ('done', 'withdrawn')) = 0 THEN max(r.done_by) END AS done_by,
-    CASE min(r.rank)
-        WHEN 1 THEN 'missed'
-        WHEN 2 THEN 'overdue'
-        WHEN 3 THEN 'undecidable'
-        WHEN 4 THEN 'pending'
-        WHEN 5 THEN 'attested'
-        WHEN 6 THEN 'met'
+    CASE
+{% for verdict in ('missed', 'overdue', 'undecidable', 'pending', 'attested', 'met') %}
+        WHEN count(*) FILTER (WHERE r.verdict = '{{ verdict }}') > 0 THEN '{{ verdict }}'
+{% endfor %}
         ELSE 'withdrawn'
     END AS verdict
 FROM (
     SELECT
-        v.*,
-        CASE v.verdict
-            WHEN 'missed' THEN 1
-            WHEN 'overdue' THEN 2
-            WHEN 'undecidable' THEN 3
-            WHEN 'pending' THEN 4
-            WHEN 'attested' THEN 5
-            WHEN 'met' THEN 6
-            ELSE 7
-        END AS rank
-    FROM (
-        SELECT
-            j.reference, j.state, j.received_at, j.deadline_on,
-            CASE WHEN j.state = 'done' THEN {{ begin('j.ended_after', 'j.submitted_at', 'j.ended_by') }} END AS done_after,
-            CASE WHEN j.state = 'done' THEN j.ended_by END AS done_by,
-            {{ verdict('j') }} AS verdict
-        FROM jobs j
-        WHERE j.reference IS NOT NULL
-    ) v
+        j.reference, j.state, j.received_at, j.deadline_on,
+        CASE WHEN j.state = 'done' THEN {{ begin('j.ended_after', 'j.submitted_at', 'j.ended_by') }} END AS done_after,
+        CASE WHEN j.state = 'done' THEN j.ended_by END AS done_by,
+        {{ verdict('j') }} AS verdict
+    FROM jobs j
+    WHERE j.reference IS NOT NULL
 ) r
 GROUP BY r.reference
