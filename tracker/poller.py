@@ -279,6 +279,8 @@ class Poller:
                         while True:
                             landed.append(outcome)
                             flying -= 1
+                            if outcome.result is not None:
+                                self._seconds = 0.9 * (self._seconds or outcome.seconds) + 0.1 * outcome.seconds
                             if not flying or len(landed) >= BATCH:
                                 break
                             outcome = results.get_nowait()
@@ -417,9 +419,6 @@ class Poller:
 
     def _record(self, outcomes: Sequence[_Outcome], stop: Event) -> Tally:
         """Write what came of claimed jobs, and try again while the database is away and the leases last."""
-        for outcome in outcomes:
-            if outcome.result is not None:
-                self._seconds = 0.9 * (self._seconds or outcome.seconds) + 0.1 * outcome.seconds
         last = min(outcome.claimed.claim.end for outcome in outcomes) + self._longest_request.total_seconds()
         wait = 0.5
         while True:
