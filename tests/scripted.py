@@ -58,6 +58,7 @@ class Script:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
                 jid = parse_qs(urlsplit(self.path).query)["jid"][0]
