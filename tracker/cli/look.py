@@ -285,6 +285,9 @@ def _change(
         what = change.to_status
         if change.from_status not in (None, change.to_status):
             what = f"{change.from_status} -> {change.to_status}"
+        elif change.from_status is not None and not moved:
+            what = f"still {change.to_status}"
+            notes.append("first seen not done after its deadline")
         if moved and change.to_status != change.to_state:
             what += f" ({change.to_state})"
         after = change.last_seen_at
