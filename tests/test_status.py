@@ -576,7 +576,7 @@ def test_any_sequence_gives_a_legal_history_whose_replay_is_the_job(
         assert (job.ended_by is None) == (job.state is State.OPEN)
         if before.state is State.DONE:
             assert job.state is State.DONE
-            assert replace(job, facts=before.facts, seq=before.seq) == before
+            assert replace(job, facts=before.facts, seq=before.seq, seen_at=before.seen_at) == before
         latest = max(latest, now)
         if now >= latest and before.status_by is not None and before.seen_at is not None:
             assert job.status_by is not None

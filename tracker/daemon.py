@@ -1,4 +1,4 @@
-"""The daemon: runs the pollers until it is told to stop.
+"""The daemon: runs the pollers until it is stopped.
 
 Owns the scheduler (nothing else knows APScheduler), the signals, this daemon's row in ``workers`` and its heartbeat.
 Leaves alone: what a poll is (``poller``), and what runs beside the polling, which ``cli/run.py`` hands over.
@@ -268,7 +268,7 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool) -> Iterator[str]:
     release = version("tracker")
     with database.writing(engine) as connection:
         now = database.now(connection)
-        # One run of cron a row: the old ones go, but for the last sign of life, which tells how long nobody ran.
+        # One run of cron a row: the old ones go, but for the last sign of life, which shows how long nobody ran.
         last_sign = sa.func.coalesce(Worker.stopped_at, Worker.beat_at)
         last = sa.select(sa.func.max(last_sign)).scalar_subquery()
         connection.execute(sa.delete(Worker).where(last_sign < now - FORGOTTEN, last_sign < last))

@@ -224,7 +224,7 @@ def absent(health: Health, since: datetime) -> Health:
 def set_back(health: Health, now: datetime, by: timedelta) -> Change:
     """Return a cluster after its clock was ahead by at least *by* and is right at *now*: nothing lies in the future.
 
-    The gap ``clock_set`` has no length: it tells verifiers why times before it are later than those after it.
+    The gap ``clock_set`` has no length: it explains to verifiers why times before it are later than those after it.
     """
 
     def past(at: datetime | None) -> datetime | None:

@@ -165,7 +165,7 @@ class Poller:
         engine: The database.
         cluster: The cluster's settings.
         settings: The global ones.
-        client: Asks Elevate; closed by whoever made it.
+        client: Asks Elevate; closed by its maker.
         source_id: From `first_contact`.
         worker: This daemon's name, the leases' owner.
         watch: The process's.
@@ -455,7 +455,7 @@ class Poller:
         for outcome in outcomes:
             claimed, claim, result = outcome.claimed, outcome.claimed.claim, outcome.result
             if result is not None and claim.is_off(row.database_now, row.tick):
-                batch.tell("discarded", logging.WARNING, jid=claimed.jid, note="the clock was set, or we stood still")
+                batch.log("discarded", logging.WARNING, jid=claimed.jid, note="the clock was set, or we stood still")
                 result = None
             if result is None:
                 batch.free.append(claimed.job_id)
@@ -466,7 +466,7 @@ class Poller:
             job = jobs.pop(claimed.job_id, None)
             if job is None or job.state is not State.OPEN:
                 batch.lost += 1
-                batch.tell("lease_lost", logging.WARNING, jid=claimed.jid)
+                batch.log("lease_lost", logging.WARNING, jid=claimed.jid)
                 continue
             if isinstance(result, Answer):
                 change = self._answer(row, batch, job, claim, result, pasts.get(job.id, Past()))
@@ -476,7 +476,7 @@ class Poller:
             if change.gap is not None:
                 put_gap(connection, self._cluster.name, change.gap)
                 told = {"began_at": change.gap.began_at, "ended_at": change.gap.ended_at, "cause": change.gap.cause}
-                batch.tell("gap", logging.WARNING, **told)
+                batch.log("gap", logging.WARNING, **told)
         # The transitions first: one whose job was not changed is rolled back with it.
         database.insert_rows(connection, TRANSITIONS, batch.transitions)
         database.update_rows(connection, JOBS, batch.answered)
@@ -506,7 +506,7 @@ class Poller:
         batch.answered.append({"id": asked.id, **observed_values(job), **derived, **working})
         if transition is not None:
             batch.transitions.append(transition_values(asked.id, transition, self._source_id))
-            batch.tell(
+            batch.log(
                 "transition",
                 logging.WARNING if transition.anomaly else logging.INFO,
                 jid=asked.jid,
@@ -523,7 +523,7 @@ class Poller:
             return Change(row.standing)
         change = health.answered(row.standing, answer.sent_at, answer.completed_at, claim.turn)
         if row.standing.pause_cause is not None and change.health.pause_cause is None:
-            batch.tell("resumed", after=row.standing.pause_cause)
+            batch.log("resumed", after=row.standing.pause_cause)
         if change.gap is not None and change.gap.cause is not Cause.NOT_RUNNING:
             batch.well_at = answer.completed_at
         return change
@@ -543,7 +543,7 @@ class Poller:
         """Take an error: the job *asked* keeps its status. Return what becomes of the cluster."""
         now, failures = claim.now(), asked.failures + 1
         name = next(kind.__name__ for kind in type(error).__mro__ if kind in AskError.__subclasses__())
-        batch.tell("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
+        batch.log("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
         others = {asked.id, *(one["id"] for one in batch.failed)}
         unfailed = self._unfailed(row.connection, others) if asked.failures else THREE
         change = health.failed(
@@ -551,7 +551,7 @@ class Poller:
         )
         if change.health.pauses > row.standing.pauses:
             told = {"cause": change.health.pause_cause, "code": error.code, "until": change.health.paused_until}
-            batch.tell("paused", logging.ERROR, **told)
+            batch.log("paused", logging.ERROR, **told)
         due_at = asked.due_at
         if change.backs_off:
             due_at = cadence.retry_poll(failures, asked.deadline_at, now, self._rng()).due_at
@@ -617,7 +617,7 @@ class _Batch:
     asked: int = 0
     lost: int = 0
 
-    def tell(self, name: str, level: int = logging.INFO, **fields: object) -> None:
+    def log(self, name: str, level: int = logging.INFO, **fields: object) -> None:
         """Log an event after the commit."""
         self.events.append((name, level, fields))
 

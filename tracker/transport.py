@@ -89,7 +89,7 @@ class _Socket(socket.socket):
     """A socket that waits for its peer no longer than until the deadline of the calling thread's request.
 
     http.client reads headers and chunks with as many receives as it takes: with a timeout that begins anew at each, a
-    server could drip one byte after another for ever. (Sending needs no more than the timeout that urllib3 sets: a
+    server could drip one byte after another without end. (Sending needs no more than the timeout that urllib3 sets: a
     request fits into any socket's buffer.)
     """
 
@@ -246,7 +246,7 @@ class Adapter(HTTPAdapter):
         return self._pool
 
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the pool's own context verifies, and nothing given with a request can tell it not to."""
+        """Do nothing: the pool's own context verifies, and nothing given with a request changes that."""
 
     def request_url(self, request: PreparedRequest, proxies: Mapping[str, str] | None) -> str:
         return request.path_url
