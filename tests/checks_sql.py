@@ -1,11 +1,14 @@
 """Writes ``tracker/audit/checks.sql``: the product's own SQL as one file for the sqlite3 shell.
 
-``python -m tests.checks_sql``; a test compares. It is made of ``reports/replay``, ``reports/views``, ``audit/checks``
-and of what is here: reading the CSV files of an evidence pack, and comparing the published reports.
+``python -m tests.checks_sql`` also writes its SHA-256 and that of ``verify.sh`` into ``CHANGES.md``; tests compare. It
+is made of ``reports/replay``, ``reports/views``, ``audit/checks`` and of what is here: reading the CSV files of an
+evidence pack, and comparing the published reports.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from tracker.reports import render, views
 from tracker.reports.render import Mode
 
 FILE = Path(checks.__file__).with_name("checks.sql")
+CHANGES = FILE.parents[1] / "CHANGES.md"
 
 HEAD = """\
 -- What an evidence pack of tracker says, checked. Made by `python -m tests.checks_sql` from tracker's own SQL.
@@ -119,6 +123,11 @@ def _reports() -> Iterator[str]:
             f"FROM (SELECT count(*) AS rows FROM csv_{view}) c, (SELECT count(*) AS rows FROM right_{view}) r\n"
             "WHERE c.rows <> r.rows;\n"
         )
+    unknown = "'NOT OK: reports/' || substr(name, 5) || '.csv is no report of tracker''s'"
+    yield (
+        f"SELECT {_shown(unknown)} FROM sqlite_schema\n"
+        "WHERE name LIKE 'csv_report_%' AND 'right' || substr(name, 4) NOT IN (SELECT name FROM sqlite_schema);\n"
+    )
 
 
 def _columns() -> dict[str, list[str]]:
@@ -160,6 +169,11 @@ def _sql(name: str) -> str:
 
 def main() -> None:
     FILE.write_text(text(), encoding="utf-8")
+    changes = CHANGES.read_text(encoding="utf-8")
+    for name in ("verify.sh", "checks.sql"):
+        sha256 = hashlib.sha256(FILE.with_name(name).read_bytes()).hexdigest()
+        changes = re.sub(rf"[0-9a-f]{{64}}(?=  {name}\n)", sha256, changes)
+    CHANGES.write_text(changes, encoding="utf-8")
 
 
 if __name__ == "__main__":

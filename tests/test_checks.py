@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from tests import lives
-from tests.history import ZONE
-from tests.lives import DAY, HOUR, Life
-from tracker import database, guards
+from tests.history import ZONE, job, record, register
+from tests.lives import DAY, HOUR, SECOND, Life
+from tracker import database, guards, status
 from tracker.audit.checks import Problem, findings
 from tracker.status import Facts, Kind
 
@@ -60,6 +60,15 @@ def test_honest_histories_have_no_findings(engine: sa.Engine) -> None:
     """Of hundreds of lives of jobs none is a finding; the notes are about server dates only."""
     lives.write(engine, 1, [*lives.told(), *lives.drawn(1, 100)])
     assert [problem for problem in found(engine) if "server said" not in problem.message] == []
+
+
+def test_a_clock_that_is_corrected_by_seconds_makes_no_finding(engine: sa.Engine) -> None:
+    """An action is recorded by the database's clock, which may be set back by less than what is worth a gap."""
+    job_id = register(engine, "a")
+    at = job(engine, job_id).registered_at
+    record(engine, job_id, lambda one, _: status.withdraw(one, at + 5 * SECOND, "bob", "no"))
+    record(engine, job_id, lambda one, _: status.reopen(one, at + 3 * SECOND, "bob", "yes"), due_at=at)
+    assert found(engine) == []
 
 
 def written(engine: sa.Engine) -> None:

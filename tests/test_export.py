@@ -489,6 +489,20 @@ def test_a_changed_report_is_found_by_checks_sql(copy: Path, view: str) -> None:
     assert verify(copy, "--reports")[0] == 1
 
 
+def test_reports_are_only_those_that_checks_sql_knows(copy: Path) -> None:
+    """A table's name in reports/ adds no row to the segments' own, and a report that nobody compares is not OK."""
+    checked = re.compile("^checked .*", re.MULTILINE)
+    before = checked.findall(verify(copy, "--reports")[1])
+    (copy / "reports/gaps.csv").write_text('0,"w1",2026-01-01T00:00:00.000000Z,2026-01-02T00:00:00.000000Z,"x",,\n')
+    resum(copy)
+    code, text = verify(copy, "--reports")
+    assert (code, checked.findall(text)) == (0, before), text
+    (copy / "reports/report_final.csv").write_text("verdict\nmet\n")
+    resum(copy)
+    code, text = verify(copy, "--reports")
+    assert (code, "NOT OK: reports/report_final.csv is no report of tracker's\n" in text) == (1, True), text
+
+
 def test_the_changes_name_the_sums_of_the_script_and_its_sql() -> None:
     """An auditor takes them from the release, and compares."""
     changes = Path(__file__).parents[1].joinpath("tracker/CHANGES.md").read_text()

@@ -8,6 +8,7 @@ import random
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,18 @@ def test_hostile_rows_have_the_same_line_from_both_databases_and_python(engine: 
         assert read[-1][lines.header(table).decode().strip().split(",").index("id")] == str(
             streamed(engine, table)[-1][0]
         )
+
+
+@pytest.mark.parametrize(
+    "number", ["1163066401.062274", "0.000001", "0.0078125", "1791590400.999999", "86400.5", "0.0"]
+)
+def test_a_report_s_number_has_six_decimals_however_big_it_is(engine: sa.Engine, number: str) -> None:
+    """Seconds since 1990 have 16 digits; half of the last decimal is rounded up."""
+    field = lines.field("x", "double", engine.dialect.name)
+    with database.reading(engine) as connection:
+        query = f"SELECT {field} FROM (SELECT CAST('{number}' AS double precision) AS x) t"
+        text = connection.exec_driver_sql(query).scalar_one()
+    assert text == str(Decimal(number).quantize(Decimal("0.000001"), ROUND_HALF_UP))
 
 
 def test_the_columns_are_those_of_the_tables() -> None:

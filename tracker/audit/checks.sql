@@ -628,14 +628,13 @@ FROM (
                 THEN 'polls is ' || s.polls || ', but was ' || s.polls_before || ' before'
             WHEN s.last_seen_at < s.seen_before
                 THEN 'last_seen_at is ' || s.last_seen_at || ', but was ' || s.seen_before || ' before'
-            WHEN s.observed_at < s.at_before AND (
-                s.action_before <> 'amended' OR (strftime('%Y-%m-%d %H:%M:%S', substr(s.observed_at, 1, 19), '60 seconds') || substr(s.observed_at, 20)) < s.at_before
-            ) THEN 'observed_at is ' || s.observed_at || ', but was ' || s.at_before || ' before'
+            WHEN (strftime('%Y-%m-%d %H:%M:%S', substr(s.observed_at, 1, 19), '60 seconds') || substr(s.observed_at, 20)) < s.at_before
+                THEN 'observed_at is ' || s.observed_at || ', but was ' || s.at_before || ' before'
         END AS message
     FROM (
         SELECT
             t.id, t.job_id, t.seq, t.action, t.from_status, t.from_state, t.polls, t.last_seen_at, t.observed_at,
-            lag(t.seq) OVER w AS seq_before, lag(t.action) OVER w AS action_before,
+            lag(t.seq) OVER w AS seq_before,
             lag(t.to_status) OVER w AS status_before, lag(t.to_state) OVER w AS state_before,
             lag(t.polls) OVER w AS polls_before, lag(t.last_seen_at) OVER w AS seen_before,
             lag(t.observed_at) OVER w AS at_before
@@ -1078,5 +1077,8 @@ SELECT replace(replace(replace(replace('NOT OK: reports/report_clusters.csv lack
 SELECT 'NOT OK: reports/report_clusters.csv has ' || c.rows || ' rows, and the segments give ' || r.rows
 FROM (SELECT count(*) AS rows FROM csv_report_clusters) c, (SELECT count(*) AS rows FROM right_report_clusters) r
 WHERE c.rows <> r.rows;
+
+SELECT replace(replace(replace(replace('NOT OK: reports/' || substr(name, 5) || '.csv is no report of tracker''s', char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM sqlite_schema
+WHERE name LIKE 'csv_report_%' AND 'right' || substr(name, 4) NOT IN (SELECT name FROM sqlite_schema);
 
 SELECT 'checked ' || (SELECT count(*) FROM jobs) || ' jobs' || ', ' || (SELECT count(*) FROM transitions) || ' transitions' || ', ' || (SELECT count(*) FROM gaps) || ' gaps' || ', 11 reports';

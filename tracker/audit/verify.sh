@@ -5,10 +5,10 @@
 #
 #   --key-id ID     the id of the signing key, from somebody other than the person who gave you the pack
 #   --trusted FILE  checkpoints from outside, one or many with empty lines between: each must be in the pack
-#   --reports       run checks.sql, beside this script: is each history possible, and do the reports follow from it?
+#   --reports       run checks.sql, beside this script: is each history possible, do the reports follow from it?
 #   --unsigned      accept missing signatures
 #
-# Prints OK and what that means (exit status 0), or NOT OK for each finding (1). Exit status 2: it could not work.
+# Prints OK and what that means (exit status 0), or NOT OK for each finding (1). Exit status 2: the check could not run.
 set -u
 export LC_ALL=C
 stop() { printf 'verify.sh: %s\n' "$*" >&2; exit 2; }
@@ -16,15 +16,15 @@ usage='usage: sh verify.sh [--key-id ID] [--trusted FILE] [--reports] [--unsigne
 tab=$(printf '\t') key_id='' trusted='' reports='' unsigned=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --key-id) key_id=${2:-} && [ -n "$key_id" ] && shift || stop "$usage" ;;
-        --trusted) trusted=${2:-} && [ -r "$trusted" ] && shift || stop "cannot read ${2:-the file after --trusted}" ;;
+        --key-id) [ -n "${2:-}" ] || stop "$usage"; key_id=$2; shift ;;
+        --trusted) [ -r "${2:-}" ] || stop "cannot read ${2:-the file after --trusted}"; trusted=$2; shift ;;
         --reports) reports=yes ;;
         --unsigned) unsigned=yes ;;
         *) stop "$usage" ;;
     esac
     shift
 done
-for tool in cat cmp dirname find mktemp rm sed sort xargs sha256sum openssl ${reports:+sqlite3}; do
+for tool in cat cmp dirname find mktemp rm sed sort uniq xargs sha256sum openssl ${reports:+sqlite3}; do
     command -v "$tool" >/dev/null || stop "this machine has no $tool"
 done
 case $(openssl version) in 'OpenSSL '[3-9].* | 'OpenSSL '[1-9][0-9].*) ;; *) stop 'OpenSSL 3 or newer is needed' ;; esac
@@ -37,17 +37,17 @@ tmp=$(mktemp -d) || stop 'cannot make a temporary folder'
 trap 'rm -rf "$tmp"' EXIT
 trap 'exit 2' HUP INT TERM
 
-# Pipes end in `| keep NAME || exit`: on a full disk cat fails, and not every sort and sed does.
+# Pipes end in `| keep NAME || exit`: on a full disk cat fails; some versions of sort and sed do not.
 keep() { cat >"$tmp/$1" || stop "cannot write to $tmp: is the disk full?"; }
 found=0 but='' why=''
 bad() { printf 'NOT OK: %s\n' "$*"; found=$((found + 1)); }
 doubt() { but="$but, $1" why="$why$1: $2\n"; }
-shown() { sed -e 's/[^ -~]/ /g' -e 's/^\(.\{150\}\).*/\1 .../' -e 's/^/    /' -e '20q'; } # nothing moves the cursor
+shown() { sed -e 's/[^ -~]/ /g' -e 's/^\(.\{150\}\).*/\1 .../' -e 's/^/    /' -e '20q'; } # 20 short lines of plain ASCII
 # Are two sorted lists the same, and not empty? If not, say $3, and what only one of them has.
 same() {
     if [ -s "$tmp/$1" ] && cmp -s "$tmp/$1" "$tmp/$2"; then return; fi
     bad "$3"
-    sort "$tmp/$1" "$tmp/$2" | sed -e '$!N' -e '/^\(.*\)\n\1$/d' -e 'P;D' | shown
+    sort "$tmp/$1" "$tmp/$2" | uniq -u | shown
 }
 # Print each checkpoint on a line of its own: tabs in place of line ends, and no empty lines.
 flat() {
@@ -56,8 +56,8 @@ flat() {
 }
 if [ -n "$trusted" ]; then
     flat <"$trusted" | sort -u | keep trusted || exit
-    line=$(sed -e "/^tracker checkpoint v2${tab}origin [0-9a-f]*${tab}number [0-9][ -~$tab]*\$/d" -e q "$tmp/trusted")
-    [ -z "$line" ] && [ -s "$tmp/trusted" ] || stop "$trusted: no checkpoints, or CR LF: $(printf %s "$line" | shown)"
+    odd=$(sed -e "/^tracker checkpoint v2${tab}origin [0-9a-f]*${tab}number [0-9][ -~$tab]*\$/d" -e q "$tmp/trusted")
+    [ -z "$odd" ] && [ -s "$tmp/trusted" ] || stop "$trusted: no checkpoints, or CR LF: $(printf %s "$odd" | shown)"
 fi
 
 # 1. The files are those that SHA256SUMS lists, and nothing else.
@@ -109,17 +109,17 @@ if [ -n "$key" ]; then
 else
     [ -n "$unsigned" ] || bad 'the last checkpoint is not signed (accepted with --unsigned)'
     [ -z "$(sed -n '/^key /p;/^signature /p' "$tmp/chain")" ] || bad 'the last checkpoint is not signed, but others are'
-    doubt 'NOT SIGNED' 'anyone can make such a pack; only checkpoints from outside (--trusted) prove something.'
+    doubt 'NOT SIGNED' 'anyone can make such a pack; only checkpoints from outside (--trusted) prove anything.'
 fi
 [ "${key_id:-$id}" = "$id" ] || bad "the key of the last checkpoint is $id, not $key_id"
 
-# 4. Checkpoints from outside: added to those of the chain, they make no longer list.
+# 4. Each checkpoint from outside is in the chain: both lists together are no longer than the chain's.
 if [ -n "$trusted" ]; then
     sort "$tmp/flat" | keep ours || exit
     sort -mu "$tmp/ours" "$tmp/trusted" | keep both || exit
     same both ours "checkpoints in $trusted that are not in this pack, which ends with $head:"
 else
-    doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or the whole made anew by someone who has the key.'
+    doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone who has the key may have made all of it again.'
 fi
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
@@ -127,18 +127,18 @@ find segments -name '*-sources-*' | xargs cat | sed -En 's/^[0-9]+,"(([^"]|"")*)
     sort -u | keep sources || exit
 here='//([^/]*@)?(127\.|0\.|\[[0:]*:|([^/:]*\.)?localhost\.?([:/]|$))'
 small='y/ABCDEFGHIJKLMNOPQRSTUVWXYZ/abcdefghijklmnopqrstuvwxyz/'
-[ -z "$(sed -En -e "$small" -e '/ https:..[^ ]*$/!{p;q;}' -e "\\,$here,{p;q;}" "$tmp/sources")" ] ||
+[ -z "$(sed -En -e "$small" -e '/ https:..[^ ]*$/!p' -e "\\,$here,p" "$tmp/sources")" ] ||
     doubt 'A SIMULATOR MAY HAVE ANSWERED' 'a server that answered is on the same machine, or was asked over plain HTTP.'
 
-# 6. What no honest history says, and whether the reports follow from the segments: checks.sql, on tables of the rows.
+# 6. checks.sql, on tables of the segments' rows: is each history possible, and do the reports follow from it?
 if [ -z "$reports" ]; then
-    doubt 'REPORTS NOT CHECKED' 'without --reports nobody has compared reports/ with the segments.'
+    doubt 'REPORTS NOT CHECKED' 'give --reports to compare reports/ with the segments and to check each history.'
 elif [ "$found" = 0 ]; then
     { echo number,sealed_at,last_transition_id,last_gap_id,last_source_id; cat "$tmp/seals"; } | keep seals.csv || exit
-    for table in transitions gaps sources; do # a header begins with a letter, a row does not: one header stays
-        find segments -name "*-$table-*" | sort | xargs cat | sed -e 1p -e '/^[a-z]/d' | keep "$table.csv" || exit
+    for table in transitions gaps sources; do # each row has a digit, a header has none: one header stays
+        find segments -name "*-$table-*" | sort | xargs cat | sed -e 1p -e '/^[a-z_,]*$/d' | keep "$table.csv" || exit
     done
-    for file in "$tmp"/*.csv zone.csv reports/*.csv; do
+    for file in "$tmp"/*.csv zone.csv reports/report_*.csv; do
         name=${file##*/}
         [ ! -s "$file" ] || echo ".import --csv '$file' csv_${name%.csv}"
     done | cat - "$checks" | sqlite3 -init /dev/null -batch -bail "$tmp/db" 2>"$tmp/errors" | keep checked || exit
@@ -153,7 +153,7 @@ fi
 number=$(sed -n '$s/,.*//p' "$tmp/seals")
 echo 'Who answered:' && shown <"$tmp/sources"
 [ -z "$but" ] || but=", BUT${but#,}"
-echo "OK$but: checkpoints 1 to $number, key $id${trusted:+, those in $trusted among them}"
+echo "OK$but: checkpoints 1 to $number, key $id${trusted:+, with all checkpoints in $trusted}"
 echo "No row sealed up to checkpoint $number was changed, removed or added since it was sealed, as far as this key and
 this checkpoint reach. It does not mean that each row was true when it was written: \`actor\` is self-asserted,
 \`clusters\`, \`workers\` and \`alerts\` are not sealed."

@@ -1,6 +1,7 @@
 {% from 'macros.sql' import differ, plus_seconds %}
-{# A transition that cannot follow the one before it. An amendment is recorded at once and an answer within a second, so
-   that their times may cross; after a clock was set back times run backwards, and a gap is on record. #}
+{# A transition that cannot follow the one before it. An operator's action is recorded at once and an answer within a
+   second, so that their times may cross, and clocks are corrected by seconds; after a clock was set back further times run
+   backwards, and a gap is on record. #}
 SELECT
     CASE WHEN c.message LIKE 'observed_at %' AND EXISTS (
         SELECT 1 FROM gaps g
@@ -25,14 +26,13 @@ FROM (
                 THEN 'polls is ' || s.polls || ', but was ' || s.polls_before || ' before'
             WHEN s.last_seen_at < s.seen_before
                 THEN 'last_seen_at is ' || s.last_seen_at || ', but was ' || s.seen_before || ' before'
-            WHEN s.observed_at < s.at_before AND (
-                s.action_before <> 'amended' OR {{ plus_seconds('s.observed_at', 60) }} < s.at_before
-            ) THEN 'observed_at is ' || s.observed_at || ', but was ' || s.at_before || ' before'
+            WHEN {{ plus_seconds('s.observed_at', 60) }} < s.at_before
+                THEN 'observed_at is ' || s.observed_at || ', but was ' || s.at_before || ' before'
         END AS message
     FROM (
         SELECT
             t.id, t.job_id, t.seq, t.action, t.from_status, t.from_state, t.polls, t.last_seen_at, t.observed_at,
-            lag(t.seq) OVER w AS seq_before, lag(t.action) OVER w AS action_before,
+            lag(t.seq) OVER w AS seq_before,
             lag(t.to_status) OVER w AS status_before, lag(t.to_state) OVER w AS state_before,
             lag(t.polls) OVER w AS polls_before, lag(t.last_seen_at) OVER w AS seen_before,
             lag(t.observed_at) OVER w AS at_before
