@@ -719,7 +719,6 @@ def test_threads_that_hang_leave_the_others_busy(engine: sa.Engine, script: Scri
         began = monotonic() + 0.8  # threads and connections are made first
         poller.run(stop)
     good = sum(began <= at < began + seconds for at in answered)
-    print(f"{good} answers of {(16 - hung) / latency * seconds:.0f}")
     assert good >= 0.8 * (16 - hung) / latency * seconds
 
 
