@@ -87,7 +87,8 @@ class Life:
         self.due = self.due or self.reckon()
         past = replay(transition for _, transition, _ in self.steps).past
         server_date = sent_at.replace(microsecond=0) - 3 * MINUTE
-        return self._take(status.decide(self.job, Answer(word, sent_at, sent_at + took, server_date), RULE, past))
+        answer = Answer(word, sent_at, sent_at + took, server_date)
+        return self._take(status.decide(self.job, answer, RULE, past, self.due.at))
 
     def withdraw(self, at: datetime) -> Life:
         return self._take(status.withdraw(self.job, at, "bob", "a mistake"))

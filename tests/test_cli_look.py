@@ -341,6 +341,18 @@ def test_show_gives_an_operators_reason_and_what_they_claim(
     )
 
 
+def test_show_marks_the_row_that_proves_a_job_overdue(
+    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing changed: it was seen, still not done, after its deadline."""
+    job_id = register(engine, "a", at=now - 3 * DAY)
+    answer(engine, job_id, ("waiting", now - 2 * DAY))
+    said = status.Answer("waiting", now - HOUR, now - HOUR)
+    rule = status.LostRule()
+    history.record(engine, job_id, lambda job, past: status.decide(job, said, rule, past, now - DAY))
+    assert " ".join(timeline(run, monkeypatch)[-1]).endswith("still waiting first seen not done after its deadline")
+
+
 def gap(engine: sa.Engine, began_at: datetime, ended_at: datetime, cluster: str = "w1", detail: str = "") -> None:
     values = {"cluster": cluster, "began_at": began_at, "ended_at": ended_at, "cause": Cause.UNREACHABLE}
     with database.writing(engine) as connection:

@@ -208,6 +208,26 @@ def test_once_polls_what_is_due_and_exits(engine: sa.Engine, script: Script, url
     histories_are_whole(engine)
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_one_open_job_and_a_server_that_is_down_is_a_gap_for_cron_too(
+    engine: sa.Engine, script: Script, url: str
+) -> None:
+    """Each run asks once; the third failure opens the gap, and `tracker status` names it."""
+    add(engine, "a")
+    script.default = 500
+    env = environment(url, script.url)
+    for failures in (1, 2, 3):
+        with database.reading(engine) as connection:
+            assert connection.execute(sa.select(CLUSTERS.c.gap_began_at)).scalar() is None
+        assert "1 asked, 1 failed" in tracker("run", "--once", env=env).stderr
+        with database.reading(engine) as connection:
+            row = connection.execute(sa.select(CLUSTERS)).one()
+        assert (row.failures, row.failing_since is None) == (failures, False)
+    assert (row.gap_cause, row.gap_began_at) == (Cause.UNREACHABLE, row.failing_since)
+    shown = tracker("status", env=env)
+    assert (shown.returncode, "unreachable since" in shown.stdout) == (1, True), shown.stdout
+
+
 def test_daemons_of_long_ago_are_not_listed_for_ever(engine: sa.Engine, script: Script, url: str) -> None:
     """Runs of cron would fill the table; the last sign of life stays, however old."""
     with database.writing(engine) as connection:

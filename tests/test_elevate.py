@@ -38,7 +38,7 @@ from tracker.errors import (
     Unavailable,
     WrongTarget,
 )
-from tracker.settings import DEFAULT_PATH
+from tracker.settings import DEFAULT_PATH, ClusterSettings
 from tracker.status import Answer
 
 KEY = "k3y-that-must-stay-secret"
@@ -54,7 +54,9 @@ def now() -> datetime:
 
 
 def client(url: str, **options: Any) -> Elevate:
-    return Elevate(url, DEFAULT_PATH, SecretStr(KEY), **options)
+    timeout = options.pop("timeout", timedelta(seconds=10))
+    given = {"name": "w1", "base_url": url, "api_key": SecretStr(KEY)} | options
+    return Elevate(ClusterSettings.model_validate(given), timeout)
 
 
 def ask(play: Play, jid: str = JID, **options: Any) -> Answer:
@@ -224,7 +226,6 @@ def with_member(text: str) -> str:
         (json.dumps({"jid": JID}), "bad_status"),
         *((json.dumps({"jid": JID, "status": status}), "bad_status") for status in NO_STATUS),
         (json.dumps({"status": "done"}), "other_jid"),
-        (json.dumps({"jid": JID.upper(), "status": "done"}), "other_jid"),
         (json.dumps({"jid": [JID], "status": "done"}), "other_jid"),
         (json.dumps({"jid": JID + " ", "status": "done"}), "other_jid"),
     ],
@@ -903,51 +904,11 @@ def test_a_proxy_that_makes_no_connection(play: Play, code: str, words: str) -> 
 # Configuration
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"base_url": "http://cluster.example.com"}, r"base_url.*https://"),
-        ({"base_url": "http://10.0.0.1:8080"}, r"base_url.*https://"),
-        ({"base_url": "http://localhost.example.com"}, r"base_url.*https://"),
-        ({"base_url": "http://127.0.0.1.example.com"}, r"base_url.*https://"),
-        ({"base_url": "http://0.0.0.0"}, r"base_url.*https://"),
-        ({"base_url": "http://localhost@example.com"}, "base_url"),
-        ({"base_url": "https://user:secret@example.com"}, "base_url"),
-        ({"base_url": "ftp://example.com"}, "base_url"),
-        ({"base_url": "example.com"}, "base_url"),
-        ({"base_url": "https://"}, "base_url"),
-        ({"base_url": "https://*.example.com"}, "base_url"),
-        ({"base_url": "https://a..b"}, "base_url"),
-        ({"base_url": f"https://{'a' * 64}.com"}, "base_url"),
-        ({"base_url": "https://example.com:99999"}, "base_url"),
-        ({"base_url": "https://example.com/prefix"}, "base_url"),
-        ({"base_url": "https://example.com?x"}, "base_url"),
-        ({"base_url": "https://example.com#x"}, "base_url"),
-        ({"base_url": "https://exam ple.com"}, "base_url"),
-        ({"base_url": "https://[::1"}, "base_url"),
-        ({"path": "status"}, "path"),
-        ({"path": "/status?x=1"}, "path"),
-        ({"path": "/a b"}, "path"),
-        ({"path": "/a\r\nX: y"}, "path"),
-        ({"api_key": SecretStr("")}, "api_key"),
-        ({"api_key": SecretStr("secret\r\nX: y")}, "api_key"),
-        ({"api_key": SecretStr(" secret")}, "api_key"),
-        ({"api_key": SecretStr("sécret")}, "api_key"),
-        ({"timeout": timedelta(0)}, "request_timeout"),
-        ({"ca_bundle": Path("/no/such.pem")}, "ca_bundle.*No such file"),
-        ({"ca_bundle": Path(__file__)}, "ca_bundle.*PEM"),
-        ({"proxy": "socks5://user:secret@proxy"}, "proxy"),
-        ({"proxy": "proxy:3128"}, "proxy"),
-        ({"proxy": f"http://user:secret@{'a' * 64}.com"}, "proxy"),
-        ({"base_url": "http://127.0.0.1:1", "proxy": "http://user:secret@127.0.0.1:2"}, "proxy"),
-    ],
-)
-def test_what_cannot_be_used_is_refused_at_once(arguments: dict[str, Any], words: str) -> None:
-    """The constructor names the setting, and no secret; http:// is for this machine only."""
-    given: dict[str, Any] = {"base_url": "https://example.com", "path": DEFAULT_PATH, "api_key": SecretStr(KEY)}
+@pytest.mark.parametrize(("path", "words"), [("/no/such.pem", "ca_bundle.*No such file"), (__file__, "ca_bundle.*PEM")])
+def test_authorities_that_cannot_be_read_are_refused_at_once(path: str, words: str) -> None:
+    """What else cannot be used the settings refuse."""
     with pytest.raises(BadConfiguration, match=words) as caught:
-        Elevate(**given | arguments)
-    assert "secret" not in str(caught.value)
+        client("https://example.com", ca_bundle=Path(path))
     assert caught.value.__cause__ is None
 
 
@@ -1060,6 +1021,76 @@ BODIES = st.binary() | st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=8,
 ).map(lambda value: b"\r\n" + json.dumps(value).encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_connections_that_went_silent_while_idle_cost_no_answer(at_once: int) -> None:
+    """A request that times out on a connection that had been idle is asked once more, on a new one."""
+    used: dict[int, float] = {}
+
+    def play(wire: Wire) -> None:
+        before, used[id(wire.connection)] = used.get(id(wire.connection)), time.monotonic()
+        if before is not None and time.monotonic() - before > 2:
+            wire.stall()
+        else:
+            time.sleep(0.05)
+            wire.answer()
+
+    with Hostile(play) as server, client(server.url, timeout=timedelta(seconds=0.5)) as elevate:
+
+        def all_at_once() -> list[Answer]:
+            with ThreadPoolExecutor(at_once) as threads:
+                return list(threads.map(lambda _: elevate.ask(JID, now), range(at_once)))
+
+        all_at_once()
+        assert server.connections == at_once
+        time.sleep(2.2)
+        asked_at = now()
+        answers = all_at_once()
+        assert [answer.status for answer in answers] == ["waiting"] * at_once
+        assert min(answer.sent_at for answer in answers) - asked_at > timedelta(seconds=0.4)  # of the second request
+        all_at_once()
+        assert server.connections == 2 * at_once
+
+
+def test_a_busy_connection_that_hangs_is_not_asked_twice() -> None:
+    """A job whose requests hang must not hold a thread for twice the time."""
+    jids: list[str] = []
+
+    def play(wire: Wire) -> None:
+        jids.append(wire.jid)
+        wire.stall() if wire.jid == "hangs" else wire.answer()
+
+    with Hostile(play) as server, client(server.url, timeout=timedelta(seconds=0.5)) as elevate:
+        elevate.ask("a", now)
+        with at_most(1), pytest.raises(Unavailable):
+            elevate.ask("hangs", now)
+        assert jids == ["a", "hangs"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "is_same"),
+    [
+        (JID.upper(), JID, True),
+        (JID, JID.upper(), True),
+        (JID.upper(), JID.replace("c", "d"), False),
+        ("Job-1", "job-1", False),
+        (JID.upper() + "x", JID + "x", False),
+        (JID.replace("-", ""), JID, False),
+    ],
+)
+def test_capitals_do_not_matter_in_a_guid(asked: str, answered: str, is_same: bool) -> None:
+    """A GUID in capitals whose answer comes in lower case is that job's; other jids are compared to the letter."""
+
+    def play(wire: Wire) -> None:
+        wire.reply(json.dumps({"jid": answered, "status": "waiting"}))
+
+    if is_same:
+        assert ask(play, asked).status == "waiting"
+    else:
+        with pytest.raises(BadAnswer) as caught:
+            ask(play, asked)
+        assert caught.value.code == "other_jid"
 
 
 @given(head=HEADS, body=BODIES)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
+from time import monotonic
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from tests.hostile import Hostile, Wire
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import cadence, database
+from tracker import poller as module
+from tracker.clusters import LEASE, first_contact, take_up
 from tracker.errors import DatabaseUnavailable
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Source, Worker, job_of, observed_values, transition_of
-from tracker.poller import LEASE, Poller, Tally, first_contact, note_absence
+from tracker.poller import Poller, Tally
 from tracker.settings import Settings
 from tracker.status import Action, Anomaly, Cause, State, replay
 
@@ -426,8 +431,6 @@ def test_the_rate_holds_over_all_daemons(engine: sa.Engine, script: Script, cloc
             began.wait()
             run(poller)
 
-    from time import monotonic
-
     threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two")]
     for thread in threads:
         thread.start()
@@ -475,11 +478,12 @@ def test_overload_makes_polls_fewer(engine: sa.Engine, script: Script, clock: Se
     """A backlog of ten minutes of the rate makes intervals longer by the root of ten."""
     add(engine, *[f"j{i}" for i in range(600)])
     with polling(engine, script.url, clock, max_requests_per_second=1) as poller:
-        poller._is_due()
+        poller._claim(1)
         assert poller._rhythm.delay_per_poll == 10 * timedelta(seconds=60)
         with database.writing(engine) as connection:
             connection.execute(sa.update(JOBS).where(JOBS.c.id > 10).values(due_at=START + timedelta(days=1)))
-        poller._is_due()
+        poller._measured = float("-inf")  # a minute is over
+        poller._claim(1)
         assert poller._rhythm.delay_per_poll == timedelta(seconds=60)
 
 
@@ -546,22 +550,219 @@ def test_a_configuration_that_differs_leaves_a_trace(engine: sa.Engine) -> None:
     assert (rows[0].lost_after_polls, rows[0].lost_after_seconds, rows[0].archive_days) == (5, 172800, 5)
 
 
-def test_an_absence_is_a_gap(engine: sa.Engine, poller: Poller, clock: SetClock) -> None:
-    """Polls missed while no daemon ran are in a gap from the last sign of life to the first answer."""
+def beat(engine: sa.Engine, at: datetime, stopped_at: datetime | None = None) -> None:
+    """Enter a daemon that beat last at some time."""
     with database.writing(engine) as connection:
+        facts = {"host": "h", "pid": 1, "version": "1", "started_at": at, "beat_at": at}
+        connection.execute(sa.insert(Worker).values(worker="gone", stopped_at=stopped_at, **facts))
+
+
+def start(engine: sa.Engine) -> datetime:
+    """Do what a daemon does when it starts, and return when that was."""
+    with database.writing(engine) as connection:
+        take_up(connection, ["w1"], "test")
+        return database.now(connection)
+
+
+def test_an_absence_is_a_gap(engine: sa.Engine, poller: Poller, clock: SetClock) -> None:
+    """Polls missed while no daemon ran are in a gap from the last sign of life to the first request."""
+    with database.reading(engine) as connection:
         now = database.now(connection)
-        beat = now - timedelta(hours=2)
-        facts = {"host": "h", "pid": 1, "version": "1", "started_at": beat, "beat_at": beat}
-        connection.execute(sa.insert(Worker).values(worker="gone", stopped_at=None, **facts))
-        note_absence(connection, "w1", "test")
+    beat(engine, now - timedelta(hours=2))
+    start(engine)
     assert cluster(engine).gap_began_at is None  # no poll was missed
     add(engine, "a", due_at=now - timedelta(hours=1))
-    with database.writing(engine) as connection:
-        note_absence(connection, "w1", "test")
-    assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (beat, Cause.NOT_RUNNING)
+    start(engine)
+    assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (now - timedelta(hours=2), Cause.NOT_RUNNING)
     clock.now = now + timedelta(seconds=1)
     run(poller)
-    assert gaps(engine) == [(beat, clock.now, Cause.NOT_RUNNING, None)]
+    assert gaps(engine) == [(now - timedelta(hours=2), clock.now, Cause.NOT_RUNNING, None)]
+
+
+def test_an_absence_ends_where_the_server_turns_out_to_be_down(
+    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
+) -> None:
+    """`not_running` until the daemon is back and asks, `unreachable` from then until the server answers."""
+    with database.reading(engine) as connection:
+        returned = database.now(connection)
+    gone = returned - timedelta(hours=2)
+    beat(engine, gone)
+    add(engine, "a", "b", due_at=returned - timedelta(hours=1))
+    start(engine)
+    clock.now = returned
+    script.default = 500
+    while clock.now < returned + timedelta(minutes=20):
+        run(poller)
+        clock.now = max(clock.now + timedelta(seconds=1), cluster(engine).paused_until)
+    script.default = "waiting"
+    run(poller)
+    assert gaps(engine) == [
+        (gone, returned, Cause.NOT_RUNNING, None),
+        (returned, clock.now, Cause.UNREACHABLE, "http_500"),
+    ]
+
+
+def test_one_open_job_and_a_server_that_refuses_is_a_gap_over_restarts(
+    engine: sa.Engine, script: Script, clock: SetClock
+) -> None:
+    """Three failures of three processes open the gap: what failed is in the database."""
+    add(engine, "a")
+    script.default = 500
+    for _ in range(3):
+        assert cluster_or_none(engine) is None or cluster(engine).gap_began_at is None
+        with polling(engine, script.url, clock) as poller:
+            assert run(poller) == Tally(asked=1, failed=1)
+        clock.pass_(seconds=1)
+    assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (START, Cause.UNREACHABLE)
+    clock.pass_(seconds=60)
+    script.default = "waiting"
+    with polling(engine, script.url, clock) as poller:
+        run(poller)
+    assert gaps(engine) == [(START, clock.now, Cause.UNREACHABLE, "http_500")]
+
+
+def cluster_or_none(engine: sa.Engine) -> sa.Row[Any] | None:
+    with database.reading(engine) as connection:
+        return connection.execute(sa.select(CLUSTERS)).one_or_none()
+
+
+@pytest.mark.parametrize("said", [403, 404, 500])
+def test_a_mended_key_or_address_is_tried_at_once_by_the_next_start(
+    engine: sa.Engine, script: Script, clock: SetClock, said: int
+) -> None:
+    """A restart asks one job through the pause, and then all that are due."""
+    add(engine, *"abcde")
+    script.default = said
+    with polling(engine, script.url, clock) as poller:
+        run(poller)
+        clock.now = cluster(engine).paused_until
+        run(poller)
+        assert (cluster(engine).pauses, run(poller)) == (2, Tally())
+    with polling(engine, script.url, clock) as poller:  # nothing was mended
+        assert run(poller) == Tally(asked=1, failed=1)
+        assert cluster(engine).pauses == 3
+    script.default = "waiting"
+    with polling(engine, script.url, clock) as poller:
+        assert run(poller).transitions == 5
+    assert cluster(engine).pause_cause is None
+
+
+@pytest.mark.parametrize("cause", [Cause.PAUSED, Cause.RATE_LIMITED])
+def test_a_restart_keeps_a_pause_that_somebody_asked_for(
+    engine: sa.Engine, script: Script, clock: SetClock, cause: Cause
+) -> None:
+    """Neither an operator's pause nor a Retry-After is cut short."""
+    add(engine, "a")
+    until = None if cause is Cause.PAUSED else START + timedelta(hours=1)
+    with polling(engine, script.url, clock) as poller:
+        with database.writing(engine) as connection:
+            gap = {"gap_began_at": START, "gap_cause": cause}
+            connection.execute(sa.update(CLUSTERS).values(pause_cause=cause, paused_until=until, **gap))
+        assert run(poller) == Tally()
+    assert script.asked == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "threads", "timeout"),
+    [(6, 40, 20, 2), pytest.param(150, 30, 64, 10, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
+)
+def test_jobs_that_hang_delay_no_other(
+    engine: sa.Engine, script: Script, seconds: int, rate: int, threads: int, timeout: int
+) -> None:
+    """A tenth of the jobs hang: the others are asked as the rate has it, nothing pauses, and no gap is on record."""
+    go_on = threading.Event()
+    script.hold = lambda jid: go_on.wait(20) if jid.endswith("7") else None  # type: ignore[assignment]  # no result
+    jids = [f"j{i}" for i in range(seconds * rate)]
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": jid} for jid in jids])
+    settings = Settings(request_timeout=timedelta(seconds=timeout))
+    configured = cluster_settings(script.url, max_concurrency=threads, max_requests_per_second=rate)
+    stop = threading.Event()
+    with module.polling(engine, configured, settings, "test") as poller:
+        began = monotonic()
+        timer = threading.Timer(seconds + timeout, stop.set)
+        timer.start()
+        tally = poller.run(stop)
+        took = monotonic() - began
+        go_on.set()
+        timer.cancel()
+    good = [jid for jid in jids if not jid.endswith("7")]
+    with database.reading(engine) as connection:
+        assert connection.execute(sa.select(sa.func.count()).where(JOBS.c.status == "waiting")).scalar_one() == len(
+            good
+        )
+    assert tally.asked - tally.failed == len(good)
+    assert took < seconds + 2 * timeout + 2
+    assert (cluster(engine).pauses, cluster(engine).gap_began_at, gaps(engine)) == (0, None, [])
+
+
+@pytest.mark.timeout(60)
+def test_threads_that_hang_leave_the_others_busy(engine: sa.Engine, script: Script) -> None:
+    """Without a cap, those that do not hang make 0.8 of the answers that they could."""
+    hung, latency, seconds = 6, 0.2, 4.0
+    go_on, stop = threading.Event(), threading.Event()
+    answered: list[float] = []
+
+    def hold(jid: str) -> None:
+        go_on.wait(30) if jid.startswith("hang") else time.sleep(latency)
+        answered.append(monotonic())
+
+    script.hold = hold
+    with database.writing(engine) as connection:
+        jids = [*(f"hang{i}" for i in range(hung)), *(f"j{i}" for i in range(1000))]
+        connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": jid} for jid in jids])
+    settings = Settings(request_timeout=timedelta(seconds=20))
+    configured = cluster_settings(script.url, max_concurrency=16)
+    with module.polling(engine, configured, settings, "test") as poller:
+        for event in (stop, go_on):
+            threading.Timer(1 + seconds, event.set).start()
+        began = monotonic() + 0.8  # threads and connections are made first
+        poller.run(stop)
+    good = sum(began <= at < began + seconds for at in answered)
+    assert good >= 0.8 * (16 - hung) / latency * seconds
+
+
+def test_connections_that_went_silent_cost_no_failure(engine: sa.Engine, clock: SetClock) -> None:
+    """The way between forgot four idle connections: each is asked anew, and nothing is held against anybody."""
+    used: dict[int, float] = {}
+
+    def play(wire: Wire) -> None:
+        before, used[id(wire.connection)] = used.get(id(wire.connection)), monotonic()
+        if before is not None and monotonic() - before > 2:
+            wire.stall()
+        else:
+            time.sleep(0.1)
+            wire.answer("running")
+
+    add(engine, *"abcd")
+    with Hostile(play) as server, polling(engine, server.url, clock, max_concurrency=4) as poller:
+        assert run(poller).failed == 0
+        time.sleep(2.2)
+        clock.pass_(days=1)
+        assert run(poller) == Tally(asked=4)
+    assert (cluster(engine).failures, cluster(engine).pauses, gaps(engine)) == (0, 0, [])
+
+
+def test_a_job_seen_not_done_after_its_deadline_has_a_row_that_says_so(
+    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
+) -> None:
+    """The first such answer is a transition without a change, and the next one is none; a replay says overdue, too."""
+    add(engine, "a")
+    run(poller)
+    due = job(engine, "a").deadline_at
+    for at in (due - timedelta(minutes=5), due + timedelta(minutes=5), due + timedelta(hours=5)):
+        clock.now = at
+        with database.writing(engine) as connection:
+            connection.execute(sa.update(JOBS).values(due_at=at))
+        run(poller)
+    with database.reading(engine) as connection:
+        rows = connection.execute(sa.select(TRANSITIONS).order_by(TRANSITIONS.c.seq)).all()
+        replayed = replay(map(transition_of, rows)).job
+    last = rows[-1]
+    assert (len(rows), last.from_status, last.to_status, last.anomaly) == (3, "waiting", "waiting", None)
+    assert last.last_seen_at == last.observed_at == due + timedelta(minutes=5)
+    assert (replayed.seen_at, job(engine, "a").seq) == (last.last_seen_at, 2)
+    histories_are_whole(engine)
 
 
 def test_the_key_is_in_no_row(engine: sa.Engine, poller: Poller, script: Script) -> None:

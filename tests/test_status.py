@@ -255,12 +255,12 @@ def test_a_job_that_failed_again_after_a_reopening_ends_between_its_last_two_sig
     assert (history.job.status_after, history.job.status_by) == entered
 
 
-def test_a_clock_set_back_never_turns_times_over() -> None:
+def test_a_clock_that_is_adjusted_by_moments_never_turns_times_over() -> None:
     history = heard("waiting", "waiting")
-    transition = history.hears("running", -500)
+    transition = history.hears("running", 196, 197)
     assert transition is not None
     assert (transition.last_seen_at, transition.observed_at, history.job.seen_at) == (at(200), at(200), at(200))
-    first = History().hears("waiting", -500)
+    first = History().hears("waiting", -4)
     assert first is not None
     assert first.observed_at == T0
     slow = History()
@@ -268,6 +268,69 @@ def test_a_clock_set_back_never_turns_times_over() -> None:
     withdrawn = withdraw(slow.job, at(15), "ann", "mistake").transition
     assert withdrawn is not None
     assert withdrawn.observed_at == at(20)
+
+
+def test_after_a_clock_that_was_ahead_nothing_is_recorded_in_the_future() -> None:
+    """The best lower bound that is not in the future itself takes the place of the last sight."""
+    history = History()
+    history.hears("created", 100)
+    history.hears("waiting", 200)
+    history.hears("waiting", 3 * DAY)  # here the clock was ahead
+    transition = history.hears("running", 300)
+    assert transition is not None
+    assert (transition.last_seen_at, transition.observed_at, history.job.seen_at) == (at(100), at(301), at(300))
+    assert (history.job.status_after, history.job.status_by) == (at(100), at(301))
+    ahead = History()
+    ahead.hears("waiting", 3 * DAY)
+    withdrawn = withdraw(ahead.job, at(500), "ann", "mistake").transition
+    assert withdrawn is not None
+    assert (withdrawn.last_seen_at, withdrawn.observed_at) == (T0, at(500))
+    registered_ahead = History()
+    registered_ahead.hears("waiting", 1)
+    registered_ahead.hears("done", -3 * DAY)
+    assert (registered_ahead.job.ended_after, registered_ahead.job.ended_by) == (at(-3 * DAY), at(-3 * DAY + 1))
+
+
+# --- the deadline -----------------------------------------------------------------------------------------------------
+
+DUE = 1000.0
+
+
+@pytest.mark.parametrize(
+    ("before", "word", "sent", "is_row"),
+    [
+        pytest.param(["waiting"], "waiting", DUE, True, id="seen not done at the deadline"),
+        pytest.param(["waiting"], "waiting", DUE + 500, True, id="and after it"),
+        pytest.param(["waiting"], "waiting", DUE - 1, False, id="asked before the deadline, answered at it"),
+        pytest.param(["odd"], "odd", DUE, True, id="a status that nobody documented"),
+        pytest.param(["waiting", "not_found"], "not_found", DUE, False, id="not found is no sight of it"),
+    ],
+)
+def test_the_first_sight_of_a_job_not_done_after_its_deadline_is_a_row_of_its_own(
+    before: list[str], word: str, sent: float, is_row: bool
+) -> None:
+    history = heard(*before)
+    job, known = history.job, len(history.transitions)
+    decision = decide(job, answer(word, sent, sent + 2), RULE, Past(), at(DUE))
+    row = history.record(decision)
+    assert (row is not None) == is_row
+    assert (history.job.status, history.job.status_after, history.job.status_by) == (
+        word,
+        job.status_after,
+        job.status_by,
+    )
+    assert (history.job.seen_at, history.job.status_polls) == (at(sent), 2)
+    if row is not None:
+        assert (row.from_status, row.to_status, row.from_state, row.to_state) == (word, word, State.OPEN, State.OPEN)
+        assert (row.last_seen_at, row.observed_at, row.anomaly) == (at(sent), at(sent + 2), None)
+        assert history.job.seq == known
+        again = decide(history.job, answer(word, sent + 60), RULE, Past(), at(DUE))
+        assert again.transition is None
+        later = decide(history.job, answer(word, sent + DAY), RULE, Past(), at(sent + DAY))  # it was extended meanwhile
+        assert later.transition is not None
+    replayed = replay(history.transitions).job
+    assert as_told(replayed) == as_told(history.job)
+    assert not is_row or replayed.seen_at == at(sent)
 
 
 # --- what operators may do --------------------------------------------------------------------------------------------
@@ -407,14 +470,19 @@ def test_what_the_next_table_spoils_is_legal() -> None:
         (spoilt(2, to_status="not_found"), "does not make a job failed"),
         (spoilt(2, to_status="cancelled"), "does not make a job failed"),
         (spoilt(2, to_status=None), "has a status"),
-        (spoilt(2, to_status="waiting", to_state=State.OPEN), "changes nothing"),
+        (
+            [
+                *heard("not_found").transitions,
+                replace(heard("not_found", "waiting").transitions[2], to_status="not_found"),
+            ],
+            "changes nothing",
+        ),
         (spoilt(2, polls=1), "says 1 polls after 1"),
         (spoilt(2, facts=FACTS), "declared facts"),
         (spoilt(2, last_seen_at=None), "when the old status was last seen"),
         (spoilt(1, last_seen_at=T0), "when the old status was last seen"),
         (spoilt(2, last_seen_at=at(400)), "out of order"),
         (spoilt(2, observed_at=at(50)), "out of order"),
-        (spoilt(3, last_seen_at=at(50)), "out of order"),
         (spoilt(3, to_state=State.WITHDRAWN), "cannot lead to error, withdrawn"),
         (spoilt(3, to_status="waiting"), "cannot lead to waiting, open"),
         (spoilt(3, action=Action.OBSERVED, polls=3), "not legal in state failed"),
@@ -480,7 +548,7 @@ def test_any_sequence_gives_a_legal_history_whose_replay_is_the_job(
     rule: LostRule, story: list[tuple[str, object, float]]
 ) -> None:
     history = History(rule)
-    now = 0.0
+    now = latest = 0.0
     found = False
     for event, detail, passed in story:
         now += passed * 3600
@@ -508,16 +576,18 @@ def test_any_sequence_gives_a_legal_history_whose_replay_is_the_job(
         assert (job.ended_by is None) == (job.state is State.OPEN)
         if before.state is State.DONE:
             assert job.state is State.DONE
-            assert replace(job, facts=before.facts, seq=before.seq) == before
-        if before.status_by is not None and before.seen_at is not None:
+            assert replace(job, facts=before.facts, seq=before.seq, seen_at=before.seen_at) == before
+        latest = max(latest, now)
+        if now >= latest and before.status_by is not None and before.seen_at is not None:
             assert job.status_by is not None
             assert job.seen_at is not None
             assert job.status_by >= before.status_by
             assert job.seen_at >= before.seen_at
-        assert job.status_by is None or (job.status_after or job.registered_at) <= job.status_by
+        assert job.status_by is None or job.status_after is None or job.status_after <= job.status_by
         for row in history.transitions[known:]:
-            assert row.last_seen_at == before.seen_at
-            assert (row.last_seen_at or T0) <= row.observed_at
+            assert now < latest or row.last_seen_at == before.seen_at
+            assert (row.last_seen_at is None) == (before.seen_at is None)
+            assert (row.last_seen_at or row.observed_at) <= row.observed_at <= at(now + 2 + 5)
             assert row.action in (Action.REGISTERED, Action.OBSERVED) or row.from_state in LEGAL[row.action]
 
 

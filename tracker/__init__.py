@@ -12,11 +12,14 @@ The map of the rooms, each of which says at its top what it owns and what it lea
     status      pure: statuses, states, the decision from an observation to the next state, the replay of a history
     cadence     pure: when to poll next
     deadline    pure: the legal clock and its verdicts
+    health      pure: what failures and answers make of a cluster: pauses, gaps
+    transport   sockets, TLS, the deadline of a whole request
     elevate     the only HTTP: one request to one Answer or one error; checkpoints on their way out
     models      the tables
     database    engines, transactions, the schema's version
     guards      the triggers that keep the history from being changed
     intake      register one job or a million
+    clusters    the row of a cluster, which the daemons share; the watch over the database's clock
     poller      claim, ask, decide, record
     operate     an operator's decisions: withdraw, reopen, attest, amend, pause, resume
     reconcile   compare a list of submitted jids with what is registered

@@ -28,6 +28,8 @@ NIGHT_SPREAD: Final = timedelta(minutes=10)
 SHORTEST: Final = timedelta(seconds=15)
 LONGEST: Final = timedelta(hours=6)
 """Bounds of a growing interval, before its jitter of ±10 %."""
+LONGEST_NIGHT: Final = timedelta(hours=26)
+"""No next poll is farther ahead than this: from just after one midnight to the polls of the next, in a long day."""
 FIRST_WAIT: Final = timedelta(seconds=60)
 """The wait after the first ``not_found``, or the first error; it doubles up to `LONGEST`; ours."""
 

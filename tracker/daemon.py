@@ -1,4 +1,4 @@
-"""The daemon: runs the pollers until it is told to stop.
+"""The daemon: runs the pollers until it is stopped.
 
 Owns the scheduler (nothing else knows APScheduler), the signals, this daemon's row in ``workers`` and its heartbeat.
 Leaves alone: what a poll is (``poller``), and what runs beside the polling, which ``cli/run.py`` hands over.
@@ -16,25 +16,27 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from time import monotonic, time
+from time import monotonic
 from types import FrameType
 from typing import Any
 
 import sqlalchemy as sa
 from apscheduler.executors.pool import ThreadPoolExecutor as PoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
 
 from tracker import database, guards, operate
+from tracker.clusters import Watch, look, take_up
 from tracker.errors import DatabaseMoved, DatabaseUnavailable, Refused
+from tracker.health import Health
 from tracker.logs import event
 from tracker.models import CLUSTERS, JOBS, Worker
-from tracker.poller import Poller, Tally, note_absence, polling
+from tracker.poller import Poller, Tally, polling
 from tracker.settings import Settings, mask_url
 from tracker.status import Cause, State
 
-LOOK_SECONDS = 1  # how often each cluster is looked at for due jobs
+LOOK_SECONDS = 1  # how often all clusters are looked at for due jobs
 BEAT_SECONDS = 10  # a daemon whose last beat is older than a minute is taken for dead
-STEP_SECONDS = 2  # a wall clock that moves so much against the monotonic one was set, and the scheduler goes by it
 SAME_SIGNAL_SECONDS = 0.5  # a wrapper that signals us and our group sends one signal twice
 CLOSING_SECONDS = 20  # beyond the time for one request: to write what came of the last ones
 FORGOTTEN = timedelta(days=30)  # how long a daemon that stopped is listed
@@ -106,21 +108,24 @@ def run(settings: Settings, *, once: bool = False, stop: Stop | None = None, bes
         with stop.listening(), _worker(engine, settings, once) as worker, ExitStack() as stack:
             for other in beside:
                 stack.enter_context(other(engine))
-            tasks = []
-            for name, cluster in settings.clusters.items():
-                poller = stack.enter_context(polling(engine, cluster, settings, worker))
-                with database.writing(engine) as connection:
-                    note_absence(connection, name, worker)
-                tasks.append(_Task(name, poller, stop))
+            watch = Watch()
+            tasks = {
+                name: _Task(name, stack.enter_context(polling(engine, cluster, settings, worker, watch=watch)), stop)
+                for name, cluster in settings.clusters.items()
+            }
+            with database.writing(engine) as connection:
+                take_up(connection, tasks, worker)
             if once:
-                _side_by_side([task.once for task in tasks])
+                for task in tasks.values():
+                    task.start(task.once)
+                _ended(tasks)
             else:
-                _keep_running(engine, worker, tasks, stop, settings.request_timeout.total_seconds())
+                _keep_running(engine, worker, tasks, watch, stop, 2 * settings.request_timeout.total_seconds())
             if stop.failure:
                 raise stop.failure
-            if failure := next((task.failure for task in tasks if once and task.failure), None):
+            if failure := next((task.failure for task in tasks.values() if once and task.failure), None):
                 raise failure
-            return sum((task.tally for task in tasks), Tally())
+            return sum((task.tally for task in tasks.values()), Tally())
     finally:
         engine.dispose()
 
@@ -195,7 +200,7 @@ def _rows(connection: sa.Connection, found: list[operate.Found]) -> list[sa.Row[
 
 
 class _Task:
-    """One cluster's polling, as the scheduler calls it: whatever happens, the next run comes."""
+    """One cluster's polling: a thread of its own while there is something to do, so that no other waits for it."""
 
     def __init__(self, cluster: str, poller: Poller, stop: Stop) -> None:
         self.tally = Tally()
@@ -203,22 +208,43 @@ class _Task:
         self._cluster = cluster
         self._poller = poller
         self._stop = stop
+        self._thread: threading.Thread | None = None
         self._wait = 0.0
         self._not_before = 0.0
 
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=work, name=f"poll-{self._cluster}", daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has ended, but no longer than *seconds*."""
+        if self._thread is not None:
+            self._thread.join(max(0.0, seconds))
+
     def once(self) -> None:
         """Run until nothing is due, and keep in `failure` what went wrong, if anything did."""
+        self._run(patient=True)
+
+    def look(self, now: datetime, standing: Health, due_at: datetime | None) -> None:
+        """Start what there is to do, unless it runs already or has just failed."""
+        is_free = not self.is_running and not self._stop.is_set() and monotonic() >= self._not_before
+        if is_free and self._poller.wants(now, standing, due_at):
+            self.start(self._due)
+
+    def _run(self, patient: bool) -> None:
         try:
-            while (tally := self._poller.run(self._stop)).asked:
+            while (tally := self._poller.run(self._stop, patient=patient)).asked:
                 self.tally += tally
             self.failure = None
         except Exception as error:
             self.failure = error
 
-    def __call__(self) -> None:
-        if self._stop.is_set() or monotonic() < self._not_before:
-            return
-        self.once()
+    def _due(self) -> None:
+        self._run(patient=False)
         if self.failure is None:
             self._wait = 0.0
             return
@@ -242,7 +268,7 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool) -> Iterator[str]:
     release = version("tracker")
     with database.writing(engine) as connection:
         now = database.now(connection)
-        # One run of cron a row: the old ones go, but for the last sign of life, which tells how long nobody ran.
+        # One run of cron a row: the old ones go, but for the last sign of life, which shows how long nobody ran.
         last_sign = sa.func.coalesce(Worker.stopped_at, Worker.beat_at)
         last = sa.select(sa.func.max(last_sign)).scalar_subquery()
         connection.execute(sa.delete(Worker).where(last_sign < now - FORGOTTEN, last_sign < last))
@@ -268,44 +294,70 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool) -> Iterator[str]:
         event("stopped", worker=worker)
 
 
-def _side_by_side(tasks: list[Callable[[], None]]) -> None:
-    """Run each task in a thread of its own, so that one slow cluster does not delay another."""
-    threads = [threading.Thread(target=task) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.5)  # so that signals are heard meanwhile
+class _Every(BaseTrigger):  # type: ignore[misc]  # APScheduler is untyped
+    """Fires every so many seconds from now on.
+
+    Its own interval lists each run that was missed first, which takes seconds and much memory after a clock was set.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._interval = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        return now if previous is None else now + self._interval
 
 
-def _keep_running(engine: sa.Engine, worker: str, tasks: list[_Task], stop: Stop, timeout: float) -> None:
+def _keep_running(
+    engine: sa.Engine, worker: str, tasks: dict[str, _Task], watch: Watch, stop: Stop, timeout: float
+) -> None:
     """Run the scheduler until *stop*, and then until the last requests have ended and are recorded."""
     scheduler = BackgroundScheduler(
         timezone=UTC,
-        executors={"default": PoolExecutor(len(tasks) + 1)},
+        executors={"default": PoolExecutor(2)},
         # One busy worker must not make another's run vanish (by default a run one second late is dropped).
         job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
     )
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a cluster that is busy for a second is no warning
-    for task in tasks:
-        scheduler.add_job(task, "interval", seconds=LOOK_SECONDS, next_run_time=datetime.now(UTC))
-    scheduler.add_job(_beat, "interval", (engine, worker, stop), seconds=BEAT_SECONDS)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a look that takes longer than a second is no warning
+    scheduler.add_job(_look, _Every(LOOK_SECONDS), (engine, tasks, watch, stop))
+    scheduler.add_job(_beat, _Every(BEAT_SECONDS), (engine, worker, stop))
     scheduler.start()
-    drift = time() - monotonic()
     while not stop.wait(LOOK_SECONDS):
-        moved = time() - monotonic() - drift
-        if abs(moved) > STEP_SECONDS:
-            event("clock_set", logging.WARNING, by_seconds=round(moved, 1))
-            drift += moved
-            for job in scheduler.get_jobs():
-                job.modify(next_run_time=datetime.now(UTC))
+        now = datetime.now(UTC)
+        for job in scheduler.get_jobs():
+            if job.next_run_time > now + timedelta(seconds=2 * BEAT_SECONDS):  # the clock was set back
+                job.modify(next_run_time=now)
     event("stopping")
+    end = monotonic() + timeout + CLOSING_SECONDS
     closing = threading.Thread(target=scheduler.shutdown, daemon=True)  # it has no time-out of its own
     closing.start()
-    closing.join(timeout + CLOSING_SECONDS)
-    if closing.is_alive():
+    closing.join(end - monotonic())
+    for task in tasks.values():
+        task.join(end - monotonic())
+    if closing.is_alive() or any(task.is_running for task in tasks.values()):
         event("stopped_hard", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
         os._exit(1)
+
+
+def _ended(tasks: dict[str, _Task]) -> None:
+    """Wait for all tasks."""
+    for task in tasks.values():
+        while task.is_running:
+            task.join(0.5)  # so that signals are heard meanwhile
+
+
+def _look(engine: sa.Engine, tasks: dict[str, _Task], watch: Watch, stop: Stop) -> None:
+    """Start whatever there is to do."""
+    try:
+        now, found = look(engine, watch)
+    except DatabaseMoved as error:
+        stop.because(error)
+    except DatabaseUnavailable as error:
+        event("database_unavailable", logging.ERROR, error=error, again_in_seconds=LONGEST_WAIT / 6)
+        stop.wait(LONGEST_WAIT / 6)
+    else:
+        for name, (standing, due_at) in found.items():
+            if name in tasks:
+                tasks[name].look(now, standing, due_at)
 
 
 def _beat(engine: sa.Engine, worker: str, stop: Stop) -> None:

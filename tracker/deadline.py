@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TypeVar, assert_never
 from zoneinfo import ZoneInfo
 
-from tracker.status import State, Status
+from tracker.status import Facts, State, Status
 
 Instant = TypeVar("Instant", datetime, int)
 
@@ -118,6 +118,20 @@ def deadline(
         on = min(extended_on, add_months(began_on, 3))
         at = _end_of(on, timezone)
     return Deadline(basis, on, at)
+
+
+def deadline_of(
+    facts: Facts, registered_at: datetime, timezone: ZoneInfo, declared: Iterable[tuple[datetime, date | None]]
+) -> Deadline:
+    """Return the deadline of a job with these facts, the last of those *declared* (see `extension_recorded_at`)."""
+    return deadline(
+        facts.received_at,
+        facts.submitted_at,
+        registered_at,
+        timezone,
+        extended_on=facts.extended_on,
+        extension_recorded_at=extension_recorded_at(declared),
+    )
 
 
 def latest_extension(

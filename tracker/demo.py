@@ -28,11 +28,12 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.audit.seal import seal
+from tracker.clusters import first_contact
 from tracker.elevate import Elevate
 from tracker.errors import BadConfiguration
 from tracker.intake import register
 from tracker.models import JOBS, TRANSITIONS
-from tracker.poller import Poller, Tally, first_contact
+from tracker.poller import Poller, Tally
 from tracker.reports import page
 from tracker.settings import ClusterSettings, Settings
 from tracker.simulator import CREATE_PATHS, DEFAULT_KEY, Simulator
@@ -63,10 +64,6 @@ class LaggingClock:
 
     def __call__(self) -> datetime:
         return self._real() - self.lag
-
-    def anchored(self, database_now: datetime) -> Callable[[], datetime]:
-        """Return this clock: what is observed in the demo goes by simulated time (`poller.Clock`)."""
-        return self
 
     def leap(self, at: datetime) -> None:
         """Go on from *at*, if that is ahead and not in the real future."""
@@ -310,9 +307,8 @@ def run(
         stack.callback(company.close)
         with database.writing(engine) as connection:
             source_id = first_contact(connection, cluster, settings, version("tracker"))
-        client = stack.enter_context(Elevate(base_url, cluster.path, cluster.api_key))
+        client = stack.enter_context(Elevate(cluster, settings.request_timeout))
         poller = Poller(engine, cluster, settings, client, source_id, REGISTERED_BY, clock=clock, rng=rng.random)
-        stack.callback(poller.close)
         tally = Tally()
         while not stop.is_set():
             now = clock()

@@ -209,13 +209,13 @@ class Gap(Base):
 
 
 class Cluster(Base):
-    """What the daemons on one database share about a cluster: its pause, its open gap and its rate."""
+    """What the daemons on one database share about a cluster: its health, and its place in the rate."""
 
     __tablename__ = "clusters"
 
     cluster: Mapped[str] = mapped_column(primary_key=True)
     answered_at: Mapped[datetime | None]  # the last valid answer was complete
-    failures: Mapped[int] = mapped_column(server_default="0")  # requests failed since the last valid answer
+    failures: Mapped[int] = mapped_column(server_default="0")  # since the last valid answer, that count (health)
     failing_since: Mapped[datetime | None]
     pauses: Mapped[int] = mapped_column(server_default="0")  # in a row
     paused_until: Mapped[datetime | None]

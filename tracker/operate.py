@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tracker import database, intake, status, text
-from tracker.deadline import Deadline, Verdict, deadline, extension_recorded_at, latest_extension, verdict
+from tracker.deadline import Deadline, Verdict, deadline, deadline_of, latest_extension, verdict
 from tracker.errors import AmbiguousJob, InvalidField, UnknownJob
 from tracker.models import (
     CLUSTERS,
@@ -217,7 +217,7 @@ def amend(
     assert decision.transition is not None  # noqa: S101 - an amendment is one
     declared = extensions(connection, job_id)
     zone = legal_zones(connection, zone)(row.cluster, at)
-    due = _due(job, facts, zone, [*declared, (decision.transition.observed_at, facts.extended_on)])
+    due = deadline_of(facts, job.registered_at, zone, [*declared, (decision.transition.observed_at, facts.extended_on)])
     if facts.extended_on not in (None, job.facts.extended_on):
         _check_extension(job, facts, zone, due, declared)
     result = Amendment(
@@ -279,24 +279,12 @@ def _check_extension(
             "extended_on",
             f"{new} is after {last}, the last day of the two further months that GDPR Article 12(3) allows",
         )
-    if due.on != new and _due(job, replace(facts, extended_on=old), zone, declared).on != first:
+    if due.on != new and deadline_of(replace(facts, extended_on=old), job.registered_at, zone, declared).on != first:
         raise InvalidField(
             "extended_on",
             f"{new} would be recorded after the first month was over ({first}), count for nothing, and put an end to "
             f"the extension to {old}, which was recorded in time; to end that one, clear it",
         )
-
-
-def _due(job: status.Job, facts: Facts, zone: ZoneInfo, declared: list[tuple[datetime, date | None]]) -> Deadline:
-    """Return the deadline of *job* with these facts, the last of those *declared*."""
-    return deadline(
-        facts.received_at,
-        facts.submitted_at,
-        job.registered_at,
-        zone,
-        extended_on=facts.extended_on,
-        extension_recorded_at=extension_recorded_at(declared),
-    )
 
 
 def _verdict(job: status.Job, deadline_at: datetime | None, now: datetime) -> Verdict:

@@ -191,9 +191,11 @@ def _url(value: str, *, http_anywhere: bool = False, userinfo: bool = True) -> s
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
-    except ValueError:
+        # Both are what requests and urllib3 refuse only later, with other errors.
+        usable = (host or "*")[:1] != "*" and bool(host and host.encode("idna"))
+    except ValueError:  # UnicodeError is one
         raise ValueError("is not a valid URL") from None
-    if parts.scheme not in ("https", "http") or not host:
+    if parts.scheme not in ("https", "http") or not usable:
         raise ValueError("must begin with https:// and a host name")
     if not userinfo and "@" in parts.netloc:
         raise ValueError("must not hold a user or a password")

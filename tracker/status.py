@@ -61,6 +61,9 @@ class State(StrEnum):
 UNSETTLED: Final = (State.OPEN, State.FAILED, State.LOST)
 """The states in which somebody still waits for the job: it is polled, or a person has to decide."""
 
+CLOCK_STEP: Final = timedelta(seconds=5)
+"""Clocks that differ by more than this were set, or stood still; ours: adjustments by NTP are smaller."""
+
 
 class Action(StrEnum):
     """What made a transition."""
@@ -309,30 +312,34 @@ def registration(facts: Facts, registered_at: datetime, registered_by: str) -> T
     )
 
 
-def decide(job: Job, answer: Answer, rule: LostRule, past: Past) -> Decision:
+def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: datetime | None = None) -> Decision:
     """Return what *answer* makes of *job*.
 
-    The job's times never run backwards: an answer whose times do, since a clock was set back, is taken to have come no
-    earlier than what was seen before it.
+    The first answer to a request sent at or after the deadline that shows the job not done makes a transition, although
+    nothing changed: that the job is overdue must rest on a row of the history.
 
     Args:
         job: An open job, as it is recorded.
         answer: A valid answer about it, to a request sent after the one of its last answer.
         rule: When ``not_found`` ends a job.
         past: Its history, if its status is ``not_found``; else the default does.
+        deadline_at: Its deadline, None if not computed.
 
     Raises:
         ValueError: *job* is not open: an ended job is not polled, and ``done`` is never left.
     """
     if job.state is not State.OPEN:
         raise ValueError(f"the job is {job.state}, and only an open job is decided by an answer: do not poll it")
-    sent_at = answer.sent_at if job.seen_at is None else max(answer.sent_at, job.seen_at)
-    completed_at = max(answer.completed_at, sent_at, job.registered_at if job.status_by is None else job.status_by)
+    sent_at = _after(answer.sent_at, job.seen_at)
+    completed_at = max(
+        sent_at, _after(answer.completed_at, job.registered_at if job.status_by is None else job.status_by)
+    )
+    last_seen_at = _last_seen(job, sent_at)
     if answer.status == job.status:
         status_after, status_by, status_polls = job.status_after, job.status_by, job.status_polls + 1
         counted_from = past.counted_from or job.status_by or completed_at
     else:
-        status_after, status_by, status_polls = job.seen_at, completed_at, 1
+        status_after, status_by, status_polls = last_seen_at, completed_at, 1
         counted_from = completed_at
     # Certainly not found from the end of the first such answer to the start of this one.
     is_lost = (
@@ -343,6 +350,14 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past) -> Decision:
     state = State.LOST if is_lost else _ENDING.get(answer.status, State.OPEN)
     has_ended = state is not State.OPEN
     has_changed = has_ended or answer.status != job.status
+    # While Elevate says not_found nobody sees that the job is not done.
+    is_first_overdue = (
+        not has_changed
+        and answer.status != Status.NOT_FOUND
+        and deadline_at is not None
+        and sent_at >= deadline_at
+        and (last_seen_at is None or last_seen_at < deadline_at)
+    )
     decided = Job(
         facts=job.facts,
         registered_at=job.registered_at,
@@ -353,12 +368,12 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past) -> Decision:
         status_by=status_by,
         status_polls=status_polls,
         seen_at=sent_at,
-        ended_after=job.seen_at if has_ended else None,
+        ended_after=last_seen_at if has_ended else None,
         ended_by=completed_at if has_ended else None,
-        seq=job.seq + has_changed,
+        seq=job.seq + (has_changed or is_first_overdue),
         polls=job.polls + 1,
     )
-    if not has_changed:
+    if not (has_changed or is_first_overdue):
         return Decision(decided, None)
     transition = Transition(
         seq=decided.seq,
@@ -367,17 +382,34 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past) -> Decision:
         to_status=answer.status,
         from_state=job.state,
         to_state=state,
-        last_seen_at=job.seen_at,
+        last_seen_at=last_seen_at if has_changed else sent_at,  # the request that saw the old status is this one
         observed_at=completed_at,
         server_date=answer.server_date,
         claimed_at=None,
         polls=decided.polls,
         actor=None,
-        anomaly=_anomaly(job.status, answer.status, state, past),
+        anomaly=_anomaly(job.status, answer.status, state, past) if has_changed else None,
         reason=None,
         facts=None,
     )
     return Decision(decided, transition)
+
+
+def _after(at: datetime, earlier: datetime | None) -> datetime:
+    """Return *at*, or *earlier* if that is a little later: clocks are adjusted by moments, and times do not run back.
+
+    Where it is much later, its clock was ahead, and *at* stands: nothing is recorded in the future.
+    """
+    return earlier if earlier is not None and at < earlier <= at + CLOCK_STEP else at
+
+
+def _last_seen(job: Job, at: datetime) -> datetime | None:
+    """Return when the job's status was last seen, or where that lies after *at* the best lower bound that does not.
+
+    It lies after *at* if a clock was ahead then and is right now.
+    """
+    bounds = (job.seen_at, job.status_after, job.registered_at, at)
+    return None if job.seen_at is None else next(bound for bound in bounds if bound is not None and bound <= at)
 
 
 def withdraw(job: Job, at: datetime, actor: str, reason: str) -> Decision:
@@ -494,9 +526,11 @@ def _act(
     done_by: datetime | None = None,
     facts: Facts | None = None,
 ) -> Decision:
-    """Return what an operator's action makes of *job*; its times never run backwards, as in `decide`."""
+    """Return what an operator's action makes of *job*."""
     if job.state not in _FROM[action]:
         raise Refused(_refusal(job.state, action))
+    for earlier in (job.registered_at, job.status_by, job.seen_at):
+        at = _after(at, earlier)
     transition = Transition(
         seq=job.seq + 1,
         action=action,
@@ -504,8 +538,8 @@ def _act(
         to_status=job.status,
         from_state=job.state,
         to_state=_TO.get(action, job.state),
-        last_seen_at=job.seen_at,
-        observed_at=max(t for t in (at, job.registered_at, job.status_by, job.seen_at) if t is not None),
+        last_seen_at=_last_seen(job, at),
+        observed_at=at,
         server_date=None,
         claimed_at=done_by,
         polls=job.polls,
@@ -545,10 +579,8 @@ def _problem(job: Job | None, transition: Transition) -> str | None:
         return "declared facts belong to a registration or an amendment, and to nothing else"
     if (transition.last_seen_at is None) is not (job.status is None):
         return "says when the old status was last seen if there was one, and only then"
-    if transition.last_seen_at is not None and not (
-        (job.seen_at or transition.last_seen_at) <= transition.last_seen_at <= transition.observed_at
-    ):
-        return "its times, or the sight before it, are out of order"
+    if transition.last_seen_at is not None and transition.last_seen_at > transition.observed_at:
+        return "its times are out of order"
     if action is Action.OBSERVED:
         return _observed_problem(transition)
     if transition.to_status != job.status or transition.to_state is not _TO.get(action, job.state):
@@ -566,7 +598,7 @@ def _observed_problem(transition: Transition) -> str | None:
     legal = {State.OPEN, State.LOST} if status == Status.NOT_FOUND else {_ENDING.get(status, State.OPEN)}
     if state not in legal:
         return f"{status!r} does not make a job {state}"
-    if status == transition.from_status and state is transition.from_state:
+    if status == transition.from_status == Status.NOT_FOUND and state is State.OPEN:
         return "changes nothing"
     return None
 

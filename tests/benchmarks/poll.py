@@ -25,6 +25,7 @@ from tests.conftest import serve_postgres
 from tests.nginx import nginx
 from tests.scripted import cluster_settings
 from tracker import database
+from tracker.clusters import first_contact
 from tracker.models import JOBS, TRANSITIONS
 from tracker.poller import polling
 from tracker.settings import Settings
@@ -60,6 +61,8 @@ def bare(url: str, jids: list[str], threads: int) -> float:
 
 def plain(url: str, engine: sa.Engine, jids: list[str]) -> float:
     """What one would write first: a loop with `Session.get` and a commit a poll."""
+    with database.writing(engine) as connection:
+        source_id = first_contact(connection, cluster_settings(url), Settings(), "benchmark")
     with requests.Session() as session:
         began = monotonic()
         for jid in jids:
@@ -69,6 +72,7 @@ def plain(url: str, engine: sa.Engine, jids: list[str]) -> float:
                 now = database.now(connection)
                 if row.status != answer["status"]:
                     transition = {"job_id": row.id, "seq": row.seq + 1, "action": Action.OBSERVED, "observed_at": now}
+                    transition |= {"source_id": source_id}
                     state = {"from_state": State.OPEN, "to_state": State.OPEN, "to_status": answer["status"]}
                     connection.execute(sa.insert(TRANSITIONS).values(transition | state))
                 values = {"status": answer["status"], "seq": row.seq + 1, "due_at": now + timedelta(hours=6)}

@@ -311,6 +311,8 @@ WITH passed_over AS (
         SELECT job_id, seq FROM transitions WHERE action = 'amended'
         UNION ALL
         SELECT job_id, seq FROM transitions WHERE from_state <> 'open' AND from_state <> to_state
+        UNION ALL
+        SELECT job_id, seq FROM transitions WHERE action = 'observed' AND from_status = to_status
     ) p
     JOIN transitions n ON n.job_id = p.job_id AND n.seq = p.seq + 1 AND n.to_status IS NOT NULL AND (n.from_status IS NULL OR n.from_status <> n.to_status)
     JOIN transitions e ON e.job_id = p.job_id AND e.seq < p.seq AND e.to_status IS NOT NULL AND (e.from_status IS NULL OR e.from_status <> e.to_status)

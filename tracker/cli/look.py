@@ -285,6 +285,9 @@ def _change(
         what = change.to_status
         if change.from_status not in (None, change.to_status):
             what = f"{change.from_status} -> {change.to_status}"
+        elif change.from_status is not None and not moved:
+            what = f"still {change.to_status}"
+            notes.append("first seen not done after its deadline")
         if moved and change.to_status != change.to_state:
             what += f" ({change.to_state})"
         after = change.last_seen_at
@@ -502,6 +505,9 @@ def status(ctx: click.Context) -> None:
         "anomalies": f"{'; '.join(anomalies) or 'none'} in the last 24 hours",
         "last seal": _seal(seen.sealing, seen.now),
     }
+    if seen.clock_set:
+        steps = (f"{step.detail}, until {step.ended_at:%Y-%m-%d %H:%M}" for step in seen.clock_set)
+        screen["clock set"] = "; ".join(steps)
     emit([list(screen.values())], list(screen), "table", records=True)
     click.echo()
     needs = overview.needs(seen, settings.seal_after)

@@ -355,6 +355,7 @@ class Overview:
         near: Unsettled jobs whose deadline is near.
         anomalies: By word, those of the last `RECENT`.
         sealing: How it is sealed.
+        clock_set: How the clock was set in the last `RECENT`: once, although each cluster has a gap for it.
     """
 
     now: datetime
@@ -365,6 +366,7 @@ class Overview:
     near: int
     anomalies: dict[Anomaly, int]
     sealing: Sealing
+    clock_set: tuple[Blind, ...] = ()
 
     def count(self, *states: State, verdict: str | None = None) -> int:
         """Return how many jobs are in one of these unsettled states, with *verdict* if one is given."""
@@ -399,7 +401,19 @@ def overview(connection: sa.Connection, configured: Collection[str]) -> Overview
         near=connection.execute(near).scalar_one(),
         anomalies={row[0]: row[1] for row in connection.execute(recent)},
         sealing=sealing(connection),
+        clock_set=_clock_set(connection, now - RECENT),
     )
+
+
+def _clock_set(connection: sa.Connection, since: datetime) -> tuple[Blind, ...]:
+    query = (
+        sa.select(
+            sa.func.min(Gap.began_at, type_=UtcDateTime()), sa.func.max(Gap.ended_at, type_=UtcDateTime()), Gap.detail
+        )
+        .where(Gap.cause == Cause.CLOCK_SET, Gap.ended_at >= since)
+        .group_by(Gap.detail)
+    )
+    return tuple(Blind(began, ended, Cause.CLOCK_SET, detail) for began, ended, detail in connection.execute(query))
 
 
 @dataclass(frozen=True, slots=True)

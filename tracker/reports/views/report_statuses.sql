@@ -3,7 +3,8 @@
 {{ t }}.to_status IS NOT NULL AND ({{ t }}.from_status IS NULL OR {{ t }}.from_status <> {{ t }}.to_status)
 {%- endmacro %}
 {# A status is left with the next entry of one, and that is nearly always the next transition, which is joined; where it
-   is none, but what an operator did to a job that was then polled on, the entry after that is joined, too. A window or a
+   is none, but what an operator did to a job that was then polled on, or the row that shows it overdue, the entry after
+   that is joined, too. A window or a
    look-up of the next entry takes longer, and all of PostgreSQL's workers cannot do it at once. #}
 WITH passed_over AS (
     SELECT e.job_id, e.seq, n.last_seen_at, n.observed_at
@@ -11,6 +12,8 @@ WITH passed_over AS (
         SELECT job_id, seq FROM transitions WHERE action = 'amended'
         UNION ALL
         SELECT job_id, seq FROM transitions WHERE from_state <> 'open' AND from_state <> to_state
+        UNION ALL
+        SELECT job_id, seq FROM transitions WHERE action = 'observed' AND from_status = to_status
     ) p
     JOIN transitions n ON n.job_id = p.job_id AND n.seq = p.seq + 1 AND {{ is_entry('n') }}
     JOIN transitions e ON e.job_id = p.job_id AND e.seq < p.seq AND {{ is_entry('e') }}

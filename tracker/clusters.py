@@ -1,0 +1,176 @@
+"""A cluster's row in ``clusters``, as the daemons on one database share it, and its rows in ``sources`` and ``gaps``.
+
+Owns reading, locking and writing them, what a daemon that starts finds, and the watch over the database's clock. Leaves
+alone: what becomes of a cluster (``health``), and asking it (``poller``). Lock order: clusters by name, then jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from datetime import datetime, timedelta
+from threading import Lock
+from time import monotonic
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from tracker import cadence, database, health
+from tracker.health import MISSED, Health, Step
+from tracker.logs import event
+from tracker.models import CLUSTERS, JOBS, Gap, Source, Worker
+from tracker.settings import ClusterSettings, Settings
+from tracker.status import CLOCK_STEP
+
+LEASE: Final = timedelta(minutes=2)
+"""How long a claimed job is its worker's, at least: a crash delays its jobs by no more."""
+
+_HEALTH: Final = [one.name for one in fields(Health)]
+
+
+class Watch:
+    """The database's clock against the time that passes: one for all clusters of a process.
+
+    Attributes:
+        steps: What was found; each poller puts it on its cluster's record once.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self._last: tuple[datetime, float] | None = None
+        self._lock = Lock()
+
+    def read(self, connection: sa.Connection) -> tuple[datetime, float]:
+        """Return the database's time and the monotonic time that belongs to it."""
+        began = monotonic()
+        now = database.now(connection)
+        tick = (began + monotonic()) / 2
+        with self._lock:
+            if self._last is None or tick > self._last[1]:
+                if self._last is not None:
+                    found = health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
+                    if found is not None:
+                        self.steps.append(found)
+                        by = round(found.by.total_seconds(), 1)
+                        event("clock_step", logging.WARNING, before=found.before, now=now, by_seconds=by)
+                self._last = now, tick
+        return now, tick
+
+
+def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings: Settings, release: str) -> int:
+    """Make the cluster's row if there is none, and return the id of the row in ``sources`` for this configuration.
+
+    A row is written when the configuration differs from the last one's: pointing tracker at a fake server leaves a
+    trace. Called once by whatever is about to poll.
+    """
+    make = sa.text("INSERT INTO clusters (cluster) VALUES (:cluster) ON CONFLICT DO NOTHING")
+    connection.execute(make, {"cluster": cluster.name})
+    connection.execute(sa.select(CLUSTERS.c.cluster).where(CLUSTERS.c.cluster == cluster.name).with_for_update())
+    values = {
+        "cluster": cluster.name,
+        "base_url": cluster.base_url,
+        "path": cluster.path,
+        "timezone": cluster.timezone,
+        "archive_days": cluster.archive_days,
+        "lost_after_polls": settings.lost_after_polls,
+        "lost_after_seconds": int(settings.lost_after.total_seconds()),
+        "legal_timezone": settings.timezone,
+        "version": release,
+    }
+    last = connection.execute(
+        sa.select(Source.__table__).where(Source.cluster == cluster.name).order_by(Source.id.desc()).limit(1)
+    ).one_or_none()
+    if last is not None and all(getattr(last, name) == value for name, value in values.items()):
+        return int(last.id)
+    row = sa.insert(Source).values(**values, recorded_at=database.now(connection)).returning(Source.id)
+    return connection.execute(row).scalar_one()
+
+
+def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> None:
+    """Put on record what a daemon that starts finds: that none ran while polls were missed, or that a clock was ahead.
+
+    Called once, before the first claim, in a transaction of its own.
+    """
+    now = database.now(connection)
+    life = sa.func.coalesce(Worker.stopped_at, Worker.beat_at)
+    last: datetime | None = connection.execute(
+        sa.select(sa.func.max(life, type_=JOBS.c.due_at.type)).where(Worker.worker != worker)
+    ).scalar()
+    for name in sorted(clusters):
+        before = lock(connection, name)
+        seen = max((at for at in (last, before.answered_at) if at is not None), default=now)
+        if seen > now + CLOCK_STEP:
+            change = health.set_back(before, now, seen - now)
+            put_gap(connection, name, change.gap)
+            put(connection, name, before, change.health)
+            set_right(connection, name, now)
+        elif last is not None and now - last >= MISSED:
+            missed = sa.select(JOBS.c.id).where(JOBS.c.cluster == name, JOBS.c.due_at < now - MISSED).limit(1)
+            if connection.execute(missed).first() is not None:
+                put(connection, name, before, health.absent(before, last))
+        late = sa.update(JOBS).where(JOBS.c.cluster == name, JOBS.c.due_at > now + cadence.LONGEST_NIGHT)
+        connection.execute(late.values(due_at=now))
+
+
+def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Health, steps: Iterable[Step]) -> Health:
+    """Put on record what the watch found, and return the cluster as it stands then; its row is locked by the caller."""
+    for step in steps:
+        if step.by < -CLOCK_STEP:
+            set_right(connection, cluster, step.now)
+        else:
+            alive = sa.select(Worker.worker).where(Worker.worker != worker, Worker.stopped_at.is_(None))
+            alive = alive.where(Worker.beat_at.between(step.now - MISSED, step.now + CLOCK_STEP)).limit(1)
+            if connection.execute(alive).first() is not None:
+                continue  # somebody else was polling
+        change = health.stepped(standing, step)
+        put_gap(connection, cluster, change.gap)
+        standing = change.health
+    return standing
+
+
+def look(engine: sa.Engine, watch: Watch) -> tuple[datetime, dict[str, tuple[Health, datetime | None]]]:
+    """Return the database's time, and for each cluster how it stands and when its next poll is due: one query."""
+    c, j = CLUSTERS.c, JOBS.c
+    due_at = sa.select(sa.func.min(j.due_at)).where(j.cluster == c.cluster).scalar_subquery().label("due_at")
+    with database.reading(engine) as connection:
+        now, _ = watch.read(connection)
+        rows = connection.execute(sa.select(CLUSTERS, due_at)).all()
+    return now, {row.cluster: (_health_of(row), row.due_at) for row in rows}
+
+
+def _health_of(row: sa.Row[Any]) -> Health:
+    return Health(**{name: getattr(row, name) for name in _HEALTH})
+
+
+def lock(connection: sa.Connection, cluster: str) -> Health:
+    """Return how a cluster stands, its row locked until the transaction ends."""
+    query = sa.select(CLUSTERS).where(CLUSTERS.c.cluster == cluster).with_for_update()
+    return _health_of(connection.execute(query).one())
+
+
+def put(connection: sa.Connection, cluster: str, before: Health, after: Health) -> None:
+    """Write what became of a cluster since its row was locked."""
+    old = asdict(before)
+    values = {name: value for name, value in asdict(after).items() if value != old[name]}
+    if values:
+        connection.execute(sa.update(CLUSTERS).where(CLUSTERS.c.cluster == cluster).values(values))
+
+
+def put_gap(connection: sa.Connection, cluster: str, gap: health.Gap | None) -> None:
+    """Write a gap that has ended, if there is one."""
+    if gap is not None:
+        connection.execute(sa.insert(Gap).values(cluster=cluster, **asdict(gap)))
+
+
+def set_right(connection: sa.Connection, cluster: str, now: datetime) -> None:
+    """Make due at once what was planned by a clock that was ahead; end its leases; no beat is in the future."""
+    j = JOBS.c
+    failed = sa.and_(j.failures > 0, j.due_at > now + cadence.LONGEST * 1.1)
+    ahead = sa.or_(j.seen_at > now, j.due_at > now + cadence.LONGEST_NIGHT, failed)
+    open_jobs = sa.update(JOBS).where(j.cluster == cluster, j.due_at > now)
+    connection.execute(open_jobs.where(ahead).values(due_at=now))
+    leased = sa.update(JOBS).where(j.cluster == cluster, j.due_at.is_not(None), j.leased_until > now + LEASE)
+    connection.execute(leased.values(leased_by=None, leased_until=None))
+    for beat in (Worker.beat_at, Worker.stopped_at):
+        connection.execute(sa.update(Worker).where(beat > now).values({beat: now}))
