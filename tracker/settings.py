@@ -128,6 +128,8 @@ def mask_url(url: str) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator:
         return _MASK if re.match(r"(?s)[a-zA-Z][\w+.-]*:/|.*:.*@", url) else url
+    if not re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme):
+        return _MASK
     if scheme.startswith("sqlite"):  # a path: any character may be in it
         shown, mark, query = url.partition("?")
     elif parts := _URL.fullmatch(url):
