@@ -594,7 +594,7 @@ def test_a_password_is_masked_however_badly_it_is_escaped(user: str, password: s
     end=st.sampled_from(["/db", "@h", "@host:", "@host:/db", "@host:x/db", "@ho st/db", "@a:1,b:2/db?x=@", "@[::1/db"]),
 )
 @settings(deadline=None, max_examples=300)
-@example(start="postgresql:/", user="", password="PW://PW", end="/db")
+@example(start="postgresql:/", user="", password="PW://PW", end="/db")  # noqa: S106 - a test value
 def test_no_password_is_shown_of_a_malformed_url(start: str, user: str, password: str, end: str) -> None:
     if "@" not in end:
         password = password.replace("@", "")  # what follows it would be the host
