@@ -166,6 +166,16 @@ ATTACKS = {
         "transitions",
         "claimed_at is",
     ),
+    "received in the future": Attack(
+        f"UPDATE transitions SET received_at = {{future}} WHERE job_id = {AMENDED} AND seq = 1",
+        "transitions",
+        "received_at is",
+    ),
+    "submitted in the future": Attack(
+        f"UPDATE transitions SET submitted_at = {{future}} WHERE job_id = {OPEN} AND seq = 0",
+        "transitions",
+        "submitted_at is",
+    ),
     "no reason": Attack(
         f"UPDATE transitions SET reason = NULL WHERE job_id = {AMENDED} AND seq = 1", "transitions", "reason is missing"
     ),
