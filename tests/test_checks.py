@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests import lives
-from tests.history import ZONE, job, record, register
+from tests.history import ZONE, change, job, record, register
 from tests.lives import DAY, HOUR, SECOND, Life
 from tracker import database, guards, status
 from tracker.audit.checks import Problem, findings
@@ -68,6 +68,15 @@ def test_a_clock_that_is_corrected_by_seconds_makes_no_finding(engine: sa.Engine
     at = job(engine, job_id).registered_at
     record(engine, job_id, lambda one, _: status.withdraw(one, at + 5 * SECOND, "bob", "no"))
     record(engine, job_id, lambda one, _: status.reopen(one, at + 3 * SECOND, "bob", "yes"), due_at=at)
+    assert found(engine) == []
+
+
+def test_a_job_that_was_asked_for_in_vain_has_no_deadline_yet(engine: sa.Engine) -> None:
+    """Plain SQL registers without one, and the first answer brings it; a request that failed is a poll, too."""
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql("INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a')")
+    change(engine, 1, polls=1, failures=1)
+    record(engine, 1, lambda one, _: status.withdraw(one, one.registered_at, "bob", "no"))
     assert found(engine) == []
 
 
@@ -165,6 +174,16 @@ ATTACKS = {
         f"UPDATE transitions SET claimed_at = {{later}} WHERE job_id = {ATTESTED} AND seq = 2",
         "transitions",
         "claimed_at is",
+    ),
+    "received in the future": Attack(
+        f"UPDATE transitions SET received_at = {{future}} WHERE job_id = {AMENDED} AND seq = 1",
+        "transitions",
+        "received_at is",
+    ),
+    "submitted in the future": Attack(
+        f"UPDATE transitions SET submitted_at = {{future}} WHERE job_id = {OPEN} AND seq = 0",
+        "transitions",
+        "submitted_at is",
     ),
     "no reason": Attack(
         f"UPDATE transitions SET reason = NULL WHERE job_id = {AMENDED} AND seq = 1", "transitions", "reason is missing"

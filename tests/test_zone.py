@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -122,3 +123,15 @@ def test_only_days_that_are_needed_are_there(engine: sa.Engine) -> None:
     assert [row.day for row in rows if row.timezone] == needed
     begins = datetime(2025, 1, 29, 18, 30, tzinfo=UTC)
     assert rows[len(needed)] == ZoneDay("Asia/Kolkata", date(2025, 1, 30), begins, begins + DAY)
+
+
+@pytest.mark.parametrize("name", ["Europe/Nowhere", "europe/../x", "é"])
+def test_a_time_zone_that_is_none_has_no_days(engine: sa.Engine, name: str) -> None:
+    """A source of plain SQL may name any: there are no deadlines of it, and the others' stay."""
+    at = datetime(2025, 1, 31, 12, tzinfo=UTC)
+    with engine.connect() as connection, connection.begin() as transaction:
+        for cluster, zone in (("w1", name), ("w2", "Asia/Kolkata")):
+            source(connection, cluster, at, legal_timezone=zone)
+            connection.execute(sa.insert(JOBS).values(cluster=cluster, jid="a", registered_at=at))
+        assert {row.timezone for row in legal_days(connection, None, DEFAULT)} == {"Asia/Kolkata"}
+        transaction.rollback()

@@ -634,8 +634,7 @@ FROM (
     FROM (
         SELECT
             t.id, t.job_id, t.seq, t.action, t.from_status, t.from_state, t.polls, t.last_seen_at, t.observed_at,
-            lag(t.seq) OVER w AS seq_before,
-            lag(t.to_status) OVER w AS status_before, lag(t.to_state) OVER w AS state_before,
+            lag(t.seq) OVER w AS seq_before, lag(t.to_status) OVER w AS status_before, lag(t.to_state) OVER w AS state_before,
             lag(t.polls) OVER w AS polls_before, lag(t.last_seen_at) OVER w AS seen_before,
             lag(t.observed_at) OVER w AS at_before
         FROM transitions t
@@ -669,10 +668,10 @@ FROM (
             WHEN t.action <> 'attested' AND t.claimed_at IS NOT NULL THEN 'it is ' || t.action || ', but has a claimed_at'
             WHEN t.claimed_at > t.observed_at THEN 'claimed_at is ' || t.claimed_at || ', after observed_at'
             WHEN t.last_seen_at > t.observed_at THEN 'last_seen_at is ' || t.last_seen_at || ', after observed_at'
-            WHEN (t.from_status IS NULL) <> (t.last_seen_at IS NULL)
-                THEN 'only one of from_status and last_seen_at is empty'
-            WHEN t.action IN ('registered', 'amended') AND t.kind IS NULL
-                THEN 'it is ' || t.action || ', but kind is empty'
+            WHEN t.received_at > (strftime('%Y-%m-%d %H:%M:%S', substr(t.observed_at, 1, 19), '60 seconds') || substr(t.observed_at, 20)) THEN 'received_at is ' || t.received_at || ', after observed_at'
+            WHEN t.submitted_at > (strftime('%Y-%m-%d %H:%M:%S', substr(t.observed_at, 1, 19), '60 seconds') || substr(t.observed_at, 20)) THEN 'submitted_at is ' || t.submitted_at || ', after observed_at'
+            WHEN (t.from_status IS NULL) <> (t.last_seen_at IS NULL) THEN 'only one of from_status and last_seen_at is empty'
+            WHEN t.action IN ('registered', 'amended') AND t.kind IS NULL THEN 'it is ' || t.action || ', but kind is empty'
             WHEN t.action NOT IN ('registered', 'amended') AND (
                 t.kind IS NOT NULL OR t.reference IS NOT NULL OR t.received_at IS NOT NULL
                 OR t.submitted_at IS NOT NULL OR t.extended_on IS NOT NULL

@@ -42,10 +42,10 @@ def zone_days(
     """
     wanted = sorted(_needed(connection.execute(days).all()))
     found: list[ZoneDay] = []
-    for name in sorted(connection.execute(zones).scalars()):
+    for name in sorted(map(str, connection.execute(zones).scalars())):  # SQLite holds any type in any column
         try:
             zone = ZoneInfo(name) if name else default
-        except (OSError, ValueError):  # an unknown time zone: it gives no deadlines
+        except (OSError, ValueError, KeyError):  # an unknown time zone: it gives no deadlines
             continue
         found += (ZoneDay(name, day, _begin(day, zone), _begin(day + _DAY, zone)) for day in wanted)
     return found

@@ -1,3 +1,4 @@
+{% from 'macros.sql' import plus_seconds %}
 {# What a row of each action must say and must not say; the CHECKs of the table have the same rules. An observed row names
    a source of its own job's cluster. #}
 SELECT 0 AS is_note, 'transitions' AS name, c.id, c.cluster, c.jid, c.seq, c.message
@@ -22,10 +23,10 @@ FROM (
             WHEN t.action <> 'attested' AND t.claimed_at IS NOT NULL THEN 'it is ' || t.action || ', but has a claimed_at'
             WHEN t.claimed_at > t.observed_at THEN 'claimed_at is ' || t.claimed_at || ', after observed_at'
             WHEN t.last_seen_at > t.observed_at THEN 'last_seen_at is ' || t.last_seen_at || ', after observed_at'
-            WHEN (t.from_status IS NULL) <> (t.last_seen_at IS NULL)
-                THEN 'only one of from_status and last_seen_at is empty'
-            WHEN t.action IN ('registered', 'amended') AND t.kind IS NULL
-                THEN 'it is ' || t.action || ', but kind is empty'
+            WHEN t.received_at > {{ plus_seconds('t.observed_at', 60) }} THEN 'received_at is ' || t.received_at || ', after observed_at'
+            WHEN t.submitted_at > {{ plus_seconds('t.observed_at', 60) }} THEN 'submitted_at is ' || t.submitted_at || ', after observed_at'
+            WHEN (t.from_status IS NULL) <> (t.last_seen_at IS NULL) THEN 'only one of from_status and last_seen_at is empty'
+            WHEN t.action IN ('registered', 'amended') AND t.kind IS NULL THEN 'it is ' || t.action || ', but kind is empty'
             WHEN t.action NOT IN ('registered', 'amended') AND (
                 t.kind IS NOT NULL OR t.reference IS NOT NULL OR t.received_at IS NOT NULL
                 OR t.submitted_at IS NOT NULL OR t.extended_on IS NOT NULL

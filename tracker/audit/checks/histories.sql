@@ -1,7 +1,6 @@
 {% from 'macros.sql' import differ, plus_seconds %}
-{# A transition that cannot follow the one before it. An operator's action is recorded at once, an answer within a second,
-   and clocks are corrected by seconds, so times may cross. After a clock was set back further, times run backwards and a
-   gap is recorded. #}
+{# A transition that cannot follow the one before it. Times may cross by seconds: answers are recorded later than actions,
+   and clocks are corrected. After a clock was set back further, times run backwards and a gap is recorded. #}
 SELECT
     CASE WHEN c.message LIKE 'observed_at %' AND EXISTS (
         SELECT 1 FROM gaps g
@@ -32,8 +31,7 @@ FROM (
     FROM (
         SELECT
             t.id, t.job_id, t.seq, t.action, t.from_status, t.from_state, t.polls, t.last_seen_at, t.observed_at,
-            lag(t.seq) OVER w AS seq_before,
-            lag(t.to_status) OVER w AS status_before, lag(t.to_state) OVER w AS state_before,
+            lag(t.seq) OVER w AS seq_before, lag(t.to_status) OVER w AS status_before, lag(t.to_state) OVER w AS state_before,
             lag(t.polls) OVER w AS polls_before, lag(t.last_seen_at) OVER w AS seen_before,
             lag(t.observed_at) OVER w AS at_before
         FROM transitions t

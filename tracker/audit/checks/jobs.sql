@@ -1,6 +1,6 @@
 {% from 'macros.sql' import differ %}
-{# jobs is the replay of transitions; the first poll sets the deadline. In SQLite the CROSS keeps the replay on the left:
-   it is read job by job and needs no memory. #}
+{# jobs is the replay of transitions; the first answer settles the deadline. In SQLite the CROSS keeps the replay on the
+   left: it is read job by job and needs no memory. #}
 SELECT 0 AS is_note, 'jobs' AS name, c.id, c.cluster, c.jid, c.seq, c.message
 FROM (
     SELECT
@@ -12,7 +12,7 @@ FROM (
                 THEN 'seen_at is ' || coalesce(CAST(j.seen_at AS text), 'empty') || ', but its transitions say ' || r.seen_at
             ELSE nullif(substr(''
 {% for column in ('kind', 'reference', 'received_at', 'submitted_at', 'extended_on', 'registered_at', 'registered_by', 'state', 'status', 'status_after', 'status_by', 'ended_after', 'ended_by', 'seq', 'deadline_on', 'deadline_at') %}
-                || CASE WHEN {{ differ('j.' ~ column, 'r.' ~ column) }}{{ ' AND j.polls > 0' if column.startswith('deadline') }} THEN
+                || CASE WHEN {{ differ('j.' ~ column, 'r.' ~ column) }}{{ ' AND j.status IS NOT NULL' if column.startswith('deadline') }} THEN
                     '; {{ column }} is ' || coalesce(CAST(j.{{ column }} AS text), 'empty') || ', but its transitions say '
                     || coalesce(CAST(r.{{ column }} AS text), 'empty') ELSE '' END
 {% endfor %}
