@@ -63,8 +63,8 @@ def _jobs_rules(
     def changed(columns: tuple[str, ...]) -> str:
         return "(" + " OR ".join(f"NEW.{c} {differs} OLD.{c}" for c in columns) + ")"
 
-    # The deadline is derived: the first poll computes it again, so plain SQL cannot set it permanently.
-    settled = f"OLD.polls > 0 AND OLD.deadline_at {differs} NULL"
+    # The deadline is derived: the first answer computes it again, so plain SQL cannot set it permanently.
+    settled = f"OLD.status {differs} NULL AND OLD.deadline_at {differs} NULL"
     update = (
         f"{changed(FIXED)}"
         f" OR ({changed(FACTS)} OR ({settled} AND {changed(('deadline_on', 'deadline_at'))})) AND NOT ({amended})"

@@ -494,7 +494,7 @@ class Poller:
     ) -> Change:
         """Take a valid answer about the job *asked*, and return what becomes of the cluster."""
         deadline_on, deadline_at = asked.deadline_on, asked.deadline_at
-        if asked.polls == 0 or deadline_at is None:
+        if asked.status is None or deadline_at is None:
             deadline_on, deadline_at = self._deadline(row.connection, batch, asked)
         decision = decide(job_of(asked), answer, self._lost_rule, past, deadline_at)
         job, transition, due_at = decision.job, decision.transition, None
