@@ -2,10 +2,9 @@
 {% macro is_entry(t) -%}
 {{ t }}.to_status IS NOT NULL AND ({{ t }}.from_status IS NULL OR {{ t }}.from_status <> {{ t }}.to_status)
 {%- endmacro %}
-{# A status is left with the next entry of one, and that is nearly always the next transition, which is joined; where it
-   is none, but what an operator did to a job that was then polled on, or the row that shows it overdue, the entry after
-   that is joined, too. A window or a
-   look-up of the next entry takes longer, and all of PostgreSQL's workers cannot do it at once. #}
+{# A status is left when the next status is entered. That is nearly always the next transition, which is joined. Where that
+   is an operator's action on a job that was polled again later, or the row that shows it overdue, the next entry is joined,
+   too. A window or a look-up takes longer, and PostgreSQL cannot do it with several workers. #}
 WITH passed_over AS (
     SELECT e.job_id, e.seq, n.last_seen_at, n.observed_at
     FROM (
