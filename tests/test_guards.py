@@ -455,10 +455,11 @@ def test_a_temporary_table_does_not_stand_in_for_the_history(filled: sa.Engine) 
     )
 
 
-def test_the_deadline_is_settled_by_the_first_poll(filled: sa.Engine) -> None:
+def test_the_deadline_is_settled_by_the_first_answer(filled: sa.Engine) -> None:
     """Plain SQL may leave the deadline out or get it wrong: the poller mends it, and from then on it stays."""
     run(filled, f"UPDATE jobs SET deadline_on = '2026-02-05', deadline_at = '{NOW}'")
-    run(filled, "UPDATE jobs SET polls = 1, deadline_on = '2026-02-06'")
+    run(filled, "UPDATE jobs SET polls = 1, failures = 1")  # a request that failed
+    run(filled, f"UPDATE jobs SET polls = 2, status = 'waiting', status_by = '{NOW}', deadline_on = '2026-02-06'")
     refused(filled, "UPDATE jobs SET deadline_on = '2027-02-06'")
     refused(filled, "UPDATE jobs SET deadline_at = NULL")
 

@@ -64,8 +64,8 @@ def _jobs_rules(
     def changed(columns: tuple[str, ...]) -> str:
         return "(" + " OR ".join(f"NEW.{c} {differs} OLD.{c}" for c in columns) + ")"
 
-    # The deadline is derived: whoever asks first computes it again, so that plain SQL cannot set it for good.
-    settled = f"OLD.polls > 0 AND OLD.deadline_at {differs} NULL"
+    # The deadline is derived: the first answer computes it again, so that plain SQL cannot set it for good.
+    settled = f"OLD.status {differs} NULL AND OLD.deadline_at {differs} NULL"
     update = (
         f"{changed(FIXED)}"
         f" OR ({changed(FACTS)} OR ({settled} AND {changed(('deadline_on', 'deadline_at'))})) AND NOT ({amended})"
