@@ -333,6 +333,16 @@ def test_the_first_sight_of_a_job_not_done_after_its_deadline_is_a_row_of_its_ow
     assert not is_row or replayed.seen_at == at(sent)
 
 
+@pytest.mark.parametrize("before", [[], ["waiting"]])
+def test_a_job_that_changes_after_its_deadline_is_shown_not_done_by_the_next_answer(before: list[str]) -> None:
+    """The row of the change does not say when its request was sent, so the replay takes the job for not yet seen."""
+    history = heard(*before)
+    for sent in (DUE, DUE + 60, DUE + 120):
+        history.record(decide(history.job, answer("running", sent), RULE, Past(), at(DUE)))
+    assert [row.to_status for row in history.transitions[1:]] == [*before, "running", "running"]
+    assert replay(history.transitions).job.seen_at == at(DUE + 60)
+
+
 # --- what operators may do --------------------------------------------------------------------------------------------
 
 

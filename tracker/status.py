@@ -316,7 +316,8 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: da
     """Return what *answer* makes of *job*.
 
     The first answer to a request sent at or after the deadline that shows the job not done makes a transition, although
-    nothing changed: that the job is overdue must rest on a row of the history.
+    nothing changed: that the job is overdue must rest on a row of the history. After a change of status that is the
+    next answer, since the row of a change says when its answer came, not when its request was sent.
 
     Args:
         job: An open job, as it is recorded.
@@ -350,13 +351,14 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: da
     state = State.LOST if is_lost else _ENDING.get(answer.status, State.OPEN)
     has_ended = state is not State.OPEN
     has_changed = has_ended or answer.status != job.status
+    shown_at = job.status_after if job.status_polls == 1 else last_seen_at
     # While Elevate says not_found nobody sees that the job is not done.
     is_first_overdue = (
         not has_changed
         and answer.status != Status.NOT_FOUND
         and deadline_at is not None
         and sent_at >= deadline_at
-        and (last_seen_at is None or last_seen_at < deadline_at)
+        and (shown_at is None or shown_at < deadline_at)
     )
     decided = Job(
         facts=job.facts,
