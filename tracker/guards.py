@@ -336,6 +336,8 @@ def _bypasses(connection: sa.Connection) -> list[str]:
         f" FROM pg_inherits WHERE inhparent IN {ours}",
         "SELECT 'table ' || relname || ' has row security, which hides rows' FROM pg_class"
         f" WHERE relrowsecurity AND oid IN {ours}",
+        "SELECT DISTINCT 'the foreign keys of table ' || tgrelid::regclass || ' are switched off' FROM pg_trigger"
+        f" WHERE tgisinternal AND tgenabled <> 'O' AND tgrelid IN {ours}",
     )
     statements = [sa.text(query).bindparams(sa.bindparam("tables", expanding=True)) for query in queries]
     return [row for each in statements for row in connection.execute(each, {"tables": TABLES}).scalars()]
