@@ -225,6 +225,8 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
         raise BadConfiguration(f"the database refuses: {text} ({hint})") from original
     if "not a database" in text or "malformed" in text:
         raise BadConfiguration(f"the file is not a SQLite database, or damaged ({text}): restore a copy") from original
+    if text == "unable to open database file":
+        text += ": may this user read and write it and its folder?"
     state = getattr(original, "sqlstate", None)
     read_only = state == "25006" or "readonly database" in text
     if read_only or state in _ENDING:
