@@ -240,6 +240,23 @@ def test_a_database_that_is_slow_to_tell_the_time_has_not_set_its_clock(
     assert watch.steps == []
 
 
+def test_a_cluster_without_open_jobs_has_no_gap_then(
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
+) -> None:
+    """There was nothing to observe; and a job that is registered later does not bring the gap back."""
+    clusters.look(engine, polling._watch)
+    now, tick = polling._watch._last or (datetime.now(UTC), 0.0)
+    polling._watch._last = now - timedelta(seconds=75), tick - 75
+    looked_at, found = clusters.look(engine, polling._watch)
+    assert polling.wants(looked_at, *found["w1"])
+    run(polling)
+    add(engine, "a")
+    looked_at, found = clusters.look(engine, polling._watch)
+    assert polling.wants(looked_at, *found["w1"])
+    assert run(polling).asked == 1
+    assert (gaps(engine), cluster(engine).gap_began_at) == ([], None)
+
+
 def test_another_daemon_that_polled_meanwhile_leaves_no_gap(
     engine: sa.Engine, script: Script, clock: Moved, polling: Poller
 ) -> None:

@@ -126,8 +126,9 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Hea
         else:
             alive = sa.select(Worker.worker).where(Worker.worker != worker, Worker.stopped_at.is_(None))
             alive = alive.where(Worker.beat_at.between(step.now - MISSED, step.now + CLOCK_STEP)).limit(1)
-            if connection.execute(alive).first() is not None:
-                continue  # somebody else was polling
+            open_job = sa.select(JOBS.c.id).where(JOBS.c.cluster == cluster, JOBS.c.due_at.is_not(None)).limit(1)
+            if connection.execute(alive).first() is not None or connection.execute(open_job).first() is None:
+                continue  # another daemon was polling, or there was nothing to poll
         change = health.stepped(standing, step)
         put_gap(connection, cluster, change.gap)
         standing = change.health

@@ -210,8 +210,8 @@ class Poller:
 
     def wants(self, now: datetime, standing: Health, due_at: datetime | None) -> bool:
         """Return whether there is something to do, from what `look` found; the first look may ask through a pause."""
-        if self._steps < len(self._watch.steps):
-            return due_at is not None
+        if self._steps < len(self._watch.steps):  # they go on record now: later they would not be of now any more
+            return True
         may = health.restarted(standing, now)[1] if self._is_new else standing.may_ask(now)
         ahead, at = timedelta(seconds=AHEAD_SECONDS), standing.next_request_at
         is_full = at is not None and now + ahead < at <= now + ahead + self._longest_piece
