@@ -191,6 +191,72 @@ def test_a_process_that_stood_still_leaves_a_gap(
     assert ended >= looked_at
 
 
+def test_a_request_that_fails_while_we_stand_still_says_nothing(
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
+) -> None:
+    """It is asked again, and the gap is `not_running`: the server did nothing wrong."""
+    add(engine, "a")
+    run(polling)
+    with database.writing(engine) as connection:
+        now = database.now(connection)
+        connection.execute(sa.update(JOBS).values(due_at=now))
+        connection.execute(sa.update(CLUSTERS).values(answered_at=now - timedelta(seconds=80)))
+
+    def freeze(jid: str) -> None:
+        assert polling._watch._last is not None
+        now, tick = polling._watch._last
+        polling._watch._last = now - timedelta(seconds=75), tick - 75
+        script.default, script.hold = "running", None
+        polling._halt.set()  # so that nothing is claimed before this answer is recorded
+
+    script.hold, script.answers = freeze, {"a": 500}
+    assert run(polling) == Tally()
+    assert (job(engine, "a").failures, cluster(engine).gap_cause) == (0, Cause.NOT_RUNNING)
+    script.answers.clear()
+    run(polling)
+    assert [(cause, detail) for _, _, cause, detail in gaps(engine)] == [(Cause.NOT_RUNNING, None)]
+    assert (job(engine, "a").status, cluster(engine).gap_began_at) == ("running", None)
+
+
+def test_a_database_that_is_slow_to_tell_the_time_has_not_set_its_clock(
+    engine: sa.Engine, clock: Moved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time that took long to come is asked for again: it may be of any moment in between."""
+    read, takes = database.now, [0, 12, 0, 0]
+
+    def stalls(connection: sa.Connection) -> datetime:
+        now = read(connection)
+        ticks.append(ticks[-1] + takes.pop(0))
+        clock.by += timedelta(seconds=ticks[-1] - ticks[-2])
+        return now
+
+    ticks = [1000.0]
+    watch = clusters.Watch()
+    monkeypatch.setattr(clusters, "monotonic", lambda: ticks[-1])
+    monkeypatch.setattr(database, "now", stalls)
+    with database.reading(engine) as connection:
+        for _ in range(3):
+            watch.read(connection)
+    assert watch.steps == []
+
+
+def test_a_cluster_without_open_jobs_has_no_gap_then(
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
+) -> None:
+    """There was nothing to observe; and a job that is registered later does not bring the gap back."""
+    clusters.look(engine, polling._watch)
+    now, tick = polling._watch._last or (datetime.now(UTC), 0.0)
+    polling._watch._last = now - timedelta(seconds=75), tick - 75
+    looked_at, found = clusters.look(engine, polling._watch)
+    assert polling.wants(looked_at, *found["w1"])
+    run(polling)
+    add(engine, "a")
+    looked_at, found = clusters.look(engine, polling._watch)
+    assert polling.wants(looked_at, *found["w1"])
+    assert run(polling).asked == 1
+    assert (gaps(engine), cluster(engine).gap_began_at) == ([], None)
+
+
 def test_another_daemon_that_polled_meanwhile_leaves_no_gap(
     engine: sa.Engine, script: Script, clock: Moved, polling: Poller
 ) -> None:

@@ -43,17 +43,22 @@ class Watch:
 
     def read(self, connection: sa.Connection) -> tuple[datetime, float]:
         """Return the database's time and the monotonic time that belongs to it."""
-        began = monotonic()
-        now = database.now(connection)
-        tick = (began + monotonic()) / 2
+        while True:
+            began = monotonic()
+            now = database.now(connection)
+            ended = monotonic()
+            if ended - began < CLOCK_STEP.total_seconds() / 5:
+                break  # else the database stood still, or we did: nobody knows when it read its clock
+        tick = (began + ended) / 2
         with self._lock:
             if self._last is None or tick > self._last[1]:
                 if self._last is not None:
                     found = health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
                     if found is not None:
                         self.steps.append(found)
+                        name = "clock_step" if abs(found.by) > CLOCK_STEP else "stood_still"
                         by = round(found.by.total_seconds(), 1)
-                        event("clock_step", logging.WARNING, before=found.before, now=now, by_seconds=by)
+                        event(name, logging.WARNING, before=found.before, now=now, by_seconds=by)
                 self._last = now, tick
         return now, tick
 
@@ -121,8 +126,9 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Hea
         else:
             alive = sa.select(Worker.worker).where(Worker.worker != worker, Worker.stopped_at.is_(None))
             alive = alive.where(Worker.beat_at.between(step.now - MISSED, step.now + CLOCK_STEP)).limit(1)
-            if connection.execute(alive).first() is not None:
-                continue  # somebody else was polling
+            open_job = sa.select(JOBS.c.id).where(JOBS.c.cluster == cluster, JOBS.c.due_at.is_not(None)).limit(1)
+            if connection.execute(alive).first() is not None or connection.execute(open_job).first() is None:
+                continue  # another daemon was polling, or there was nothing to poll
         change = health.stepped(standing, step)
         put_gap(connection, cluster, change.gap)
         standing = change.health

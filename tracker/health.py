@@ -150,7 +150,8 @@ def failed(
 
     One poisonous job must not stop its cluster, and jobs that always fail are no news. So a failure counts against the
     cluster if the job had not failed since its last valid answer, or if there are too few such jobs to make up three;
-    and only if the cluster has answered nothing since the request was sent.
+    and only if the cluster has answered nothing since the request was sent. An error that speaks of the cluster counts
+    all the same; its gap begins with the last answer then, since until that the cluster could be observed.
 
     Args:
         health: Before.
@@ -162,24 +163,27 @@ def failed(
     """
     first, longest, cause = next(pause for kind, pause in _PAUSES.items() if isinstance(error, kind))
     gap = None
-    if health.gap_cause is Cause.NOT_RUNNING:  # that has ended: we run, and something else is wrong
+    is_older = health.gap_began_at is not None and error.sent_at < health.gap_began_at
+    if health.gap_cause is Cause.NOT_RUNNING and not health.is_paused_by_hand and not is_older:
+        # That gap has ended: we run, and something else is wrong.
         ended = _closed(health, error.sent_at)
         health, gap = ended.health, ended.gap
         health = _opened(health, error.sent_at, cause, error.code)
     at_once = isinstance(error, AT_ONCE) and (job_failures == 0 or health.gap_began_at is not None)
     is_stale = health.answered_at is not None and error.sent_at <= health.answered_at
     is_known = job_failures > 0 and unfailed >= THREE - health.failures
+    if is_stale and not at_once:
+        return Change(health, gap)
     is_probe = turn is Turn.PROBE
     must_pause = at_once or is_probe
-    if is_stale and not must_pause:
-        return Change(health, gap)
     since = health.failing_since or error.sent_at
     counted = health.failures + (must_pause or not is_known)
     health = replace(health, failures=counted, failing_since=since)
     if not must_pause and (is_known or counted < THREE):
         return Change(health, gap)
     if health.gap_began_at is None:
-        health = _opened(health, error.sent_at if at_once else since, cause, error.code)
+        began_at = error.sent_at if at_once else since
+        health = _opened(health, max(began_at, health.answered_at or began_at), cause, error.code)
     backs_off = not at_once
     if health.is_paused_by_hand:
         return Change(health, gap, backs_off)
@@ -212,7 +216,7 @@ def probing(health: Health, until: datetime) -> Health:
 
 
 def unasked(health: Health, now: datetime) -> Health:
-    """Return a cluster whose probe was not sent after all."""
+    """Return a cluster whose probe was not sent after all, or says nothing: another job is asked at once."""
     return health if health.is_paused_by_hand or health.paused_until is None else replace(health, paused_until=now)
 
 
@@ -269,11 +273,12 @@ def step(before: datetime, now: datetime, elapsed: timedelta) -> Step | None:
 
 
 def stepped(health: Health, found: Step) -> Change:
-    """Return what *found* makes of a cluster that nobody else has asked meanwhile."""
+    """Return what *found* makes of a cluster. Until its last answer it was observed, perhaps by another daemon."""
     if found.by < -CLOCK_STEP:
         return set_back(health, found.now, -found.by)
+    before = max(found.before, health.answered_at or found.before)
     if found.now - found.before >= MISSED:
-        return Change(absent(health, found.before))
+        return Change(absent(health, before) if found.now - before >= MISSED else health)
     detail = f"the clock was set forward by {_about(found.by)}, or the machine was suspended"
     return Change(health, Gap(found.before, found.now, Cause.CLOCK_SET, detail))
 

@@ -210,8 +210,8 @@ class Poller:
 
     def wants(self, now: datetime, standing: Health, due_at: datetime | None) -> bool:
         """Return whether there is something to do, from what `look` found; the first look may ask through a pause."""
-        if self._steps < len(self._watch.steps):
-            return due_at is not None
+        if self._steps < len(self._watch.steps):  # they go on record now: later they would not be of now any more
+            return True
         may = health.restarted(standing, now)[1] if self._is_new else standing.may_ask(now)
         ahead, at = timedelta(seconds=AHEAD_SECONDS), standing.next_request_at
         is_full = at is not None and now + ahead < at <= now + ahead + self._longest_piece
@@ -443,7 +443,8 @@ class Poller:
             event(name, level, cluster=self._cluster.name, **told)
         if row.standing.pause_cause is not None:
             self._halt.set()
-        return Tally(batch.asked, len(batch.failed), len(batch.transitions), batch.lost)
+        asked = batch.lost + len(batch.answered) + len(batch.failed)
+        return Tally(asked, len(batch.failed), len(batch.transitions), batch.lost)
 
     def _write(self, row: _Row, outcomes: Sequence[_Outcome]) -> _Batch:
         """Decide what became of the cluster and of each job, and write it."""
@@ -457,16 +458,18 @@ class Poller:
             if result is not None and claim.is_off(row.database_now, row.tick):
                 batch.log("discarded", logging.WARNING, jid=claimed.jid, note="the clock was set, or we stood still")
                 result = None
-            if result is None:
-                batch.free.append(claimed.job_id)
+            elif isinstance(result, AskError) and claim.tick < row.stepped_at:
+                batch.log("discarded", logging.WARNING, jid=claimed.jid, note="it failed while we stood still")
+                result = None
+            job = None if result is None else jobs.pop(claimed.job_id, None)
+            if result is None or job is None or job.state is not State.OPEN:
+                if result is None:
+                    batch.free.append(claimed.job_id)
+                else:
+                    batch.lost += 1
+                    batch.log("lease_lost", logging.WARNING, jid=claimed.jid)
                 if claim.turn is Turn.PROBE:
                     row.standing = health.unasked(row.standing, claim.now())
-                continue
-            batch.asked += 1
-            job = jobs.pop(claimed.job_id, None)
-            if job is None or job.state is not State.OPEN:
-                batch.lost += 1
-                batch.log("lease_lost", logging.WARNING, jid=claimed.jid)
                 continue
             if isinstance(result, Answer):
                 change = self._answer(row, batch, job, claim, result, pasts.get(job.id, Past()))
@@ -614,7 +617,6 @@ class _Batch:
     well_at: datetime | None = None
     zone_of: Callable[[str, datetime], ZoneInfo] | None = None
     events: list[tuple[str, int, dict[str, object]]] = field(default_factory=list)
-    asked: int = 0
     lost: int = 0
 
     def log(self, name: str, level: int = logging.INFO, **fields: object) -> None:
