@@ -240,6 +240,26 @@ def test_a_database_that_is_slow_to_tell_the_time_has_not_set_its_clock(
     assert watch.steps == []
 
 
+def test_a_database_that_nobody_can_write_to_leaves_a_gap(
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
+) -> None:
+    """It can be read all the time, as SQLite can while another process holds its lock; but nothing can be claimed."""
+    add(engine, "a")
+    run(polling)
+    clusters.look(engine, polling._watch)
+    wrote_at = polling._watch._wrote_at
+    assert wrote_at is not None
+    polling._watch._wrote_at = wrote_at = wrote_at - timedelta(seconds=75)
+    with database.writing(engine) as connection:
+        values = {"answered_at": wrote_at - timedelta(seconds=1)}
+        connection.execute(sa.update(CLUSTERS).values(values))
+        connection.execute(sa.update(JOBS).values(due_at=database.now(connection)))
+    clusters.look(engine, polling._watch)
+    assert (run(polling) + run(polling)).asked == 1
+    ((began, _, cause, _),) = gaps(engine)
+    assert (began, cause) == (wrote_at, Cause.NOT_RUNNING)
+
+
 def test_a_cluster_without_open_jobs_has_no_gap_then(
     engine: sa.Engine, script: Script, clock: Moved, polling: Poller
 ) -> None:

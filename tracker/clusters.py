@@ -39,10 +39,16 @@ class Watch:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self._last: tuple[datetime, float] | None = None
+        self._wrote_at: datetime | None = None
         self._lock = Lock()
 
-    def read(self, connection: sa.Connection) -> tuple[datetime, float]:
-        """Return the database's time and the monotonic time that belongs to it."""
+    def read(self, connection: sa.Connection, *, writing: bool = False) -> tuple[datetime, float]:
+        """Return the database's time and the monotonic time that belongs to it.
+
+        Args:
+            connection: The database.
+            writing: It is in a transaction that writes: a database that can only be read is no use for a minute either.
+        """
         while True:
             began = monotonic()
             now = database.now(connection)
@@ -51,15 +57,21 @@ class Watch:
                 break  # else the database stood still, or we did: nobody knows when it read its clock
         tick = (began + ended) / 2
         with self._lock:
-            if self._last is None or tick > self._last[1]:
-                if self._last is not None:
-                    found = health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
-                    if found is not None:
-                        self.steps.append(found)
-                        name = "clock_step" if abs(found.by) > CLOCK_STEP else "stood_still"
-                        by = round(found.by.total_seconds(), 1)
-                        event(name, logging.WARNING, before=found.before, now=now, by_seconds=by)
-                self._last = now, tick
+            if self._last is not None and tick <= self._last[1]:
+                return now, tick
+            found = (
+                None if self._last is None else health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
+            )
+            if found is None and writing and self._wrote_at is not None and now - self._wrote_at >= MISSED:
+                found = Step(self._wrote_at, now, timedelta())
+            if found is not None:
+                self.steps.append(found)
+                name = "clock_step" if abs(found.by) > CLOCK_STEP else "stood_still"
+                by = round(found.by.total_seconds(), 1)
+                event(name, logging.WARNING, before=found.before, now=now, by_seconds=by)
+            if writing or found is not None:
+                self._wrote_at = now
+            self._last = now, tick
         return now, tick
 
 

@@ -118,7 +118,7 @@ def run(settings: Settings, *, once: bool = False, stop: Stop | None = None, bes
             if once:
                 for task in tasks.values():
                     task.start(task.once)
-                _ended(tasks)
+                _ended(engine, worker, tasks, watch, stop)
             else:
                 _keep_running(engine, worker, tasks, watch, stop, 2 * settings.request_timeout.total_seconds())
             if stop.failure:
@@ -319,7 +319,7 @@ def _keep_running(
     )
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a look that takes longer than a second is no warning
     scheduler.add_job(_look, _Every(LOOK_SECONDS), (engine, tasks, watch, stop))
-    scheduler.add_job(_beat, _Every(BEAT_SECONDS), (engine, worker, stop))
+    scheduler.add_job(_beat, _Every(BEAT_SECONDS), (engine, worker, watch, stop))
     scheduler.start()
     while not stop.wait(LOOK_SECONDS):
         now = datetime.now(UTC)
@@ -338,11 +338,15 @@ def _keep_running(
         os._exit(1)
 
 
-def _ended(tasks: dict[str, _Task]) -> None:
+def _ended(engine: sa.Engine, worker: str, tasks: dict[str, _Task], watch: Watch, stop: Stop) -> None:
     """Wait for all tasks."""
+    beat_at = monotonic() + BEAT_SECONDS
     for task in tasks.values():
         while task.is_running:
             task.join(0.5)  # so that signals are heard meanwhile
+            if monotonic() >= beat_at:
+                _beat(engine, worker, watch, stop)
+                beat_at = monotonic() + BEAT_SECONDS
 
 
 def _look(engine: sa.Engine, tasks: dict[str, _Task], watch: Watch, stop: Stop) -> None:
@@ -360,11 +364,11 @@ def _look(engine: sa.Engine, tasks: dict[str, _Task], watch: Watch, stop: Stop) 
                 tasks[name].look(now, standing, due_at)
 
 
-def _beat(engine: sa.Engine, worker: str, stop: Stop) -> None:
+def _beat(engine: sa.Engine, worker: str, watch: Watch, stop: Stop) -> None:
     try:
         with database.writing(engine) as connection:
-            beat = sa.update(Worker).where(Worker.worker == worker)
-            connection.execute(beat.values(beat_at=database.now(connection)))
+            now, _ = watch.read(connection, writing=True)
+            connection.execute(sa.update(Worker).where(Worker.worker == worker).values(beat_at=now))
     except DatabaseMoved as error:
         stop.because(error)
     except DatabaseUnavailable as error:

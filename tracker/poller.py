@@ -329,7 +329,7 @@ class Poller:
         """Yield the cluster's row, locked, what the watch found since the last time on record; write it at the end."""
         with database.writing(self._engine) as connection:
             before = lock(connection, self._cluster.name)
-            database_now, tick = self._watch.read(connection)
+            database_now, tick = self._watch.read(connection, writing=True)
             number, since = len(self._watch.steps), self._stepped_at
             steps = self._watch.steps[self._steps : number]
             standing = catch_up(connection, self._cluster.name, self._worker, before, steps)
