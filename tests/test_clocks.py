@@ -21,9 +21,11 @@ import pytest
 import sqlalchemy as sa
 
 from tests.scripted import Script, cluster_settings
+from tests.test_checks import found
 from tests.test_daemon import TRACKER, add, environment, tracker, until
 from tests.test_poller import cluster, gaps, histories_are_whole, job
 from tracker import clusters, database, poller
+from tracker.audit.seal import seal
 from tracker.daemon import _Every
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Worker
 from tracker.poller import Poller, Tally
@@ -169,6 +171,26 @@ def test_a_clock_that_was_ahead_and_is_set_right_stops_nothing(
     assert steps[0][0] == steps[0][1]
     assert steps[0][3].startswith("the clock was ahead by 3 days")
     nothing_lies_ahead(engine, (last, len(gaps(engine)) - 1))
+
+
+def test_what_was_sealed_by_a_clock_that_was_ahead_is_a_note(
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
+) -> None:
+    """Checkpoints lie in the future until the time has come; without the gap that explains it, that is a finding."""
+    clock.by = DAYS
+    add(engine, "a")
+    run(polling)
+    seal(engine, None)
+    problems = found(engine)
+    assert "sealed_at" in " ".join(problem.message for problem in problems if not problem.is_note)
+    clock.by = timedelta()
+    add(engine, "b")
+    clusters.look(engine, polling._watch)
+    run(polling)
+    seal(engine, None)
+    problems = found(engine)
+    assert len([problem for problem in problems if "sealed_at" in problem.message and "future" in problem.message]) == 2
+    assert [problem for problem in problems if not problem.is_note] == []
 
 
 def test_a_process_that_stood_still_leaves_a_gap(

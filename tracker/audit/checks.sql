@@ -715,7 +715,6 @@ SELECT
     0 AS is_note, 'seals' AS name, s.id, NULL AS cluster, NULL AS jid, NULL AS seq,
     CASE
         WHEN s.sealed_at < s.previous_at THEN 'sealed_at is ' || s.sealed_at || ', but was ' || s.previous_at || ' before'
-        WHEN s.sealed_at > (strftime('%Y-%m-%d %H:%M:%S', substr((SELECT c.at FROM clock c), 1, 19), '60 seconds') || substr((SELECT c.at FROM clock c), 20)) THEN 'sealed_at is ' || s.sealed_at || ', in the future'
         ELSE 'its last ids are lower than those of the checkpoint before it'
     END AS message
 FROM (
@@ -725,8 +724,18 @@ FROM (
     FROM seals l
     WINDOW w AS (ORDER BY l.id)
 ) s
-WHERE s.sealed_at < s.previous_at OR s.sealed_at > (strftime('%Y-%m-%d %H:%M:%S', substr((SELECT c.at FROM clock c), 1, 19), '60 seconds') || substr((SELECT c.at FROM clock c), 20))
+WHERE s.sealed_at < s.previous_at
     OR s.last_transition_id < s.transition_id OR s.last_gap_id < s.gap_id OR s.last_source_id < s.source_id
+UNION ALL
+SELECT
+    CASE WHEN EXISTS (
+        SELECT 1 FROM gaps g
+        WHERE g.cause = 'clock_set' AND g.ended_at < s.sealed_at
+            AND g.id > (SELECT min(f.last_gap_id) FROM seals f WHERE f.sealed_at = s.sealed_at)
+    ) THEN 1 ELSE 0 END,
+    'seals', s.id, NULL, NULL, NULL, 'sealed_at is ' || s.sealed_at || ', in the future'
+FROM seals s
+WHERE s.sealed_at > (strftime('%Y-%m-%d %H:%M:%S', substr((SELECT c.at FROM clock c), 1, 19), '60 seconds') || substr((SELECT c.at FROM clock c), 20))
 ) f;
 
 SELECT replace(replace(replace(replace(CASE f.is_note WHEN 1 THEN 'note: ' ELSE 'NOT OK: ' END || f.name || ' id ' || coalesce(f.id, 'empty') || coalesce(', job ' || f.jid, '') || coalesce(' of cluster ' || f.cluster, '') || coalesce(', seq ' || f.seq, '') || ': ' || f.message, char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (
