@@ -173,6 +173,23 @@ def test_a_clock_that_was_ahead_and_is_set_right_stops_nothing(
     nothing_lies_ahead(engine, (last, len(gaps(engine)) - 1))
 
 
+def test_two_daemons_put_a_step_on_record_once(
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
+) -> None:
+    """Each finds it, on its own."""
+    clock.by = DAYS
+    with poller.polling(engine, cluster_settings(script.url), Settings(), "other") as other:
+        for by, jid in ((DAYS, "a"), (timedelta(), "b")):
+            clock.by = by
+            add(engine, jid)
+            for one in (polling, other):
+                clusters.look(engine, one._watch)
+                run(one)
+    assert [(cause, detail) for _, _, cause, detail in gaps(engine)] == [
+        (Cause.CLOCK_SET, "the clock was ahead by 3 days, 0:00:00")
+    ]
+
+
 def test_what_was_sealed_by_a_clock_that_was_ahead_is_a_note(
     engine: sa.Engine, script: Script, clock: Moved, polling: Poller
 ) -> None:

@@ -137,7 +137,7 @@ def retry_poll(failures: int, deadline_at: datetime | None, now: datetime, u: fl
 
 
 def _jittered(interval: timedelta, u: float) -> timedelta:
-    """Return *interval* ±10 %. Applied after the bounds, lest all jobs at a bound wake together."""
+    """Return *interval* ±10 %. Applied after the bounds, so that jobs at a bound do not all wake together."""
     return interval * (0.9 + 0.2 * u)
 
 
@@ -151,7 +151,7 @@ def _growing(age: timedelta, u: float, delay_per_poll: timedelta) -> timedelta:
     return _jittered(min(max(interval, SHORTEST), LONGEST), u)
 
 
-@lru_cache(maxsize=8192)  # a few dates serve thousands of jobs, and the change of zones is the dear part
+@lru_cache(maxsize=8192)  # a few dates serve thousands of jobs, and changing the zone is the slow part
 def _midnight(timezone: ZoneInfo, day: date) -> datetime:
     """Return the instant at which a local day begins, in UTC.
 

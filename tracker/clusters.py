@@ -142,9 +142,17 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Hea
             if connection.execute(alive).first() is not None or connection.execute(open_job).first() is None:
                 continue  # another daemon was polling, or there was nothing to poll
         change = health.stepped(standing, step)
-        put_gap(connection, cluster, change.gap)
+        if change.gap is not None and not _is_known(connection, cluster, change.gap):
+            put_gap(connection, cluster, change.gap)
         standing = change.health
     return standing
+
+
+def _is_known(connection: sa.Connection, cluster: str, gap: health.Gap) -> bool:
+    """Whether another daemon has put the same step on record already."""
+    near = Gap.ended_at.between(gap.ended_at - MISSED, gap.ended_at + MISSED)
+    same = sa.select(Gap.id).where(Gap.cluster == cluster, Gap.cause == gap.cause, Gap.detail == gap.detail, near)
+    return connection.execute(same.limit(1)).first() is not None
 
 
 def look(engine: sa.Engine, watch: Watch) -> tuple[datetime, dict[str, tuple[Health, datetime | None]]]:
