@@ -3,8 +3,8 @@
     .venv/bin/python -m tests.benchmarks.sealing [--jobs N] [--rounds N]
 
 Needs nginx (Debian: nginx-light). In turns: the poller alone, and the poller with a sealer beside it that signs and
-delivers to a file. The claim of the project: sealing costs less than 5 % of the polls a second. The daemon seals
-when 1,000 rows wait; so here, every 1,000 polls at the poller's full speed, and each poll makes a transition.
+delivers to a file. The claim of the project: sealing costs less than 5 % of the polls a second. The daemon looks every
+ten seconds whether 1,000 rows wait; here it is every second, at full speed, and each poll makes a transition.
 Read the ratio of the medians, and the processor time of the process, which is less noisy. Exit status 1: it was missed.
 """
 
@@ -66,7 +66,7 @@ class Beside:
 
     def _run(self) -> None:
         at = 0
-        while not self._stop.wait(0.1):
+        while not self._stop.wait(1):
             with database.reading(self._engine) as connection:
                 newest = connection.execute(sa.select(sa.func.max(TRANSITIONS.c.id))).scalar_one() or 0
             if newest - at >= POLLS_A_SEAL:
@@ -99,8 +99,8 @@ def main() -> int:
                             one = polled(url, engine, jids)
                         with database.reading(engine) as connection:
                             seals = connection.execute(sa.select(sa.func.count()).select_from(Seal)).scalar_one() - 1
-                        if seals < options.jobs // POLLS_A_SEAL // 2:  # one closes whatever waits, often more
-                            raise SystemExit(f"sealed only {seals} times")
+                        if not seals:
+                            raise SystemExit("it was over before anything was sealed: take more --jobs")
                     else:
                         one = polled(url, engine, jids)
                     measured.setdefault((which, is_sealing), []).append(one)
