@@ -75,15 +75,20 @@ class Watch:
         return now, tick
 
 
+def made(connection: sa.Connection, cluster: str) -> sa.Row[Any]:
+    """Return the cluster's row, locked; it is made if there is none."""
+    make = sa.text("INSERT INTO clusters (cluster) VALUES (:cluster) ON CONFLICT DO NOTHING")
+    connection.execute(make, {"cluster": cluster})
+    return connection.execute(sa.select(CLUSTERS).where(CLUSTERS.c.cluster == cluster).with_for_update()).one()
+
+
 def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings: Settings, release: str) -> int:
     """Make the cluster's row if there is none, and return the id of the row in ``sources`` for this configuration.
 
     A row is written when the configuration differs from the last one's: pointing tracker at a fake server leaves a
     trace. Called once by whatever is about to poll.
     """
-    make = sa.text("INSERT INTO clusters (cluster) VALUES (:cluster) ON CONFLICT DO NOTHING")
-    connection.execute(make, {"cluster": cluster.name})
-    connection.execute(sa.select(CLUSTERS.c.cluster).where(CLUSTERS.c.cluster == cluster.name).with_for_update())
+    made(connection, cluster.name)
     values = {
         "cluster": cluster.name,
         "base_url": cluster.base_url,

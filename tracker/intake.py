@@ -30,7 +30,7 @@ import sqlalchemy as sa
 
 from tracker import database, text
 from tracker import settings as _settings
-from tracker.deadline import Deadline, deadline
+from tracker.deadline import Deadline, deadline, deadline_of
 from tracker.errors import Conflict, InvalidField, Refused
 from tracker.models import JOBS, facts_of, legal_zones
 from tracker.settings import Settings
@@ -469,14 +469,7 @@ def _recorded(
 
 def _deadline_of(row: sa.Row[Any], zone: ZoneInfo) -> Deadline:
     """Return the deadline in a row of jobs, or what it will be where plain SQL put the row there and none is yet."""
-    due = deadline(
-        row.received_at,
-        row.submitted_at,
-        row.registered_at,
-        zone,
-        extended_on=row.extended_on,
-        extension_recorded_at=row.registered_at,
-    )
+    due = deadline_of(facts_of(row), row.registered_at, zone, [(row.registered_at, row.extended_on)])
     return due if row.deadline_at is None else Deadline(due.basis, row.deadline_on, row.deadline_at)
 
 

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from tracker import database, intake, status, text
+from tracker import clusters, database, intake, status, text
 from tracker.deadline import Deadline, Verdict, deadline, deadline_of, latest_extension, verdict
 from tracker.errors import AmbiguousJob, InvalidField, UnknownJob
 from tracker.models import (
@@ -392,10 +392,7 @@ def _lock(connection: sa.Connection, cluster: str, configured: Collection[str]) 
     if cluster not in configured and cluster not in (known := known_clusters(connection, configured)):
         told = f"known: {', '.join(known)}" if known else "none is known yet"
         raise InvalidField("cluster", f"{cluster[:80]!r} is neither configured nor in the database ({told})")
-    make = sa.text("INSERT INTO clusters (cluster) VALUES (:cluster) ON CONFLICT DO NOTHING")
-    connection.execute(make, {"cluster": cluster})
-    row = connection.execute(sa.select(CLUSTERS).where(CLUSTERS.c.cluster == cluster).with_for_update()).one()
-    return _standing(row)
+    return _standing(clusters.made(connection, cluster))
 
 
 def _change(connection: sa.Connection, cluster: str, values: dict[str, Any]) -> Standing:

@@ -163,8 +163,8 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
         if attempt:
             wait(PAUSE_SECONDS)
         try:
-            # READ COMMITTED: the second statement must see what was committed while the first waited.
-            with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            # `writing` is READ COMMITTED: the last statement sees what was committed while the one before waited.
+            with database.writing(engine) as connection:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_MS}ms'")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEAL_LOCK})")
                 return _newest(connection)
@@ -220,9 +220,7 @@ def _segments(engine: sa.Engine, table: str, after: int, upto: int) -> Iterator[
 def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: list[dict[str, Any]]) -> bool:
     """Append *signed* to the chain if it still ends with *before*, and return whether it did."""
     checkpoint = signed.checkpoint
-    if engine.dialect.name != "sqlite":  # the second statement must see what another sealer committed
-        engine = engine.execution_options(isolation_level="READ COMMITTED")
-    with database.writing(engine) as connection:
+    with database.writing(engine) as connection:  # READ COMMITTED: `head` sees what another sealer committed
         if engine.dialect.name != "sqlite":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEALER_LOCK})")
         newest = head(connection)

@@ -84,7 +84,7 @@ def jobs(past_deadline: bool, limit: int | None, format: str | None, **wanted: t
     from tracker.reports import overview
 
     for name, values in wanted.items():
-        if not all(not text.INVISIBLE.search(value) for value in values):
+        if any(text.INVISIBLE.search(value) for value in values):
             raise click.UsageError(f"--{name} has a control character, or bytes that are not UTF-8, in it.")
     is_table = chosen(format) == "table"
     most = limit or (ROWS if is_table else None)
