@@ -19,8 +19,8 @@ import pytest
 from click.testing import CliRunner
 
 from tracker.cli.simulate import simulate
+from tracker.demo.simulator import FAULT_KINDS, Simulator
 from tracker.settings import load
-from tracker.simulator import FAULT_KINDS, Simulator
 
 COMMAND = [sys.executable, "-c", "import sys; from tracker.cli import main; sys.exit(main())", "simulate"]
 

@@ -19,7 +19,8 @@ from threading import Event
 import pytest
 import sqlalchemy as sa
 
-from tracker import cli, database, demo
+from tracker import cli, database
+from tracker.demo import demo
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS, job_of, transition_of
 from tracker.status import Anomaly, Kind, State, replay

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracker.simulator import (
+from tracker.demo.simulator import (
     CREATE_PATHS,
     DEFAULT_KEY,
     DEFAULT_RUNNING,

@@ -8,13 +8,13 @@ its rate (``poller``), which also grows ``delay_per_poll`` when the cluster cann
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from enum import StrEnum
-from functools import lru_cache
 from math import sqrt
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from tracker.deadline import start_of_day
 from tracker.status import Job, State, Status
 
 NIGHT_HOURS: Final = (timedelta(), timedelta(hours=2), timedelta(hours=6))
@@ -109,7 +109,7 @@ def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, r
         # A time in the future is a mistake, and must not keep the job from being polled.
         began_at = min(job.facts.submitted_at or job.registered_at, now)
         began_on = began_at.astimezone(rhythm.timezone).date()
-        archived_at = _midnight(rhythm.timezone, began_on + timedelta(days=rhythm.archive_days))
+        archived_at = start_of_day(began_on + timedelta(days=rhythm.archive_days), rhythm.timezone)
         if now < archived_at:
             plan = Plan(_next_night(began_on, now, u, rhythm.timezone), Why.NIGHT)
         else:
@@ -142,22 +142,18 @@ def _jittered(interval: timedelta, u: float) -> timedelta:
 
 
 def _doubling(times: int, u: float) -> timedelta:
-    doubled = FIRST_WAIT * 2 ** min(times - 1, 10)  # the tenth doubling is past LONGEST: no need of larger numbers
-    return _jittered(min(doubled, LONGEST), u)
+    return _jittered(doubled(FIRST_WAIT, times - 1, LONGEST), u)
+
+
+def doubled(first: timedelta, times: int, longest: timedelta) -> timedelta:
+    """Return the wait *first*, doubled so many *times* (0: not yet), at most *longest*: the backoff of all retries."""
+    factor: int = 2 ** min(times, 16)  # more doublings are past any `longest`, and at last past what timedelta holds
+    return min(first * factor, longest)
 
 
 def _growing(age: timedelta, u: float, delay_per_poll: timedelta) -> timedelta:
     interval = timedelta(seconds=sqrt(max(0.0, 2 * delay_per_poll.total_seconds() * age.total_seconds())))
     return _jittered(min(max(interval, SHORTEST), LONGEST), u)
-
-
-@lru_cache(maxsize=8192)  # a few dates serve thousands of jobs, and changing the zone is the slow part
-def _midnight(timezone: ZoneInfo, day: date) -> datetime:
-    """Return the instant at which a local day begins, in UTC.
-
-    Where a change of the clocks skips midnight, fold=0 names the instant of the change (PEP 495): the day begins there.
-    """
-    return datetime(day.year, day.month, day.day, tzinfo=timezone).astimezone(UTC)
 
 
 def _next_night(began_on: date, now: datetime, u: float, timezone: ZoneInfo) -> datetime:
@@ -168,7 +164,7 @@ def _next_night(began_on: date, now: datetime, u: float, timezone: ZoneInfo) -> 
     day = max(began_on + timedelta(days=1), now.astimezone(timezone).date())
     while True:
         for hours in NIGHT_HOURS:
-            opens_at = _midnight(timezone, day) + hours + NIGHT_DELAY
+            opens_at = start_of_day(day, timezone) + hours + NIGHT_DELAY
             if opens_at > now:
                 return opens_at + NIGHT_SPREAD * u
         day += timedelta(days=1)

@@ -225,11 +225,14 @@ def _begin(
         raise ValueError(f"{began_at} is outside the calendar in {timezone}") from error
 
 
-@lru_cache(maxsize=10_000)
-def _end_of(day: date, timezone: ZoneInfo) -> datetime:
-    """Return the instant at which the next local day begins, in UTC.
+@lru_cache(maxsize=10_000)  # a few dates serve thousands of jobs, and changing the zone is the slow part
+def start_of_day(day: date, timezone: ZoneInfo) -> datetime:
+    """Return the instant (UTC) at which a local day begins.
 
     Where a change of the clocks skips midnight, fold=0 names the instant of the change (PEP 495): the day begins there.
     """
-    next_day = day + timedelta(days=1)
-    return datetime(next_day.year, next_day.month, next_day.day, tzinfo=timezone).astimezone(UTC)
+    return datetime(day.year, day.month, day.day, tzinfo=timezone).astimezone(UTC)
+
+
+def _end_of(day: date, timezone: ZoneInfo) -> datetime:
+    return start_of_day(day + timedelta(days=1), timezone)

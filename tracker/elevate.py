@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import codecs
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from time import monotonic
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 
 import urllib3
@@ -192,21 +191,6 @@ def _check_type(headers: Mapping[str, str]) -> None:
         raise bad_answer("content_encoding", "the answer is compressed")
 
 
-def _one_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of *pairs*; with a key twice, it would depend on the reader what was said (RFC 8259, 4)."""
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        raise ValueError("a key twice")
-    return document
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-_decoder = json.JSONDecoder(object_pairs_hook=_one_of_each, parse_constant=_no_constant)
-
-
 _GUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
@@ -221,7 +205,7 @@ def _status(jid: str, body: bytes) -> str:
     """Return the status in *body*, or raise BadAnswer unless it is one valid answer about *jid*, beyond any doubt."""
     try:
         # A byte order mark changes nothing of what is said, and may be ignored (RFC 8259, 8.1).
-        document = _decoder.decode(body.removeprefix(codecs.BOM_UTF8).decode())
+        document = text.parse_json(body.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError):
         raise bad_answer("not_json", "the answer is not valid JSON") from None
     if not isinstance(document, dict):

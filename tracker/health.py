@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final
 
+from tracker.cadence import doubled
 from tracker.errors import AskError, BadAnswer, KeyRefused, RateLimited, Unavailable, WrongTarget
 from tracker.status import CLOCK_STEP, Cause
 
@@ -194,7 +195,7 @@ def failed(
             until = max(health.paused_until, now + min(asked_for, LONGEST_PAUSE))
             health = replace(health, paused_until=until)
         return Change(health, gap, backs_off)
-    pause = asked_for if asked_for is not None else first * 2 ** min(health.pauses, 10)
+    pause = asked_for if asked_for is not None else doubled(first, health.pauses, longest)
     until = now + max(min(pause, longest), timedelta(seconds=1))
     return Change(replace(health, pauses=health.pauses + 1, paused_until=until, pause_cause=cause), gap, backs_off)
 

@@ -1,12 +1,13 @@
-"""What a text from people or Elevate may look like: a jid, a reference, a reason, a status.
+"""What a text from people or Elevate may look like: a jid, a reference, a reason, a status, a JSON document.
 
 Owns the list of invisible characters. The CHECKs of the database refuse the same ones (migration ``0001``). Pure.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Final
+from typing import Any, Final
 
 from tracker.errors import InvalidField
 
@@ -49,3 +50,25 @@ def check_no_address(field: str, value: object, longest: int = LONGEST) -> str:
             " instead",
         )
     return check(field, value, longest)
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON document says.
+
+    Raises:
+        ValueError: It is not JSON (``NaN`` is not), or an object has a key twice: readers would differ about what it
+            says (RFC 8259, section 4).
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("it has a key twice")
+    return document
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,4 +1,4 @@
-"""``tracker demo``: all of it on this machine in seconds. Arguments and printing; the scene is `tracker.demo`."""
+"""``tracker demo``: all of it on this machine in seconds. Arguments and printing; the scene is `tracker.demo.demo`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import click
 from tracker.cli.output import example, human
 
 if TYPE_CHECKING:
-    from tracker.demo import Outcome, Progress
+    from tracker.demo.demo import Outcome, Progress
 
 
 @click.command(epilog=example("tracker demo", "tracker demo --jobs 50 --database /tmp/try.db"))
@@ -52,7 +52,7 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     Settings are not read, and no other host is asked. Ctrl-C ends it, leaves nothing running, and keeps the database.
     """
     click.echo(f"Simulating {days} days; Ctrl-C ends it.", err=True)
-    from tracker import demo as scene
+    from tracker.demo import demo as scene
 
     level = logging.getLogger("tracker").level
     logging.getLogger("tracker").setLevel(logging.ERROR)  # a vanished job is part of the scene, not news
@@ -127,7 +127,7 @@ def _report(path: Path) -> None:
     """Print the durations report on standard output."""
     from tracker import database
     from tracker.cli.report import print_durations
-    from tracker.demo import url_of
+    from tracker.demo.demo import url_of
     from tracker.reports.durations import durations
 
     engine = database.open_database(url_of(path))
@@ -162,7 +162,7 @@ def _shown(outcome: Outcome) -> str:
 
 def _place(path: Path, outcome: Outcome) -> str:
     """Return where the database is, and commands to try on it, ready to be pasted into a shell."""
-    from tracker.demo import url_of
+    from tracker.demo.demo import url_of
 
     commands = ["jobs --past-deadline", "report durations --kind removal", "audit verify"]
     commands.insert(1, f"show {outcome.example}" if outcome.example else "jobs --state open")

@@ -158,6 +158,36 @@ def _no_room(error: OSError) -> Refused:
     return Refused(f"cannot keep the rows in a temporary file: {why}; make room, or name another folder in TMPDIR")
 
 
+@contextmanager
+def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], None]]:
+    """Yield ``tell(done, total, what)``, which moves a bar on standard error, if that is a terminal.
+
+    Each *what* has a bar of its own; a *total* of None: nobody knows how long it takes. What is printed on
+    standard error meanwhile comes out above the bar.
+
+    Args:
+        unit: What *done* counts, as ``rows``; it is shown before the bar. Default: the share only.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total, what: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    counter = [TextColumn(f"{{task.completed:,.0f}} {unit}")] if unit else []
+    columns = (TextColumn("{task.description}"), *counter, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tell(done: float, total: float | None, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield tell
+
+
 def utc(at: datetime) -> datetime:
     """Return *at* in UTC; a naive time is a mistake in the program, since nobody knows what it means.
 

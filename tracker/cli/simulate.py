@@ -1,4 +1,4 @@
-"""``tracker simulate``: serve the fake Elevate. Arguments and printing; what is served is in `tracker.simulator`."""
+"""``tracker simulate``: serve the fake Elevate. What is served is in `tracker.demo.simulator`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from tracker import simulator
+from tracker.demo import simulator
 
 
 def _faults(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[simulator.Fault, ...]:

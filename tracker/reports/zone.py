@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from tracker.deadline import add_months
+from tracker.deadline import add_months, start_of_day
 
 _DAY = timedelta(days=1)
 
@@ -47,7 +47,7 @@ def zone_days(
             zone = ZoneInfo(name) if name else default
         except (OSError, ValueError, KeyError):  # an unknown time zone: it gives no deadlines
             continue
-        found += (ZoneDay(name, day, _begin(day, zone), _begin(day + _DAY, zone)) for day in wanted)
+        found += (ZoneDay(name, day, start_of_day(day, zone), start_of_day(day + _DAY, zone)) for day in wanted)
     return found
 
 
@@ -79,8 +79,3 @@ def _date(value: object) -> date | None:
     except ValueError:
         return None
     return day if 1970 <= day.year < 9999 else None
-
-
-def _begin(day: date, zone: ZoneInfo) -> datetime:
-    """Return when *day* begins; if a change of the clocks skips midnight, at that change (PEP 495, fold=0)."""
-    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)

@@ -29,6 +29,7 @@ import sqlalchemy as sa
 from tracker import database
 from tracker.audit.seal import seal
 from tracker.clusters import first_contact
+from tracker.demo.simulator import CREATE_PATHS, DEFAULT_KEY, Simulator
 from tracker.elevate import Elevate
 from tracker.errors import BadConfiguration
 from tracker.intake import register
@@ -36,7 +37,6 @@ from tracker.models import JOBS, TRANSITIONS
 from tracker.poller import Poller, Tally
 from tracker.reports import page
 from tracker.settings import ClusterSettings, Settings
-from tracker.simulator import CREATE_PATHS, DEFAULT_KEY, Simulator
 from tracker.status import Action, Kind, State, Status
 
 CLUSTER = "demo"

@@ -1,0 +1,1 @@
+"""A fake Elevate (``simulator``), and all of tracker in one go on this machine (``demo``)."""
