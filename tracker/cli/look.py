@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracker.cli.output import Column, chosen, counted, emit, example, format_option, human, plain, spooled, utc
+from tracker.reports import words
 from tracker.status import Action, Kind, State
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tracker.cadence import Rhythm
-    from tracker.reports.overview import Blind, Explained, Sealing
+    from tracker.reports.jobs import AnyGap, Explained
+    from tracker.reports.overview import Sealing
     from tracker.settings import Settings
     from tracker.status import Facts
 
@@ -81,7 +83,8 @@ def jobs(past_deadline: bool, limit: int | None, format: str | None, **wanted: t
     A table shows what fits; csv and json have every column of the view report_jobs.
     """
     from tracker import database, text
-    from tracker.reports import overview
+    from tracker.reports import jobs as queries
+    from tracker.reports.tables import typed
 
     for name, values in wanted.items():
         if any(text.INVISIBLE.search(value) for value in values):
@@ -99,13 +102,13 @@ def jobs(past_deadline: bool, limit: int | None, format: str | None, **wanted: t
             yield row
 
     with spooled() as spool, opened() as (_, engine), database.reading(engine) as connection:
-        found = overview.jobs(connection, wanted, past_deadline=past_deadline, limit=most and most + 1)
+        found = queries.jobs(connection, wanted, past_deadline=past_deadline, limit=most and most + 1)
         with closing(found):
             if is_table:
                 shown = list(at_most(found))
             else:
                 with redirect_stdout(spool):
-                    emit(at_most(found), list(overview.REPORT_JOBS.c.keys()), format or "csv")
+                    emit(at_most(found), typed(connection, "report_jobs").c.keys(), format or "csv")
     if is_table:
         columns = [
             Column("jid"),
@@ -156,29 +159,29 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
     import sqlalchemy as sa
 
     from tracker import database, models, operate
-    from tracker.reports import overview
+    from tracker.reports import jobs as queries
 
     with opened() as (settings, engine), database.reading(engine) as connection:
         found = operate.find(connection, jid, cluster)
         now = database.now(connection)
         row = connection.execute(sa.select(models.JOBS).where(models.JOBS.c.id == found.job_id)).one()
-        [seen] = overview.jobs(connection, {"cluster": [found.cluster], "jid": [jid]})
-        changes = overview.timeline(connection, found.cluster, jid)
+        [seen] = queries.jobs(connection, {"cluster": [found.cluster], "jid": [jid]})
+        changes = queries.timeline(connection, found.cluster, jid)
         clusters = sa.select(models.CLUSTERS).where(models.CLUSTERS.c.cluster == found.cluster)
         standing = connection.execute(clusters).one_or_none()
         rhythm = _rhythm(connection, settings, found.cluster)
-        declared = overview.declared(connection, found.job_id)
+        declared = queries.declared(connection, found.job_id)
         began_at = row.submitted_at or row.registered_at
-        gaps = overview.gaps(connection, found.cluster, began_at)
-    explained = [overview.explain(change, began_at, gaps) for change in changes]
+        gaps = queries.gaps(connection, found.cluster, began_at)
+    explained = [queries.explain(change, began_at, gaps) for change in changes]
     unseen_since = gaps[-1] if gaps and gaps[-1].ended_at is None and row.state is State.OPEN else None
     why = _why(row, standing, rhythm, changes[-1])
-    meaning = overview.verdict_meaning(seen.verdict, seen.state)
+    meaning = words.verdict_meaning(seen.verdict, seen.state)
     match chosen(format):
         case "csv":
             emit(
                 [[*change, *_explained(gaps)] for change, gaps in zip(changes, explained, strict=True)],
-                [*overview.REPORT_TRANSITIONS.c.keys(), "gaps", "gap_seconds"],
+                [*changes[0]._fields, "gaps", "gap_seconds"],
                 "csv",
             )
         case "json":
@@ -202,7 +205,7 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
             click.echo()
             lines = []
             for change, its in zip(changes, explained, strict=True):
-                lines.append(_change(change, row.submitted_at, overview.ANOMALIES, declared))
+                lines.append(_change(change, row.submitted_at, declared))
                 lines += [] if its is None else _gap_lines(its)
             if unseen_since is not None:
                 lines.append(_gap_line(unseen_since, "nothing could be observed since"))
@@ -274,12 +277,10 @@ def _facts(
     return {heading: value for heading, value in facts.items() if value is not None}
 
 
-def _change(
-    change: sa.Row[Any], submitted_at: datetime | None, anomalies: dict[Any, str], declared: dict[int, Facts]
-) -> list[object]:
+def _change(change: sa.Row[Any], submitted_at: datetime | None, declared: dict[int, Facts]) -> list[object]:
     """Return a row of the timeline's table: number, both bounds, what changed, and what is to be said about it."""
     moved = change.from_state != change.to_state
-    notes = [f"{change.anomaly}: {anomalies[change.anomaly]}"] if change.anomaly else []
+    notes = [f"{change.anomaly}: {words.ANOMALIES[change.anomaly]}"] if change.anomaly else []
     after: object = None
     if change.action == Action.OBSERVED:
         what = change.to_status
@@ -325,11 +326,11 @@ def _gap_lines(its: Explained) -> list[list[object]]:
     return [[None, its.gaps[0].began_at, ended_at or "still open", f"{len(its.gaps)} gaps", told]]
 
 
-def _gap_line(gap: Blind, told: str) -> list[object]:
+def _gap_line(gap: AnyGap, told: str) -> list[object]:
     return [None, gap.began_at, gap.ended_at or "still open", "gap", f"{told} ({_cause(gap)})"]
 
 
-def _cause(gap: Blind) -> str:
+def _cause(gap: AnyGap) -> str:
     return f"{gap.cause}: {gap.detail}" if gap.detail else gap.cause.value
 
 
@@ -490,7 +491,7 @@ def status(ctx: click.Context) -> None:
     gaps = [f"{row.cluster}: {_gap(row)}" for row in seen.clusters if row.gap_began_at is not None]
     pauses = [f"{row.cluster}: {_paused(row)}" for row in seen.clusters if row.pause_cause is not None]
     behind = sum(row.polls_behind for row in seen.clusters)
-    anomalies = [f"{count} {word} ({overview.ANOMALIES[word]})" for word, count in seen.anomalies.items()]
+    anomalies = [f"{count} {word} ({words.ANOMALIES[word]})" for word, count in seen.anomalies.items()]
     overdue = seen.count(State.OPEN, State.FAILED, verdict="overdue")
     unseen = seen.count(State.OPEN, verdict="undecidable")
     screen: dict[str, object] = {

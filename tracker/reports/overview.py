@@ -1,13 +1,13 @@
-"""What an operator looks at: jobs, one job's timeline, the clusters, and what needs a person.
+"""What an operator looks at: the clusters, and what needs a person.
 
-Owns these queries, what counts as behind, alive, near and in need of a person, and the words that explain a verdict or
-an anomaly. How it is shown is the reader's (``cli``); what the columns mean is the views' and ``models``'.
+Owns these queries, and what counts as behind, alive, near and in need of a person. How it is shown is the reader's
+(``cli``); what the columns mean is the views' and ``models``'.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Final
@@ -15,8 +15,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Delivery, Gap, Seal, Source, UtcDateTime, Worker, facts_of
-from tracker.status import UNSETTLED, Action, Anomaly, Cause, Facts, State
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Delivery, Gap, Seal, Source, UtcDateTime, Worker
+from tracker.reports.jobs import AnyGap
+from tracker.reports.tables import typed
+from tracker.status import UNSETTLED, Anomaly, Cause, State
 
 BEHIND: Final = timedelta(seconds=60)
 """A poll that is due for longer than this is behind."""
@@ -32,193 +34,6 @@ SEALED_WITHIN: Final = timedelta(hours=24)
 """A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day."""
 SEALED_BY_DAEMON: Final = timedelta(minutes=15)
 """The same while a daemon runs."""
-
-_BATCH: Final = 10_000
-"""Rows fetched at a time; ours: a few MB."""
-
-ANOMALIES: Final = {
-    Anomaly.UNKNOWN_STATUS: "a status that nobody documented; the job stays open",
-    Anomaly.BACKWARDS: "an earlier status after a later one",
-    Anomaly.VANISHED: "not found, although it was there before",
-    Anomaly.REAPPEARED: "there again after it had vanished",
-    Anomaly.NEVER_FOUND: "never found: a wrong jid, or the wrong cluster",
-}
-"""Each anomaly in plain words."""
-
-_VERDICTS: Final = {
-    "met": "Elevate reported the job done in time; that the person was informed is not shown",
-    "missed": "it was seen not done at or after the deadline, and done later",
-    "pending": "not done, and the deadline is ahead",
-    "overdue": "it was seen not done at or after the deadline",
-    "attested": "an operator says that it was done; Elevate was not seen to say so",
-    "withdrawn": "an operator closed it",
-}
-_UNDECIDABLE: Final = {
-    State.DONE: "the deadline lies between the bounds of its end",
-    State.LOST: "the job is lost: nobody can say whether it was done",
-}
-
-
-def verdict_meaning(verdict: str, state: str) -> str:
-    """Return in plain words what *verdict*, of a job in *state*, says, and no more than that."""
-    if verdict == "undecidable":
-        return _UNDECIDABLE.get(State(state), "the deadline is past, and the job was not seen since")
-    if verdict == "overdue" and state == State.FAILED:
-        return "it failed, and the deadline is past"
-    return _VERDICTS[verdict]
-
-
-def _view(name: str, columns: str) -> sa.TableClause:
-    """Return the view *name*; a column's name tells its type, which SQLite does not."""
-    types: dict[str, sa.types.TypeEngine[Any]] = {"_on": sa.Date(), "_at": UtcDateTime(), "_by": UtcDateTime()}
-    types |= {"after": UtcDateTime(), "_date": UtcDateTime()}
-
-    def column(name: str) -> sa.ColumnClause[Any]:
-        ours = (kind for ending, kind in types.items() if name.endswith(ending) and name != "registered_by")
-        return sa.column(name, next(ours, None))
-
-    return sa.table(name, *map(column, columns.split()))
-
-
-REPORT_JOBS = _view(
-    "report_jobs",
-    "cluster jid kind reference state status status_after status_by seen_at submitted_at registered_at registered_by "
-    "received_at deadline_on verdict ended_after ended_by next_poll_at age_seconds polls failures last_error",
-)
-REPORT_TRANSITIONS = _view(
-    "report_transitions",
-    "id cluster jid kind reference seq action from_status to_status from_state to_state last_seen_at observed_at "
-    "server_date claimed_at base_url actor anomaly reason seal_id",
-)
-
-
-def jobs(
-    connection: sa.Connection,
-    wanted: Mapping[str, Collection[str]],
-    *,
-    past_deadline: bool = False,
-    limit: int | None = None,
-) -> Generator[sa.Row[Any]]:
-    """Yield rows of ``report_jobs``, the most urgent first, as they come from the database: any number fits.
-
-    First those that somebody still waits for (open, failed, lost), the nearest deadline first; then those that are
-    settled, the last to end first.
-
-    Args:
-        connection: In any transaction; it must last until all are read.
-        wanted: By column of the view, the values that are wanted; an empty collection wants all.
-        past_deadline: Only those whose deadline is past and the verdict missed, overdue or undecidable.
-        limit: At most so many.
-    """
-    j = REPORT_JOBS.c
-    unsettled = j.state.in_(UNSETTLED)
-    query = sa.select(REPORT_JOBS).where(*(j[column].in_(values) for column, values in wanted.items() if values))
-    if past_deadline:
-        # A lost job is undecidable from the start: the view does not tell whether its deadline is past.
-        past = sa.select(JOBS.c.id).where(
-            JOBS.c.cluster == j.cluster, JOBS.c.jid == j.jid, JOBS.c.deadline_at <= database.now(connection)
-        )
-        query = query.where(j.verdict.in_(("missed", "overdue", "undecidable")), past.exists())
-    query = query.order_by(
-        sa.case((unsettled, 0), else_=1),
-        sa.case((unsettled, j.deadline_on)).nulls_last(),
-        j.ended_by.desc().nulls_last(),
-        j.registered_at.desc(),
-        j.cluster,
-        j.jid,
-    )
-    with connection.execute(query.limit(limit), execution_options={"yield_per": _BATCH}) as rows:
-        yield from rows
-
-
-def declared(connection: sa.Connection, job_id: int) -> dict[int, Facts]:
-    """Return what was declared about a job with its registration and each amendment, by ``seq``, oldest first."""
-    t = TRANSITIONS.c
-    query = sa.select(TRANSITIONS).where(t.job_id == job_id, t.action.in_((Action.REGISTERED, Action.AMENDED)))
-    return {row.seq: facts_of(row) for row in connection.execute(query.order_by(t.seq))}
-
-
-def timeline(connection: sa.Connection, cluster: str, jid: str) -> list[sa.Row[Any]]:
-    """Return a job's rows of ``report_transitions``, oldest first."""
-    t = REPORT_TRANSITIONS.c
-    query = sa.select(REPORT_TRANSITIONS).where(t.cluster == cluster, t.jid == jid).order_by(t.seq)
-    return list(connection.execute(query))
-
-
-@dataclass(frozen=True, slots=True)
-class Blind:
-    """A stretch of time in which nothing could be observed of a cluster.
-
-    Attributes:
-        began_at: Of the whole gap, whatever part of it matters here.
-        ended_at: None: it is open.
-        cause: Why.
-        detail: An operator's reason, or the code of an error.
-    """
-
-    began_at: datetime
-    ended_at: datetime | None
-    cause: Cause
-    detail: str | None
-
-    def within(self, after: datetime, by: datetime) -> timedelta:
-        """Return how much of it lies between two instants."""
-        end = by if self.ended_at is None else min(self.ended_at, by)
-        return max(end - max(self.began_at, after), timedelta())
-
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """What gaps have to do with the bounds of a transition.
-
-    Attributes:
-        after: The lower bound.
-        by: The upper one.
-        unobserved: How much of it no request could have observed; gaps that overlap count once.
-        gaps: Those that lie in it, oldest first.
-    """
-
-    after: datetime
-    by: datetime
-    unobserved: timedelta
-    gaps: tuple[Blind, ...]
-
-
-def gaps(connection: sa.Connection, cluster: str, since: datetime) -> list[Blind]:
-    """Return the gaps of *cluster* that ended after *since*, oldest first, the open one last."""
-    closed = (
-        sa.select(Gap.began_at, Gap.ended_at, Gap.cause, Gap.detail)
-        .where(Gap.cluster == cluster, Gap.ended_at > since)
-        .order_by(Gap.began_at, Gap.id)
-    )
-    found = [Blind(*row) for row in connection.execute(closed)]
-    c = CLUSTERS.c
-    standing = sa.select(c.gap_began_at, c.gap_cause, c.gap_detail)
-    standing = standing.where(c.cluster == cluster, c.gap_began_at.is_not(None))
-    for began_at, cause, detail in connection.execute(standing):
-        found.append(Blind(began_at, None, cause, detail))
-    return found
-
-
-def explain(change: sa.Row[Any], began_at: datetime, gaps: Iterable[Blind]) -> Explained | None:
-    """Return which of *gaps* explain how wide the bounds of *change* are; None: none does.
-
-    Args:
-        change: A row of `timeline`. What an operator did has no bounds.
-        began_at: The job's submission, else its registration: the lower bound where no status had been seen before.
-        gaps: Of the job's cluster, oldest first.
-    """
-    if change.action != Action.OBSERVED:
-        return None
-    after, by = change.last_seen_at or began_at, change.observed_at
-    within = [gap for gap in gaps if gap.within(after, by)]
-    if not within:
-        return None
-    unobserved, reached = timedelta(), after
-    for gap in within:
-        unobserved += gap.within(reached, by)
-        reached = max(reached, gap.ended_at or by)
-    return Explained(after, by, unobserved, tuple(within))
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +181,7 @@ class Overview:
     near: int
     anomalies: dict[Anomaly, int]
     sealing: Sealing
-    clock_set: tuple[Blind, ...] = ()
+    clock_set: tuple[AnyGap, ...] = ()
 
     def count(self, *states: State, verdict: str | None = None) -> int:
         """Return how many jobs are in one of these unsettled states, with *verdict* if one is given."""
@@ -376,7 +191,7 @@ class Overview:
 def overview(connection: sa.Connection, configured: Collection[str]) -> Overview:
     """Return how everything stands at the database's time."""
     now = database.now(connection)
-    j, r, t = JOBS.c, REPORT_JOBS.c, TRANSITIONS.c
+    j, r, t = JOBS.c, typed(connection, "report_jobs").c, TRANSITIONS.c
     alive = (
         sa.select(sa.inspect(Worker).local_table)
         .where(Worker.stopped_at.is_(None), Worker.beat_at >= now - ALIVE)
@@ -405,7 +220,7 @@ def overview(connection: sa.Connection, configured: Collection[str]) -> Overview
     )
 
 
-def _clock_set(connection: sa.Connection, since: datetime) -> tuple[Blind, ...]:
+def _clock_set(connection: sa.Connection, since: datetime) -> tuple[AnyGap, ...]:
     query = (
         sa.select(
             sa.func.min(Gap.began_at, type_=UtcDateTime()), sa.func.max(Gap.ended_at, type_=UtcDateTime()), Gap.detail
@@ -413,7 +228,7 @@ def _clock_set(connection: sa.Connection, since: datetime) -> tuple[Blind, ...]:
         .where(Gap.cause == Cause.CLOCK_SET, Gap.ended_at >= since)
         .group_by(Gap.detail)
     )
-    return tuple(Blind(began, ended, Cause.CLOCK_SET, detail) for began, ended, detail in connection.execute(query))
+    return tuple(AnyGap(began, ended, Cause.CLOCK_SET, detail) for began, ended, detail in connection.execute(query))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,8 @@ from tracker.reports import pictures
 from tracker.reports.about import Filters
 from tracker.reports.as_of import LEGAL_ZONE, AsOf, instant, kept, shadows
 from tracker.reports.durations import Bounds, Lateness, Row, cohorts_of, row_of
-from tracker.reports.overview import ANOMALIES, verdict_meaning
 from tracker.reports.survival import Curve
-from tracker.reports.words import NOTE, human, plain
+from tracker.reports.words import ANOMALIES, NOTE, human, plain, verdict_meaning
 from tracker.status import UNSETTLED, Action, Anomaly, Kind, State, Status
 
 if TYPE_CHECKING:
