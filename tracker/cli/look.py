@@ -1,6 +1,6 @@
-"""Looking: ``tracker jobs``, ``show``, ``clusters`` and ``status``. Arguments and printing.
+"""Looking: ``tracker jobs`` and ``show``. Arguments and printing.
 
-What is looked at comes from `tracker.reports.overview`; here are the words and the columns. Each command reads one
+What is looked at comes from `tracker.reports.jobs`; here are the words and the columns. Each command reads one
 state of the database, and has closed it before it prints: a pager that waits holds nobody up. What may be a million
 rows waits in a file.
 """
@@ -8,8 +8,6 @@ rows waits in a file.
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from datetime import date, datetime, timedelta
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracker.cli.output import Column, chosen, counted, emit, example, format_option, human, plain, spooled, utc
+from tracker.cli.output import Column, chosen, emit, example, format_option, human, plain, spooled, utc
 from tracker.reports import words
 from tracker.status import Action, Kind, State
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
     from tracker.cadence import Rhythm
     from tracker.reports.jobs import AnyGap, Explained
-    from tracker.reports.overview import Sealing
     from tracker.settings import Settings
     from tracker.status import Facts
 
@@ -264,7 +261,7 @@ def _facts(
             facts["ended"] = row.ended_by
     facts["deadline"] = "computed at the first answer"
     if row.deadline_at is not None:
-        away = f"in {human(row.deadline_at - now)}" if row.deadline_at > now else _ago(row.deadline_at, now)
+        away = f"in {human(row.deadline_at - now)}" if row.deadline_at > now else ago(row.deadline_at, now)
         facts["deadline"] = f"{row.deadline_on} in {timezone}; it ends {_time(row.deadline_at)}, {away}"
     if row.extended_on is not None:
         idle = "" if row.deadline_on == row.extended_on else "; not the deadline: recorded too late, or too long"
@@ -398,7 +395,8 @@ def _between(after: datetime | None, by: datetime) -> str:
     return f"by {_time(by)}" if after is None else f"between {_time(after)} and {_time(by)}"
 
 
-def _ago(at: datetime, now: datetime) -> str:
+def ago(at: datetime, now: datetime) -> str:
+    """Return how long before *now* something was, as ``2h 5m ago``."""
     return f"{human(max(now - at, timedelta()))} ago"
 
 
@@ -406,117 +404,7 @@ def _when(at: datetime, now: datetime) -> str:
     return f"in {human(at - now)}" if at > now else f"due for {human(now - at)}"
 
 
-@click.command(epilog=example("tracker clusters", "tracker clusters --format json"))
-@format_option
-def clusters(format: str | None) -> None:
-    """Show a row for each cluster that is configured or has jobs.
-
-    A poll is behind when it has been due for more than a minute. The next deadline is the nearest that is still ahead
-    of a job that is open, failed or lost.
-    """
-    from dataclasses import astuple, fields
-
-    from tracker import database
-    from tracker.reports import overview
-
-    with opened() as (settings, engine), database.reading(engine) as connection:
-        rows = overview.clusters(connection, settings.clusters)
-    if chosen(format) != "table":
-        emit(map(astuple, rows), [field.name for field in fields(overview.ClusterRow)], format)
-        return
-    emit(
-        [
-            (
-                row.cluster,
-                row.open,
-                row.polls_behind,
-                row.answered_at,
-                _paused(row),
-                _gap(row),
-                row.next_deadline_on,
-                row.configured,
-            )
-            for row in rows
-        ],
-        [
-            "cluster",
-            "open",
-            "polls behind",
-            "last answer",
-            Column("paused"),
-            Column("gap"),
-            Column("next deadline", optional=True),
-            Column("configured", optional=True),
-        ],
-        "table",
-        empty="No cluster is configured, and none is in the database.",
-    )
-
-
 def _paused(row: Any) -> str | None:
     if row.pause_cause is None:
         return None
     return f"{row.pause_cause} until {'resumed' if row.paused_until is None else _time(row.paused_until)}"
-
-
-def _gap(row: Any) -> str | None:
-    if row.gap_began_at is None:
-        return None
-    detail = f": {row.gap_detail}" if row.gap_detail else ""
-    return f"{row.gap_cause} since {_time(row.gap_began_at)}{detail}"
-
-
-def _seal(its: Sealing, now: datetime) -> str:
-    unsealed = f"; {counted(its.unsealed, 'row')} not sealed yet" if its.unsealed else ""
-    if its.sealed_at is None:
-        return f"no seal yet{unsealed}"
-    number = "DAMAGED (`tracker audit verify`)" if its.number is None else f"number {its.number}"
-    signed = f"signed with key {its.key_id}" if its.key_id else "NOT SIGNED"
-    return f"{number}, {_ago(its.sealed_at, now)}, {signed}{unsealed}"
-
-
-@click.command(epilog=example("tracker status", "tracker status > now.txt || mail -s 'See to it' ops < now.txt"))
-@click.pass_context
-def status(ctx: click.Context) -> None:
-    """Show on one screen how everything stands; exit with 1 when something needs a person.
-
-    Then each such thing is one line: what it is, and what to do about it. Times are UTC, by the database's clock.
-    """
-    from tracker import database
-    from tracker.reports import overview
-
-    with opened() as (settings, engine), database.reading(engine) as connection:
-        seen = overview.overview(connection, settings.clusters)
-    daemons = [f"{row.host}:{row.pid}, beat {_ago(row.beat_at, seen.now)}" for row in seen.alive]
-    gaps = [f"{row.cluster}: {_gap(row)}" for row in seen.clusters if row.gap_began_at is not None]
-    pauses = [f"{row.cluster}: {_paused(row)}" for row in seen.clusters if row.pause_cause is not None]
-    behind = sum(row.polls_behind for row in seen.clusters)
-    anomalies = [f"{count} {word} ({words.ANOMALIES[word]})" for word, count in seen.anomalies.items()]
-    overdue = seen.count(State.OPEN, State.FAILED, verdict="overdue")
-    unseen = seen.count(State.OPEN, verdict="undecidable")
-    screen: dict[str, object] = {
-        "now": seen.now,
-        "daemons alive": "; ".join(daemons) or "none",
-        "open jobs": seen.count(State.OPEN),
-        "failed, lost": f"{seen.count(State.FAILED)}, {seen.count(State.LOST)}",
-        "polls behind": behind,
-        "gaps now": "; ".join(gaps) or "none",
-        "pauses": "; ".join(pauses) or "none",
-        "deadlines": f"{seen.near} within 7 days; past: {overdue} overdue, {unseen} undecidable",
-        "anomalies": f"{'; '.join(anomalies) or 'none'} in the last 24 hours",
-        "last seal": _seal(seen.sealing, seen.now),
-    }
-    if seen.clock_set:
-        steps = (f"{step.detail}, until {step.ended_at:%Y-%m-%d %H:%M}" for step in seen.clock_set)
-        screen["clock set"] = "; ".join(steps)
-    emit([list(screen.values())], list(screen), "table", records=True)
-    click.echo()
-    needs = overview.needs(seen, settings.seal_after)
-    for need in needs:
-        line = plain(str(need))
-        if sys.stdout.isatty():  # elsewhere each is one line, for grep
-            line = click.wrap_text(line, shutil.get_terminal_size().columns, subsequent_indent="  ")
-        click.echo(line)
-    if needs:
-        ctx.exit(1)
-    click.echo("Nothing needs a person.")
