@@ -11,18 +11,16 @@ does not store which clusters it has in its settings; one that asks nothing of a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import Final
 
 from tracker.status import Anomaly, Cause
 
 BEHIND: Final = timedelta(seconds=60)
-"""A poll that is due for longer than this is late."""
+"""A poll that is due for longer than this is late: what ``report_clusters`` counts as behind."""
 FAR_BEHIND: Final = timedelta(minutes=15)
-"""One that is late by more than this needs a person: no short outage, no burst of registrations, no cron explains it.
-
-A deadline that is past for longer than this needs one, too, if nobody has asked since."""
+"""One that is late by more than this needs a person: no short outage, no burst of registrations, no cron explains it."""
 SEALED_WITHIN: Final = timedelta(hours=24)
 """A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day."""
 SEALED_BY_DAEMON: Final = timedelta(minutes=15)
@@ -30,30 +28,37 @@ SEALED_BY_DAEMON: Final = timedelta(minutes=15)
 NEAR: Final = (1, 3, 7)
 """Days left until a deadline that is near; of the first the need is urgent."""
 
-KINDS: Final = (
-    "key_refused",
-    "unreachable",
-    "bad_answer",
-    "no_daemon",
-    "not_polled",
-    "polls_late",
-    "overdue",
-    "undecidable",
-    "seal_damaged",
-    "deadline_near",
-    "rate_limited",
-    "paused",
-    "lost",
-    "failed",
-    "anomaly",
-    "undelivered",
-    "unsealed",
-    "download_closing",
-)
-"""Every kind of need, the most urgent first."""
+KINDS: Final = {
+    "key_refused": (True, "Set a valid key and restart `tracker run`."),
+    "unreachable": (True, "Check base_url, path and the network. `tracker resume {}` asks again at once."),
+    "bad_answer": (True, "Check base_url and path: is it Elevate? `tracker resume {}` asks again at once."),
+    "no_daemon": (True, "Start one: `tracker run`."),
+    "not_polled": (True, "Add {} to the settings of a `tracker run` and restart it."),
+    "polls_late": (True, "Raise max_requests_per_second or max_concurrency, or start another `tracker run`."),
+    "overdue": (True, "`tracker jobs --verdict overdue` lists them. Inform the colleague who answers the person."),
+    "undecidable": (True, "`tracker jobs --verdict undecidable` lists them. `tracker poll JID` asks now."),
+    "seal_damaged": (True, "Run `tracker audit verify`; tracker/audit/ROLES.md says what the owner can do."),
+    "deadline_near": (False, "`tracker jobs --due-within {}` lists them. `tracker show JID` says what is known."),
+    "rate_limited": (False, "Lower max_requests_per_second, or ask Voyado for a higher limit."),
+    "paused": (False, "`tracker resume {}` starts polling again."),
+    "lost": (False, "`tracker jobs --state lost` lists them. Check jid and cluster, then reopen or withdraw."),
+    "failed": (False, "`tracker jobs --state failed` lists them. Submit again, add the new jid, withdraw the old one."),
+    "anomaly": (False, "`tracker report anomalies` lists them."),
+    "undelivered": (False, "Make sure that it exists and can be written to; it is tried again every few minutes."),
+    "unsealed": (False, "`tracker run --once` seals them or says why it cannot; so does the log of `tracker run`."),
+    "download_closing": (False, "Make sure that each was downloaded: `tracker jobs --state done --kind export`."),
+}
+"""Every kind of need, the most urgent first: whether it is urgent, and what to do about its subject."""
 
-_LONGEST: Final = 200
+_LONGEST: Final = 150
 """Characters of a reason or an error that are shown; the whole of it may have thousands."""
+
+_OUTAGES: Final = {
+    Cause.KEY_REFUSED: "Elevate refuses the API key",
+    Cause.UNREACHABLE: "Elevate cannot be reached",
+    Cause.BAD_ANSWER: "the server sends no valid answer",
+}
+"""The causes that are kinds of needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class Need:
 
     Attributes:
         kind: One of `KINDS`: alerts and metrics are grouped by it.
-        subject: A cluster, a destination, an anomaly, days left; empty for a group of jobs of all clusters.
+        subject: A cluster, a destination, an anomaly, or days left as ``3d``; else empty.
         since: Since when (aware UTC); None: unknown.
         is_urgent: `tracker status` exits 1 because of it.
         count: How many jobs, polls or checkpoints it is about; 1 where nothing is counted.
@@ -96,17 +101,12 @@ class Cluster:
     """A cluster, as an operator sees it.
 
     Attributes:
-        cluster: Its name.
         is_configured: It is in the settings of this command.
-        open: Open jobs.
-        polls_behind: Polls that are due for longer than `BEHIND`, whether a daemon has claimed them or not.
-        behind_since: When the oldest of them was due.
+        polls_behind, behind_since: Polls that are due for longer than `BEHIND`, claimed or not; the oldest since when.
         asked_at: The last request was planned for this time; None: nobody ever asked.
         answered_at: The last valid answer was complete.
         paused_until: None while `pause_cause` is set: until an operator resumes it.
-        pause_cause: None: it is not paused.
-        gap_began_at: None: no gap is open.
-        gap_cause: Why nothing could be observed since.
+        gap_began_at, gap_cause: Since when nothing could be observed, and why; None: no gap is open.
         gap_detail: An operator's reason, or the code of an error.
         next_deadline_on: The nearest day that is a deadline still ahead of an unsettled job.
     """
@@ -128,14 +128,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """A destination that checkpoints cannot be delivered to.
-
-    Attributes:
-        destination: Without secrets.
-        failing_since: It fails since then.
-        last_error: Class and code.
-        waiting: How many checkpoints it lacks.
-    """
+    """A destination (without secrets) that lacks so many checkpoints, since when, and the last error: class and code."""
 
     destination: str
     failing_since: datetime
@@ -148,12 +141,10 @@ class Seals:
     """How the history is sealed.
 
     Attributes:
-        number: Of the last checkpoint; None: it is missing or damaged.
-        sealed_at: When it was made; None: nothing is sealed.
+        number, sealed_at: Of the last checkpoint. No number: it is damaged. No time: nothing is sealed.
         key_id: Whose signature it says to have; None: it is unsigned.
         unsealed: Rows of history since.
         unsealed_since: When the oldest transition of them was recorded.
-        undelivered: By destination.
     """
 
     number: int | None = None
@@ -166,7 +157,7 @@ class Seals:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Jobs or transitions that are counted together: how many, and the time of the oldest."""
+    """Jobs or transitions that are counted together, and the time of the oldest."""
 
     count: int = 0
     since: datetime | None = None
@@ -182,10 +173,8 @@ class Overview:
         daemons: Those alive.
         last_beat_at: The newest beat of any daemon; None: there never was one.
         clusters: Those configured or in the database, by name.
-        overdue: Unsettled jobs with this verdict, since the first of their deadlines.
-        undecidable: Open jobs with this verdict, since the first of their deadlines.
-        lost: Jobs in this state, since the first was.
-        failed: Jobs in this state, since the first was.
+        overdue, undecidable: Open jobs (and failed ones) with this verdict, since the first of their deadlines.
+        lost, failed: Jobs in this state, since the first was.
         due_within: Number of unsettled jobs whose deadline is ahead, by the days (of the legal zone) that are left.
         anomalies: Transitions of the last day, by word.
         downloads: Exports whose download window closes within a day; the time is when the first does.
@@ -218,113 +207,89 @@ def needs(seen: Overview) -> list[Need]:
     A done job whose verdict is missed or undecidable is not among it: nothing that anyone does changes that any more.
     """
     found = [*_clusters(seen), *_jobs(seen), *_evidence(seen)]
-    return sorted(found, key=lambda need: (not need.is_urgent, KINDS.index(need.kind)))
+    return sorted(found, key=lambda need: (not need.is_urgent, list(KINDS).index(need.kind)))
+
+
+def _need(kind: str, what: str, subject: str = "", since: datetime | None = None, count: int = 1) -> Need:
+    is_urgent, action = KINDS[kind]
+    return Need(kind, subject, since, is_urgent, count, what, action.format(subject))
 
 
 def _clusters(seen: Overview) -> Iterator[Need]:
     """Yield what keeps clusters from being polled."""
-    far = seen.now - FAR_BEHIND
-    unpolled: list[Cluster] = []
+    left: list[Cluster] = []
     for one in seen.clusters:
-        name, since = one.cluster, one.gap_began_at
-        detail = f" ({_short(one.gap_detail)})" if one.gap_detail else ""
-        resume = f"`tracker resume {name}`"
-        causes = {one.pause_cause, one.gap_cause}
-        is_late = one.behind_since is not None and one.behind_since < far
+        name, causes = one.cluster, {one.pause_cause, one.gap_cause}
+        why = _note(one.gap_detail, _since(one.gap_began_at))
+        late = f"{name}: {_count(one.polls_behind, 'late poll')}{_note(_since(one.behind_since))}"
+        is_far_behind = one.behind_since is not None and one.behind_since < seen.now - FAR_BEHIND
         if one.pause_cause is Cause.PAUSED:
-            if one.gap_cause is not Cause.PAUSED:  # else the gap began before, and is about something else
-                since, detail = None, ""
-            what = f"{name}: an operator paused it{_since(since)}{detail}; {_count(one.open, 'open job')} not polled"
-            yield Need("paused", name, since, False, one.open, what, f"Start polling again: {resume}.")
+            # A gap of another cause began before, and says nothing of the pause.
+            since, why = (one.gap_began_at, why) if one.gap_cause is Cause.PAUSED else (None, "")
+            what = f"{name}: an operator stopped polling{why}; {_count(one.open, 'open job')}"
+            yield _need("paused", what, name, since, one.open)
             continue
-        if Cause.KEY_REFUSED in causes:
-            what = f"{name}: Elevate refuses the API key{_since(since)}{detail}"
-            yield Need("key_refused", name, since, True, 1, what, "Set a valid key and restart `tracker run`.")
-        elif Cause.UNREACHABLE in causes:
-            what = f"{name}: Elevate cannot be reached{_since(since)}{detail}"
-            action = f"Check base_url, path and the network. {resume} asks again at once."
-            yield Need("unreachable", name, since, True, 1, what, action)
-        elif Cause.BAD_ANSWER in causes:
-            what = f"{name}: the server sends no valid answer{_since(since)}{detail}"
-            action = f"Check base_url and path; the log of `tracker run` has details. {resume} asks again at once."
-            yield Need("bad_answer", name, since, True, 1, what, action)
+        outage = next((cause for cause in _OUTAGES if cause in causes), None)
+        if outage is not None:
+            yield _need(outage, f"{name}: {_OUTAGES[outage]}{why}", name, one.gap_began_at)
         elif one.pause_cause is not None and one.paused_until is not None and one.paused_until > seen.now:
-            if is_late:
-                what = f"{name}: the server asked us to wait until {_time(one.paused_until)}; {_late(one)}"
-                action = "Lower max_requests_per_second, or ask Voyado for a higher limit."
-                yield Need("rate_limited", name, one.behind_since, False, one.polls_behind, what, action)
+            if is_far_behind:
+                what = f"{late}. The server asked us to wait until {_time(one.paused_until)}"
+                yield _need("rate_limited", what, name, one.behind_since, one.polls_behind)
             continue
         if _is_unpolled(seen, one):
-            what = f"{name}: {_late(one)}. No running daemon is configured for this cluster"
-            action = f"Add {name} to the settings of a `tracker run` and restart it."
-            yield Need("not_polled", name, one.behind_since, True, one.polls_behind, what, action)
-        elif is_late and not seen.daemons:
-            unpolled.append(one)
-        elif is_late and not causes & {Cause.KEY_REFUSED, Cause.UNREACHABLE, Cause.BAD_ANSWER}:
-            action = "Raise max_requests_per_second or max_concurrency, or start another `tracker run`."
-            yield Need("polls_late", name, one.behind_since, True, one.polls_behind, f"{name}: {_late(one)}", action)
-    if unpolled:
-        since = min(one.behind_since for one in unpolled if one.behind_since is not None)
-        count = sum(one.polls_behind for one in unpolled)
-        beat = f"; the last one stopped {_time(seen.last_beat_at)}" if seen.last_beat_at else ""
-        what = f"No daemon runs{beat}; {_count(count, 'late poll')}, the oldest due since {_time(since)}"
-        yield Need("no_daemon", "", since, True, count, what, "Start one: `tracker run`.")
+            what = f"{late}. No running daemon is configured for this cluster"
+            yield _need("not_polled", what, name, one.behind_since, one.polls_behind)
+        elif is_far_behind and not seen.daemons:
+            left.append(one)
+        elif is_far_behind and outage is None:
+            yield _need("polls_late", late, name, one.behind_since, one.polls_behind)
+    if left:
+        count = sum(one.polls_behind for one in left)
+        since = min(one.behind_since for one in left if one.behind_since is not None)
+        what = f"No daemon runs, and {_count(count, 'poll')} late{_note(_since(since))}"
+        yield _need("no_daemon", what, "", since, count)
 
 
 def _is_unpolled(seen: Overview, one: Cluster) -> bool:
     """Whether polls of a cluster are late because no daemon has it in its settings.
 
-    While daemons are alive: nothing was asked since the oldest late poll was due, and that is 15 minutes ago, or
-    before every daemon began that is alive. Else, only if nobody ever asked and it is not configured here either.
+    While daemons are alive: nothing was asked since the oldest late poll was due, and that is 15 minutes ago, or the
+    last request was sent before each of them began. Else: nobody ever asked, and it is not configured here either.
     """
     if one.behind_since is None or (one.asked_at is not None and one.asked_at >= one.behind_since):
         return False
     if not seen.daemons:
         return one.asked_at is None and not one.is_configured
     began_at = min(daemon.started_at for daemon in seen.daemons)
-    is_new = began_at >= seen.now - BEHIND
-    is_before = one.asked_at is None or one.asked_at < began_at
-    return one.behind_since < seen.now - FAR_BEHIND or (is_before and not is_new)
+    is_older = one.asked_at is None or one.asked_at < began_at
+    return one.behind_since < seen.now - FAR_BEHIND or (is_older and began_at < seen.now - BEHIND)
 
 
 def _jobs(seen: Overview) -> Iterator[Need]:
     """Yield the groups of jobs that a person has to do something about."""
-    if count := seen.overdue.count:
-        what = f"{_count(count, 'job')} overdue: not done at the deadline, the first{_since(seen.overdue.since)}"
-        action = "List them: `tracker jobs --verdict overdue`. Inform the colleague who answers the person."
-        yield Need("overdue", "", seen.overdue.since, True, count, what, action)
-    unseen = seen.undecidable
-    if unseen.since is not None and unseen.since < seen.now - FAR_BEHIND:
-        what = f"{_count(unseen.count, 'job')} not seen since the deadline, the first{_since(unseen.since)}"
-        action = "List them: `tracker jobs --verdict undecidable`. `tracker poll JID` asks now."
-        yield Need("undecidable", "", unseen.since, True, unseen.count, what, action)
+    is_unseen = seen.undecidable.since is not None and seen.undecidable.since < seen.now - FAR_BEHIND
+    for kind, group, what in (
+        ("overdue", seen.overdue, "overdue: not done at the deadline"),
+        ("undecidable", seen.undecidable if is_unseen else Group(), "not seen since the deadline"),
+        ("lost", seen.lost, "lost: Elevate does not know the jid"),
+        ("failed", seen.failed, "failed: Elevate said error"),
+    ):
+        if group.count:
+            first = "" if group.since is None else f"the first on {group.since:%Y-%m-%d}"
+            yield _need(kind, f"{_count(group.count, 'job')} {what}{_note(first)}", "", group.since, group.count)
     above = -1
     for days in NEAR:
-        count = sum(n for left, n in seen.due_within.items() if above < left <= days)
+        if count := sum(jobs for left, jobs in seen.due_within.items() if above < left <= days):
+            what = f"{_count(count, 'job')} not done, with at most {_count(days, 'day')} until the deadline"
+            yield replace(_need("deadline_near", what, f"{days}d", None, count), is_urgent=days == NEAR[0])
         above = days
-        if count:
-            near = "1 day" if days == 1 else f"{days} days"
-            what = f"{_count(count, 'job')} not done, with at most {near} until the deadline"
-            action = f"List them: `tracker jobs --due-within {days}d`. `tracker show JID` says what is known."
-            yield Need("deadline_near", near, None, days == NEAR[0], count, what, action)
-    if count := seen.lost.count:
-        what = (
-            f"{_count(count, 'job')} lost: Elevate does not know the jid any more, the first{_since(seen.lost.since)}"
-        )
-        action = "List them: `tracker jobs --state lost`. Check jid and cluster, then reopen or withdraw."
-        yield Need("lost", "", seen.lost.since, False, count, what, action)
-    if count := seen.failed.count:
-        what = f"{_count(count, 'job')} failed: Elevate said error, the first{_since(seen.failed.since)}"
-        action = "List them: `tracker jobs --state failed`. Submit again, add the new jid, withdraw the old one."
-        yield Need("failed", "", seen.failed.since, False, count, what, action)
     for word, group in seen.anomalies.items():
-        what = f"{_count(group.count, 'anomaly', 'anomalies')} {word} in the last 24 hours"
-        action = "List them: `tracker report anomalies --since 1d`."
-        yield Need("anomaly", word.value, group.since, False, group.count, what, action)
+        what = f"{_count(group.count, 'transition')} with the anomaly {word} in the last 24 hours"
+        yield _need("anomaly", what, word, group.since, group.count)
     if count := seen.downloads.count:
         what = f"{_count(count, 'export')} that can be downloaded for less than a day"
-        action = "List them: `tracker jobs --state done --kind export`. Make sure that each was downloaded."
-        yield Need("download_closing", "", None, False, count, what, action)
+        yield _need("download_closing", what, "", None, count)
 
 
 def _evidence(seen: Overview) -> Iterator[Need]:
@@ -332,44 +297,39 @@ def _evidence(seen: Overview) -> Iterator[Need]:
     its = seen.seals
     if its.sealed_at is not None and its.number is None:
         what = "The newest row in `seals` is not a valid checkpoint; sealing has stopped"
-        action = "Run `tracker audit verify`; tracker/audit/ROLES.md says what the owner can do."
-        yield Need("seal_damaged", "", its.sealed_at, True, 1, what, action)
+        yield _need("seal_damaged", what, "", its.sealed_at)
     elif its.unsealed_since is not None:
         # A job may be registered as of long ago, and a daemon may have begun just now.
-        waiting_since = max([its.unsealed_since, *([its.sealed_at] if its.sealed_at else [])])
+        waiting_since = max(its.unsealed_since, its.sealed_at or its.unsealed_since)
         running_since = min((daemon.started_at for daemon in seen.daemons), default=seen.now)
         due_at = seen.now - seen.seal_after
         is_slow = its.unsealed_since < due_at - SEALED_WITHIN
         if is_slow or max(waiting_since, running_since) < due_at - SEALED_BY_DAEMON:
-            what = f"{_count(its.unsealed, 'row')} of history not sealed, the oldest{_since(its.unsealed_since)}"
-            action = "`tracker run --once` seals them or says why it cannot; so does the log of `tracker run`."
-            yield Need("unsealed", "", its.unsealed_since, False, its.unsealed, what, action)
+            what = f"{_count(its.unsealed, 'row')} of history not sealed{_note(_since(its.unsealed_since))}"
+            yield _need("unsealed", what, "", its.unsealed_since, its.unsealed)
     for one in its.undelivered:
-        action, is_urgent = (
-            "Make sure that it exists and can be written to; it is tried again every few minutes.",
-            False,
-        )
-        match one.last_error.split(" ")[0]:
-            case "CheckpointFile":
-                action = "Find out what is in that file, and why, before you move it away; the log has details."
-            case "Chain":
-                action, is_urgent = "The chain is damaged: run `tracker audit verify`.", True
-        waiting = _count(one.waiting, "checkpoint")
-        what = f"{_short(one.destination)}: {waiting} not delivered{_since(one.failing_since)} ({one.last_error})"
-        yield Need("undelivered", one.destination, one.failing_since, is_urgent, one.waiting, what, action)
+        why = _note(one.last_error, _since(one.failing_since))
+        what = f"{_short(one.destination)}: {_count(one.waiting, 'checkpoint')} not delivered{why}"
+        need = _need("undelivered", what, one.destination, one.failing_since, one.waiting)
+        if one.last_error.startswith("Chain "):
+            need = replace(need, is_urgent=True, action="The chain is damaged: run `tracker audit verify`.")
+        elif one.last_error.startswith("CheckpointFile "):
+            need = replace(need, action="Find out what is in that file, and why, before you move it away.")
+        yield need
 
 
-def _late(one: Cluster) -> str:
-    since = "" if one.behind_since is None else f", due since {_time(one.behind_since)}"
-    return f"{_count(one.polls_behind, 'late poll')}{since}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _count(number: int, noun: str, nouns: str = "") -> str:
-    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
+def _note(*facts: str | None) -> str:
+    """Return the facts that are known, in brackets."""
+    known = [_short(fact) for fact in facts if fact]
+    return f" ({', '.join(known)})" if known else ""
 
 
 def _since(at: datetime | None) -> str:
-    return "" if at is None else f" since {_time(at)}"
+    return "" if at is None else f"since {_time(at)}"
 
 
 def _time(at: datetime) -> str:

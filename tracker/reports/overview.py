@@ -2,7 +2,7 @@
 
 Owns these queries and when a daemon is taken for alive. Each reads by an index what may need a person, and no other
 job: at a million open jobs these are few. What a verdict is, which days are left and what is late is the views'; how it
-is shown is the reader's (``cli``, ``page``).
+is shown is the reader's (``cli``, ``page``). The tables' declarations are not imported: they take longer than this.
 """
 
 from __future__ import annotations
@@ -16,22 +16,28 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.models import CLUSTERS, TRANSITIONS, Delivery, Gap, Seal, Source, UtcDateTime, Worker
 from tracker.needs import NEAR, Cluster, Daemon, Group, Overview, Seals, Undelivered
-from tracker.status import Anomaly, State
+from tracker.status import Anomaly, Cause, State
+from tracker.utc import UtcDateTime
 
 ALIVE: Final = timedelta(seconds=60)
 """A daemon that has not beaten for longer than this is dead."""
-
-_FAR: Final = timedelta(days=NEAR[-1] + 1)
-"""No deadline that is farther ahead is near, whatever day it is in the legal zone."""
+_DAY: Final = timedelta(days=1)
 
 # The states are literals, as in the indexes: no bound parameter finds a partial index.
+_DAEMONS: Final = """
+    SELECT worker, host, pid, version, started_at, beat_at
+    FROM workers
+    WHERE stopped_at IS NULL AND beat_at >= :since
+    ORDER BY started_at, worker"""
 _CLUSTERS: Final = """
     SELECT
-        v.cluster, v.open, v.polls_behind, v.next_deadline_on,
-        CASE WHEN v.polls_behind > 0 THEN (SELECT min(j.due_at) FROM jobs j WHERE j.cluster = v.cluster) END AS since
-    FROM report_clusters v"""
+        v.cluster, v.open, v.polls_behind, v.answered_at, v.paused_until, v.pause_cause, v.next_deadline_on,
+        CASE WHEN v.polls_behind > 0 THEN (SELECT min(j.due_at) FROM jobs j WHERE j.cluster = v.cluster) END
+            AS behind_since,
+        c.next_request_at AS asked_at, c.gap_began_at, c.gap_cause, c.gap_detail
+    FROM report_clusters v
+    LEFT JOIN clusters c ON c.cluster = v.cluster"""
 _PAST: Final = """
     SELECT v.state, v.verdict, count(*) AS total, min(v.deadline_at) AS since
     FROM report_deadlines v
@@ -49,15 +55,36 @@ _AHEAD: Final = """
         AND v.deadline_at > :now
     GROUP BY v.days_left"""
 _ANOMALIES: Final = """
-    SELECT t.anomaly, count(*) AS total, min(t.observed_at) AS since
-    FROM transitions t
-    WHERE t.anomaly IS NOT NULL AND t.observed_at >= :now
-    GROUP BY t.anomaly
-    ORDER BY t.anomaly"""
+    SELECT anomaly, count(*) AS total, min(observed_at) AS since
+    FROM transitions
+    WHERE anomaly IS NOT NULL AND observed_at >= :since
+    GROUP BY anomaly
+    ORDER BY anomaly"""
 _CLOSING: Final = """
     SELECT count(*) AS total, min(v.download_by) AS since
     FROM report_durations v
     WHERE v.kind = 'export' AND v.done_by > :week_ago AND v.download_by > :now AND v.download_by <= :tomorrow"""
+_SEAL: Final = """
+    SELECT last_transition_id, last_gap_id, last_source_id, checkpoint, sealed_at, key_id
+    FROM seals
+    ORDER BY id DESC
+    LIMIT 1"""
+_UNSEALED: Final = """
+    SELECT
+        (SELECT count(*) FROM transitions WHERE id > :transition_id)
+            + (SELECT count(*) FROM gaps WHERE id > :gap_id)
+            + (SELECT count(*) FROM sources WHERE id > :source_id) AS total,
+        (SELECT observed_at FROM transitions WHERE id > :transition_id ORDER BY id LIMIT 1) AS since"""
+_FAILING: Final = """
+    SELECT destination, failing_since, last_error, last_number
+    FROM deliveries
+    WHERE failing_since IS NOT NULL
+    ORDER BY destination"""
+_INSTANTS: Final = (
+    *("since", "started_at", "beat_at", "answered_at", "paused_until", "behind_since", "asked_at", "gap_began_at"),
+    *("sealed_at", "failing_since"),
+)
+"""The columns of these queries that are times; SQLite does not say so."""
 
 
 def overview(connection: sa.Connection, configured: Collection[str], seal_after: timedelta) -> Overview:
@@ -68,23 +95,22 @@ def overview(connection: sa.Connection, configured: Collection[str], seal_after:
         configured: The clusters in the settings of this command.
         seal_after: The setting.
     """
-    now, day = database.now(connection), timedelta(days=1)
+    now = database.now(connection)
     today = now.date()  # in UTC; in the legal zone it may be the day before or after
-    past = {(row.state, row.verdict): row for row in _rows(connection, _PAST, last_day=today + day)}
+    first_day, last_day = today - _DAY, today + (NEAR[-1] + 1) * _DAY
+    past = {(row.state, row.verdict): row for row in _rows(connection, _PAST, last_day=today + _DAY)}
     overdue = [row for (_, verdict), row in past.items() if verdict == "overdue"]
     unseen = past.get((State.OPEN, "undecidable"))
     stuck = {row.state: Group(row.total, row.since) for row in _rows(connection, _STUCK)}
-    ahead = _rows(connection, _AHEAD, first_day=today - day, last_day=today + _FAR, now=now)
-    anomalies = _rows(connection, _ANOMALIES, now=now - day)
-    [closing] = _rows(connection, _CLOSING, week_ago=now - 7 * day, now=now, tomorrow=now + day)
-    w = Worker
-    alive = sa.select(w.worker, w.host, w.pid, w.version, w.started_at, w.beat_at)
-    alive = alive.where(w.stopped_at.is_(None), w.beat_at >= now - ALIVE).order_by(w.started_at)
+    ahead = _rows(connection, _AHEAD, first_day=first_day, last_day=last_day, now=now)
+    anomalies = _rows(connection, _ANOMALIES, since=now - _DAY)
+    [closing] = _rows(connection, _CLOSING, week_ago=now - 7 * _DAY, now=now, tomorrow=now + _DAY)
+    [last] = _rows(connection, "SELECT max(beat_at) AS since FROM workers")
     return Overview(
         now=now,
         seal_after=seal_after,
-        daemons=tuple(Daemon(*row) for row in connection.execute(alive)),
-        last_beat_at=connection.execute(sa.select(sa.func.max(w.beat_at, type_=UtcDateTime()))).scalar_one(),
+        daemons=tuple(Daemon(**row._asdict()) for row in _rows(connection, _DAEMONS, since=now - ALIVE)),
+        last_beat_at=last.since,
         clusters=clusters(connection, configured),
         overdue=Group(sum(row.total for row in overdue), min((row.since for row in overdue), default=None)),
         undecidable=Group(unseen.total, unseen.since) if unseen else Group(),
@@ -99,66 +125,44 @@ def overview(connection: sa.Connection, configured: Collection[str], seal_after:
 
 def clusters(connection: sa.Connection, configured: Collection[str]) -> tuple[Cluster, ...]:
     """Return each cluster that is configured or in the database, by name."""
-    counted = {row.cluster: row for row in _rows(connection, _CLUSTERS)}
-    stored = {row.cluster: row for row in connection.execute(sa.select(CLUSTERS))}
-    found = []
-    for name in sorted({*configured, *counted}):
-        one = Cluster(name, is_configured=name in configured)
-        if (row := counted.get(name)) is not None:
-            one = replace(
-                one,
-                open=row.open,
-                polls_behind=row.polls_behind,
-                behind_since=row.since,
-                next_deadline_on=row.next_deadline_on,
-            )
-        if (row := stored.get(name)) is not None:
-            one = replace(
-                one,
-                asked_at=row.next_request_at,
-                answered_at=row.answered_at,
-                paused_until=row.paused_until,
-                pause_cause=row.pause_cause,
-                gap_began_at=row.gap_began_at,
-                gap_cause=row.gap_cause,
-                gap_detail=row.gap_detail,
-            )
-        found.append(one)
-    return tuple(found)
+    found = {name: Cluster(name, is_configured=True) for name in configured}
+    for row in _rows(connection, _CLUSTERS):
+        one = Cluster(is_configured=row.cluster in found, **row._asdict())
+        pause, gap = (None if cause is None else Cause(cause) for cause in (one.pause_cause, one.gap_cause))
+        found[one.cluster] = replace(one, pause_cause=pause, gap_cause=gap)
+    return tuple(found[name] for name in sorted(found))
 
 
 def seals(connection: sa.Connection) -> Seals:
     """Return how the history is sealed. Whether it is as it was sealed is for `tracker.audit.verify` to say."""
-    last = connection.execute(sa.select(Seal.__table__).order_by(Seal.id.desc()).limit(1)).one_or_none()
+    last = next(iter(_rows(connection, _SEAL)), None)
     after = (last.last_transition_id, last.last_gap_id, last.last_source_id) if last else (0, 0, 0)
-    unsealed = 0
-    for id_, sealed in zip((TRANSITIONS.c.id, Gap.id, Source.id), after, strict=True):
-        unsealed += connection.execute(sa.select(sa.func.count()).where(id_ > sealed)).scalar_one()
-    t = TRANSITIONS.c
-    oldest = sa.select(t.observed_at).where(t.id > after[0]).order_by(t.id).limit(1)
-    found = re.search(r"^number (\d{1,18})$", last.checkpoint, re.MULTILINE) if last else None
-    number = int(found[1]) if found else None
-    failing = sa.select(Delivery.__table__).where(Delivery.failing_since.is_not(None)).order_by(Delivery.destination)
+    ids = dict(zip(("transition_id", "gap_id", "source_id"), after, strict=True))
+    [unsealed] = _rows(connection, _UNSEALED, **ids)
+    written = re.search(r"^number (\d{1,18})$", last.checkpoint, re.MULTILINE) if last else None
+    number = int(written[1]) if written else None
     return Seals(
         number=number,
         sealed_at=last.sealed_at if last else None,
         key_id=last.key_id if last else None,
-        unsealed=unsealed,
-        unsealed_since=connection.execute(oldest).scalar_one_or_none(),
+        unsealed=unsealed.total,
+        unsealed_since=unsealed.since,
         undelivered=tuple(
             Undelivered(
                 row.destination, row.failing_since, row.last_error or "", max(0, (number or 0) - row.last_number)
             )
-            for row in connection.execute(failing)
+            for row in _rows(connection, _FAILING)
         ),
     )
 
 
-def _rows(connection: sa.Connection, query: str, **values: date | datetime) -> Sequence[sa.Row[Any]]:
-    """Return the rows of *query*; on both databases ``since`` is a time and ``next_deadline_on`` a day."""
-    bound = [
-        sa.bindparam(name, value, UtcDateTime() if isinstance(value, datetime) else sa.Date())
-        for name, value in values.items()
-    ]
-    statement = sa.text(query).bindparams(*bound).columns(since=UtcDateTime(), next_deadline_on=sa.Date())
-    return connection.execute(statement).all()
+def _rows(connection: sa.Connection, query: str, **values: date | datetime | int) -> Sequence[sa.Row[Any]]:
+    """Return the rows of *query*, with times and days as Python has them."""
+    bound = []
+    for name, value in values.items():
+        kind = (
+            UtcDateTime() if isinstance(value, datetime) else sa.Date() if isinstance(value, date) else sa.BigInteger()
+        )
+        bound.append(sa.bindparam(name, value, kind))
+    typed = dict.fromkeys(_INSTANTS, UtcDateTime()) | {"next_deadline_on": sa.Date()}
+    return connection.execute(sa.text(query).bindparams(*bound).columns(**typed)).all()
