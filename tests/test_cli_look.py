@@ -1,4 +1,4 @@
-"""``tracker jobs``, ``show``, ``clusters`` and ``status`` as a person and a program read them, on both databases."""
+"""``tracker jobs`` and ``show`` as a person and a program read them, on both databases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -23,8 +21,7 @@ import sqlalchemy as sa
 from tests import history
 from tests.history import answer, change, register, stand
 from tracker import cadence, cli, database, deadline, status
-from tracker.audit.seal import seal
-from tracker.models import JOBS, Delivery, Gap, Seal, Source, Worker
+from tracker.models import JOBS, Gap, Source
 from tracker.reports import jobs as queries
 from tracker.reports import words
 from tracker.status import Anomaly, Cause, State
@@ -461,14 +458,12 @@ def test_show_of_hostile_text_is_plain_and_fits(engine: sa.Engine, run: Run, now
     job_id = register(engine, HOSTILE, at=now - DAY, reference=HOSTILE)
     answer(engine, job_id, (HOSTILE, now - HOUR))
     change(engine, job_id, failures=1, last_error=HOSTILE)
-    stand(engine, "w1", pause_cause=Cause.PAUSED, gap_began_at=now, gap_cause=Cause.PAUSED, gap_detail=HOSTILE)
-    for command in (["show", HOSTILE], ["jobs"], ["clusters"]):
+    for command in (["show", HOSTILE], ["jobs"]):
         for format in ("table", "csv", "json"):
             code, out, _ = run(*command, "--format", format)  # `run` looks for what must not be there
             assert code == 0
             if format == "table":
                 assert max(map(len, out.splitlines())) <= 80
-    assert run("status")[0] == 1
 
 
 def test_a_jid_of_two_clusters_is_refused_with_both_named(engine: sa.Engine, run: Run) -> None:
@@ -533,240 +528,10 @@ def test_a_job_that_plain_sql_registered_is_shown_before_its_first_poll(engine: 
     assert (told["status"], told["deadline"]) == ("not answered yet", "computed at the first answer")
 
 
-# clusters
-
-
-def test_clusters_has_a_row_for_each_that_is_configured_or_in_the_database(
-    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRACKER_CLUSTER", "w0")
-    for jid, since, due_at in (("a", 40, now - 2 * HOUR), ("b", 20, now - 61 * timedelta(seconds=1)), ("c", 10, now)):
-        change(engine, register(engine, jid, at=now - since * DAY), due_at=due_at, leased_by="w", leased_until=now)
-    answer(engine, register(engine, "d", at=now - 30 * DAY), ("done", now))
-    gap = {"gap_began_at": now - HOUR, "gap_cause": Cause.UNREACHABLE, "gap_detail": "timeout"}
-    stand(engine, "w1", answered_at=now - DAY, pause_cause=Cause.UNREACHABLE, paused_until=now, **gap)
-    stand(engine, "w2")
-    rows = json.loads(run("clusters", "--format", "json")[1])
-    assert [(row["cluster"], row["configured"], row["open"]) for row in rows] == [
-        ("w0", True, 0),
-        ("w1", False, 3),
-        ("w2", False, 0),
-    ]
-    iso = {"sep": "T", "timespec": "microseconds"}
-    [b] = [row["deadline_on"] for row in table(run, "jobs") if row["jid"] == "b"]
-    assert rows[1] == {
-        "cluster": "w1",
-        "configured": False,
-        "open": 3,
-        "polls_behind": 2,
-        "behind_since": (now - 2 * HOUR).isoformat(**iso),
-        "answered_at": (now - DAY).isoformat(**iso),
-        "paused_until": now.isoformat(**iso),
-        "pause_cause": "unreachable",
-        "gap_began_at": (now - HOUR).isoformat(**iso),
-        "gap_cause": "unreachable",
-        "gap_detail": "timeout",
-        "next_deadline_on": b,
-    }
-    code, out, _ = run("clusters", "--format", "table")
-    lines = out.splitlines()
-    assert code == 0
-    assert max(map(len, lines)) <= 80
-    assert " ".join(lines[0].split() + lines[1].split()) == "polls cluster open behind last answer paused gap"
-
-
-def test_no_cluster_at_all_is_said(engine: sa.Engine, run: Run) -> None:
-    code, out, err = run("clusters", "--format", "table")
-    assert (code, out) == (0, "")
-    assert err == "No cluster is configured, and none is in the database.\n"
-
-
-# status
-
-
-def daemon(
-    engine: sa.Engine,
-    worker: str,
-    beat_at: datetime,
-    stopped_at: datetime | None = None,
-    started_at: datetime | None = None,
-) -> None:
-    values = {"host": f"host-{worker}", "pid": 1, "version": "1", "stopped_at": stopped_at}
-    values["started_at"] = started_at or beat_at
-    with database.writing(engine) as connection:
-        connection.execute(sa.insert(Worker).values(worker=worker, beat_at=beat_at, **values))
-
-
-def screen(run: Run) -> tuple[int, dict[str, str], list[str]]:
-    """Return the exit code of ``tracker status``, what it shows, and what needs a person."""
-    code, out, err = run("status")
-    assert err == ""
-    shown, _, needs = out.partition("\n\n")
-    assert max(map(len, shown.splitlines())) <= 80
-    return code, records(shown), needs.splitlines()
-
-
-def test_nothing_needs_a_person_when_all_is_well(engine: sa.Engine, run: Run, now: datetime) -> None:
-    assert screen(run)[0] == 0  # no job, no daemon: nothing to do
-    daemon(engine, "a", now)
-    daemon(engine, "dead", now - HOUR)
-    daemon(engine, "stopped", now, now)
-    answer(engine, register(engine, "a", at=now - 25 * DAY), ("running", now), due_at=now + HOUR)
-    answer(engine, register(engine, "met", at=now - 60 * DAY), ("done", now - 50 * DAY))
-    seal(engine, None)
-    code, shown, needs = screen(run)
-    assert (code, needs) == (0, ["Nothing needs a person."])
-    assert shown["daemons alive"].startswith("host-a:1, beat ")
-    assert "dead" not in shown["daemons alive"]
-    assert "stopped" not in shown["daemons alive"]
-    assert (shown["open jobs"], shown["polls behind"], shown["gaps now"], shown["pauses"]) == ("1", "0", "none", "none")
-    assert shown["deadlines"] == "1 within 7 days; past: 0 overdue, 0 undecidable"
-    assert shown["anomalies"] == "none in the last 24 hours"
-    assert re.fullmatch(r"number 1, \S+ ago, NOT SIGNED", shown["last seal"])
-
-
-@pytest.mark.usefixtures("many")
-def test_each_thing_that_needs_a_person_is_a_line_with_what_to_do(engine: sa.Engine, run: Run, now: datetime) -> None:
-    daemon(engine, "dead", now - 61 * timedelta(seconds=1))
-    for name, cause in (("w1", Cause.KEY_REFUSED), ("w3", Cause.UNREACHABLE), ("w4", Cause.PAUSED)):
-        gap = {"gap_began_at": now - HOUR, "gap_cause": cause, "gap_detail": "a detail"}
-        stand(engine, name, pause_cause=cause, paused_until=None if cause is Cause.PAUSED else now, **gap)
-    register(engine, "odd", "w2", at=now - DAY)
-    answer(engine, register(engine, "odder", "w2", at=now - DAY), ("pondering", now - HOUR), due_at=now + HOUR)
-    seal(engine, None)
-    code, shown, needs = screen(run)
-    assert code == 1
-    since = f"since {at(now - HOUR)} (a detail)"
-    assert needs == [
-        f"No daemon is alive (last beat {at(now - 61 * timedelta(seconds=1))}), and 5 jobs are open; "
-        "start one: `tracker run`.",
-        f"The key of cluster w1 is refused {since}; put a valid key in place and restart `tracker run`; "
-        "`tracker resume w1` then asks at once.",
-        f"Cluster w2 has 2 polls behind, the oldest since {at(now - DAY)}; it is not configured here; see that some "
-        "`tracker run` has it in its settings.",
-        f"Cluster w3 cannot be reached {since}; check base_url, path and the network; `tracker resume w3` then asks "
-        "at once.",
-        f"Cluster w4 is paused by hand {since}; `tracker resume w4` when it may be asked again.",
-        "1 job is overdue: not done at the deadline; see `tracker jobs --past-deadline`; tell the colleague who "
-        "answers the person.",
-        "1 job is undecidable: not seen since the deadline; see `tracker jobs --past-deadline`; `tracker poll JID` "
-        "asks now.",
-        "1 job is lost: Elevate knows no such jid; see `tracker jobs --state lost`; check jid and cluster, then reopen "
-        "or withdraw.",
-        "1 job is in state failed: Elevate said error; see `tracker jobs --state failed`; submit it again, add the new "
-        "jid, withdraw the old.",
-    ]
-    assert (shown["daemons alive"], shown["failed, lost"]) == ("none", "1, 1")
-    assert shown["deadlines"].endswith("past: 1 overdue, 1 undecidable")
-    assert shown["gaps now"].startswith(f"w1: key_refused since {at(now - HOUR)}: a detail; w3: ")
-    assert "w4: paused until resumed" in shown["pauses"]
-    anomalies = shown["anomalies"].replace("_ ", "_")
-    assert "1 never_found (never found: a wrong jid, or the wrong cluster)" in anomalies
-    assert "1 unknown_status" in anomalies
-
-
-def test_rows_that_nobody_seals_need_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
-    daemon(engine, "a", now)
-    history.change(engine, register(engine, "a", at=now - 24 * HOUR), due_at=now + HOUR)
-    code, shown, _ = screen(run)
-    assert (code, shown["last seal"]) == (0, "no seal yet; 1 row not sealed yet")
-    seal(engine, None)
-    assert re.fullmatch(r"number 1, \S+ ago, NOT SIGNED", screen(run)[1]["last seal"])
-    history.change(engine, register(engine, "b", at=now - 26 * HOUR), due_at=now + HOUR)
-    code, shown, needs = screen(run)
-    assert (code, shown["last seal"].endswith("NOT SIGNED; 1 row not sealed yet")) == (1, True)
-    assert needs == [
-        f"unsealed rows of history: 1, the oldest since {at(now - 26 * HOUR)}; `tracker run --once` seals them "
-        "or says why it cannot; so does a daemon's log (sealing, seal)."
-    ]
-
-
-def test_a_daemon_that_does_not_seal_needs_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
-    """It seals rows that are an hour old, so a person need not wait a day; one that began just now has its time."""
-    minute = timedelta(minutes=1)
-    history.change(engine, register(engine, "a", at=now - 80 * minute), due_at=now + HOUR)
-    for worker, started_at, code in (("a", now, 0), ("b", now - 76 * minute, 1)):
-        daemon(engine, worker, now, started_at=started_at)
-        assert screen(run)[0] == code
-    assert screen(run)[2][0].startswith(f"unsealed rows of history: 1, the oldest since {at(now - 80 * minute)}; ")
-    seal(engine, None)
-    assert screen(run)[0] == 0
-    history.change(engine, register(engine, "b", at=now - 80 * minute), due_at=now + HOUR)
-    assert screen(run)[0] == 0  # registered as of then, since that seal
-
-
-def test_a_newest_seal_that_is_no_checkpoint_needs_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
-    with database.writing(engine) as connection:
-        values: dict[str, Any] = {"last_transition_id": 0, "last_gap_id": 0, "last_source_id": 0, "rows": 0}
-        values |= {"checkpoint": "tracker checkpoint v2\n", "checkpoint_sha256": "0" * 64, "sealed_at": now}
-        connection.execute(sa.insert(Seal).values(values))
-    code, shown, needs = screen(run)
-    assert (code, shown["last seal"].startswith("DAMAGED")) == (1, True)
-    assert [need.partition("; ")[0] for need in needs] == ["The newest row in `seals` is not a valid checkpoint"]
-
-
-def test_checkpoints_that_cannot_be_delivered_need_a_person(engine: sa.Engine, run: Run, now: datetime) -> None:
-    """Which, since when, why, how many wait, and the way out; what is delivered elsewhere is no comfort."""
-    for jid in ("a", "b", "c"):
-        history.change(engine, register(engine, jid, at=now), due_at=now + HOUR)
-        seal(engine, None)
-    daemon(engine, "a", now)
-    rows = [
-        {"destination": "log", "last_number": 3, "failing_since": None, "last_error": None},
-        {"destination": "file /c.txt", "last_number": 3, "failing_since": now - HOUR, "last_error": "OSError ENOSPC"},
-        {"destination": "file /d.txt", "last_number": 2, "failing_since": now, "last_error": "CheckpointFile ahead"},
-        {"destination": "https://h", "last_number": 0, "failing_since": now, "last_error": "Unavailable http_503"},
-    ]
-    with database.writing(engine) as connection:
-        connection.execute(sa.insert(Delivery), rows)
-    code, _, needs = screen(run)
-    assert code == 1
-    write = "see that it is there and can be written to; it is tried every few minutes, in order."
-    assert needs == [
-        f"No checkpoint can be delivered to file /c.txt since {at(now - HOUR)} (OSError ENOSPC), 0 checkpoints wait; "
-        + write,
-        f"No checkpoint can be delivered to file /d.txt since {at(now)} (CheckpointFile ahead), 1 checkpoint waits; "
-        "find out what is in that file and why before you move it away; the daemon's log says more.",
-        f"No checkpoint can be delivered to https://h since {at(now)} (Unavailable http_503), 3 checkpoints wait; "
-        + write,
-    ]
-    with database.writing(engine) as connection:
-        connection.execute(sa.update(Delivery).values(failing_since=None))
-    assert screen(run)[0] == 0
-
-
-@pytest.mark.parametrize(("late", "code"), [(14 * MINUTE, 0), (16 * MINUTE, 1)])
-def test_polls_that_are_far_behind_need_a_person(
-    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch, late: timedelta, code: int
-) -> None:
-    monkeypatch.setenv("TRACKER_CLUSTER", "w1")
-    daemon(engine, "a", now)
-    job_id = register(engine, "a", at=now - DAY)
-    change(engine, job_id, due_at=now - late)
-    exit_code, shown, needs = screen(run)
-    assert (exit_code, shown["polls behind"]) == (code, "1")
-    if code:
-        assert "raise max_requests_per_second" in needs[0]
-        stand(engine, "w1", pause_cause=Cause.RATE_LIMITED, paused_until=now)
-        assert f"it is paused (rate_limited) until {at(now)}" in screen(run)[2][0]
-
-
-def test_what_nobody_can_change_any_more_needs_nobody(engine: sa.Engine, run: Run, now: datetime) -> None:
-    """A done job's verdict is final; who looked at a withdrawn one has decided."""
-    long_ago = now - 40 * DAY
-    answer(engine, register(engine, "missed", at=long_ago), ("running", now - DAY), ("done", now - HOUR))
-    answer(engine, register(engine, "between", at=long_ago), ("waiting", long_ago + DAY), ("done", now - HOUR))
-    lost = register(engine, "lost", at=now - 3 * DAY)
-    answer(engine, lost, ("not_found", now - 2 * DAY), ("not_found", now - 2 * DAY))
-    history.record(engine, lost, lambda job, past: status.withdraw(job, now, "eve", "x"))
-    seal(engine, None)
-    assert screen(run)[0] == 0
-
-
 # all of them
 
 
-@pytest.mark.parametrize("command", ["jobs", "show", "clusters", "status"])
+@pytest.mark.parametrize("command", ["jobs", "show"])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--help"]) == 0
     assert f"  tracker {command}" in capsys.readouterr().out.partition("Example")[2]

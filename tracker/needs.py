@@ -20,7 +20,7 @@ from tracker.status import Anomaly, Cause
 BEHIND: Final = timedelta(seconds=60)
 """A poll that is due for longer than this is late: what ``report_clusters`` counts as behind."""
 FAR_BEHIND: Final = timedelta(minutes=15)
-"""One that is late by more than this needs a person: no short outage, no burst of registrations, no cron explains it."""
+"""One that is late by more than this needs a person: no short outage, no burst of jobs and no cron explain it."""
 SEALED_WITHIN: Final = timedelta(hours=24)
 """A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day."""
 SEALED_BY_DAEMON: Final = timedelta(minutes=15)
@@ -128,7 +128,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """A destination (without secrets) that lacks so many checkpoints, since when, and the last error: class and code."""
+    """A destination, without secrets, that lacks so many checkpoints; the error is class and code."""
 
     destination: str
     failing_since: datetime

@@ -33,9 +33,7 @@ _DAEMONS: Final = """
 _CLUSTERS: Final = """
     SELECT
         v.cluster, v.open, v.polls_behind, v.answered_at, v.paused_until, v.pause_cause, v.next_deadline_on,
-        CASE WHEN v.polls_behind > 0 THEN (SELECT min(j.due_at) FROM jobs j WHERE j.cluster = v.cluster) END
-            AS behind_since,
-        c.next_request_at AS asked_at, c.gap_began_at, c.gap_cause, c.gap_detail
+        (SELECT min(j.due_at) FROM jobs j WHERE j.cluster = v.cluster) AS behind_since, c.next_request_at AS asked_at, c.gap_began_at, c.gap_cause, c.gap_detail
     FROM report_clusters v
     LEFT JOIN clusters c ON c.cluster = v.cluster"""
 _PAST: Final = """
@@ -129,7 +127,8 @@ def clusters(connection: sa.Connection, configured: Collection[str]) -> tuple[Cl
     for row in _rows(connection, _CLUSTERS):
         one = Cluster(is_configured=row.cluster in found, **row._asdict())
         pause, gap = (None if cause is None else Cause(cause) for cause in (one.pause_cause, one.gap_cause))
-        found[one.cluster] = replace(one, pause_cause=pause, gap_cause=gap)
+        since = one.behind_since if one.polls_behind else None  # else its oldest poll is not late
+        found[one.cluster] = replace(one, pause_cause=pause, gap_cause=gap, behind_since=since)
     return tuple(found[name] for name in sorted(found))
 
 
