@@ -76,12 +76,12 @@ class Job(Base):
         sa.Index(None, "jid"),  # `tracker show JID` without a cluster
         sa.Index(None, "reference"),  # `tracker jobs --reference` and the jobs of one person's request
         # `tracker jobs`: what somebody waits for, the nearest deadline first; `tracker status`: deadlines past and near
-        _partial("ix_jobs_unsettled", "state IN ('open', 'failed', 'lost')", "deadline_on"),
+        _partial("ix_jobs_unsettled", "state IN ('open', 'failed', 'lost')", "deadline_on", "id"),
         # report_clusters: a cluster's next deadline; its open jobs are counted in the index alone
         _partial("ix_jobs_unsettled_cluster", "state IN ('open', 'failed', 'lost')", "cluster", "deadline_at", "state"),
         _partial("ix_jobs_stuck", "state IN ('failed', 'lost')", "state"),  # `tracker status` counts them
         # `tracker jobs`: the settled ones, the last to end first; what ended since; download windows that close
-        _partial("ix_jobs_ended", "ended_by IS NOT NULL", "ended_by"),
+        _partial("ix_jobs_ended", "ended_by IS NOT NULL", "ended_by", "id"),
         {"sqlite_autoincrement": True},
     )
 
