@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tracker.needs import (
     FAR_BEHIND,
     KINDS,
-    Cluster,
+    ClusterOverview,
     Daemon,
     Group,
     Need,
@@ -28,19 +28,19 @@ from tracker.status import Anomaly, Cause
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=n) for n in (1, 60, 3600, 86400))
 DAEMON = Daemon("a:1:x", "a", 1, "1", NOW - 2 * DAY, NOW)
-CLUSTER = Cluster("w1", True, open=3, asked_at=NOW - MINUTE, answered_at=NOW - MINUTE)
+CLUSTER = ClusterOverview("w1", True, open=3, asked_at=NOW - MINUTE, answered_at=NOW - MINUTE)
 
 
-def seen(*clusters: Cluster, daemons: tuple[Daemon, ...] = (DAEMON,), **other: Any) -> Overview:
+def seen(*clusters: ClusterOverview, daemons: tuple[Daemon, ...] = (DAEMON,), **other: Any) -> Overview:
     return Overview(NOW, HOUR, daemons=daemons, last_beat_at=NOW, clusters=clusters, **other)
 
 
-def late(by: timedelta, **other: Any) -> Cluster:
+def late(by: timedelta, **other: Any) -> ClusterOverview:
     """Return a cluster whose oldest poll is late, and that was asked a moment ago, unless said otherwise."""
     return replace(CLUSTER, polls_behind=2, behind_since=NOW - by, **other)
 
 
-def gap(cause: Cause, **other: Any) -> Cluster:
+def gap(cause: Cause, **other: Any) -> ClusterOverview:
     return replace(CLUSTER, gap_began_at=NOW - HOUR, gap_cause=cause, **{"gap_detail": "http_401"} | other)
 
 
@@ -153,7 +153,7 @@ causes = st.none() | st.sampled_from(Cause)
 words = st.text("xyz ", min_size=1, max_size=4096)
 groups = st.builds(Group, counts, times)
 clusters = st.builds(
-    Cluster,
+    ClusterOverview,
     cluster=st.text("abc", min_size=1, max_size=63),
     is_configured=st.booleans(),
     open=counts,

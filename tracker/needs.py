@@ -97,7 +97,7 @@ class Daemon:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class ClusterOverview:
     """A cluster, as an operator sees it.
 
     Attributes:
@@ -185,7 +185,7 @@ class Overview:
     seal_after: timedelta
     daemons: tuple[Daemon, ...] = ()
     last_beat_at: datetime | None = None
-    clusters: tuple[Cluster, ...] = ()
+    clusters: tuple[ClusterOverview, ...] = ()
     overdue: Group = Group()
     undecidable: Group = Group()
     lost: Group = Group()
@@ -217,7 +217,7 @@ def _need(kind: str, what: str, subject: str = "", since: datetime | None = None
 
 def _clusters(seen: Overview) -> Iterator[Need]:
     """Yield what keeps clusters from being polled."""
-    left: list[Cluster] = []
+    left: list[ClusterOverview] = []
     for one in seen.clusters:
         name, causes = one.cluster, {one.pause_cause, one.gap_cause}
         why = _note(one.gap_detail, _since(one.gap_began_at))
@@ -251,7 +251,7 @@ def _clusters(seen: Overview) -> Iterator[Need]:
         yield _need("no_daemon", what, "", since, count)
 
 
-def _is_unpolled(seen: Overview, one: Cluster) -> bool:
+def _is_unpolled(seen: Overview, one: ClusterOverview) -> bool:
     """Whether polls of a cluster are late because no daemon has it in its settings.
 
     While daemons are alive: nothing was asked since the oldest late poll was due, and that is 15 minutes ago, or the

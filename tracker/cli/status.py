@@ -15,11 +15,12 @@ import click
 
 from tracker.cli.look import ago, opened
 from tracker.cli.output import Column, chosen, counted, emit, example, format_option, plain
+from tracker.status import Cause
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tracker.needs import Cluster, Need, Overview
+    from tracker.needs import ClusterOverview, Need, Overview
 
 
 @click.command(epilog=example("tracker status", "tracker status > now.txt || mail -s 'tracker: urgent' ops < now.txt"))
@@ -67,6 +68,9 @@ def _facts(seen: Overview) -> dict[str, str]:
         f"last sign of life {ago(one.beat_at, seen.now)}"
         for one in seen.daemons
     ]
+    none = "none runs: `tracker run` starts one"
+    if not daemons and seen.last_beat_at is not None:
+        none = f"none runs, the last sign of life was {ago(seen.last_beat_at, seen.now)}: `tracker run` starts one"
     jobs = f"{seen.open} open, {seen.failed.count} failed, {seen.lost.count} lost; past the deadline: "
     jobs += f"{seen.overdue.count} overdue, {seen.undecidable.count} not seen since; "
     jobs += f"{sum(seen.due_within.values())} with at most 7 days left"
@@ -76,7 +80,7 @@ def _facts(seen: Overview) -> dict[str, str]:
         jobs = "None is registered yet: `tracker add JID` registers one."
     return {
         "Now": f"{seen.now:%Y-%m-%d %H:%M:%S} UTC",
-        "Daemons": plain("; ".join(daemons)) or "none runs: `tracker run` starts one",
+        "Daemons": plain("; ".join(daemons)) or none,
         "Jobs": jobs,
         "Seals": _seals(seen),
     }
@@ -103,7 +107,7 @@ def clusters(format: str | None) -> None:
     from dataclasses import astuple, fields
 
     from tracker import database
-    from tracker.needs import Cluster
+    from tracker.needs import ClusterOverview
     from tracker.reports import overview
 
     with opened() as (settings, engine), database.reading(engine) as connection:
@@ -112,10 +116,10 @@ def clusters(format: str | None) -> None:
     if chosen(format) == "table":
         _show(rows, now)
     else:
-        emit(map(astuple, rows), [field.name for field in fields(Cluster)], format)
+        emit(map(astuple, rows), [field.name for field in fields(ClusterOverview)], format)
 
 
-def _show(rows: Iterable[Cluster], now: datetime) -> None:
+def _show(rows: Iterable[ClusterOverview], now: datetime) -> None:
     """Print a table of clusters that fits 80 columns."""
     emit(
         [
@@ -125,7 +129,7 @@ def _show(rows: Iterable[Cluster], now: datetime) -> None:
                 row.polls_behind,
                 ago(row.answered_at, now) if row.answered_at else "never",
                 row.next_deadline_on,
-                _health(row),
+                _state(row),
             )
             for row in rows
         ],
@@ -135,15 +139,17 @@ def _show(rows: Iterable[Cluster], now: datetime) -> None:
     )
 
 
-def _health(row: Cluster) -> str:
-    """Return in words whether a cluster is polled, and why not."""
+def _state(row: ClusterOverview) -> str:
+    """Return in words why a cluster is not polled; nothing if it is."""
+    since = "" if row.gap_began_at is None else f" since {row.gap_began_at:%Y-%m-%d %H:%M}"
+    detail = f": {row.gap_detail}" if row.gap_detail else ""
     words = []
-    if row.gap_cause is not None and row.gap_began_at is not None:
-        detail = f": {row.gap_detail}" if row.gap_detail else ""
-        words.append(f"{row.gap_cause} since {row.gap_began_at:%Y-%m-%d %H:%M}{detail}")
-    if row.pause_cause is not None:
-        until = "an operator resumes it" if row.paused_until is None else f"{row.paused_until:%Y-%m-%d %H:%M}"
-        words.append(f"paused ({row.pause_cause}) until {until}")
+    if row.pause_cause is Cause.PAUSED:
+        words.append(f"paused by hand{since}{detail}" if row.gap_cause is Cause.PAUSED else "paused by hand")
+    elif row.gap_cause is not None or row.pause_cause is not None:
+        words.append(f"{row.gap_cause or row.pause_cause}{since}{detail}")
+        if row.pause_cause is not None and row.paused_until is not None:
+            words.append(f"asks again at {row.paused_until:%Y-%m-%d %H:%M}")
     if not row.is_configured:
         words.append("not in these settings")
     return "; ".join(words)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.needs import NEAR, Cluster, Daemon, Group, Overview, Seals, Undelivered
+from tracker.needs import NEAR, ClusterOverview, Daemon, Group, Overview, Seals, Undelivered
 from tracker.status import Anomaly, Cause, State
 from tracker.utc import UtcDateTime
 
@@ -24,7 +24,7 @@ ALIVE: Final = timedelta(seconds=60)
 """A daemon that has not beaten for longer than this is dead."""
 _DAY: Final = timedelta(days=1)
 
-# The states are literals, as in the indexes: no bound parameter finds a partial index.
+# The states are literals, and all that the index has: else no partial index is found. Lost jobs have counts of their own.
 _DAEMONS: Final = """
     SELECT worker, host, pid, version, started_at, beat_at
     FROM workers
@@ -33,13 +33,15 @@ _DAEMONS: Final = """
 _CLUSTERS: Final = """
     SELECT
         v.cluster, v.open, v.polls_behind, v.answered_at, v.paused_until, v.pause_cause, v.next_deadline_on,
-        (SELECT min(j.due_at) FROM jobs j WHERE j.cluster = v.cluster) AS behind_since, c.next_request_at AS asked_at, c.gap_began_at, c.gap_cause, c.gap_detail
+        (SELECT min(j.due_at) FROM jobs j WHERE j.cluster = v.cluster) AS behind_since,
+        c.next_request_at AS asked_at, c.gap_began_at, c.gap_cause, c.gap_detail
     FROM report_clusters v
     LEFT JOIN clusters c ON c.cluster = v.cluster"""
 _PAST: Final = """
     SELECT v.state, v.verdict, count(*) AS total, min(v.deadline_at) AS since
     FROM report_deadlines v
-    WHERE v.state IN ('open', 'failed', 'lost') AND v.deadline_on <= :last_day AND v.verdict <> 'pending'
+    WHERE v.state IN ('open', 'failed', 'lost') AND v.deadline_on <= :last_day
+        AND v.state <> 'lost' AND v.verdict <> 'pending'
     GROUP BY v.state, v.verdict"""
 _STUCK: Final = """
     SELECT v.state, count(*) AS total, min(v.ended_by) AS since
@@ -121,11 +123,11 @@ def overview(connection: sa.Connection, configured: Collection[str], seal_after:
     )
 
 
-def clusters(connection: sa.Connection, configured: Collection[str]) -> tuple[Cluster, ...]:
+def clusters(connection: sa.Connection, configured: Collection[str]) -> tuple[ClusterOverview, ...]:
     """Return each cluster that is configured or in the database, by name."""
-    found = {name: Cluster(name, is_configured=True) for name in configured}
+    found = {name: ClusterOverview(name, is_configured=True) for name in configured}
     for row in _rows(connection, _CLUSTERS):
-        one = Cluster(is_configured=row.cluster in found, **row._asdict())
+        one = ClusterOverview(is_configured=row.cluster in found, **row._asdict())
         pause, gap = (None if cause is None else Cause(cause) for cause in (one.pause_cause, one.gap_cause))
         since = one.behind_since if one.polls_behind else None  # else its oldest poll is not late
         found[one.cluster] = replace(one, pause_cause=pause, gap_cause=gap, behind_since=since)
