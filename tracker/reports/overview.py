@@ -24,7 +24,7 @@ ALIVE: Final = timedelta(seconds=60)
 """A daemon that has not beaten for longer than this is dead."""
 _DAY: Final = timedelta(days=1)
 
-# The states are literals, and all that the index has: else no partial index is found. Lost jobs have counts of their own.
+# The states are literals, as in the indexes: no bound parameter finds a partial index. Lost jobs are counted apart.
 _DAEMONS: Final = """
     SELECT worker, host, pid, version, started_at, beat_at
     FROM workers
