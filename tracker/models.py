@@ -213,6 +213,7 @@ class Cluster(Base):
     gap_detail: Mapped[str | None]
     gap_actor: Mapped[str | None]
     next_request_at: Mapped[datetime | None]  # the next free place in the rate, on the database's clock
+    utc_offsets: Mapped[str | None]  # of the legal time zone, as JSON: [from, until, seconds]; SQLite has no time zones
 
 
 class Worker(Base):

@@ -310,6 +310,7 @@ def upgrade() -> None:
         sa.Column("gap_detail", sa.String()),
         sa.Column("gap_actor", sa.String()),
         sa.Column("next_request_at", instant),
+        sa.Column("utc_offsets", sa.String()),
         sa.PrimaryKeyConstraint("cluster", name="pk_clusters"),
         _text("clusters", "cluster", 63),
         _count("clusters", "failures"),
@@ -318,6 +319,7 @@ def upgrade() -> None:
         _word("clusters", "gap_cause", CAUSES),
         _text("clusters", "gap_detail", 4096, refused="@"),
         _text("clusters", "gap_actor"),
+        _text("clusters", "utc_offsets", 4096),
         *(
             _instant("clusters", name)
             for name in ("answered_at", "failing_since", "paused_until", "gap_began_at", "next_request_at")
