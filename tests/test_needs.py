@@ -92,6 +92,8 @@ STUCK = Undelivered("file /c.txt", NOW - HOUR, "OSError ENOSPC", 3)
         (seen(late(61 * SECOND, **UNASKED)), ["URGENT not_polled w1 2"]),
         (seen(late(61 * SECOND, asked_at=None)), ["URGENT not_polled w1 2"]),
         (seen(late(61 * SECOND, asked_at=None), daemons=(NEW,)), []),  # the daemon has its minute
+        (seen(late(HOUR, **UNASKED), daemons=(NEW,)), ["URGENT polls_late w1 2"]),  # it takes over from one that died
+        (seen(late(HOUR, **UNASKED, **OUTAGE)), ["URGENT unreachable w1 1"]),  # no daemon may ask yet
         (seen(late(61 * SECOND, asked_at=NOW - HOUR)), []),  # asked while that daemon ran, perhaps by cron
         (seen(late(16 * MINUTE, asked_at=NOW - HOUR)), ["URGENT not_polled w1 2"]),
         (seen(late(61 * SECOND, asked_at=None, is_configured=False), daemons=()), ["URGENT not_polled w1 2"]),

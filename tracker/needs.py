@@ -22,9 +22,8 @@ BEHIND: Final = timedelta(seconds=60)
 FAR_BEHIND: Final = timedelta(minutes=15)
 """One that is late by more than this needs a person: no short outage, no burst of jobs and no cron explain it."""
 SEALED_WITHIN: Final = timedelta(hours=24)
-"""A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day."""
-SEALED_BY_DAEMON: Final = timedelta(minutes=15)
-"""The same while a daemon runs."""
+"""A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day. While a
+daemon runs, `FAR_BEHIND` is long enough."""
 NEAR: Final = (1, 3, 7)
 """Days left until a deadline that is near; of the first the need is urgent."""
 
@@ -232,12 +231,11 @@ def _clusters(seen: Overview) -> Iterator[Need]:
         outage = next((cause for cause in _OUTAGES if cause in causes), None)
         if outage is not None:
             yield _need(outage, f"{name}: {_OUTAGES[outage]}{why}", name, one.gap_began_at)
-        elif one.pause_cause is not None and one.paused_until is not None and one.paused_until > seen.now:
-            if is_far_behind:
+        if one.paused_until is not None and one.paused_until > seen.now:  # no daemon may ask
+            if is_far_behind and outage is None:
                 what = f"{late}. The server asked us to wait until {_time(one.paused_until)}"
                 yield _need("rate_limited", what, name, one.behind_since, one.polls_behind)
-            continue
-        if _is_unpolled(seen, one):
+        elif _is_unpolled(seen, one):
             what = f"{late}. No running daemon is configured for this cluster"
             yield _need("not_polled", what, name, one.behind_since, one.polls_behind)
         elif is_far_behind and not seen.daemons:
@@ -254,8 +252,9 @@ def _clusters(seen: Overview) -> Iterator[Need]:
 def _is_unpolled(seen: Overview, one: ClusterOverview) -> bool:
     """Whether polls of a cluster are late because no daemon has it in its settings.
 
-    While daemons are alive: nothing was asked since the oldest late poll was due, and that is 15 minutes ago, or the
-    last request was sent before each of them began. Else: nobody ever asked, and it is not configured here either.
+    While a daemon is alive, and had a minute to ask: nothing was asked since the oldest late poll was due, and that is 15
+    minutes ago, or the last request was sent before any of them began. Else: nobody ever asked, and it is not
+    configured here either.
     """
     if one.behind_since is None or (one.asked_at is not None and one.asked_at >= one.behind_since):
         return False
@@ -263,7 +262,7 @@ def _is_unpolled(seen: Overview, one: ClusterOverview) -> bool:
         return one.asked_at is None and not one.is_configured
     began_at = min(daemon.started_at for daemon in seen.daemons)
     is_older = one.asked_at is None or one.asked_at < began_at
-    return one.behind_since < seen.now - FAR_BEHIND or (is_older and began_at < seen.now - BEHIND)
+    return began_at < seen.now - BEHIND and (is_older or one.behind_since < seen.now - FAR_BEHIND)
 
 
 def _jobs(seen: Overview) -> Iterator[Need]:
@@ -304,7 +303,7 @@ def _evidence(seen: Overview) -> Iterator[Need]:
         running_since = min((daemon.started_at for daemon in seen.daemons), default=seen.now)
         due_at = seen.now - seen.seal_after
         is_slow = its.unsealed_since < due_at - SEALED_WITHIN
-        if is_slow or max(waiting_since, running_since) < due_at - SEALED_BY_DAEMON:
+        if is_slow or max(waiting_since, running_since) < due_at - FAR_BEHIND:
             what = f"{_count(its.unsealed, 'row')} of history not sealed{_note(_since(its.unsealed_since))}"
             yield _need("unsealed", what, "", its.unsealed_since, its.unsealed)
     for one in its.undelivered:
