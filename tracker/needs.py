@@ -252,8 +252,8 @@ def _clusters(seen: Overview) -> Iterator[Need]:
 def _is_unpolled(seen: Overview, one: ClusterOverview) -> bool:
     """Whether polls of a cluster are late because no daemon has it in its settings.
 
-    While a daemon is alive, and had a minute to ask: nothing was asked since the oldest late poll was due, and that is 15
-    minutes ago, or the last request was sent before any of them began. Else: nobody ever asked, and it is not
+    While a daemon is alive and had a minute to ask: nothing was asked since the oldest late poll was due, and that is
+    15 minutes ago, or the last request was sent before any of them began. Else: nobody ever asked, and it is not
     configured here either.
     """
     if one.behind_since is None or (one.asked_at is not None and one.asked_at >= one.behind_since):
