@@ -4,8 +4,7 @@ Owns which facts need a person, which of them are urgent, and what to do about e
 facts; `tracker status`, the page, alerts and metrics show what this module says, and decide nothing.
 
 Whether a cluster is polled is judged by what is stored about it, never by the memory of a process: since when its
-oldest poll is due, when it was last asked, and which daemons are alive. So cron and daemons are judged alike. A daemon
-does not store which clusters it has in its settings; one that asks nothing of a cluster whose polls are due has it not.
+oldest poll is due, when it was last asked, and which daemons are alive. So cron and daemons are judged alike.
 """
 
 from __future__ import annotations
@@ -252,9 +251,9 @@ def _clusters(seen: Overview) -> Iterator[Need]:
 def _is_unpolled(seen: Overview, one: ClusterOverview) -> bool:
     """Whether polls of a cluster are late because no daemon has it in its settings.
 
-    While a daemon is alive and had a minute to ask: nothing was asked since the oldest late poll was due, and that is
-    15 minutes ago, or the last request was sent before any of them began. Else: nobody ever asked, and it is not
-    configured here either.
+    A daemon does not store which clusters those are. While one is alive and had a minute to ask: nothing was asked since
+    the oldest late poll was due, and that is 15 minutes ago, or the last request was sent before any of them began.
+    Else: nobody ever asked, and it is not configured here either.
     """
     if one.behind_since is None or (one.asked_at is not None and one.asked_at >= one.behind_since):
         return False
@@ -277,12 +276,10 @@ def _jobs(seen: Overview) -> Iterator[Need]:
         if group.count:
             first = "" if group.since is None else f"the first on {group.since:%Y-%m-%d}"
             yield _need(kind, f"{_count(group.count, 'job')} {what}{_note(first)}", "", group.since, group.count)
-    above = -1
-    for days in NEAR:
+    for above, days in zip((-1, *NEAR), NEAR, strict=False):
         if count := sum(jobs for left, jobs in seen.due_within.items() if above < left <= days):
             what = f"{_count(count, 'job')} not done, with at most {_count(days, 'day')} until the deadline"
             yield replace(_need("deadline_near", what, f"{days}d", None, count), is_urgent=days == NEAR[0])
-        above = days
     for word, group in seen.anomalies.items():
         what = f"{_count(group.count, 'transition')} with the anomaly {word} in the last 24 hours"
         yield _need("anomaly", what, word, group.since, group.count)
