@@ -251,7 +251,7 @@ def _clusters(seen: Overview) -> Iterator[Need]:
 def _is_unpolled(seen: Overview, one: ClusterOverview) -> bool:
     """Whether polls of a cluster are late because no daemon has it in its settings.
 
-    A daemon does not store which clusters those are. While one is alive and had a minute to ask: nothing was asked since
+    Which those are is not stored. While a daemon is alive and had a minute to ask: nothing was asked since
     the oldest late poll was due, and that is 15 minutes ago, or the last request was sent before any of them began.
     Else: nobody ever asked, and it is not configured here either.
     """
