@@ -161,6 +161,7 @@ def test_csv_and_json_have_every_column_of_the_view_and_plain_values(
     assert read["ended_by"] is None
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_table_of_jobs_fits_80_columns_with_the_longest_words(engine: sa.Engine, run: Run, now: datetime) -> None:
     for number, cluster in enumerate(("w1a2b3c4d", "w9z8y7x6w")):
         for said in ("waiting", "not_found", "x" * 255, HOSTILE, "x y " * 60):
@@ -180,6 +181,7 @@ def test_a_table_of_jobs_fits_80_columns_with_the_longest_words(engine: sa.Engin
     assert out.splitlines()[0].split()[:4] == ["jid", "state", "verdict", "deadline"]
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_table_stops_at_its_limit_and_says_so_and_csv_does_not(engine: sa.Engine, run: Run) -> None:
     with database.writing(engine) as connection:
         connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": f"j{n}"} for n in range(51)])
@@ -300,6 +302,7 @@ def test_a_full_disk_is_an_error_in_one_line(url: str, engine: sa.Engine, tmp_pa
     )
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_no_job_is_said_to_be_none(engine: sa.Engine, run: Run) -> None:
     assert run("jobs", "--format", "table") == (0, "", "No jobs match.\n")
     assert run("jobs", "--format", "json") == (0, "[]\n", "")
@@ -348,6 +351,7 @@ def test_show_tells_all_of_a_job(engine: sa.Engine, run: Run, now: datetime, mon
     ]
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_registration_delay_is_given_as_it_is(engine: sa.Engine, run: Run, now: datetime) -> None:
     """Known to the microsecond, not rounded up to a tenth; none where the submission is unknown or later."""
     ms = timedelta(milliseconds=1)
@@ -395,6 +399,7 @@ def test_every_verdict_and_anomaly_has_its_words() -> None:
     assert set(words.ANOMALIES) == set(Anomaly)
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_show_gives_an_operators_reason_and_what_they_claim(
     engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +415,7 @@ def test_show_gives_an_operators_reason_and_what_they_claim(
     )
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_show_marks_the_row_that_proves_a_job_overdue(
     engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +480,7 @@ def test_show_marks_the_gaps_that_explain_a_wide_bound(
     assert read["job"]["open_gap"] is None
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_without_a_submission_the_first_bounds_begin_with_registration(
     engine: sa.Engine, run: Run, now: datetime
 ) -> None:
@@ -482,6 +489,7 @@ def test_without_a_submission_the_first_bounds_begin_with_registration(
     assert [row["gap_seconds"] for row in table(run, "show", "a")] == ["0.0", str(59 * 60.0)]
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_many_gaps_are_one_line_and_what_overlaps_counts_once(
     engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +525,7 @@ def test_show_says_that_nothing_can_be_observed_now(
     assert (open_gap and open_gap["cause"]) == ("key_refused" if unsettled else None)
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_what_an_operator_did_has_no_bounds_to_explain(engine: sa.Engine, run: Run, now: datetime) -> None:
     job_id = register(engine, "a", at=now - DAY)
     gap(engine, now - 2 * DAY, now - HOUR)
@@ -524,6 +533,7 @@ def test_what_an_operator_did_has_no_bounds_to_explain(engine: sa.Engine, run: R
     assert [row["gaps"] for row in table(run, "show", "a")] == ["0", "0"]
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_show_of_hostile_text_is_plain_and_fits(engine: sa.Engine, run: Run, now: datetime) -> None:
     job_id = register(engine, HOSTILE, at=now - DAY, reference=HOSTILE)
     answer(engine, job_id, (HOSTILE, now - HOUR))
@@ -550,6 +560,7 @@ def why(run: Run, jid: str = "a") -> str:
     return str(json.loads(run("show", jid, "--format", "json")[1])["job"]["next_poll_why"])
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_the_next_poll_says_why(engine: sa.Engine, run: Run, now: datetime) -> None:
     job_id = register(engine, "a", at=now - 20 * DAY)
     assert why(run) == cadence.Why.FIRST
@@ -573,6 +584,7 @@ def test_the_next_poll_says_why(engine: sa.Engine, run: Run, now: datetime) -> N
     assert why(run) == f"{cadence.Why.REOPENED}; {paused}"
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_the_reason_goes_by_the_clusters_own_calendar(
     engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

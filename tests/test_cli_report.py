@@ -105,6 +105,7 @@ def test_every_report_is_about_the_same_jobs(run: Run) -> None:
     assert "Withdrawn, and left out: 1.\n" in out
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_how_late_registrations_came_is_told(run: Run, engine: sa.Engine) -> None:
     """In the table for all, in csv by row: median and max, how many came later than a day, and how many are unknown."""
     for jid, late in (("a", 90 * SECOND), ("b", DAY), ("c", DAY + timedelta(microseconds=1)), ("d", 50 * HOUR)):
@@ -242,6 +243,7 @@ def test_dates_are_days_of_the_legal_time_zone(run: Run, engine: sa.Engine, monk
     assert found("--until", "2026-10-31T23:30Z") == 0
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_nothing_is_no_error(run: Run) -> None:
     """Where no jobs match, the exit code is 0, it is said, and what comes out is still a table, CSV or JSON."""
     code, out, err = run("durations", "--format", "table")
@@ -289,6 +291,7 @@ BAD = (
 )
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.usefixtures("jobs")
 def test_bad_input_is_named_with_what_there_is(run: Run) -> None:
     """What cannot be is a usage error: it names the place, and the way out or the list."""
@@ -298,6 +301,7 @@ def test_bad_input_is_named_with_what_there_is(run: Run) -> None:
         assert problem in err
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_cluster_without_jobs_is_known(run: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is configured, or that the database knows, is no mistake; where there is none at all, that is said."""
     assert "there is no cluster 'w1'; there is none yet" in run("durations", "--cluster", "w1")[2]
@@ -309,6 +313,7 @@ def test_a_cluster_without_jobs_is_known(run: Run, engine: sa.Engine, monkeypatc
     assert "there are: w1, w2" in run("durations", "--cluster", "w3")[2]
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_hostile_names_do_not_reach_the_terminal(run: Run, engine: sa.Engine) -> None:
     """Plain SQL can register a cluster that no setting would take; a spreadsheet takes none of it for a formula."""
     name = "=w1"
@@ -320,6 +325,7 @@ def test_hostile_names_do_not_reach_the_terminal(run: Run, engine: sa.Engine) ->
         assert text in out
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_long_name_is_shown_whole(run: Run, engine: sa.Engine) -> None:
     """Two clusters with the longest names there can be: the table becomes a list, and nothing is cut."""
     names = ["w" * 63, "x" * 63]
@@ -330,6 +336,7 @@ def test_a_long_name_is_shown_whole(run: Run, engine: sa.Engine) -> None:
     assert all(name in out for name in names)
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_help_has_an_example_and_waits_for_no_database(run: Run) -> None:
     """--help of the group and of the report show how it is used, without importing SQLAlchemy."""
     for args in ((), ("durations",)):
@@ -343,7 +350,7 @@ def test_help_has_an_example_and_waits_for_no_database(run: Run) -> None:
         assert (shown.returncode, shown.stderr) == (0, "")
         assert "Example" in shown.stdout
         assert "tracker report durations" in shown.stdout
-        assert "How long jobs take" in shown.stdout
+        assert "From submission" in shown.stdout
 
 
 def test_a_report_of_gaps_says_what_its_times_choose(run: Run) -> None:
@@ -385,6 +392,7 @@ def test_as_of_says_the_same_whatever_came_since(run: Run, engine: sa.Engine) ->
     assert "What could be known then" in out
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.usefixtures("jobs")
 def test_output_is_the_same_in_a_file(run: Run, tmp_path: Path) -> None:
     """-o FILE holds what standard output would, in the format that its name tells unless another is asked for."""
@@ -407,6 +415,7 @@ def test_output_is_the_same_in_a_file(run: Run, tmp_path: Path) -> None:
     assert run("durations", "-o", "-", "--as-of", "2026-11-09")[1] == run("durations", "--as-of", "2026-11-09")[1]
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.usefixtures("jobs")
 def test_output_replaces_all_or_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails half-way leaves the file as it was, and nothing beside it; a link and the file's mode are kept."""
@@ -434,6 +443,7 @@ def test_output_replaces_all_or_nothing(run: Run, tmp_path: Path, monkeypatch: p
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_output_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> None:
     """A folder that is not there, or that stands where the file should be: where, why, and the way out."""
     for place in (tmp_path / "not there" / "x.csv", tmp_path, Path("/dev/full")):
@@ -461,6 +471,7 @@ def test_output_spares_the_database(run: Run, tmp_path: Path) -> None:
     assert (database.read_bytes(), set(tmp_path.iterdir())) == (before, there)
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_file_without_permission_is_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that may not be written to is not replaced either, though its folder would allow it."""
     old = tmp_path / "old.csv"
@@ -499,6 +510,7 @@ def test_a_database_that_cannot_be_read_is_named_and_no_file_is_lost(
     assert ((tmp_path / "old.csv").read_text(), set(tmp_path.iterdir())) == ("jid\n", before)
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_output_to_what_is_no_file_is_written_to_it(run: Run, tmp_path: Path) -> None:
     """A pipe, as /dev/null, is not replaced by a file."""
     pipe = tmp_path / "pipe"
@@ -512,6 +524,7 @@ def test_output_to_what_is_no_file_is_written_to_it(run: Run, tmp_path: Path) ->
     assert pipe.is_fifo()
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_output_goes_into_a_pipe_without_a_name(run: Run) -> None:
     """So does a shell's >(gzip), or /dev/stdout where that is a pipe: what the name resolves to is no path."""
     reader, writer = os.pipe()

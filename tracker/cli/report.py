@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 ROWS = 200
 """Rows of a report in a table; ours: what a person scrolls through. CSV and JSON have all, in an order of their own."""
+_TIMES = "--since and --until go by a job's submission (else registration), of gaps and changes by their own time."
 _NOTHING = "Nothing to report: no rows match."
 
 
@@ -76,12 +77,12 @@ class _Output:
 
 _TIME: dict[str, Any] = {"callback": times.when, "metavar": "TIME"}
 _OPTIONS = (
-    click.option("--since", **_TIME, help=f"Submitted (else registered) then or later: {times.HELP}."),
-    click.option("--until", **_TIME, help="Submitted (else registered) on this day or sooner, or before this time."),
+    click.option("--since", **_TIME, help=f"From then on: {times.HELP}."),
+    click.option("--until", **_TIME, help="Up to the end of this day, or before this time."),
     click.option(
         "--as-of",
         **_TIME,
-        help="What could be known at this time, or at the end of this day; --since 7d is then before it.",
+        help="What could be known at this time, or at the end of this day. --since 7d counts back from it.",
     ),
     click.option("--cluster", multiple=True, metavar="NAME", help="Of this cluster; may be repeated."),
     click.option(
@@ -231,7 +232,9 @@ def _subcommand(
                 _print(of, made, form)
 
     examples = example(f"tracker report {of.name} --since 2026-11-01", f"tracker report {of.name} -o {of.name}.csv")
-    report.command(of.name, help=help, epilog=examples)(_with_options(command, options))
+    report.command(of.name, help=f"{help}\n\n{_TIMES}", short_help=of.title, epilog=examples)(
+        _with_options(command, options)
+    )
 
 
 def _check_clusters(connection: sa.Connection, settings: Settings, wanted: tuple[str, ...]) -> None:

@@ -129,9 +129,9 @@ REPORTS: Final = {report.name: report for report in _ALL}
 CHANGES: Final = TableReport(
     "changes",
     "Changes",
-    "What happened since yesterday's time of day, or in the time that is asked for: how many jobs were registered, "
-    "ended, or became overdue (first seen not done after the deadline), by cluster and kind; then each transition, the "
-    "newest first. csv and json have the transitions.",
+    "What happened in the last day, or in the time that is asked for: how many jobs were registered, ended, or became "
+    "overdue (first seen not done after the deadline), by cluster and kind; then each transition, the newest first. "
+    "csv and json have the transitions.",
     order="id",
     shows="observed_at:when jid action to_status:status to_state:state | cluster from_status:was kind "
     "reference anomaly actor reason",
