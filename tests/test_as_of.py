@@ -359,5 +359,5 @@ def test_a_time_that_cannot_be_is_refused(engine: sa.Engine, at: datetime) -> No
                 read(connection, name, as_of=at)
         with pytest.raises(InvalidField, match=r"^as_of: "):
             durations(connection, as_of=at)
-        with pytest.raises(InvalidField, match=f"there is none 'duration'; there are: {', '.join(NAMES)}"):
+        with pytest.raises(InvalidField, match=f"there is no report 'duration'; there are: {', '.join(NAMES)}"):
             read(connection, "duration")

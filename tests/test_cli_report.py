@@ -304,7 +304,7 @@ def test_bad_input_is_named_with_what_there_is(run: Run) -> None:
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_cluster_without_jobs_is_known(run: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is configured, or that the database knows, is no mistake; where there is none at all, that is said."""
-    assert "there is no cluster 'w1'; there is none yet" in run("durations", "--cluster", "w1")[2]
+    assert "there is no cluster 'w1'; none is known yet" in run("durations", "--cluster", "w1")[2]
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
     monkeypatch.setenv("TRACKER_API_KEY", "hush")
     stand(engine, "w2")

@@ -249,7 +249,7 @@ def _check_clusters(connection: sa.Connection, settings: Settings, wanted: tuple
     known = sorted({*settings.clusters, *connection.scalars(query)})
     for name in wanted:
         if name not in known:
-            there = f"there are: {', '.join(known)}" if known else "there is none yet"
+            there = f"there are: {', '.join(known)}" if known else "none is known yet"
             raise click.BadParameter(plain(f"there is no cluster {name!r}; {there}"), param_hint="'--cluster'")
 
 

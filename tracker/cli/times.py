@@ -92,7 +92,7 @@ def _meant(text: str) -> datetime | date | int | timedelta:
 
 
 def _length(text: str) -> timedelta | None:
-    """Return the duration that *text* is; None: it is none, or longer than ten years. A bare number has no unit."""
+    """Return *text* as a duration; None: it is not one of at most ten years. A bare number has no unit."""
     from tracker.settings import duration
 
     try:

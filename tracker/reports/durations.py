@@ -57,8 +57,8 @@ class Bounds:
     """A quantile, exact to the microsecond.
 
     Attributes:
-        seconds_min: So large a share took at least so long; None: the curve does not come down that far (not reached).
-        seconds_max: It took at most so long; None: not reached, though the lower bound may be.
+        seconds_min: That share took at least this long; None: too few are done to say (not reached).
+        seconds_max: It took at most this long; None: not reached, though the lower bound may be.
     """
 
     seconds_min: float | None

@@ -83,7 +83,7 @@ def read(
         DatabaseUnavailable: The database did not answer.
     """
     if name != CHANGES.name and name not in NAMES:
-        raise InvalidField("report", f"there is none {name[:80]!r}; there are: {', '.join(NAMES)}")
+        raise InvalidField("report", f"there is no report {name[:80]!r}; there are: {', '.join(NAMES)}")
     view = typed(connection, "report_transitions" if name == CHANGES.name else f"report_{name}")
     made_at = instant(as_of) or database.now(connection)
     counted, wanted = _wanted(view, name, filters, made_at)
