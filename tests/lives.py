@@ -1,6 +1,6 @@
-"""Whole lives of jobs, made up by a seed or told step by step, and written to a database in one transaction.
+"""Whole lives of jobs, drawn by a seed or written step by step, and stored in a database in one transaction.
 
-Owns the making: each step is a decision of ``status``, each deadline ``deadline``'s, and what is written is what the
+Owns the making: each step is a decision of ``status``, each deadline ``deadline_of``'s, and what is written is what the
 intake, the poller and an operator would have written. In memory first, so that hundreds of steps cost one transaction,
 and so that both databases get the same.
 """
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from tests.history import ZONE, source
 from tracker import database, status
 from tracker.clusters import utc_offsets
-from tracker.deadline import Deadline, add_months, deadline
+from tracker.deadline import Deadline, add_months, deadline, deadline_of
 from tracker.models import (
     CLUSTERS,
     JOBS,
@@ -63,20 +63,17 @@ class Life:
 
     def __post_init__(self) -> None:
         self.job = Job.registered(self.facts, self.at, "alice")
-        self.recorded_at = self.at
-        self.due = self.reckon() if self.has_deadline else None
-        self.steps.append((self.job, status.registration(self.facts, self.at, "alice"), self.due))
+        self.due: Deadline | None = None
+        made = status.registration(self.facts, self.at, "alice")
+        self.steps.append((self.job, made, None))
+        if self.has_deadline:
+            self.due = self.compute()
+            self.steps[0] = (self.job, made, self.due)
 
-    def reckon(self) -> Deadline:
-        facts = self.job.facts
-        return deadline(
-            facts.received_at,
-            facts.submitted_at,
-            self.at,
-            ZONE,
-            extended_on=facts.extended_on,
-            extension_recorded_at=self.recorded_at,
-        )
+    def compute(self) -> Deadline:
+        """Return the deadline by the facts of the job, and all that were declared."""
+        declared = [(made.observed_at, made.facts.extended_on) for _, made, _ in self.steps if made.facts]
+        return deadline_of(self.job.facts, self.at, ZONE, declared)
 
     def _take(self, decision: Decision) -> Life:
         self.job = decision.job
@@ -85,7 +82,7 @@ class Life:
         return self
 
     def answer(self, word: str, sent_at: datetime, took: timedelta = SECOND) -> Life:
-        self.due = self.due or self.reckon()
+        self.due = self.due or self.compute()
         past = replay(transition for _, transition, _ in self.steps).past
         server_date = sent_at.replace(microsecond=0) - 3 * MINUTE
         answer = Answer(word, sent_at, sent_at + took, server_date)
@@ -104,20 +101,18 @@ class Life:
         facts = replace(self.job.facts, **changes)
         if facts == self.job.facts:
             return self
-        decision = status.amend(self.job, facts, at, "bob", "the mail says so")
-        self.job = decision.job
-        assert decision.transition is not None
-        if "extended_on" in changes:
-            self.recorded_at = decision.transition.observed_at
-        self.due = self.reckon()
-        return self._take(decision)
+        self._take(status.amend(self.job, facts, at, "bob", "the mail says so"))
+        job, made, _ = self.steps[-1]
+        self.due = self.compute()
+        self.steps[-1] = (job, made, self.due)
+        return self
 
     @property
     def last_at(self) -> datetime:
         return max(self.steps[-1][1].observed_at, self.job.seen_at or self.at)
 
 
-def told() -> list[Life]:
+def boundaries() -> list[Life]:
     """Return the lives in which something falls on a boundary, or a microsecond beside it."""
     received = datetime(2025, 3, 31, 8, 30, 0, 1, tzinfo=UTC)
     facts = Facts(Kind.EXPORT, "R-1", received, received + HOUR)
@@ -156,6 +151,8 @@ def told() -> list[Life]:
         received + 3 * DAY, submitted_at=received + 2 * DAY
     )
     life("never answered", unknown, cluster="w2")
+    late = Facts(Kind.EXPORT, "R-9", received, due + DAY)
+    life("submitted after the deadline", late, due + 2 * DAY).answer("done", due + 3 * DAY)
     last = datetime(2025, 7, 31, 12, tzinfo=UTC)  # its month ends with END
     for word in ("waiting", "error"):
         life(f"{word} to the end", Facts(Kind.EXPORT, "R-3", last), last, "w2").answer(word, last + DAY)
