@@ -38,10 +38,8 @@ END = datetime(2025, 8, 31, 22, 0, tzinfo=UTC)
 """Nothing happens after it; a midnight of the legal time zone, so that a deadline can be exactly then."""
 RULE = LostRule(polls=2, duration=timedelta())
 WORDS = ("created", "waiting", "waiting", "started", "running", "running", "done", "done", "error", "not_found", "a_é")
-OPEN_CLUSTERS = ("w1", "w2", "W3", "wneat", "wnone")
-"""Clusters with a row in clusters; wnone has no job. The gaps of wneat neither overlap nor touch."""
-NEAT = [(BEGAN + days * DAY, BEGAN + (days + days % 4) * DAY) for days in range(0, 220, 15)]
-"""They are 0 to 3 days long."""
+OPEN_CLUSTERS = ("w1", "w2", "W3", "wnone")
+"""Clusters with a row in clusters; wnone has no job."""
 
 
 @dataclass
@@ -170,12 +168,6 @@ def boundaries() -> list[Life]:
     life("waiting", Facts(Kind.REMOVAL), cluster="w2").answer("waiting", tomorrow)
     life("waiting", Facts(Kind.EXPORT), cluster="w1").answer("waiting", tomorrow).answer("waiting", later)
     life("open over gaps that touch", Facts(), BEGAN, "W3").withdraw(BEGAN + 20 * HOUR)
-    for began, ended in NEAT[3:6]:
-        for opened in (began - DAY, began, began + HOUR, ended):
-            for closed in (began, began + HOUR + MICROSECOND, ended, ended + DAY):
-                if opened < closed:
-                    number = len(made)
-                    life(f"neat {number}", Facts(), opened, "wneat").withdraw(closed)
     life("opened where a gap ends", Facts(), BEGAN + 12 * HOUR, "W3").withdraw(BEGAN + DAY)
     return made
 
@@ -194,7 +186,7 @@ def drawn(seed: int, size: int) -> list[Life]:
 
     for number in range(size):
         clock = BEGAN + r.random() * 200 * DAY
-        life = Life(r.choice(["w1", "w2", "W3", "wbare", "wneat"]), f"j{number}", facts(clock), clock, r.random() < 0.8)
+        life = Life(r.choice(["w1", "w2", "W3", "wbare", "w2"]), f"j{number}", facts(clock), clock, r.random() < 0.8)
         for _ in range(r.randrange(12)):
             clock = max(clock, life.last_at)
             clock += r.choice([timedelta(), MICROSECOND, MINUTE, HOUR, 7 * HOUR, DAY, 5 * DAY, 20 * DAY])
@@ -231,7 +223,6 @@ def gaps(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     spans.append(("W3", BEGAN + DAY, BEGAN + DAY))
     spans.append(("W3", datetime(2025, 3, 20, tzinfo=UTC), datetime(2025, 4, 9, 8, 30, 0, 1, tzinfo=UTC)))
     spans.append(("W3", datetime(2025, 4, 10, tzinfo=UTC), datetime(2025, 5, 20, tzinfo=UTC)))  # two are open at times
-    spans += [("wneat", began, ended) for began, ended in NEAT]
     for _ in range(20):
         began = BEGAN + r.random() * 220 * DAY
         lasted = r.random() * r.choice([MINUTE, DAY, 9 * DAY])
@@ -247,7 +238,6 @@ def gaps(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     standing[0] |= {"pause_cause": Cause.KEY_REFUSED, "paused_until": END + HOUR, "answered_at": END - 4 * DAY}
     standing[2] |= {"gap_began_at": BEGAN + 100 * DAY, "gap_cause": Cause.PAUSED, "gap_detail": "moving"}
     standing[2] |= {"pause_cause": Cause.PAUSED}
-    standing[3] |= {"gap_began_at": END - DAY - MICROSECOND, "gap_cause": Cause.RATE_LIMITED, "gap_detail": "429"}
     return closed, standing
 
 

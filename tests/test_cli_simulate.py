@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import re
 import shlex
 import signal
@@ -13,9 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
+import requests
 from click.testing import CliRunner
 
 from tracker.cli.simulate import simulate
@@ -28,16 +26,14 @@ COMMAND = [sys.executable, "-c", "import sys; from tracker.cli import main; sys.
 @contextmanager
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """Start the command on a free port and yield the process and the lines of its greeting; never leave it behind."""
-    process = subprocess.Popen(
-        [*COMMAND, "--port", "0", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [*COMMAND, "--port", "0", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        greeting = []
-        while line := process.stdout.readline():
-            greeting.append(line.rstrip("\n"))
-            if line.startswith("  curl -H"):
-                break
+        greeting: list[str] = []
+        while not greeting or not greeting[-1].startswith("  curl -H"):
+            assert process.poll() is None
+            greeting.append(process.stdout.readline().rstrip("\n"))
         yield process, greeting
     finally:
         process.kill()
@@ -46,22 +42,12 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]
 
 def curl(line: str, jid: str = "") -> dict[str, str]:
     """Do what a greeting's curl line does and return the answer."""
-    words = shlex.split(line)
+    words = shlex.split(line.replace("jid=JID", f"jid={jid}"))
     assert words[0] == "curl"
-    method = words[words.index("-X") + 1] if "-X" in words else "GET"
-    name, value = words[words.index("-H") + 1].split(": ")
-    url = urlsplit(words[-1].replace("jid=JID", f"jid={jid}"))
-    assert url.hostname == "127.0.0.1"
-    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
-    try:
-        connection.request(method, f"{url.path}?{url.query}", headers={name: value})
-        response = connection.getresponse()
-        assert response.status == 200
-        read = json.loads(response.read())
-        assert isinstance(read, dict)
-        return read
-    finally:
-        connection.close()
+    method = "POST" if "POST" in words else "GET"
+    response = requests.request(method, words[-1], headers=dict([words[words.index("-H") + 1].split(": ")]), timeout=30)
+    read: dict[str, str] = response.json()
+    return read
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

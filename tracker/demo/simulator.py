@@ -106,8 +106,8 @@ FAULT_KINDS = {
 """What each fault does, for `--help` and for error messages."""
 _FAULT_SECONDS = {"hang": 30.0, "slow": 1.0, "drip": 0.5, "429": 30.0}
 
-_GARBAGE = (b"", b"<!doctype html><title>Gateway</title>", b'{"jid": "', b'["done"]', b'{"status": null}')
-_GARBAGE += (b'{"jid": "\xff\xfe", "status": "done"}', b"[" * 5_000)
+_GARBAGE = [b"", b"<!doctype html><title>Gateway</title>", b'{"jid": "', b'["done"]', b'{"status": null}']
+_GARBAGE += [b'{"jid": "\xff\xfe", "status": "done"}', b"[" * 5_000]
 
 
 @dataclass(frozen=True, slots=True)
