@@ -102,8 +102,8 @@ def job(engine: sa.Engine, job_id: int) -> sa.Row[Any]:
     with database.reading(engine) as connection:
         row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one()
         replayed = replay(map(transition_of, _history(connection, job_id))).job
-    told = ("state", "status", "status_after", "status_by", "ended_after", "ended_by", "seq")
-    assert [getattr(row, name) for name in told] == [getattr(replayed, name) for name in told]
+    names = ("state", "status", "status_after", "status_by", "ended_after", "ended_by", "seq")
+    assert [getattr(row, name) for name in names] == [getattr(replayed, name) for name in names]
     return row
 
 

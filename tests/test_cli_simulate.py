@@ -1,4 +1,4 @@
-"""``tracker simulate`` as a person meets it: a process that greets, serves, and ends when told to."""
+"""``tracker simulate`` as a person meets it: a process that greets, serves, and ends at a signal."""
 
 from __future__ import annotations
 

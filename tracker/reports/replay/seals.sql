@@ -1,4 +1,4 @@
-{# As of a checkpoint, the id of a seal is the checkpoint's number, from its text: ids have holes after rollbacks. #}
+{# As of a checkpoint, the id of a seal is the checkpoint's number, from its text: rollbacks leave holes in ids. #}
 {% set number = "CAST(substr(s.checkpoint, instr(s.checkpoint, 'number ') + 7, 18) AS INTEGER)" if sqlite
     else "CAST(substring(s.checkpoint FROM 'number ([0-9]{1,18})') AS bigint)" %}
 {% if mode == 'time' %}
