@@ -80,7 +80,7 @@ def test_the_scene_has_something_of_each(played: tuple[Path, demo.Outcome], conn
     assert references
     (gap,) = selected(connection, "report_gaps")
     assert (gap["cluster"], gap["cause"], gap["is_open"]) == (demo.SOUTH, Cause.UNREACHABLE, 0)
-    assert 24 * 3600 < gap["seconds"] < 36 * 3600
+    assert 3600 < gap["seconds"] < 36 * 3600  # it begins with the first failed poll
     assert {row["cluster"] for row in selected(connection, "report_coverage") if row["covered_share"] < 1} == {
         demo.SOUTH
     }
@@ -120,18 +120,6 @@ def test_a_plan_has_as_many_as_asked_for_in_order_and_a_day_between_copy_and_rem
     exports = {one.reference: one.at for one in planned if one.kind is Kind.EXPORT}
     removals = [one for one in planned if one.kind is Kind.REMOVAL and one.reference in exports]
     assert {one.at - exports[one.reference] for one in removals} == {timedelta(days=1)}
-
-
-def test_the_clock_leaps_ahead_only_and_never_past_the_present() -> None:
-    """A leap back changes nothing, one into the future ends now."""
-    clock = demo.LaggingClock(timedelta(days=1))
-    clock.leap(datetime.now(UTC) - timedelta(days=2))
-    assert clock.lag == timedelta(days=1)
-    before = clock()
-    clock.leap(before + timedelta(hours=1))
-    assert timedelta(hours=1) <= clock() - before < timedelta(hours=1, seconds=30)
-    clock.leap(datetime.now(UTC) + timedelta(days=1))
-    assert clock.lag == timedelta()
 
 
 def test_no_file_but_a_demos_own_is_replaced(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def _known(dialect: str, as_of: datetime | Sealed, *names: str) -> list[sa.CTE]:
         at = f"CAST({at} AS timestamp) AT TIME ZONE 'UTC'"
     clock = f"SELECT {at} AS at"
     if isinstance(as_of, Sealed):
-        ids = ("number", "transition_id", "gap_id", "source_id")
+        ids = ("transition_id", "gap_id", "source_id")
         clock += "".join(f", {int(getattr(as_of, name))} AS {name}" for name in ids)
     return [text(clock).cte("clock"), *(_relation(name, dialect, _mode(as_of)) for name in names)]
 

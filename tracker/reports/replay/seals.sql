@@ -6,5 +6,5 @@ SELECT s.* FROM {{ table }}seals s WHERE s.sealed_at <= (SELECT c.at FROM clock 
 {% else %}
 SELECT {{ number }} AS id, s.last_transition_id, s.last_gap_id, s.last_source_id, s.sealed_at
 FROM {{ table }}seals s
-WHERE {{ number }} <= (SELECT c.number FROM clock c)
+WHERE s.last_transition_id <= (SELECT c.transition_id FROM clock c)
 {% endif %}
