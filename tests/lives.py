@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from tests.history import ZONE, source
 from tracker import database, status
 from tracker.clusters import utc_offsets
-from tracker.deadline import Deadline, add_months, deadline, deadline_of
+from tracker.deadline import Deadline, add_months, deadline_of
 from tracker.models import (
     CLUSTERS,
     JOBS,
@@ -120,7 +120,7 @@ def boundaries() -> list[Life]:
         made.append(Life(cluster, jid, facts, at))
         return made[-1]
 
-    due = deadline(received, None, received, ZONE).at
+    due = deadline_of(facts, received, ZONE, ()).at
     for name, by in (("on", due), ("after", due + MICROSECOND)):
         life(f"done {name} the deadline").answer("waiting", due - HOUR).answer("done", by - SECOND)
         life(f"done unseen {name} the deadline").answer("done", by - SECOND)

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 
 from tests.history import selected, source
 from tracker.clusters import utc_offsets
-from tracker.deadline import deadline, deadline_of, start_of_day
+from tracker.deadline import deadline_of, start_of_day
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, facts_of, legal_zones
 from tracker.reports.as_of import legal_days, replay
 from tracker.reports.tables import read
 from tracker.reports.zone import ZoneDay
-from tracker.status import Kind
+from tracker.status import Facts, Kind
 
 MICROSECOND, DAY = timedelta(microseconds=1), timedelta(days=1)
 SKIPPED = ("America/Havana", "America/Santiago", "Africa/Cairo", "Asia/Beirut", "Asia/Gaza", "America/Asuncion")
@@ -49,7 +49,8 @@ def test_sql_computes_the_deadlines_of_the_law(engine: sa.Engine) -> None:
             job_id, extended_on = 0, None
             for seq in range(r.randrange(1, 5)):
                 received_at, submitted_at = (r.choice([None, min(registered_at, instant())]) for _ in range(2))
-                due = deadline(received_at, submitted_at, registered_at, home)
+                begun = Facts(received_at=received_at, submitted_at=submitted_at)
+                due = deadline_of(begun, registered_at, home, ())
                 if r.random() < 0.5:
                     extended_on = r.choice([None, due.on + r.choice([-1, 0, 1, r.randrange(2, 100)]) * DAY])
                 facts: dict[str, object] = {"received_at": received_at, "submitted_at": submitted_at}
@@ -127,7 +128,7 @@ def test_days_left_are_days_of_the_legal_calendar(engine: sa.Engine, zone: str, 
         offsets = utc_offsets(zone, datetime(2024, 1, 1, tzinfo=UTC))
         connection.execute(sa.insert(CLUSTERS).values(cluster="w1", utc_offsets=offsets))
         registered_at = start_of_day(changed_on, home) - 20 * DAY
-        due = deadline(None, None, registered_at, home)
+        due = deadline_of(Facts(), registered_at, home, ())
         values = {"cluster": "w1", "jid": "a", "registered_at": registered_at}
         values |= {"deadline_on": due.on, "deadline_at": due.at}
         connection.execute(sa.insert(JOBS).values(values))

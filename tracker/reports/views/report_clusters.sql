@@ -1,5 +1,5 @@
 {% from 'macros.sql' import now, plus_seconds %}
-{# The next deadline is the nearest one ahead of jobs that are open, failed or lost. #}
+{# The next deadline is the nearest that is still ahead of a job that somebody waits for. #}
 SELECT
     n.cluster,
     coalesce(j.open, 0) AS open,
