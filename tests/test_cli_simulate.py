@@ -101,14 +101,3 @@ def test_wrong_usage_is_refused(arguments: list[str], named: list[str]) -> None:
     assert result.stdout == ""
     flat = " ".join(result.stderr.split())
     assert all(each in flat for each in named)
-
-
-def test_help_explains_the_faults_and_ends_with_an_example() -> None:
-    """Each kind of fault is listed, and the last line of the help is a command."""
-    result = CliRunner().invoke(simulate, ["--help"])
-    assert result.exit_code == 0
-    for kind, what in FAULT_KINDS.items():
-        assert re.search(rf"^ +{kind} +{re.escape(what)}$", result.stdout, re.MULTILINE)
-    example = shlex.split(result.stdout.splitlines()[-1])
-    assert example[:2] == ["tracker", "simulate"]
-    assert simulate.make_context("simulate", example[2:]).params["speed"] == 86_400

@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -202,22 +201,6 @@ def test_a_malformed_request_is_refused_and_ends_the_connection() -> None:
                     while connection.recv(65_536):
                         pass
         assert client.status("1") == "not_found"
-
-
-def test_many_threads_at_once() -> None:
-    """Eight clients create and ask at the same time: each job is one of its own and each answer is about its jid."""
-    with Simulator(SetClock(), seed=1).serve() as url:
-
-        def work(_: int) -> list[str]:
-            client = Client(url)
-            with closing(client.connection):
-                jids = [client.answer("POST", f"{EXPORT_PATH}?customerKey=1")["jid"] for _ in range(30)]
-                assert {client.status(jid) for jid in jids} == {"created"}
-                return jids
-
-        with ThreadPoolExecutor(8) as pool:
-            jids = [jid for made in pool.map(work, range(8)) for jid in made]
-    assert len(set(jids)) == 240
 
 
 def test_leaving_ends_every_connection_and_thread() -> None:

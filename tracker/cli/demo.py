@@ -32,11 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--jobs", type=click.IntRange(1, 5000), default=300, show_default=True, help="How many jobs.")
 @click.option(
-    "--days",
-    type=click.IntRange(1, 60),
-    default=7,
-    show_default=True,
-    help="How many days pass. A job ends on its sixth day at the earliest.",
+    "--days", type=click.IntRange(1, 60), default=7, show_default=True, help="A job ends on its 6th or later."
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Same seed, same scene.")
 @click.pass_context
@@ -44,14 +40,16 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     """Show all of it on this machine, in about 15 seconds and without a key.
 
     Two fake Elevates are started here, with a clock that began a week ago. A made-up company submits exports and
-    removals to them and registers their jids. The real client and the real pollers follow the jobs over HTTP until the
-    clock has reached the present; on the way one cluster has an outage. Then the durations report is printed, what the
-    demo showed, and what to try on the database.
+    removals to them and registers their jids. The real client and pollers follow the jobs over HTTP until the clock has
+    reached the present; one cluster has an outage. Then the durations report is printed, and what to try.
 
     Settings are not read, and no other host is asked. Ctrl-C ends it, leaves nothing running, and keeps the database.
     """
     click.echo(f"Simulating {days} days; Ctrl-C ends it.", err=True)
+    from tracker import database
+    from tracker.cli.report import print_durations
     from tracker.demo import demo as scene
+    from tracker.reports.durations import durations
 
     log = logging.getLogger("tracker")
     level = log.level
@@ -79,7 +77,10 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
         click.echo(f"Interrupted; nothing is left running.\n{_place(path, outcome)}", err=True)
         ctx.exit(128 + caught[0])
     click.echo(f"That took {outcome.seconds:.0f} s.\n", err=True)
-    _print_durations(path)
+    engine = database.open_database(scene.url_of(path))
+    with database.reading(engine) as connection:
+        print_durations(durations(connection))
+    engine.dispose()
     page = scene.write_page(path)
     click.echo(f"\n{_shown(outcome)}\n\n{_place(path, outcome)}", err=True)
     click.echo(f"All reports as a page, for a browser: {page.absolute().as_uri()}", err=True)
@@ -87,40 +88,25 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
         ctx.exit(1)
 
 
-def _print_durations(path: Path) -> None:
-    """Print the durations report on standard output."""
-    from tracker import database
-    from tracker.cli.report import print_durations
-    from tracker.demo.demo import url_of
-    from tracker.reports.durations import durations
-
-    engine = database.open_database(url_of(path))
-    with database.reading(engine) as connection:
-        made = durations(connection)
-    engine.dispose()
-    print_durations(made)
-
-
 def _shown(outcome: Outcome) -> str:
     """Return what the demo has shown, a few lines each."""
     from tracker.demo.demo import NORTH, SOUTH
 
-    lines = [
-        f"All {outcome.bounds:,} recorded changes of status truly happened between their two bounds: checked against "
-        "the simulators, which made them."
-    ]
+    checked = f"{outcome.bounds:,} recorded changes of status"
+    lines = [f"All {checked} truly happened between their two bounds, as the simulators, which made them, know."]
     if outcome.wrong:
-        lines = [f"{len(outcome.wrong)} of {outcome.bounds:,} recorded changes were not between their bounds:"]
-        lines += outcome.wrong
-    lines.append(f"{SOUTH} had an outage: the record has a gap, and bounds across it are wide.")
+        lines = [f"{len(outcome.wrong)} of {checked} were not between their bounds:", *outcome.wrong]
+    if outcome.gap_seconds:
+        gap = human(outcome.gap_seconds)
+        lines.append(f"{SOUTH} had an outage: a gap of {gap} is on record, and the bounds across it are that wide.")
     if outcome.uncertainty_seconds is not None:
         lines.append(f"The bounds of a `done` are {human(outcome.uncertainty_seconds)} apart (median).")
     if outcome.ended_polls and outcome.delay_seconds and outcome.fixed_polls:
         delay = outcome.delay_seconds
         lines.append(
             f"The {outcome.ended} jobs of {NORTH} that ended took {outcome.ended_polls:.0f} polls each, and the end "
-            f"was seen {human(delay)} after it (means). A poll every {human(2 * delay)} has the same mean delay, half "
-            f"its interval, and would have taken {outcome.fixed_polls:.0f} polls each from registration to end."
+            f"was seen {human(delay)} after it (means). A poll every {human(2 * delay)} has the same mean delay, and "
+            f"would have taken {outcome.fixed_polls:.0f} polls each from registration to end."
         )
     width = min(shutil.get_terminal_size().columns, 100) - 1
     return "\n".join(["What this showed:", *(click.wrap_text(line, width, "- ", "  ") for line in lines)])

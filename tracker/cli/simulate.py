@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from datetime import UTC, datetime
-from types import FrameType
 
 import click
 
@@ -61,8 +60,7 @@ def simulate(
         raise click.UsageError(str(error)) from error
     logging.basicConfig(format="%(message)s")
     simulator.log.setLevel(logging.INFO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
         with fake.serve(port) as url:
             click.echo(_greeting(url, api_key, speed, archive_days))
@@ -72,12 +70,6 @@ def simulate(
                 pass
     except KeyboardInterrupt:
         click.echo("ended", err=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)  # a second signal ends it at once
-    raise KeyboardInterrupt
 
 
 def _greeting(url: str, api_key: str, speed: float, archive_days: int) -> str:

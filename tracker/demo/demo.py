@@ -93,7 +93,7 @@ class Submission:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it; durations in seconds, None if no job was done.
+    """What came of it; durations in seconds, None if there is nothing to measure.
 
     Attributes:
         elevates: The fake Elevates by cluster, which know the truth.
@@ -104,6 +104,7 @@ class Outcome:
         interrupted: It was stopped before its end; all below is then about what there was.
         bounds: Recorded changes of status whose bounds were checked against the truth.
         wrong: A line for each whose bounds do not contain it.
+        gap_seconds: How long nothing could be observed in the second cluster; None if no poll fell into its outage.
         uncertainty_seconds: Median width of the bounds of `done`.
         ended: Jobs of the first cluster, which had no outage, that were done or failed; the next three are about them.
         ended_polls: Requests for each (mean).
@@ -122,6 +123,7 @@ class Outcome:
     interrupted: bool = False
     bounds: int = 0
     wrong: list[str] = field(default_factory=list)
+    gap_seconds: float | None = None
     uncertainty_seconds: float | None = None
     ended: int = 0
     ended_polls: float | None = None
@@ -166,7 +168,7 @@ def make_way(path: Path) -> None:
     """
     way_out = "name another file with --database, or move this one away"
     try:
-        beside = page_of(path)
+        beside = path.with_suffix(".html")
         if beside.exists() and page.MARK.encode() not in beside.read_bytes()[:1000]:
             raise BadConfiguration(f"{beside}, where the demo writes its page, was not written by tracker: {way_out}")
         if path.exists():
@@ -190,18 +192,13 @@ def make_way(path: Path) -> None:
         raise BadConfiguration(f"no database can be made at {path} ({reason}): {way_out}") from error
 
 
-def page_of(path: Path) -> Path:
-    """Return where the page of the database at *path* is written: beside it."""
-    return path.with_suffix(".html")
-
-
 def write_page(path: Path) -> Path:
     """Write the reports on the database at *path* as a page beside it, and return where."""
     engine = database.open_database(url_of(path))
     with database.reading(engine) as connection:
-        page.write(page_of(path), connection)
+        page.write(path.with_suffix(".html"), connection)
     engine.dispose()
-    return page_of(path)
+    return path.with_suffix(".html")
 
 
 def url_of(path: Path) -> str:
@@ -341,5 +338,6 @@ def _judge(connection: sa.Connection, outcome: Outcome) -> None:
         outcome.delay_seconds = fmean((job.ended_by - end).total_seconds() for job, end in ends)
         followed = fmean((job.ended_by - job.registered_at).total_seconds() for job in ended)
         outcome.fixed_polls = followed / (2 * outcome.delay_seconds)
+    outcome.gap_seconds = connection.exec_driver_sql("SELECT sum(seconds) FROM report_gaps").scalar_one()
     widths = connection.exec_driver_sql("SELECT uncertainty_seconds FROM report_durations").scalars().all()
     outcome.uncertainty_seconds = median(widths) if widths else None
