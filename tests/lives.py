@@ -110,7 +110,7 @@ class Life:
         return max(self.steps[-1][1].observed_at, self.job.seen_at or self.at)
 
 
-def boundaries() -> list[Life]:
+def told() -> list[Life]:
     """Return the lives in which something falls on a boundary, or a microsecond beside it."""
     received = datetime(2025, 3, 31, 8, 30, 0, 1, tzinfo=UTC)
     facts = Facts(Kind.EXPORT, "R-1", received, received + HOUR)

@@ -85,7 +85,7 @@ def run(folder: Path) -> list[str]:
 def pack(engine: sa.Engine, tmp_path: Path) -> Path:
     if SHELL is None:
         pytest.skip("this machine has no sqlite3 shell")
-    lives.write(engine, 1, [*lives.boundaries(), *lives.drawn(1, 60)])
+    lives.write(engine, 1, [*lives.told(), *lives.drawn(1, 60)])
     folder = tmp_path / "pack"
     folder.mkdir()
     export(engine, folder)

@@ -22,7 +22,7 @@ HEADINGS = ("Start", "Register", "Follow", "Decide", "Report", "Prove", "Keep")
 """The headings of ``tracker --help``, in order."""
 
 COMMANDS = {
-    "demo": ("Start", "tracker.cli.demo:demo", "Show all of it on this machine, in about 15 seconds."),
+    "demo": ("Start", "tracker.cli.demo:demo", "See all of it on this machine, in about 20 seconds."),
     "config": ("Start", "tracker.cli.config:config", "What the settings are, and where each comes from."),
     "db": ("Start", "tracker.cli.db:db", "Make the database, bring it up to date, check it."),
     "add": ("Register", "tracker.cli.intake:add", "Register jobs by their jids."),
