@@ -266,6 +266,7 @@ def flat(rows: Iterable[Any]) -> list[Row]:
     found: list[Row] = []
     for row in map(asdict, rows):
         late = row.pop("registered")
+        del row["month"], row["week"]
         found.append({f"late_{name}_seconds": late[name] for name in ("median", "p95", "max")})
         found[-1] |= {"late_jobs": late["jobs"], "late_over_1d": late["over_a_day"]}
         found[-1] |= {"submission_unknown": late["unknown"]}

@@ -183,6 +183,14 @@ def upgrade() -> None:
     op.create_index("ix_jobs_cluster_due_at", "jobs", ["cluster", "due_at"])
     op.create_index("ix_jobs_jid", "jobs", ["jid"])
     op.create_index("ix_jobs_reference", "jobs", ["reference"])
+    for name, rows, columns in (
+        ("ix_jobs_unsettled", "state IN ('open', 'failed', 'lost')", ["deadline_on", "id"]),
+        ("ix_jobs_unsettled_cluster", "state IN ('open', 'failed', 'lost')", ["cluster", "deadline_at", "state"]),
+        ("ix_jobs_stuck", "state IN ('failed', 'lost')", ["state"]),
+        ("ix_jobs_ended", "ended_by IS NOT NULL", ["ended_by", "id"]),
+    ):
+        where = sa.text(rows)
+        op.create_index(name, "jobs", columns, sqlite_where=where, postgresql_where=where)
     op.create_table(
         "transitions",
         _id(),

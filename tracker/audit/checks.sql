@@ -519,27 +519,31 @@ FROM jobs j
 LEFT JOIN unobserved u ON u.id = j.id;
 
 CREATE VIEW report_clusters AS
+WITH RECURSIVE names(cluster) AS (
+    SELECT min(j.cluster) FROM jobs j
+    UNION ALL
+    SELECT (SELECT min(j.cluster) FROM jobs j WHERE j.cluster > n.cluster) FROM names n WHERE n.cluster IS NOT NULL
+)
 SELECT
     n.cluster,
-    coalesce(j.open, 0) AS open,
-    coalesce(j.polls_behind, 0) AS polls_behind,
+    (
+        SELECT count(*) FROM jobs j
+        WHERE j.cluster = n.cluster AND j.state IN ('open', 'failed', 'lost') AND j.state = 'open'
+    ) AS open,
+    (
+        SELECT count(*) FROM jobs j
+        WHERE j.cluster = n.cluster AND j.due_at < (strftime('%Y-%m-%d %H:%M:%S', substr((SELECT c.at FROM clock c), 1, 19), '-60 seconds') || substr((SELECT c.at FROM clock c), 20))
+    ) AS polls_behind,
     c.answered_at,
     c.paused_until,
     c.pause_cause,
-    j.next_deadline_on
-FROM (SELECT cluster FROM clusters UNION SELECT cluster FROM jobs) n
-LEFT JOIN clusters c ON c.cluster = n.cluster
-LEFT JOIN (
-    SELECT
-        cluster,
-        count(*) FILTER (WHERE state = 'open') AS open,
-        count(*) FILTER (WHERE state = 'open' AND due_at < (strftime('%Y-%m-%d %H:%M:%S', substr((SELECT c.at FROM clock c), 1, 19), '-60 seconds') || substr((SELECT c.at FROM clock c), 20))) AS polls_behind,
-        min(deadline_on) FILTER (
-            WHERE state IN ('open', 'failed', 'lost') AND deadline_at > (SELECT c.at FROM clock c)
-        ) AS next_deadline_on
-    FROM jobs
-    GROUP BY cluster
-) j ON j.cluster = n.cluster;
+    (
+        SELECT j.deadline_on FROM jobs j
+        WHERE j.cluster = n.cluster AND j.state IN ('open', 'failed', 'lost') AND j.deadline_at > (SELECT c.at FROM clock c)
+        ORDER BY j.deadline_at LIMIT 1
+    ) AS next_deadline_on
+FROM (SELECT cluster FROM clusters UNION SELECT cluster FROM names WHERE cluster IS NOT NULL) n
+LEFT JOIN clusters c ON c.cluster = n.cluster;
 
 -- The checks: each SELECT lists rows that no possible history has.
 
