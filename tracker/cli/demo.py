@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=1, show_default=True, help="Same seed, same scene.")
 @click.pass_context
 def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> None:
-    """Show all of it on this machine, in about 15 seconds and without a key.
+    """Show all of it on this machine, in about 20 seconds and without a key.
 
     Two fake Elevates are started here, with a clock that began a week ago. A made-up company submits exports and
     removals to them and registers their jids. The real client and pollers follow the jobs over HTTP until the clock has
