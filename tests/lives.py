@@ -16,8 +16,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from tests.history import ZONE, source
+from tests.replay import registration, replay
 from tracker import database, status
-from tracker.deadline import Deadline, add_months, deadline
+from tracker.deadline import Deadline, add_months, deadline_of
 from tracker.models import (
     CLUSTERS,
     JOBS,
@@ -28,7 +29,7 @@ from tracker.models import (
     observed_values,
     transition_values,
 )
-from tracker.status import Answer, Cause, Decision, Facts, Job, Kind, LostRule, State, Transition, replay
+from tracker.status import Answer, Cause, Decision, Facts, Job, Kind, LostRule, State, Transition
 
 MICROSECOND, SECOND, MINUTE = timedelta(microseconds=1), timedelta(seconds=1), timedelta(minutes=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -61,21 +62,13 @@ class Life:
     steps: list[tuple[Job, Transition, Deadline | None]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.job = Job.registered(self.facts, self.at, "alice")
+        self.job = Job(self.facts, self.at, "alice")
         self.recorded_at = self.at
         self.due = self.reckon() if self.has_deadline else None
-        self.steps.append((self.job, status.registration(self.facts, self.at, "alice"), self.due))
+        self.steps.append((self.job, registration(self.facts, self.at, "alice"), self.due))
 
     def reckon(self) -> Deadline:
-        facts = self.job.facts
-        return deadline(
-            facts.received_at,
-            facts.submitted_at,
-            self.at,
-            ZONE,
-            extended_on=facts.extended_on,
-            extension_recorded_at=self.recorded_at,
-        )
+        return deadline_of(self.job.facts, self.at, ZONE, [(self.recorded_at, self.job.facts.extended_on)])
 
     def _take(self, decision: Decision) -> Life:
         self.job = decision.job
@@ -126,7 +119,7 @@ def told() -> list[Life]:
         made.append(Life(cluster, jid, facts, at))
         return made[-1]
 
-    due = deadline(received, None, received, ZONE).at
+    due = deadline_of(facts, received, ZONE, ()).at
     for name, by in (("on", due), ("after", due + MICROSECOND)):
         life(f"done {name} the deadline").answer("waiting", due - HOUR).answer("done", by - SECOND)
         life(f"done unseen {name} the deadline").answer("done", by - SECOND)

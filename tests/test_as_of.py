@@ -13,8 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from tests.history import LOST_RULE, ZONE, answer, record, register, stand
+from tests.replay import replay
 from tracker import database, status
-from tracker.deadline import add_months, deadline
+from tracker.deadline import add_months, deadline_of
 from tracker.errors import InvalidField
 from tracker.models import (
     CLUSTERS,
@@ -32,7 +33,7 @@ from tracker.reports.as_of import shadows
 from tracker.reports.durations import Durations, durations
 from tracker.reports.render import Mode
 from tracker.reports.tables import NAMES, read
-from tracker.status import Answer, Facts, Kind, State, replay
+from tracker.status import Answer, Facts, Kind, State
 
 BEGAN = datetime(2025, 1, 7, 9, 0, 0, 123_456, tzinfo=UTC)
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
@@ -69,14 +70,7 @@ class World:
         return Facts(r.choice(list(Kind)), r.choice([None, "R-1", "R-2"]), received, submitted, extended)
 
     def due(self, facts: Facts, registered_at: datetime, recorded_at: datetime) -> dict[str, Any]:
-        made = deadline(
-            facts.received_at,
-            facts.submitted_at,
-            registered_at,
-            ZONE,
-            extended_on=facts.extended_on,
-            extension_recorded_at=recorded_at,
-        )
+        made = deadline_of(facts, registered_at, ZONE, [(recorded_at, facts.extended_on)])
         return {"deadline_on": made.on, "deadline_at": made.at}
 
     def register(self) -> None:
@@ -313,12 +307,12 @@ def test_a_gap_is_open_until_its_end_is_known(engine: sa.Engine) -> None:
 
 def test_a_later_amendment_does_not_move_the_deadline(engine: sa.Engine) -> None:
     """Before it the deadline is as it was, whether the row holds it, the poller filled it in late, or none is there."""
-    due = deadline(None, None, BEGAN, ZONE)
+    due = deadline_of(Facts(), BEGAN, ZONE, ())
     plain: dict[str, dict[str, Any]] = {"filled": {}, "plain": {"deadline_on": None, "deadline_at": None}}
     for jid, given in plain.items():
         job_id = register(engine, jid, at=BEGAN, **given)
         facts = Facts(received_at=BEGAN - 20 * DAY)
-        moved = deadline(facts.received_at, None, BEGAN, ZONE)
+        moved = deadline_of(facts, BEGAN, ZONE, ())
         record(
             engine,
             job_id,

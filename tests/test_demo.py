@@ -19,11 +19,12 @@ from threading import Event
 import pytest
 import sqlalchemy as sa
 
+from tests.replay import replay
 from tracker import cli, database
 from tracker.demo import demo
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS, job_of, transition_of
-from tracker.status import Anomaly, Kind, State, replay
+from tracker.status import Anomaly, Kind, State
 
 START = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 

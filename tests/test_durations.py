@@ -148,7 +148,7 @@ def tell(connection: sa.Connection, *stories: Story) -> None:
     """Write jobs with these lives, as intake, poller and operators do."""
     for story in stories:
         facts = Facts(kind=story.kind, submitted_at=None if story.submitted is None else at(story.submitted))
-        job = Job.registered(facts, at(story.registered_at), "alice")
+        job = Job(facts, at(story.registered_at), "alice")
         clock = story.registered_at
         for wait, took, word in story.answers:
             if job.state is State.OPEN:

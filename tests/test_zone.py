@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.history import source
-from tracker.deadline import deadline, extension_recorded_at
+from tracker.deadline import deadline_of
 from tracker.models import JOBS, TRANSITIONS, facts_of, legal_zones
 from tracker.reports.as_of import legal_days, replay
 from tracker.reports.zone import ZoneDay
-from tracker.status import Kind
+from tracker.status import Facts, Kind
 
 MICROSECOND, DAY = timedelta(microseconds=1), timedelta(days=1)
 SKIPPED = ("America/Havana", "America/Santiago", "Africa/Cairo", "Asia/Beirut", "Asia/Gaza", "America/Asuncion")
@@ -53,7 +53,8 @@ def worlds(draw: st.DrawFn) -> tuple[ZoneInfo, list[tuple[str, list[dict[str, An
         for _ in range(draw(st.integers(1, 4))):
             received_at = min(registered_at, instant()) if draw(st.booleans()) else None
             submitted_at = min(registered_at, instant()) if draw(st.booleans()) else None
-            due = deadline(received_at, submitted_at, registered_at, home)
+            begun = Facts(received_at=received_at, submitted_at=submitted_at)
+            due = deadline_of(begun, registered_at, home, ())
             if draw(st.booleans()):
                 more = draw(st.none() | st.integers(-1, 1) | st.integers(2, 100))
                 extended_on = None if more is None else due.on + more * DAY
@@ -96,14 +97,8 @@ def test_sql_computes_the_deadlines_of_the_law(
             history = connection.execute(query).all()
             cluster = connection.execute(sa.select(JOBS.c.cluster).where(JOBS.c.id == job_id)).scalar_one()
             last = facts_of(history[-1])
-            due = deadline(
-                last.received_at,
-                last.submitted_at,
-                history[0].observed_at,
-                zone_of(cluster, history[-1].observed_at),
-                extended_on=last.extended_on,
-                extension_recorded_at=extension_recorded_at((row.observed_at, row.extended_on) for row in history),
-            )
+            declared = [(row.observed_at, row.extended_on) for row in history]
+            due = deadline_of(last, history[0].observed_at, zone_of(cluster, history[-1].observed_at), declared)
             assert (on, at) == (due.on, due.at), history
         transaction.rollback()
 

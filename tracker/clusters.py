@@ -1,7 +1,7 @@
 """A cluster's row in ``clusters``, as the daemons on one database share it, and its rows in ``sources`` and ``gaps``.
 
 Owns reading, locking and writing them, what a daemon that starts finds, and the watch over the database's clock. Leaves
-alone: what becomes of a cluster (``health``), and asking it (``poller``). Lock order: clusters by name, then jobs.
+alone what becomes of a cluster (``health``), and asking it (``poller``). Lock order: clusters by name, then jobs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from datetime import datetime, timedelta
+from importlib.metadata import version
 from threading import Lock
 from time import monotonic
 from typing import Any, Final
@@ -17,14 +18,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tracker import cadence, database, health
-from tracker.health import MISSED, Health, Step
+from tracker.health import MISSED, EndedGap, Health, Step
 from tracker.logs import event
 from tracker.models import CLUSTERS, JOBS, Gap, Source, Worker
 from tracker.settings import ClusterSettings, Settings
 from tracker.status import CLOCK_STEP
 
 LEASE: Final = timedelta(minutes=2)
-"""How long a claimed job is its worker's, at least: a crash delays its jobs by no more."""
+"""A claimed job is its worker's for at least this long: a crash delays its jobs by no more."""
 
 _HEALTH: Final = [one.name for one in fields(Health)]
 
@@ -39,54 +40,46 @@ class Watch:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self._last: tuple[datetime, float] | None = None
-        self._wrote_at: datetime | None = None
         self._lock = Lock()
 
     def read(self, connection: sa.Connection, *, writing: bool = False) -> tuple[datetime, float]:
         """Return the database's time and the monotonic time that belongs to it.
 
-        Args:
-            connection: The database.
-            writing: It is in a transaction that writes: a database that can only be read is no use for a minute either.
+        Each is compared with the last *writing* transaction: a database that can only be read is of no use either.
         """
         while True:
             began = monotonic()
             now = database.now(connection)
             ended = monotonic()
             if ended - began < CLOCK_STEP.total_seconds() / 5:
-                break  # else the database stood still, or we did: nobody knows when it read its clock
+                break  # else the database stood still, or we did: it may have read its clock at any moment
         tick = (began + ended) / 2
         with self._lock:
             if self._last is not None and tick <= self._last[1]:
                 return now, tick
-            found = (
-                None if self._last is None else health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
-            )
-            if found is None and writing and self._wrote_at is not None and now - self._wrote_at >= MISSED:
-                found = Step(self._wrote_at, now, timedelta())
+            found = self._last and health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
             if found is not None:
                 self.steps.append(found)
-                name = "clock_step" if abs(found.by) > CLOCK_STEP else "stood_still"
+                name = "clock_stepped" if abs(found.by) > CLOCK_STEP else "stood_still"
                 by = round(found.by.total_seconds(), 1)
                 event(name, logging.WARNING, before=found.before, now=now, by_seconds=by)
-            if writing or found is not None:
-                self._wrote_at = now
-            self._last = now, tick
+            if writing or found is not None or self._last is None:
+                self._last = now, tick
         return now, tick
 
 
 def made(connection: sa.Connection, cluster: str) -> sa.Row[Any]:
-    """Return the cluster's row, locked; it is made if there is none."""
+    """Return the cluster's row, locked; it is made if it is missing."""
     make = sa.text("INSERT INTO clusters (cluster) VALUES (:cluster) ON CONFLICT DO NOTHING")
     connection.execute(make, {"cluster": cluster})
     return connection.execute(sa.select(CLUSTERS).where(CLUSTERS.c.cluster == cluster).with_for_update()).one()
 
 
-def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings: Settings, release: str) -> int:
-    """Make the cluster's row if there is none, and return the id of the row in ``sources`` for this configuration.
+def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings: Settings) -> int:
+    """Make the cluster's row if it is missing, and return the id of the row in ``sources`` for this configuration.
 
     A row is written when the configuration differs from the last one's: pointing tracker at a fake server leaves a
-    trace. Called once by whatever is about to poll.
+    trace.
     """
     made(connection, cluster.name)
     values = {
@@ -98,11 +91,10 @@ def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings:
         "lost_after_polls": settings.lost_after_polls,
         "lost_after_seconds": int(settings.lost_after.total_seconds()),
         "legal_timezone": settings.timezone,
-        "version": release,
+        "version": version("tracker"),
     }
-    last = connection.execute(
-        sa.select(Source.__table__).where(Source.cluster == cluster.name).order_by(Source.id.desc()).limit(1)
-    ).one_or_none()
+    of_cluster = sa.select(Source.__table__).where(Source.cluster == cluster.name)
+    last = connection.execute(of_cluster.order_by(Source.id.desc()).limit(1)).one_or_none()
     if last is not None and all(getattr(last, name) == value for name, value in values.items()):
         return int(last.id)
     row = sa.insert(Source).values(**values, recorded_at=database.now(connection)).returning(Source.id)
@@ -153,7 +145,7 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Hea
     return standing
 
 
-def _is_known(connection: sa.Connection, cluster: str, gap: health.Gap) -> bool:
+def _is_known(connection: sa.Connection, cluster: str, gap: EndedGap) -> bool:
     """Whether another daemon has put the same step on record already."""
     near = Gap.ended_at.between(gap.ended_at - MISSED, gap.ended_at + MISSED)
     same = sa.select(Gap.id).where(Gap.cluster == cluster, Gap.cause == gap.cause, Gap.detail == gap.detail, near)
@@ -162,11 +154,10 @@ def _is_known(connection: sa.Connection, cluster: str, gap: health.Gap) -> bool:
 
 def look(engine: sa.Engine, watch: Watch) -> tuple[datetime, dict[str, tuple[Health, datetime | None]]]:
     """Return the database's time, and for each cluster how it stands and when its next poll is due: one query."""
-    c, j = CLUSTERS.c, JOBS.c
-    due_at = sa.select(sa.func.min(j.due_at)).where(j.cluster == c.cluster).scalar_subquery().label("due_at")
+    due_at = sa.select(sa.func.min(JOBS.c.due_at)).where(JOBS.c.cluster == CLUSTERS.c.cluster).scalar_subquery()
     with database.reading(engine) as connection:
         now, _ = watch.read(connection)
-        rows = connection.execute(sa.select(CLUSTERS, due_at)).all()
+        rows = connection.execute(sa.select(CLUSTERS, due_at.label("due_at"))).all()
     return now, {row.cluster: (_health_of(row), row.due_at) for row in rows}
 
 
@@ -188,7 +179,7 @@ def put(connection: sa.Connection, cluster: str, before: Health, after: Health) 
         connection.execute(sa.update(CLUSTERS).where(CLUSTERS.c.cluster == cluster).values(values))
 
 
-def put_gap(connection: sa.Connection, cluster: str, gap: health.Gap | None) -> None:
+def put_gap(connection: sa.Connection, cluster: str, gap: EndedGap | None) -> None:
     """Write a gap that has ended, if there is one."""
     if gap is not None:
         connection.execute(sa.insert(Gap).values(cluster=cluster, **asdict(gap)))

@@ -1,7 +1,8 @@
-"""The legal clock: the day by which a person must be informed, and what may be said about it.
+"""The legal clock: the day by which a person must be informed.
 
-Owns: the month of GDPR Article 12(3) as Regulation (EEC) 1182/71 counts it, its extension, and the verdicts. Pure.
-Leaves alone: weekends and holidays (``on`` is the careful, unrolled date) and when to poll around it (``cadence``).
+Owns the month of GDPR Article 12(3) as Regulation (EEC) 1182/71 counts it, its extension, and when a local day begins.
+Pure. Leaves alone weekends and holidays (``on`` is the careful, unrolled date), when to poll around it (``cadence``),
+and which verdict holds (SQL: ``reports/views``); here are only the verdicts' names.
 """
 
 from __future__ import annotations
@@ -80,14 +81,8 @@ def add_months(day: date, months: int) -> date:
     return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
 
 
-def deadline(
-    received_at: datetime | None,
-    submitted_at: datetime | None,
-    registered_at: datetime,
-    timezone: ZoneInfo,
-    *,
-    extended_on: date | None = None,
-    extension_recorded_at: datetime | None = None,
+def deadline_of(
+    facts: Facts, registered_at: datetime, timezone: ZoneInfo, declared: Iterable[tuple[datetime, date | None]]
 ) -> Deadline:
     """Return the deadline of a job: one calendar month after the first of receipt, submission, registration known.
 
@@ -96,42 +91,23 @@ def deadline(
     the receipt is corrected to an earlier day, counts up to their end.
 
     Args:
-        received_at: When the request reached the company (aware), None if unknown.
-        submitted_at: When the job was submitted to Elevate (aware), None if unknown.
-        registered_at: When the job was registered (aware).
+        facts: What is declared about the job now; its times are aware.
+        registered_at: When it was registered (aware).
         timezone: The legal time zone: it says which day that was, and when the last day ends.
-        extended_on: The day the deadline was moved to.
-        extension_recorded_at: When that was recorded (aware).
+        declared: When each declaration was made and the extension in it, the registration's first, today's last.
 
     Raises:
         ValueError: It would be outside the calendar (after the year 9999).
     """
-    basis, began_on = _begin(received_at, submitted_at, registered_at, timezone)
+    basis, began_on = _begin(facts.received_at, facts.submitted_at, registered_at, timezone)
     on = add_months(began_on, 1)
     at = _end_of(on, timezone)
-    if (
-        extended_on is not None
-        and extension_recorded_at is not None
-        and extension_recorded_at < at
-        and extended_on > on
-    ):
-        on = min(extended_on, add_months(began_on, 3))
+    recorded_at = extension_recorded_at(declared)
+    is_in_time = recorded_at is not None and recorded_at < at
+    if facts.extended_on is not None and is_in_time and facts.extended_on > on:
+        on = min(facts.extended_on, add_months(began_on, 3))
         at = _end_of(on, timezone)
     return Deadline(basis, on, at)
-
-
-def deadline_of(
-    facts: Facts, registered_at: datetime, timezone: ZoneInfo, declared: Iterable[tuple[datetime, date | None]]
-) -> Deadline:
-    """Return the deadline of a job with these facts, the last of those *declared* (see `extension_recorded_at`)."""
-    return deadline(
-        facts.received_at,
-        facts.submitted_at,
-        registered_at,
-        timezone,
-        extended_on=facts.extended_on,
-        extension_recorded_at=extension_recorded_at(declared),
-    )
 
 
 def latest_extension(
@@ -139,19 +115,16 @@ def latest_extension(
 ) -> date:
     """Return the last day that an extension may move the deadline to: two further months (GDPR Article 12(3)).
 
-    Arguments and errors are those of `deadline`.
+    Errors are those of `deadline_of`.
     """
     return add_months(_begin(received_at, submitted_at, registered_at, timezone)[1], 3)
 
 
 def extension_recorded_at(declared: Iterable[tuple[datetime, date | None]]) -> datetime | None:
-    """Return since when the extension that stands has stood; None if nothing was declared.
+    """Return when the extension that is in force now was recorded; None if nothing was declared.
 
-    An amendment of other facts repeats the extension, and does not record it anew; one that was cleared and is
-    declared again is recorded again.
-
-    Args:
-        declared: When each declaration was made and the extension in it, the registration's first.
+    An amendment of other facts repeats the extension, and does not record it again; one that was cleared and is
+    declared again is recorded again. *declared* is that of `deadline_of`.
     """
     standing: date | None = None
     recorded_at: datetime | None = None
@@ -159,6 +132,43 @@ def extension_recorded_at(declared: Iterable[tuple[datetime, date | None]]) -> d
         if recorded_at is None or extended_on != standing:
             recorded_at, standing = at, extended_on
     return recorded_at
+
+
+def _begin(
+    received_at: datetime | None, submitted_at: datetime | None, registered_at: datetime, timezone: ZoneInfo
+) -> tuple[Basis, date]:
+    """Return what the deadline is counted from, and the local day of it."""
+    if received_at is not None:
+        basis, began_at = Basis.RECEIVED, received_at
+    elif submitted_at is not None:
+        basis, began_at = Basis.SUBMITTED, submitted_at
+    else:
+        basis, began_at = Basis.REGISTERED, registered_at
+    try:
+        return basis, began_at.astimezone(timezone).date()
+    except OverflowError as error:
+        raise ValueError(f"{began_at} is outside the calendar in {timezone}") from error
+
+
+@lru_cache(maxsize=10_000)  # a few dates serve thousands of jobs, and changing the zone is the slow part
+def start_of_day(day: date, timezone: ZoneInfo) -> datetime:
+    """Return the instant (UTC) at which a local day begins.
+
+    Where a change of the clocks skips midnight, fold=0 names the instant of the change (PEP 495): the day begins there.
+    """
+    return datetime(day.year, day.month, day.day, tzinfo=timezone).astimezone(UTC)
+
+
+def _end_of(day: date, timezone: ZoneInfo) -> datetime:
+    return start_of_day(day + timedelta(days=1), timezone)
+
+
+def deadline(
+    received_at: datetime | None, submitted_at: datetime | None, registered_at: datetime, timezone: ZoneInfo
+) -> Deadline:
+    """Return the deadline of a job without an extension; see `deadline_of`."""
+    facts = Facts(received_at=received_at, submitted_at=submitted_at)
+    return deadline_of(facts, registered_at, timezone, ())
 
 
 def verdict(
@@ -207,32 +217,3 @@ def verdict(
             not_done_at = status_after if status == Status.NOT_FOUND else seen_at
             return Verdict.OVERDUE if not_done_at is not None and not_done_at >= deadline_at else Verdict.UNDECIDABLE
     assert_never(state)
-
-
-def _begin(
-    received_at: datetime | None, submitted_at: datetime | None, registered_at: datetime, timezone: ZoneInfo
-) -> tuple[Basis, date]:
-    """Return what the deadline is counted from, and the local day of it."""
-    if received_at is not None:
-        basis, began_at = Basis.RECEIVED, received_at
-    elif submitted_at is not None:
-        basis, began_at = Basis.SUBMITTED, submitted_at
-    else:
-        basis, began_at = Basis.REGISTERED, registered_at
-    try:
-        return basis, began_at.astimezone(timezone).date()
-    except OverflowError as error:
-        raise ValueError(f"{began_at} is outside the calendar in {timezone}") from error
-
-
-@lru_cache(maxsize=10_000)  # a few dates serve thousands of jobs, and changing the zone is the slow part
-def start_of_day(day: date, timezone: ZoneInfo) -> datetime:
-    """Return the instant (UTC) at which a local day begins.
-
-    Where a change of the clocks skips midnight, fold=0 names the instant of the change (PEP 495): the day begins there.
-    """
-    return datetime(day.year, day.month, day.day, tzinfo=timezone).astimezone(UTC)
-
-
-def _end_of(day: date, timezone: ZoneInfo) -> datetime:
-    return start_of_day(day + timedelta(days=1), timezone)

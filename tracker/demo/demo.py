@@ -15,7 +15,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
-from importlib.metadata import version
 from itertools import count
 from math import ceil
 from pathlib import Path
@@ -28,9 +27,7 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.audit.seal import seal
-from tracker.clusters import first_contact
 from tracker.demo.simulator import CREATE_PATHS, DEFAULT_KEY, Simulator
-from tracker.elevate import Elevate
 from tracker.errors import BadConfiguration
 from tracker.intake import register
 from tracker.models import JOBS, TRANSITIONS
@@ -305,10 +302,8 @@ def run(
         settings = Settings(clusters={CLUSTER: cluster}, database_url=url)
         company = _Company(engine, settings, elevate, base_url)
         stack.callback(company.close)
-        with database.writing(engine) as connection:
-            source_id = first_contact(connection, cluster, settings, version("tracker"))
-        client = stack.enter_context(Elevate(cluster, settings.request_timeout))
-        poller = Poller(engine, cluster, settings, client, source_id, REGISTERED_BY, clock=clock, rng=rng.random)
+        poller = Poller(engine, cluster, settings, REGISTERED_BY, clock=clock, rng=rng.random)
+        stack.enter_context(poller)
         tally = Tally()
         while not stop.is_set():
             now = clock()
