@@ -13,12 +13,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from time import monotonic
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from apscheduler.executors.pool import ThreadPoolExecutor as PoolExecutor
@@ -143,28 +142,12 @@ def run(settings: Settings, *, once: bool = False, stop: Stop | None = None, bes
         engine.dispose()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What came of asking about a job out of turn.
+def poll_now(
+    settings: Settings, jids: Iterable[str], cluster: str | None = None
+) -> list[tuple[sa.Row[Any], sa.Row[Any]]]:
+    """Ask about open jobs now, within their clusters' rates, and return each one's row of ``jobs`` before and after.
 
-    Attributes:
-        before: The status before.
-        was_asked: False: another daemon was asking just then.
-        last_error: Class and code, if there was no valid answer.
-    """
-
-    cluster: str
-    jid: str
-    before: str | None
-    status: str | None
-    state: State
-    next_poll_at: datetime | None
-    last_error: str | None
-    was_asked: bool
-
-
-def poll_now(settings: Settings, jids: Iterable[str], cluster: str | None = None) -> list[Asked]:
-    """Ask about open jobs now, within their clusters' rates, and return what came of it.
+    One whose `polls` stayed the same was not asked about: another daemon was asking just then.
 
     Raises:
         Refused: A jid is unknown, ambiguous, of an ended job, or of a cluster that an operator paused; none was asked.
@@ -192,12 +175,7 @@ def poll_now(settings: Settings, jids: Iterable[str], cluster: str | None = None
             after = connection.execute(query).all()
     finally:
         engine.dispose()
-    return [
-        Asked(
-            new.cluster, new.jid, old.status, new.status, new.state, new.due_at, new.last_error, new.polls > old.polls
-        )
-        for old, new in zip(before, after, strict=True)
-    ]
+    return list(zip(before, after, strict=True))
 
 
 class _Task:
@@ -267,12 +245,8 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> It
         connection.execute(sa.delete(Worker).where(last_sign < now - FORGOTTEN, last_sign < last))
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": release}
         connection.execute(sa.insert(Worker).values(worker=worker, started_at=now, beat_at=now, once=once, **facts))
-        counts = sa.select(JOBS.c.cluster, sa.func.count().label("jobs")).where(JOBS.c.due_at.is_not(None))
-        open_jobs = {row.cluster: row.jobs for row in connection.execute(counts.group_by(JOBS.c.cluster))}
     shown = mask_url(settings.database_url)
     event("started", worker=worker, version=release, database=shown, clusters=",".join(settings.clusters))
-    for cluster in sorted(set(open_jobs) - set(settings.clusters)):
-        event("cluster_not_configured", logging.WARNING, cluster=cluster, open_jobs=open_jobs[cluster])
     try:
         yield worker
     finally:
