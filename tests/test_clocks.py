@@ -60,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Moved:
 
 @pytest.fixture
 def polling(engine: sa.Engine, script: Script) -> Iterator[Poller]:
-    with Poller(engine, cluster_settings(script.url), Settings(), "test") as made:
+    with Poller(engine, cluster_settings(script.url), Settings(), "test", watch=clusters.Watch()) as made:
         yield made
 
 
@@ -171,7 +171,7 @@ def test_two_daemons_put_a_step_on_record_once(
 ) -> None:
     """Each finds it, on its own."""
     clock.by = DAYS
-    with Poller(engine, cluster_settings(script.url), Settings(), "other") as other:
+    with Poller(engine, cluster_settings(script.url), Settings(), "other", watch=clusters.Watch()) as other:
         for by, jid in ((DAYS, "a"), (timedelta(), "b")):
             clock.by = by
             add(engine, jid)
@@ -269,6 +269,15 @@ def test_a_database_that_is_slow_to_tell_the_time_has_not_set_its_clock(
         for _ in range(3):
             watch.read(connection)
     assert watch.steps == []
+
+
+@on_sqlite
+def test_a_command_without_a_heartbeat_may_wait_long(engine: sa.Engine, script: Script) -> None:
+    """`tracker poll` with a long time-out: an answer after more than a minute counts."""
+    add(engine, "a")
+    with Poller(engine, cluster_settings(script.url), Settings(), "test") as polling:
+        script.hold = lambda jid: freeze(polling) and None
+        assert run(polling) == Tally(asked=1, transitions=1)
 
 
 @on_sqlite

@@ -35,10 +35,14 @@ class Watch:
 
     Attributes:
         steps: What was found; each poller puts it on its cluster's record once.
+
+    Args:
+        has_heartbeat: The process writes now and then; if it does not for a minute, it stood still.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_heartbeat: bool = True) -> None:
         self.steps: list[Step] = []
+        self._has_heartbeat = has_heartbeat
         self._last: tuple[datetime, float] | None = None
         self._lock = Lock()
 
@@ -58,6 +62,8 @@ class Watch:
             if self._last is not None and tick <= self._last[1]:
                 return now, tick
             found = self._last and health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
+            if found is not None and not self._has_heartbeat and abs(found.by) <= CLOCK_STEP:
+                found = None
             if found is not None:
                 self.steps.append(found)
                 name = "clock_stepped" if abs(found.by) > CLOCK_STEP else "stood_still"

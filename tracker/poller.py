@@ -157,7 +157,7 @@ class Poller:
         self._lease = max(LEASE, 2 * self._longest_request)
         self._client = Elevate(cluster, settings.request_timeout)
         self._worker = worker
-        self._watch = watch or Watch()
+        self._watch = watch or Watch(has_heartbeat=False)
         self._clock = clock
         self._rng = rng
         self._is_new = True  # nothing was asked yet: what failed may be mended
