@@ -276,7 +276,11 @@ def test_a_command_without_a_heartbeat_may_wait_long(engine: sa.Engine, script: 
     """`tracker poll` with a long time-out: an answer after more than a minute counts."""
     add(engine, "a")
     with Poller(engine, cluster_settings(script.url), Settings(), "test") as polling:
-        script.hold = lambda jid: freeze(polling) and None
+
+        def wait(jid: str) -> None:
+            freeze(polling)
+
+        script.hold = wait
         assert run(polling) == Tally(asked=1, transitions=1)
 
 

@@ -118,23 +118,21 @@ def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> 
         sa.select(sa.func.max(life, type_=JOBS.c.due_at.type)).where(Worker.worker != worker)
     ).scalar()
     for name in sorted(clusters):
-        before = lock(connection, name)
+        before = after = lock(connection, name)
         seen = max((at for at in (last, before.answered_at) if at is not None), default=now)
         if seen > now + CLOCK_STEP:
-            change = health.set_back(before, now, seen - now)
-            put_gap(connection, name, change.gap)
-            put(connection, name, before, change.health)
-            set_right(connection, name, now)
+            after = catch_up(connection, name, worker, before, [Step(seen, now, now - seen)])
         elif last is not None and now - last >= MISSED:
             missed = sa.select(JOBS.c.id).where(JOBS.c.cluster == name, JOBS.c.due_at < now - MISSED).limit(1)
             if connection.execute(missed).first() is not None:
-                put(connection, name, before, health.absent(before, last))
+                after = health.absent(before, last)
+        put(connection, name, before, after)
         late = sa.update(JOBS).where(JOBS.c.cluster == name, JOBS.c.due_at > now + cadence.LONGEST_NIGHT)
         connection.execute(late.values(due_at=now))
 
 
-def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Health, steps: Iterable[Step]) -> Health:
-    """Put on record what the watch found, and return the cluster as it stands then; its row is locked by the caller."""
+def catch_up(connection: sa.Connection, cluster: str, worker: str, current: Health, steps: Iterable[Step]) -> Health:
+    """Put steps of the clock on record, and return the cluster as it stands then; its row is locked by the caller."""
     for step in steps:
         if step.by < -CLOCK_STEP:
             set_right(connection, cluster, step.now)
@@ -144,11 +142,11 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Hea
             open_job = sa.select(JOBS.c.id).where(JOBS.c.cluster == cluster, JOBS.c.due_at.is_not(None)).limit(1)
             if connection.execute(alive).first() is not None or connection.execute(open_job).first() is None:
                 continue  # another daemon was polling, or there was nothing to poll
-        change = health.stepped(standing, step)
+        change = health.stepped(current, step)
         if change.gap is not None and not _is_known(connection, cluster, change.gap):
             put_gap(connection, cluster, change.gap)
-        standing = change.health
-    return standing
+        current = change.health
+    return current
 
 
 def _is_known(connection: sa.Connection, cluster: str, gap: EndedGap) -> bool:

@@ -210,10 +210,10 @@ class _Task:
         if self._thread is not None:
             self._thread.join(max(0.0, seconds))
 
-    def look(self, now: datetime, standing: Health, due_at: datetime | None) -> None:
+    def look(self, now: datetime, cluster: Health, due_at: datetime | None) -> None:
         """Start if there is something to do, unless it runs already or has just failed."""
         is_free = not self.is_running and not self._stop.is_set() and monotonic() >= self._not_before
-        if is_free and self._poller.wants(now, standing, due_at):
+        if is_free and self._poller.wants(now, cluster, due_at):
             self.start()
 
     def _run(self, patient: bool) -> None:
@@ -322,9 +322,9 @@ class _Daemon:
         """Start what there is to do."""
         with self._stop.surviving(AWAY_SECONDS):
             now, found = look(self._engine, self._watch)
-            for name, (standing, due_at) in found.items():
+            for name, (cluster, due_at) in found.items():
                 if name in self._tasks:
-                    self._tasks[name].look(now, standing, due_at)
+                    self._tasks[name].look(now, cluster, due_at)
 
     def _beat(self) -> None:
         with self._stop.surviving():

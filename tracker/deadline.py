@@ -126,11 +126,11 @@ def extension_recorded_at(declared: Iterable[tuple[datetime, date | None]]) -> d
     An amendment of other facts repeats the extension, and does not record it again; one that was cleared and is
     declared again is recorded again. *declared* is that of `deadline_of`.
     """
-    standing: date | None = None
+    current: date | None = None
     recorded_at: datetime | None = None
     for at, extended_on in declared:
-        if recorded_at is None or extended_on != standing:
-            recorded_at, standing = at, extended_on
+        if recorded_at is None or extended_on != current:
+            recorded_at, current = at, extended_on
     return recorded_at
 
 

@@ -219,17 +219,6 @@ def absent(health: Health, since: datetime) -> Health:
     return health if health.gap_began_at is not None else _opened(health, since, Cause.NOT_RUNNING, None)
 
 
-def set_back(health: Health, now: datetime, by: timedelta) -> Change:
-    """Return a cluster after its clock was ahead by at least *by* and is right at *now*: nothing lies in the future.
-
-    The gap ``clock_set`` has no length: it explains to verifiers why times before it are later than those after it.
-    """
-    names = ("answered_at", "failing_since", "gap_began_at", "paused_until", "next_request_at")
-    times = {name: getattr(health, name) for name in names}
-    health = replace(health, **{name: min(at, now) for name, at in times.items() if at is not None})
-    return Change(health, EndedGap(now, now, Cause.CLOCK_SET, f"the clock was ahead by {_about(by)}"))
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """A stretch in which the database's clock did not move as time passed, or in which the process stood still.
@@ -248,7 +237,7 @@ class Step:
 def step(before: datetime, now: datetime, elapsed: timedelta) -> Step | None:
     """Return what is wrong between two looks at the database's clock, or None if nothing is.
 
-    *elapsed* is by a clock that nobody sets; it stands still while a machine is suspended.
+    *elapsed* is by a clock that cannot be set; it stands still while a machine is suspended.
     """
     by = (now - before) - elapsed
     return Step(before, now, by) if abs(by) > CLOCK_STEP or now - before >= MISSED else None
@@ -257,12 +246,23 @@ def step(before: datetime, now: datetime, elapsed: timedelta) -> Step | None:
 def stepped(health: Health, found: Step) -> Change:
     """Return what *found* makes of a cluster, which was observed until its last answer, perhaps by another daemon."""
     if found.by < -CLOCK_STEP:
-        return set_back(health, found.now, -found.by)
+        return _set_back(health, found.now, -found.by)
     before = max(found.before, health.answered_at or found.before)
     if found.now - found.before >= MISSED:
         return Change(absent(health, before) if found.now - before >= MISSED else health)
     detail = f"the clock was set forward by {_about(found.by)}, or the machine was suspended"
     return Change(health, EndedGap(found.before, found.now, Cause.CLOCK_SET, detail))
+
+
+def _set_back(health: Health, now: datetime, by: timedelta) -> Change:
+    """Return a cluster after its clock was ahead by at least *by* and is right at *now*: nothing lies in the future.
+
+    The gap ``clock_set`` has no length: it explains to verifiers why times before it are later than those after it.
+    """
+    names = ("answered_at", "failing_since", "gap_began_at", "paused_until", "next_request_at")
+    times = {name: getattr(health, name) for name in names}
+    health = replace(health, **{name: min(at, now) for name, at in times.items() if at is not None})
+    return Change(health, EndedGap(now, now, Cause.CLOCK_SET, f"the clock was ahead by {_about(by)}"))
 
 
 def _about(long: timedelta) -> timedelta:

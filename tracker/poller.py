@@ -89,7 +89,7 @@ class _Claim:
 
     Attributes:
         tick: The monotonic time then.
-        leased_until: When its leases end; so its jobs are told from those of a later claim of this worker.
+        leased_until: When its leases end: a later claim of this worker has another end.
         end: Monotonic time after which no request of it may be sent: the lease could end before the answer.
         now: The clock of its polls.
         turn: Why it asks.
@@ -172,11 +172,11 @@ class Poller:
     def __exit__(self, *exc_info: object) -> None:
         self._client.close()
 
-    def wants(self, now: datetime, standing: Health, due_at: datetime | None) -> bool:
+    def wants(self, now: datetime, cluster: Health, due_at: datetime | None) -> bool:
         """Return whether there is something to do, from what `look` found; the first look may ask through a pause."""
         if self._steps < len(self._watch.steps):  # to be put on record at once, while they are news
             return True
-        may = health.restarted(standing, now)[1] if self._is_new else standing.may_ask(now)
+        may = health.restarted(cluster, now)[1] if self._is_new else cluster.may_ask(now)
         is_due = due_at is not None and (may is May.PROBE or (may is May.DUE and due_at <= now))
         self._is_new &= is_due
         return is_due
@@ -266,10 +266,10 @@ class Poller:
             database_now, tick = self._watch.read(connection, writing=True)
             number, since = len(self._watch.steps), self._stepped_at
             steps = self._watch.steps[self._steps : number]
-            standing = catch_up(connection, self._cluster.name, self._worker, before, steps)
-            tx = _Transaction(connection, database_now, tick, standing, tick if steps else since)
+            cluster = catch_up(connection, self._cluster.name, self._worker, before, steps)
+            tx = _Transaction(connection, database_now, tick, cluster, tick if steps else since)
             yield tx
-            put(connection, self._cluster.name, before, tx.standing)
+            put(connection, self._cluster.name, before, tx.cluster)
         self._steps, self._stepped_at = number, tx.stepped_at
         DATABASE.came_back()
 
@@ -292,16 +292,16 @@ class Poller:
             clock = self._clock or (lambda: began_at + timedelta(seconds=monotonic() - tick))
             now, may, turn = clock(), May.DUE, Turn.BY_HAND
             if wanted is None:
-                may, turn = tx.standing.may_ask(now), Turn.DUE
+                may, turn = tx.cluster.may_ask(now), Turn.DUE
                 if self._is_new:
-                    tx.standing, may = health.restarted(tx.standing, now)
+                    tx.cluster, may = health.restarted(tx.cluster, now)
             if may is May.NOTHING or wanted == set():
                 return [], math.inf
             if may is May.PROBE:
                 room = 1
-                turn = Turn.PROBE if tx.standing.pause_cause or tx.standing.gap_began_at else Turn.DUE
+                turn = Turn.PROBE if tx.cluster.pause_cause or tx.cluster.gap_began_at else Turn.DUE
             per_second = self._cluster.max_requests_per_second
-            ahead = ((tx.standing.next_request_at or began_at) - began_at).total_seconds()
+            ahead = ((tx.cluster.next_request_at or began_at) - began_at).total_seconds()
             if not 0 <= ahead <= AHEAD_SECONDS + max(PIECE_SECONDS, 1 / per_second) + 1:
                 ahead = 0.0  # it is over; or no daemon reserves so far ahead, and a clock was
             if ahead > AHEAD_SECONDS:
@@ -320,9 +320,9 @@ class Poller:
             leased = sorted(tx.connection.execute(lease).all(), key=lambda job: (job.due_at, job.id))
             if leased:
                 next_at = began_at + timedelta(seconds=ahead + len(leased) / per_second)
-                tx.standing = replace(tx.standing, next_request_at=next_at)
+                tx.cluster = replace(tx.cluster, next_request_at=next_at)
                 if turn is Turn.PROBE:
-                    tx.standing = health.probing(tx.standing, now + self._longest_request + timedelta(seconds=5))
+                    tx.cluster = health.probing(tx.cluster, now + self._longest_request + timedelta(seconds=5))
         if wanted is None:
             self._is_new = False
         else:
@@ -379,7 +379,7 @@ class Poller:
                 request.result = BadAnswer("not_recorded", "cannot be recorded", sent_at=request.claim.now())
         for name, level, facts in tx.events:
             event(name, level, cluster=self._cluster.name, **facts)
-        if tx.standing.pause_cause is not None:
+        if tx.cluster.pause_cause is not None:
             self._halt.set()
         asked = tx.lost + len(tx.answered) + len(tx.failed)
         return Tally(asked, len(tx.failed), len(tx.transitions), tx.lost)
@@ -408,13 +408,13 @@ class Poller:
                     tx.lost += 1
                     tx.log("lease_lost", logging.WARNING, jid=request.jid)
                 if claim.turn is Turn.PROBE:
-                    tx.standing = health.unasked(tx.standing, claim.now())
+                    tx.cluster = health.unasked(tx.cluster, claim.now())
                 continue
             if isinstance(result, Answer):
                 change = self._answer(tx, job, claim, result, pasts.get(job.id, Past()))
             else:
                 change = self._error(tx, job, claim, result)
-            tx.standing = change.health
+            tx.cluster = change.health
             if (gap := change.gap) is not None:
                 put_gap(connection, self._cluster.name, gap)
                 facts = {"began_at": gap.began_at, "ended_at": gap.ended_at, "cause": gap.cause}
@@ -448,9 +448,9 @@ class Poller:
             bounds = {"after": transition.last_seen_at, "by": transition.observed_at}
             level = logging.WARNING if is_bad else logging.INFO
             tx.log("transition", level, jid=asked.jid, **facts, **bounds, next_poll_at=due_at)
-        change = health.answered(tx.standing, answer.sent_at, answer.completed_at, claim.turn)
-        if tx.standing.pause_cause is not None and change.health.pause_cause is None:
-            tx.log("cluster_resumed", cause=tx.standing.pause_cause)
+        change = health.answered(tx.cluster, answer.sent_at, answer.completed_at, claim.turn)
+        if tx.cluster.pause_cause is not None and change.health.pause_cause is None:
+            tx.log("cluster_resumed", cause=tx.cluster.pause_cause)
         if change.gap is not None and change.gap.cause is not Cause.NOT_RUNNING:
             tx.well_at = answer.completed_at
         return change
@@ -473,7 +473,7 @@ class Poller:
         tx.log("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
         others = {asked.id, *(one["id"] for one in tx.failed)}
         unfailed = self._unfailed(tx.connection, others) if asked.failures else THREE
-        before, turn = tx.standing, claim.turn
+        before, turn = tx.cluster, claim.turn
         change = health.failed(before, error, now, job_failures=asked.failures, unfailed=unfailed, turn=turn)
         if change.health.pauses > before.pauses:
             facts = {"cause": change.health.pause_cause, "code": error.code, "until": change.health.paused_until}
@@ -499,7 +499,7 @@ class _Transaction:
     Attributes:
         database_now: The database's time.
         tick: The monotonic time then.
-        standing: The cluster, as it is becoming.
+        cluster: The cluster, as it is becoming.
         stepped_at: Monotonic time of the last step of the clock: claims that are older say nothing of the cluster now.
         answered, failed: Rows of jobs.
         transitions: Rows of transitions.
@@ -511,7 +511,7 @@ class _Transaction:
     connection: sa.Connection
     database_now: datetime
     tick: float
-    standing: Health
+    cluster: Health
     stepped_at: float
     answered: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
