@@ -65,7 +65,7 @@ def polling(engine: sa.Engine, script: Script) -> Iterator[Poller]:
 
 
 def freeze(polling: Poller, seconds: float = 75) -> datetime:
-    """Make it as if the last look of *polling* was so long ago, by both clocks, and return when that was."""
+    """Make it as if the last look of *polling* was *seconds* ago, by both clocks, and return when that was."""
     assert polling._watch._last is not None
     now, tick = polling._watch._last
     polling._watch._last = now - timedelta(seconds=seconds), tick - seconds

@@ -91,7 +91,7 @@ class Story:
 def test_one_error_of_the_cluster_itself_pauses_it(
     kind: type[AskError], wait: float | None, seconds: float, cause: Cause
 ) -> None:
-    """The gap begins when the request was sent, the pause ends so long after the error, and the job stays due."""
+    """The gap begins when the request was sent, the pause is counted from the error, and the job stays due."""
     story = Story()
     assert not story.fails(10, kind, wait=wait).backs_off
     assert (story.pause, story.health.pause_cause, story.gap) == (11 + seconds, cause, (at(10), cause))

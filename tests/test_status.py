@@ -43,7 +43,7 @@ def at(seconds: float) -> datetime:
 
 
 def answer(status: str, sent: float, completed: float | None = None) -> Answer:
-    """An answer by seconds after the registration; it takes a second unless told."""
+    """An answer by seconds after the registration; it takes a second unless given."""
     return Answer(status, at(sent), at(sent + 1 if completed is None else completed))
 
 
