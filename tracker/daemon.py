@@ -65,7 +65,7 @@ class Stop(threading.Event):
         self.set()
 
     @contextmanager
-    def surviving(self, wait: float = 0.0) -> Iterator[None]:
+    def handling_outages(self, wait: float = 0.0) -> Iterator[None]:
         """Log that the database is away, *wait* so many seconds, and go on; stop if its file was moved."""
         try:
             yield
@@ -217,7 +217,7 @@ class _Task:
             self.start()
 
     def _run(self, patient: bool) -> None:
-        with self._stop.surviving():
+        with self._stop.handling_outages():
             try:
                 while (tally := self._poller.run(self._stop, patient=patient)).asked:
                     self.tally += tally
@@ -250,7 +250,7 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> It
     try:
         yield worker
     finally:
-        with stop.surviving(), database.writing(engine) as connection:
+        with stop.handling_outages(), database.writing(engine) as connection:
             gone = sa.update(Worker).where(Worker.worker == worker)
             connection.execute(gone.values(stopped_at=database.now(connection)))
         event("stopped", worker=worker)
@@ -320,14 +320,14 @@ class _Daemon:
 
     def _look(self) -> None:
         """Start what there is to do."""
-        with self._stop.surviving(AWAY_SECONDS):
+        with self._stop.handling_outages(AWAY_SECONDS):
             now, found = look(self._engine, self._watch)
             for name, (cluster, due_at) in found.items():
                 if name in self._tasks:
                     self._tasks[name].look(now, cluster, due_at)
 
     def _beat(self) -> None:
-        with self._stop.surviving():
+        with self._stop.handling_outages():
             with database.writing(self._engine) as connection:
                 now, _ = self._watch.read(connection, writing=True)
                 connection.execute(sa.update(Worker).where(Worker.worker == self._worker).values(beat_at=now))
