@@ -407,7 +407,7 @@ def test_a_machine_that_is_suspended_while_requests_wait_records_nothing_too_ear
 def test_a_daemon_whose_clock_was_three_days_ahead_goes_on(
     engine: sa.Engine, script: Script, daemon: Daemon, url: str
 ) -> None:
-    """Polls resume at once when it is set right, nothing later lies in the future, and `tracker status` shows it."""
+    """Polls resume at once when it is set right, nothing later lies in the future, and `report gaps` shows it."""
     add(engine, "a")
     until(answered(engine, "a"))
     daemon.set("+3d")
@@ -425,6 +425,6 @@ def test_a_daemon_whose_clock_was_three_days_ahead_goes_on(
         for row in connection.execute(sa.select(TRANSITIONS).where(TRANSITIONS.c.id > last)):
             assert row.observed_at <= datetime.now(UTC)
     env = environment(url, script.url)
-    assert "ahead by 3 days" in tracker("status", env=env).stdout
+    assert "ahead by 3 days" in tracker("report", "gaps", env=env).stdout
     verified = tracker("audit", "verify", env=env)
     assert verified.returncode == 0, verified.stdout
