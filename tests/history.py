@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
+from tests.replay import replay
 from tracker import database
 from tracker.deadline import deadline_of
 from tracker.models import (
@@ -23,7 +24,7 @@ from tracker.models import (
     transition_values,
 )
 from tracker.reports import views
-from tracker.status import Action, Answer, Decision, Facts, Job, LostRule, Past, State, decide, replay
+from tracker.status import Action, Answer, Decision, Facts, Job, LostRule, Past, State, decide
 
 ZONE = ZoneInfo("Europe/Stockholm")
 LOST_RULE = LostRule(polls=2, duration=timedelta())

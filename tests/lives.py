@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tests.history import ZONE, source
+from tests.replay import registration, replay
 from tracker import database, status
 from tracker.clusters import utc_offsets
 from tracker.deadline import Deadline, add_months, deadline_of
@@ -29,7 +30,7 @@ from tracker.models import (
     observed_values,
     transition_values,
 )
-from tracker.status import Answer, Cause, Decision, Facts, Job, Kind, LostRule, State, Transition, replay
+from tracker.status import Answer, Cause, Decision, Facts, Job, Kind, LostRule, State, Transition
 
 MICROSECOND, SECOND, MINUTE = timedelta(microseconds=1), timedelta(seconds=1), timedelta(minutes=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -58,11 +59,11 @@ class Life:
     has_deadline: bool = True
     working: dict[str, Any] = field(default_factory=dict)
     steps: list[tuple[Job, Transition, Deadline | None]] = field(init=False, default_factory=list)
+    due: Deadline | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.job = Job.registered(self.facts, self.at, "alice")
-        self.due: Deadline | None = None
-        made = status.registration(self.facts, self.at, "alice")
+        self.job = Job(self.facts, self.at, "alice")
+        made = registration(self.facts, self.at, "alice")
         self.steps.append((self.job, made, None))
         if self.has_deadline:
             self.due = self.compute()

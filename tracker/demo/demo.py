@@ -31,7 +31,7 @@ from tracker.audit.seal import seal
 from tracker.demo.simulator import CREATE_PATHS, DEFAULT_KEY, Fault, Simulator
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
-from tracker.poller import Tally, polling
+from tracker.poller import Poller, Tally
 from tracker.reports import page
 from tracker.reports.overview import overview
 from tracker.settings import Settings
@@ -252,7 +252,7 @@ def run(
             {"clusters": {name: its | common for name, its in served.items()}, "database_url": url}
         )
         pollers = {
-            name: stack.enter_context(polling(engine, one, settings, REGISTERED_BY, clock=clock, rng=rng.random))
+            name: stack.enter_context(Poller(engine, one, settings, REGISTERED_BY, clock=clock, rng=rng.random))
             for name, one in settings.clusters.items()
         }
         tally = Tally()
