@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -127,9 +128,13 @@ class Poller:
 
     A context manager, which closes its connections. Making one puts the cluster's configuration on record.
 
+    Attributes:
+        error: Of the last request that failed.
+
     Args:
         worker: The name under which it leases jobs.
         watch: Of the process.
+        asked: Is called after each request: with the cluster, ``answer`` or the error's class, and how long it took.
         clock: Where due and observed times come from, if not from the database: aware UTC.
         rng: Uniform random numbers in [0, 1), for jitter.
     """
@@ -142,9 +147,11 @@ class Poller:
         worker: str,
         *,
         watch: Watch | None = None,
+        asked: Callable[[str, str, float], None] = lambda cluster, outcome, seconds: None,
         clock: Callable[[], datetime] | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
+        self.error: AskError | None = None
         with database.writing(engine) as connection:
             self._source_id = first_contact(connection, cluster, settings)
         self._engine = engine
@@ -158,6 +165,7 @@ class Poller:
         self._client = Elevate(cluster, settings.request_timeout)
         self._worker = worker
         self._watch = watch or Watch(has_heartbeat=False)
+        self._asked = asked
         self._clock = clock
         self._rng = rng
         self._is_new = True  # nothing was asked yet: what failed may be mended
@@ -231,6 +239,7 @@ class Poller:
                     under_way -= 1
                     if request.result is not None:
                         self._seconds = 0.9 * (self._seconds or request.seconds) + 0.1 * request.seconds
+                        self._asked(self._cluster.name, _outcome(request.result), request.seconds)
                 is_full = len(landed) >= BATCH or not under_way
                 if landed and (is_full or self._halt.is_set() or monotonic() >= flush_at):
                     tally += self._record(landed, stop)
@@ -469,7 +478,7 @@ class Poller:
     def _error(self, tx: _Transaction, asked: sa.Row[Any], claim: _Claim, error: AskError) -> Change:
         """Take an error: the job *asked* keeps its status. Return what becomes of the cluster."""
         now, failures = claim.now(), asked.failures + 1
-        name = next(kind.__name__ for kind in type(error).__mro__ if kind in AskError.__subclasses__())
+        name, self.error = _class(error), error
         tx.log("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
         others = {asked.id, *(one["id"] for one in tx.failed)}
         unfailed = self._unfailed(tx.connection, others) if asked.failures else THREE
@@ -524,6 +533,16 @@ class _Transaction:
     def log(self, name: str, level: int = logging.INFO, **fields: object) -> None:
         """Log an event after the commit."""
         self.events.append((name, level, fields))
+
+
+def _class(error: AskError) -> str:
+    """Return which of the classes in ``errors`` it is."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind in AskError.__subclasses__())
+
+
+def _outcome(result: Answer | AskError) -> str:
+    """Return ``answer``, or the error's class in small letters, such as ``key_refused``."""
+    return "answer" if isinstance(result, Answer) else re.sub(r"\B(?=[A-Z])", "_", _class(result)).lower()
 
 
 def _pasts(connection: sa.Connection, jobs: Iterable[sa.Row[Any]]) -> dict[int, Past]:

@@ -34,6 +34,9 @@ class Sealing:
 
     At the end it seals everything new. For ``run --once``, which has only an end, `Settings.seal_after` decides.
 
+    Attributes:
+        failure: Why the last attempt to seal failed, if it did.
+
     Raises:
         BadConfiguration: The signing key cannot be used.
     """
@@ -42,15 +45,11 @@ class Sealing:
         self._settings = settings
         self._once = once
         self._key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        self._failure: Exception | None = None  # of the last attempt to seal
+        self.failure: Exception | None = None
 
     @contextmanager
     def __call__(self, engine: sa.Engine) -> Iterator[None]:
-        """Run beside the block.
-
-        Raises:
-            TrackerError: *once* only: why nothing could be sealed, unless the block raises.
-        """
+        """Run beside the block."""
         courier = Courier(engine, self._settings.checkpoint_file, self._settings.checkpoint_url)
         over = threading.Event()
         rounds = _started(lambda: self._rounds(engine, courier, over)) if not self._once else None
@@ -68,8 +67,6 @@ class Sealing:
             # A seal is written in one transaction, so it is safe to stop in the middle.
             if last is not None and last.is_alive():
                 event("sealing_unfinished", logging.WARNING)
-        if self._once and self._failure is not None:
-            raise self._failure
 
     def _rounds(self, engine: sa.Engine, courier: Courier, over: threading.Event) -> None:
         seal_at = monotonic()
@@ -92,9 +89,9 @@ class Sealing:
     def _seal(self, engine: sa.Engine, seal_after: timedelta) -> None:
         try:
             seal(engine, self._key, seal_after=seal_after, obeys=True)
-            self._failure = None
+            self.failure = None
         except Exception as error:
-            self._failure = error
+            self.failure = error
             raise
 
     @staticmethod

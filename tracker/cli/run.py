@@ -2,44 +2,107 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from tracker.cli.output import Column, emit, example, format_option
+from tracker.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from tracker.audit.sealing import Sealing
+    from tracker.daemon import Beside, Pulse
+    from tracker.settings import Settings
 
 _PAGE = "from tracker import cli; raise SystemExit(cli.main(['report', '--format', 'html']))"
 """Python that writes the page of all reports to standard output."""
+_BY_WEIGHT = (78, 69, 75, 1)
+"""Exit codes of ``run --once``: a key refused, a cluster not asked, the database away, only sealing failed."""
 
 
 @click.command(epilog=example("tracker run", "tracker run --once   # for cron"))
 @click.option("--once", is_flag=True, help="Poll everything that is due, and exit.")
-def run(once: bool) -> None:
+def run(once: bool) -> int:
     """Poll open jobs until SIGTERM or Ctrl-C, and record each transition.
 
-    After the first signal the requests under way end and are recorded; a second one exits at once. Events go to stderr,
-    one line each: key=value on a terminal, JSON otherwise.
-    """
-    from contextlib import ExitStack
+    After the first signal the requests under way end and are recorded; a second one exits at once. SIGHUP reads the
+    settings again, or stops where stderr is a terminal. Events go to stderr, one line each: key=value on a terminal,
+    JSON otherwise.
 
-    from tracker import daemon, logs, settings, web
+    --once exits with 78 if a key was refused, else 69 if a cluster could not be asked, else 75 if the database was
+    away, else 1 if only sealing failed. For cron it prints nothing while all is well, unless stderr is a terminal.
+    """
+    from tracker import daemon, logs, settings
     from tracker.audit.sealing import Sealing
 
     effective = settings.load()
-    logs.setup()
-    sealing = Sealing(effective, once=once)
-    with ExitStack() as stack:
-        if effective.http_port is not None and not once:
-            page = web.PageProcess([sys.executable, "-P", "-c", _PAGE])  # -P: import nothing from the current folder
-            stack.callback(page.close)
-            stack.enter_context(web.serving(effective.http_port, {"/": page.response}))
-        tally = daemon.run(effective, once=once, beside=[sealing])
     if once:
+        return _once(effective)
+    logs.setup()
+    pulse = daemon.Pulse()
+    daemon.run(
+        effective,
+        beside=lambda new: _beside(new, Sealing(new), pulse),
+        pulse=pulse,
+        reload=settings.load,
+    )
+    return 0
+
+
+def _beside(settings: Settings, sealing: Sealing, pulse: Pulse) -> list[Beside]:
+    """Return all that runs beside the polling: here it is put together."""
+    found: list[Beside] = [sealing]
+    if settings.http_port is not None:
+        found.append(_page(settings.http_port))
+    return found
+
+
+def _page(port: int) -> Beside:
+    from tracker import web
+
+    @contextmanager
+    def serving(engine: sa.Engine) -> Iterator[None]:
+        page = web.PageProcess([sys.executable, "-P", "-c", _PAGE])  # -P: import nothing from the current folder
+        with closing(page), web.serving(port, {"/": page.response}):
+            yield
+
+    return serving
+
+
+def _once(settings: Settings) -> int:
+    """Poll what is due, say on stderr what is wrong, and return the exit code."""
+    from tracker import daemon, logs
+    from tracker.audit.sealing import Sealing
+    from tracker.reports.words import visible
+
+    is_watched = sys.stderr.isatty()  # else cron mails what is printed: nothing while all is well
+    logs.setup(level=logging.INFO if is_watched else logging.WARNING)
+    sealing = Sealing(settings, once=True)
+    try:
+        tally, troubles = daemon.run(settings, once=True, beside=lambda _: [sealing])
+    except DatabaseUnavailable as error:
+        click.echo(f"tracker: error: {visible(str(error))}", err=True)
+        return 75
+    wrong = [(one.exit_code, f"cluster {one.cluster}: {one.why}") for one in troubles]
+    if sealing.failure is not None:
+        wrong.append((75 if isinstance(sealing.failure, DatabaseUnavailable) else 1, str(sealing.failure)))
+    code = next((code for code in _BY_WEIGHT if code in dict(wrong)), 0)
+    for its_code, why in wrong:
+        if its_code or is_watched:
+            click.echo(f"tracker: {'error: ' if its_code else ''}{visible(why)}", err=True)
+    if code or is_watched:
         click.echo(
             f"{tally.asked} asked, {tally.failed} failed, {tally.transitions} transitions recorded"
             + (f", {tally.lost} left to another daemon" if tally.lost else ""),
             err=True,
         )
+    return code
 
 
 @click.command(epilog=example("tracker poll ca24b4e2-34ab-406a-a4db-b30b0247837a"))
