@@ -175,11 +175,16 @@ def run(
         can_reload = reload is not None and not once
         with stop.listening(can_reload), _worker(engine, settings, once, stop) as worker:
             daemon = _Daemon(engine, worker, stop, beside, pulse or Pulse())
-            with daemon.serving(settings, first):
+            daemon.begin(settings, first)
+            try:
+                with database.writing(engine) as connection:
+                    take_up(connection, settings.clusters, worker)
                 if once:
                     daemon.run_once()
                 else:
                     daemon.keep_running(reload)
+            finally:
+                daemon.close()
             if stop.failure:
                 raise stop.failure
             return daemon.tally, daemon.troubles
@@ -341,36 +346,15 @@ class _Every(BaseTrigger):  # type: ignore[misc]  # APScheduler is untyped
         return now if previous is None else now + self._interval
 
 
-class _Service:
-    """All that runs with one set of settings: a task for each cluster, and what is beside them."""
-
-    def __init__(self, settings: Settings, beside: Iterable[Beside], daemon: _Daemon) -> None:
-        self.settings = settings
-        self.tasks: dict[str, _Task] = {}
-        self._over = threading.Event()
-        engine, worker, watch, asked = daemon.engine, daemon.worker, daemon.watch, daemon.pulse.asked
-        with ExitStack() as stack:
-            for other in beside:
-                stack.enter_context(other(engine))
-            for name, cluster in settings.clusters.items():
-                poller = Poller(engine, cluster, settings, worker, watch=watch, asked=asked)
-                self.tasks[name] = _Task(name, stack.enter_context(poller), daemon.stop, self._over)
-            self.close = stack.pop_all().close
-
-    def finish(self, also: threading.Thread | None = None) -> bool:
-        """Wait until the requests under way are recorded, and *also* has ended; return whether that was in time."""
-        self._over.set()
-        end = monotonic() + 2 * self.settings.request_timeout.total_seconds() + CLOSING_SECONDS
-        for task in self.tasks.values():
-            task.join(end - monotonic())
-        if also is not None:
-            also.join(max(0.0, end - monotonic()))
-        return not any(task.is_running for task in self.tasks.values()) and not (also and also.is_alive())
-
-
-@dataclass(slots=True)
+@dataclass
 class _Daemon:
-    """Looks at the clusters, the heartbeat, and one service after the other, until the stop."""
+    """The tasks of all clusters, what runs beside them, and the heartbeat, until the stop.
+
+    Attributes:
+        watch: One for all settings that it serves.
+        settings, tasks, over, close: Of the settings that are in force. *over*: no task asks any more; *close* ends
+            what runs beside.
+    """
 
     engine: sa.Engine
     worker: str
@@ -380,35 +364,49 @@ class _Daemon:
     watch: Watch = field(default_factory=Watch)
     tally: Tally = field(default_factory=Tally)
     troubles: list[Trouble] = field(default_factory=list)
-    _service: _Service = field(init=False)
+    settings: Settings = field(init=False)
+    tasks: dict[str, _Task] = field(init=False)
+    over: threading.Event = field(init=False)
+    close: Callable[[], None] = field(init=False)
 
-    @contextmanager
-    def serving(self, settings: Settings, beside: Iterable[Beside]) -> Iterator[None]:
-        """Begin with these settings; at the end close what is open then."""
-        self._service = _Service(settings, beside, self)
-        try:
-            with database.writing(self.engine) as connection:
-                take_up(connection, settings.clusters, self.worker)
-            yield
-        finally:
-            self._service.close()
+    def begin(self, settings: Settings, beside: Iterable[Beside]) -> None:
+        """Enter what runs beside, and make a task for each cluster; nothing of it is left if that fails."""
+        tasks, over = dict[str, _Task](), threading.Event()
+        with ExitStack() as stack:
+            for other in beside:
+                stack.enter_context(other(self.engine))
+            for name, cluster in settings.clusters.items():
+                poller = Poller(self.engine, cluster, settings, self.worker, watch=self.watch, asked=self.pulse.asked)
+                tasks[name] = _Task(name, stack.enter_context(poller), self.stop, over)
+            self.close = stack.pop_all().close
+        self.settings, self.tasks, self.over = settings, tasks, over
+
+    def finish(self, also: threading.Thread | None = None) -> bool:
+        """Wait until the requests under way are recorded, and *also* has ended; return whether that was in time."""
+        self.over.set()
+        end = monotonic() + 2 * self.settings.request_timeout.total_seconds() + CLOSING_SECONDS
+        for task in self.tasks.values():
+            task.join(end - monotonic())
+        if also is not None:
+            also.join(max(0.0, end - monotonic()))
+        return not any(task.is_running for task in self.tasks.values()) and not (also and also.is_alive())
 
     def run_once(self) -> None:
         """Poll all that is due, of all clusters at once."""
-        tasks = self._service.tasks
-        for task in tasks.values():
+        for task in self.tasks.values():
             task.start(patient=True)
         beat_at = monotonic() + BEAT_SECONDS
-        while running := [task for task in tasks.values() if task.is_running]:
+        while running := [task for task in self.tasks.values() if task.is_running]:
             running[0].join(0.5)  # so that signals are handled meanwhile
             if self.stop.is_set():
-                self._service.finish()
+                self.finish()
             if monotonic() >= beat_at:
                 self._beat()
                 beat_at = monotonic() + BEAT_SECONDS
         _, found = look(self.engine, self.watch)
-        self.tally = sum((task.tally for task in tasks.values()), Tally())
-        self.troubles = [one for name, task in tasks.items() if (one := task.trouble(*found[name])) is not None]
+        self.tally = sum((task.tally for task in self.tasks.values()), Tally())
+        troubles = [task.trouble(*found[name]) for name, task in self.tasks.items()]
+        self.troubles = [one for one in troubles if one is not None]
 
     def keep_running(self, reload: Callable[[], Settings] | None) -> None:
         """Run the scheduler until the stop, and then until the last requests have ended and are recorded."""
@@ -435,13 +433,13 @@ class _Daemon:
         event("stopping")
         closing = threading.Thread(target=scheduler.shutdown, daemon=True)  # it has no time-out of its own
         closing.start()
-        if not self._service.finish(closing):
+        if not self.finish(closing):
             event("stop_timed_out", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
             os._exit(1)
 
     def _reload(self, read: Callable[[], Settings]) -> None:
         """Serve other settings from now on; those that cannot be used are logged, and the old ones stay."""
-        old = self._service.settings
+        old = self.settings
         try:
             new = read()
             new.cluster(next(iter(new.clusters), None))
@@ -452,13 +450,15 @@ class _Daemon:
             event("settings_refused", logging.ERROR, error=error)
             return
         # Looks and heartbeats go on meanwhile, and find no task that would start.
-        if not self._service.finish():
+        if not self.finish():
             event("reload_timed_out", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
-        self._service.close()
+        self.close()
         while not self.stop.is_set():
             with self.stop.handling_outages(AWAY_SECONDS):
                 try:
-                    self._service = _Service(new, beside, self)
+                    self.begin(new, beside)
+                    if new is not old:
+                        event("reloaded", clusters=",".join(new.clusters))
                     break
                 except DatabaseMoved:
                     raise
@@ -467,15 +467,13 @@ class _Daemon:
                     if new is old:
                         raise
                     new, beside = old, self.beside(old)
-        if new is not old:
-            event("reloaded", clusters=",".join(new.clusters))
 
     def _look(self) -> None:
         """Start what there is to do."""
         began = monotonic()
         with self.stop.handling_outages(AWAY_SECONDS):
             now, found = look(self.engine, self.watch)
-            for name, task in self._service.tasks.items():
+            for name, task in self.tasks.items():
                 if name in found:
                     task.look(now, *found[name])
         self.pulse.tick(monotonic() - began)

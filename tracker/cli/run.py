@@ -46,12 +46,7 @@ def run(once: bool) -> int:
         return _once(effective)
     logs.setup()
     pulse = daemon.Pulse()
-    daemon.run(
-        effective,
-        beside=lambda new: _beside(new, Sealing(new), pulse),
-        pulse=pulse,
-        reload=settings.load,
-    )
+    daemon.run(effective, beside=lambda new: _beside(new, Sealing(new), pulse), pulse=pulse, reload=settings.load)
     return 0
 
 
