@@ -29,7 +29,7 @@ def upgrade() -> None:
     """
     from tracker import database, settings
 
-    database.upgrade(settings.load(keys=False).database_url, lambda line: click.echo(plain(line)))
+    click.echo(plain(database.upgrade(settings.load(keys=False).database_url)))
 
 
 @db.command(epilog=example("tracker db check"))
