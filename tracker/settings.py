@@ -47,8 +47,8 @@ DEFAULT_SECRETS_DIR = "/run/secrets"
 NO_CLUSTER_HINT = "set TRACKER_CLUSTER and TRACKER_API_KEY, or write [clusters.NAME] into tracker.toml"
 
 _MASK = "****"
-_UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
-_DURATION = r"(\d+(?:\.\d+)?)\s*(d|days?|h|hours?|m|min|minutes?|s|sec|seconds?)(?=[\s\d]|$)\s*"
+_UNITS = {"w": 604800, "d": 86400, "h": 3600, "min": 60, "s": 1}
+_DURATION = r"(\d+(?:\.\d+)?)\s*(w|weeks?|d|days?|h|hours?|m|min|minutes?|s|sec|seconds?)(?=[\s\d]|$)\s*"
 _LONGEST = timedelta(days=3650)
 """Beyond it, sums with today's date leave the calendar."""
 
@@ -479,7 +479,7 @@ def _shown(model: BaseModel) -> dict[str, str]:
             text = _MASK if value.get_secret_value() else ""
         elif isinstance(value, timedelta):
             seconds = value.total_seconds()
-            unit = next((unit for unit, size in _UNITS.items() if seconds % size == 0), "s")
+            unit = next((unit for unit in ("d", "h", "min") if seconds % _UNITS[unit] == 0), "s")
             text = f"{seconds / _UNITS[unit]:.15g} {unit}"
         elif isinstance(value, dict):
             text = ", ".join(value)
