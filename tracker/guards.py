@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.errors import GuardsMissing
+from tracker.models import FACTS
 
 # Each append-only table with its unique keys: SQLite's REPLACE deletes a row by any of them, past a DELETE trigger.
 APPEND_ONLY: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -29,7 +30,6 @@ APPEND_ONLY: dict[str, tuple[tuple[str, ...], ...]] = {
 SEALED = ("transitions", "sources", "gaps")  # the sealer reads them by id, so their writers take its lock, shared
 SEAL_LOCK = 0x7472616B  # the advisory lock between writers (shared) and the sealer (exclusive): "trak"
 
-FACTS = ("kind", "reference", "received_at", "submitted_at", "extended_on")  # what an amendment may change
 FIXED = ("id", "cluster", "jid", "registered_at", "registered_by")
 NEVER_AHEAD = ("received_at", "submitted_at", "registered_at", "due_at")  # of the clock, at registration
 # What only an observation may claim, and the value it has before the first.

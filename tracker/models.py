@@ -7,6 +7,7 @@ Owns the columns and what each means. The CHECKs live with the migrations, the g
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
@@ -316,6 +317,13 @@ CLUSTERS = _table(Cluster)
 """The tables for SQLAlchemy Core, which the poller's and the intake's speed needs."""
 
 
+FACTS = tuple(field.name for field in fields(status.Facts))
+"""The columns of jobs that people declare and an amendment may change."""
+OBSERVED = tuple(field.name for field in fields(status.Job) if not field.name.startswith(("facts", "registered")))
+"""The columns of jobs that answers and actions change."""
+_OF_TRANSITION = tuple(field.name for field in fields(status.Transition) if field.name != "facts")
+
+
 def facts_of(row: sa.Row[Any]) -> status.Facts:
     """Return the declared facts in a row of jobs, or of a ``registered`` or ``amended`` transition."""
     return status.Facts(row.kind, row.reference, row.received_at, row.submitted_at, row.extended_on)
@@ -331,28 +339,15 @@ def extensions(connection: sa.Connection, job_id: int) -> list[tuple[datetime, d
 
 def job_of(row: sa.Row[Any]) -> status.Job:
     """Return what decisions need of a row of jobs that holds at least the declared and observed columns."""
-    return status.Job(
-        facts=facts_of(row),
-        registered_at=row.registered_at,
-        registered_by=row.registered_by,
-        state=row.state,
-        status=row.status,
-        status_after=row.status_after,
-        status_by=row.status_by,
-        status_polls=row.status_polls,
-        seen_at=row.seen_at,
-        ended_after=row.ended_after,
-        ended_by=row.ended_by,
-        seq=row.seq,
-        polls=row.polls,
-    )
+    observed = {name: getattr(row, name) for name in OBSERVED}
+    return status.Job(facts_of(row), row.registered_at, row.registered_by, **observed)
 
 
 def legal_zones(connection: sa.Connection, default: ZoneInfo) -> Callable[[str, datetime], ZoneInfo]:
-    """Return which legal time zone a deadline of a cluster is of that was first computed, or amended, at some time.
+    """Return a function that says in which legal time zone a deadline of a cluster is computed, or amended, at a time.
 
-    It is the zone on record then, in ``sources``; before the cluster's first source, the zone of that; where there is
-    none yet, *default*. So a setting that changes moves no deadline that stands, and an auditor can compute each again.
+    It is the zone on record then, in ``sources``; before the cluster's first source, the zone of that; without any,
+    *default*. So a changed setting moves no deadline that stands, and an auditor can compute each again.
     """
     query = sa.select(Source.cluster, Source.recorded_at, Source.legal_timezone).order_by(Source.id)
     zones: dict[str, list[tuple[datetime, ZoneInfo]]] = {}
@@ -368,65 +363,21 @@ def legal_zones(connection: sa.Connection, default: ZoneInfo) -> Callable[[str, 
 
 def observed_values(job: status.Job) -> dict[str, Any]:
     """Return the observed columns of jobs, as *job* has them; declared ones change by an amendment only."""
-    return {
-        "state": job.state,
-        "status": job.status,
-        "status_after": job.status_after,
-        "status_by": job.status_by,
-        "status_polls": job.status_polls,
-        "seen_at": job.seen_at,
-        "ended_after": job.ended_after,
-        "ended_by": job.ended_by,
-        "seq": job.seq,
-        "polls": job.polls,
-    }
+    return {name: getattr(job, name) for name in OBSERVED}
 
 
 def facts_values(facts: status.Facts | None) -> dict[str, Any]:
     """Return the columns of the declared facts, NULL where there are none."""
-    columns = ("kind", "reference", "received_at", "submitted_at", "extended_on")
-    return {column: None if facts is None else getattr(facts, column) for column in columns}
+    return {name: getattr(facts, name, None) for name in FACTS}
 
 
 def transition_of(row: sa.Row[Any]) -> status.Transition:
     """Return the transition in a row of transitions."""
-    return status.Transition(
-        seq=row.seq,
-        action=row.action,
-        from_status=row.from_status,
-        to_status=row.to_status,
-        from_state=row.from_state,
-        to_state=row.to_state,
-        last_seen_at=row.last_seen_at,
-        observed_at=row.observed_at,
-        server_date=row.server_date,
-        claimed_at=row.claimed_at,
-        polls=row.polls,
-        actor=row.actor,
-        anomaly=row.anomaly,
-        reason=row.reason,
-        facts=facts_of(row) if row.action in (Action.REGISTERED, Action.AMENDED) else None,
-    )
+    facts = facts_of(row) if row.action in (Action.REGISTERED, Action.AMENDED) else None
+    return status.Transition(**{name: getattr(row, name) for name in _OF_TRANSITION}, facts=facts)
 
 
 def transition_values(job_id: int, transition: status.Transition, source_id: int | None = None) -> dict[str, Any]:
     """Return the row of transitions for *transition*, without its id."""
-    return {
-        "job_id": job_id,
-        "seq": transition.seq,
-        "action": transition.action,
-        "from_status": transition.from_status,
-        "to_status": transition.to_status,
-        "from_state": transition.from_state,
-        "to_state": transition.to_state,
-        "last_seen_at": transition.last_seen_at,
-        "observed_at": transition.observed_at,
-        "server_date": transition.server_date,
-        "claimed_at": transition.claimed_at,
-        "source_id": source_id,
-        "polls": transition.polls,
-        "actor": transition.actor,
-        "anomaly": transition.anomaly,
-        "reason": transition.reason,
-        **facts_values(transition.facts),
-    }
+    values = {name: getattr(transition, name) for name in _OF_TRANSITION}
+    return {"job_id": job_id, "source_id": source_id} | values | facts_values(transition.facts)
