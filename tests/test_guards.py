@@ -17,7 +17,7 @@ from tests.conftest import refused, run_sql
 from tests.definitions import FILE
 from tracker import database, guards
 from tracker.errors import GuardsMissing
-from tracker.models import Job, Transition
+from tracker.models import JOBS, TRANSITIONS
 from tracker.reports import views
 
 NOW = "2026-01-05 10:00:00.000000"
@@ -345,8 +345,8 @@ def test_plain_sql_registers_a_job(connection: sa.Connection) -> None:
     """An INSERT that gives cluster and jid only is a whole registration: open, due now, with its row in the history."""
     before = database.now(connection)
     connection.exec_driver_sql("INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a'), ('w1', 'b')")
-    jobs = connection.execute(sa.select(Job.__table__).order_by(Job.id)).all()
-    history = connection.execute(sa.select(Transition.__table__).order_by(Transition.id)).all()
+    jobs = connection.execute(sa.select(JOBS).order_by(JOBS.c.id)).all()
+    history = connection.execute(sa.select(TRANSITIONS).order_by(TRANSITIONS.c.id)).all()
     assert [(j.jid, j.kind, j.state, j.status, j.seq, j.polls) for j in jobs] == [
         (jid, "unknown", "open", None, 0, 0) for jid in "ab"
     ]
