@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import unquote_plus, urlsplit
@@ -183,11 +184,15 @@ def _url(value: str, *, http_anywhere: bool = False, userinfo: bool = True) -> s
     return value
 
 
-def _base_url(value: str) -> str:
-    parts = urlsplit(_url(value, userinfo=False))
-    if parts.path.strip("/") or parts.query or parts.fragment or "?" in value or "#" in value:
-        raise ValueError("must end after the host and port; the rest belongs in path")
+def _origin(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.path.strip("/") or "?" in value or "#" in value:
+        raise ValueError("must end after the host and port; the rest of a cluster's URL belongs in path")
     return value.rstrip("/")
+
+
+def _base_url(value: str) -> str:
+    return _origin(_url(value, userinfo=False))
 
 
 def _path(value: str) -> str:
@@ -198,11 +203,9 @@ def _path(value: str) -> str:
 
 def _proxy(value: str, info: ValidationInfo) -> str:
     # http:// is accepted for any host: a proxy only passes on bytes that it cannot read (CONNECT).
-    if (parts := urlsplit(_url(value, http_anywhere=True))).path.strip("/") or parts.query:
-        raise ValueError("must end after the host and port, such as http://proxy.example.com:3128")
     if urlsplit(info.data.get("base_url", "")).scheme == "http":
         raise ValueError("proxy cannot be used with an http:// base_url: the key would pass it unencrypted")
-    return value
+    return _origin(_url(value, http_anywhere=True))
 
 
 def _api_key(value: SecretStr) -> SecretStr:
@@ -211,14 +214,10 @@ def _api_key(value: SecretStr) -> SecretStr:
     return value
 
 
-def _file(value: Path) -> Path:
+def _file(value: Path, *, exists: bool = False) -> Path:
     if os.path.isdir(value):  # unlike Path.is_dir never raises
         raise ValueError("is a folder; must be the path of a file")
-    return value
-
-
-def _existing_file(value: Path) -> Path:
-    if not os.path.isfile(value):
+    if exists and not os.path.isfile(value):
         raise ValueError(f"there is no file {value}")
     return value
 
@@ -294,7 +293,9 @@ class ClusterSettings(_Model):
         float, BeforeValidator(_no_bool), _number(0.001, 1_000_000, "a number")
     ] = 10.0
     max_concurrency: Annotated[Count, _number(1, 1000)] = 4  # requests under way at once, in one daemon
-    ca_bundle: Annotated[Path, AfterValidator(_existing_file)] | None = None  # PEM, in place of the usual authorities
+    ca_bundle: Annotated[Path, AfterValidator(partial(_file, exists=True))] | None = (
+        None  # PEM, in place of the usual authorities
+    )
     proxy: Annotated[str, AfterValidator(_proxy)] | None = None  # may hold a password
 
     @property
@@ -414,7 +415,7 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
     if {"TRACKER_API_KEY", "TRACKER_API_KEY_FILE"} <= given.keys():
         problems.append("TRACKER_API_KEY: TRACKER_API_KEY_FILE is also set; keep one of them")
 
-    config = _at(cwd, ours.get("TRACKER_CONFIG") or "tracker.toml")
+    config = cwd / os.path.expanduser(ours.get("TRACKER_CONFIG") or "tracker.toml")
     found: _Found = {}
     if has_config := os.path.exists(config):
         found = _from_toml(config, problems)
@@ -422,7 +423,7 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
         problems.append(f"TRACKER_CONFIG: there is no file {config}; make it, or unset the variable")
 
     folder_from = next((one for one in ("TRACKER_SECRETS_DIR", "CREDENTIALS_DIRECTORY") if environ.get(one)), "default")
-    folder = _at(cwd, environ.get(folder_from, DEFAULT_SECRETS_DIR))
+    folder = cwd / os.path.expanduser(environ.get(folder_from, DEFAULT_SECRETS_DIR))
     if has_folder := os.path.isdir(folder) and os.access(folder, os.X_OK):
         given = _from_secrets(folder, {*given} | (set() if keys else {"TRACKER_API_KEY"}), problems) | given
     elif folder_from == "TRACKER_SECRETS_DIR":
@@ -495,15 +496,11 @@ def _put(found: _Found, where: _Where, value: object, place: str, folder: Path) 
     """Add what *place* says, over what a weaker place says; a relative path begins at *folder*."""
     *above, setting = where
     if setting in _PATHS and isinstance(value, str):
-        value = _at(folder, value)
+        value = folder / os.path.expanduser(value)  # Path.expanduser raises where there is no home
     if setting in ("api_key", "api_key_file"):  # two ways to give one thing
         found.pop((*above, "api_key"), None)
         found.pop((*above, "api_key_file"), None)
     found[where] = value, place
-
-
-def _at(folder: Path, text: str) -> Path:
-    return folder / os.path.expanduser(text)  # Path.expanduser raises where there is no home
 
 
 def _text_of(file: Path, place: str, problems: list[str]) -> str:
