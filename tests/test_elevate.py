@@ -343,7 +343,6 @@ def test_the_servers_date_is_aware_utc_or_none() -> None:
     dates |= dict.fromkeys(("Thu, 01 Jan 1900 00:00:00 GMT", "Tue, 24 Nov " + "9" * 5000 + " 10:00:00 GMT"))
     with asking() as (server, elevate):
         for text, date in dates.items():
-            server.play = partial(Wire.reply, body=GOOD, code="200 \xff\xfe")
             server.play = lambda wire, text=text: wire.reply(GOOD, "200 \xff\xfe", "X-Odd: \xff\x80", f"Date: {text}")  # type: ignore[misc]
             answer = elevate.ask(JID, now)
             assert (answer.status, answer.server_date) == ("waiting", date), text
@@ -443,26 +442,19 @@ def test_a_redirect_is_never_followed() -> None:
         assert (other.connections, len(server.requests)) == (0, 5)
 
 
-def test_the_environment_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Proxy variables and .netrc are ignored: the key goes to the configured host alone, and no login goes with it."""
+def test_nothing_but_the_settings_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Proxy variables, .netrc and cookies are ignored: the key goes to the configured host alone, and no login."""
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login netrc-user password netrc-secret\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-    with Hostile() as proxy, Hostile() as server:
+    with Hostile() as proxy, asking(lambda wire: wire.answer("x", "Set-Cookie: mark=1")) as (server, elevate):
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
-        with client(server.url) as elevate:
+        for _ in range(2):
             elevate.ask(JID, now)
         assert proxy.connections == 0
         assert b"uthorization" not in server.requests[0]
-
-
-def test_a_cookie_is_not_kept() -> None:
-    """What one answer sets does not go with the next question: no server can mark us."""
-    with asking(lambda wire: wire.answer("x", "Set-Cookie: mark=1")) as (server, elevate):
-        elevate.ask(JID, now)
-        elevate.ask(JID, now)
-    assert b"ookie" not in server.requests[1]
+        assert b"ookie" not in server.requests[1]
 
 
 # One deadline for the whole request
@@ -764,25 +756,6 @@ def test_a_dripping_server_behind_an_https_proxy_ends_at_the_deadline(tls: ssl.S
             assert failure(elevate, BadAnswer).code == "too_large"
 
 
-def test_a_slow_handshake_may_take_all_the_time_that_is_left(
-    tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only connecting shares its time with a name's other addresses."""
-
-    def greet(wire: Wire) -> None:
-        time.sleep(0.6)
-        with tls.wrap_socket(wire.connection, server_side=True) as connection:
-            connection.recv(65536)
-            connection.sendall(response(GOOD.encode(), "200 OK", f"Content-Length: {len(GOOD)}"))
-
-    with Hostile(greet=greet) as server:
-        address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.port))
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [address, address])
-        options = {"ca_bundle": certificate, "timeout": timedelta(seconds=1)}
-        with client(f"https://localhost:{server.port}", **options) as elevate:
-            assert elevate.ask(JID, now).status == "waiting"
-
-
 def test_a_stale_tls_connection_is_tried_once_more(tls: ssl.SSLContext, certificate: Path) -> None:
     """Breaking under TLS looks different to Python, and is the same to us."""
     for end in (Wire.close, Wire.reset):
@@ -874,28 +847,6 @@ def test_a_file_that_is_not_of_certificates_is_refused_at_once() -> None:
     with pytest.raises(BadConfiguration, match=r"ca_bundle.*PEM") as caught:
         client("https://example.com", ca_bundle=Path(__file__))
     assert caught.value.__cause__ is None
-
-
-def test_ipv6_loopback_is_asked() -> None:
-    """An address in brackets reaches its server, with a Host header in the right form."""
-    try:
-        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
-    except OSError:
-        pytest.skip("this machine has no IPv6")
-    with listener, ThreadPoolExecutor(1) as pool:
-        port = listener.getsockname()[1]
-
-        def serve() -> bytes:
-            connection, _ = listener.accept()
-            with connection:
-                seen = connection.recv(65536)
-                connection.sendall(response(GOOD.encode(), "200 OK", f"Content-Length: {len(GOOD)}"))
-            return seen
-
-        served = pool.submit(serve)
-        with client(f"http://[::1]:{port}") as elevate:
-            assert elevate.ask(JID, now).status == "waiting"
-        assert f"Host: [::1]:{port}".encode() in served.result()
 
 
 # The key

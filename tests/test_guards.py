@@ -202,7 +202,7 @@ IMPOSSIBLE: tuple[tuple[str, dict[str, str]], ...] = (
 
 
 def test_a_transition_says_what_its_action_can(filled: sa.Connection) -> None:
-    """A row that no honest program writes is refused by a CHECK, whoever inserts it."""
+    """A row that no honest program writes is refused by a CHECK, for every role."""
     for action, values in IMPOSSIBLE:
         row = {"job_id": "1", "seq": "2", "action": f"'{action}'", "from_status": "'waiting'", "to_status": "'waiting'"}
         row |= {"from_state": "'open'", "to_state": f"'{action}'", "observed_at": f"'{NOW}'", "polls": "1"}
@@ -390,7 +390,7 @@ def test_check_names_a_changed_guard(connection: sa.Connection) -> None:
     assert guards.problems(connection) == ["guard guard_gaps_delete is changed", "trigger mine is not tracker's"]
 
 
-MEDDLING = (
+CHANGES = (
     (
         "DROP TRIGGER guard_gaps_change ON gaps;"
         "CREATE TRIGGER guard_gaps_change BEFORE UPDATE OF detail OR DELETE ON gaps FOR EACH ROW"
@@ -453,7 +453,7 @@ MEDDLING = (
 @only_postgresql
 def test_check_names_what_takes_the_place_of_a_guard(connection: sa.Connection) -> None:
     """A guard on some columns only, a rule, a child table, a CHECK that lets more in under its own name."""
-    for statements, problem in MEDDLING:
+    for statements, problem in CHANGES:
         with connection.begin_nested() as savepoint:
             run(connection, *(statement.replace("\\;", ";") for statement in re.split(r"(?<!\\);", statements)))
             found = guards.problems(connection)

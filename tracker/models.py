@@ -53,7 +53,7 @@ BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite's AUTOINC
 
 
 def _partial(name: str, rows: str, *columns: str) -> sa.Index:
-    """An index of the few rows that *rows* tells, in literals: no bound parameter finds it."""
+    """An index of the few rows that *rows* selects, in literals: no bound parameter finds it."""
     where = sa.text(rows)
     return sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
@@ -290,14 +290,14 @@ class Delivery(Base):
 
 
 class Alert(Base):
-    """What people were told about a need, and who has taken it in hand."""
+    """Which needs were sent to people, and who has taken them in hand."""
 
     __tablename__ = "alerts"
 
     kind: Mapped[str] = mapped_column(primary_key=True)
     subject: Mapped[str] = mapped_column(primary_key=True)  # a cluster, a destination, a group of jobs
     since: Mapped[datetime] = mapped_column(primary_key=True)
-    level: Mapped[str]  # how urgent it was when it was told
+    level: Mapped[str]  # how urgent it was when it was sent
     told_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     acked_by: Mapped[str | None]
