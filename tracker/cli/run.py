@@ -12,8 +12,8 @@ from tracker.cli.output import Column, emit, example, format_option
 def run(once: bool) -> None:
     """Poll open jobs until SIGTERM or Ctrl-C, and record each transition.
 
-    What is under way when the first signal comes ends and is recorded; a second signal exits at once. Events go to
-    stderr, one line each: key=value on a terminal, JSON otherwise.
+    After the first signal the requests under way end and are recorded; a second one exits at once. Events go to stderr,
+    one line each: key=value on a terminal, JSON otherwise.
     """
     from contextlib import nullcontext
 
@@ -40,8 +40,8 @@ def run(once: bool) -> None:
 def poll(jids: tuple[str, ...], cluster: str | None, format: str | None) -> int:
     """Ask Elevate about jobs now, out of turn.
 
-    It keeps to the cluster's rate, and asks also while an error pauses the cluster: a valid answer ends that pause.
-    Exits with 69 when there was no valid answer about some job.
+    Keeps to the cluster's rate. Asks also while an error pauses the cluster; a valid answer ends that pause. Exits with
+    69 if some job got no valid answer.
     """
     from tracker import daemon, logs, settings
 
@@ -56,5 +56,5 @@ def poll(jids: tuple[str, ...], cluster: str | None, format: str | None) -> int:
     )
     left = [job.jid for job in asked if not job.was_asked]
     if left:
-        click.echo(f"not asked, since another daemon is asking just now: {', '.join(left)}", err=True)
+        click.echo(f"Not asked, because another daemon is asking now: {', '.join(left)}", err=True)
     return 69 if any(job.last_error for job in asked) else 0

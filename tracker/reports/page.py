@@ -34,10 +34,9 @@ from tracker.models import UtcDateTime
 from tracker.reports import pictures
 from tracker.reports.about import Filters
 from tracker.reports.as_of import LEGAL_ZONE, AsOf, instant, kept, shadows
-from tracker.reports.durations import Bounds, Lateness, Row, cohorts_of, row_of
-from tracker.reports.overview import ANOMALIES, verdict_meaning
+from tracker.reports.durations import Bounds, Lateness, Quantiles, cohorts_of, row_of
 from tracker.reports.survival import Curve
-from tracker.reports.words import NOTE, human, plain
+from tracker.reports.words import ANOMALIES, NOTE, human, plain, verdict_meaning
 from tracker.status import UNSETTLED, Action, Anomaly, Kind, State, Status
 
 if TYPE_CHECKING:
@@ -400,7 +399,7 @@ def _more(shown: int, total: int, order: str, command: str) -> str:
 
 def _durations(data: _Data) -> list[Section]:
     by = cohorts_of(data.connection, Filters(), data.shadows)
-    rows = [row_of(*key, by[key]) for key in sorted(by)]
+    rows = [row_of(by[key], {"cluster": key[0], "kind": key[1]}) for key in sorted(by)]
     section = Section("durations", "How long jobs take")
     if not rows:
         section.empty = "No registered job is like that."
@@ -409,7 +408,7 @@ def _durations(data: _Data) -> list[Section]:
     for key in sorted(by):
         everything.take(by.pop(key))
     early, sure = curves = everything.curves()
-    total = rows[0] if len(rows) == 1 else row_of(None, None, everything, curves)
+    total = rows[0] if len(rows) == 1 else row_of(everything, {}, curves)
     section.text.append(
         "From submission (where that is unknown, registration) to done. Elevate gives no times, so each figure is a "
         "pair: at least so long, and at most. They are estimates (Kaplan–Meier): a job that is not done counts as at "
@@ -444,7 +443,7 @@ def _durations(data: _Data) -> list[Section]:
     return [section, _late(rows, total.registered)]
 
 
-def _duration_row(row: Row, rare: Sequence[str]) -> list[Cell]:
+def _duration_row(row: Quantiles, rare: Sequence[str]) -> list[Cell]:
     counts = [row.done, row.open, *(getattr(row, name) for name in rare)]
     quantiles = [_bounds(pair) for pair in (row.median, row.p90, row.p95, row.max)]
     return [_text(row.cluster or "all"), _text(row.kind or "all"), _number(row.jobs), *quantiles, *map(_number, counts)]
@@ -469,7 +468,7 @@ def _curve_table(sure: Curve, early: Curve, end: float) -> Table:
     return _table(caption, "time since submission, at least, at most", rows)
 
 
-def _late(rows: Sequence[Row], total: Lateness) -> Section:
+def _late(rows: Sequence[Quantiles], total: Lateness) -> Section:
     """How late registrations came: only from then on is a job followed."""
     section = Section("registrations", "How late registrations came")
     section.text.append(
