@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from tracker.cli.output import Column, emit, example, format_option
+
+_PAGE = "from tracker import cli; raise SystemExit(cli.main(['report', '--format', 'html']))"
+"""Python that writes the page of all reports to standard output."""
 
 
 @click.command(epilog=example("tracker run", "tracker run --once   # for cron"))
@@ -15,7 +20,7 @@ def run(once: bool) -> None:
     After the first signal the requests under way end and are recorded; a second one exits at once. Events go to stderr,
     one line each: key=value on a terminal, JSON otherwise.
     """
-    from contextlib import nullcontext
+    from contextlib import ExitStack
 
     from tracker import daemon, logs, settings, web
     from tracker.audit.sealing import Sealing
@@ -23,7 +28,11 @@ def run(once: bool) -> None:
     effective = settings.load()
     logs.setup()
     sealing = Sealing(effective, once=once)
-    with nullcontext() if once else web.page(effective):
+    with ExitStack() as stack:
+        if effective.http_port is not None and not once:
+            page = web.PageProcess([sys.executable, "-P", "-c", _PAGE])  # -P: import nothing from the current folder
+            stack.callback(page.close)
+            stack.enter_context(web.serving(effective.http_port, {"/": page.response}))
         tally = daemon.run(effective, once=once, beside=[sealing])
     if once:
         click.echo(
