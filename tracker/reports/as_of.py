@@ -191,7 +191,10 @@ _KEPT: Final = sa.Table(
 _KEPT_AT_ONCE: Final = 50_000
 """Jobs that are replayed together: SQLite needs some ten MB of memory for them."""
 
-_MAY_KEEP: Final = "SELECT has_database_privilege(current_database(), 'TEMPORARY') AND current_setting('transaction_read_only') = 'off'"
+_MAY_KEEP: Final = (
+    "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
+    " AND current_setting('transaction_read_only') = 'off'"
+)
 
 
 def _replay(dialect: str, as_of: AsOf) -> list[sa.CTE]:
