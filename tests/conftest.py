@@ -59,7 +59,7 @@ class PostgresServer:
 
     def hurry(self) -> None:
         """Let the server lose commits in a crash of the machine, and copy databases file by file."""
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+        for setting in ("fsync", "full_page_writes"):
             self.run(f"ALTER SYSTEM SET {setting} = off")
         self.run("SELECT pg_reload_conf()")
         self._copy = "STRATEGY FILE_COPY TEMPLATE"
