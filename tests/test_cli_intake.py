@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tracker import cli, database, intake
 from tracker.errors import DatabaseUnavailable
-from tracker.models import JOBS, Worker
+from tracker.models import JOBS, WORKERS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -136,7 +136,7 @@ def test_no_hint_while_a_daemon_is_alive(
     with database.writing(engine) as connection:
         now = database.now(connection)
         times = {"started_at": now, "beat_at": now} | {name: now + since for name, since in values.items()}
-        connection.execute(sa.insert(Worker).values(worker="x", host="h", pid=1, version="1", **times))
+        connection.execute(sa.insert(WORKERS).values(worker="x", host="h", pid=1, version="1", **times))
     assert (HINT in run("add", "a")[2]) is hinted
 
 

@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from tests.conftest import run_sql
 from tracker import cli, database, guards
 from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
-from tracker.models import JOBS, Base, UtcDateTime
+from tracker.models import JOBS, METADATA, UtcDateTime
 from tracker.reports import views
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,7 @@ def test_plain_alembic_goes_up_checks_and_goes_down(empty_url: str) -> None:
     """`alembic upgrade head`, `check` and `downgrade base` work at the root, and leave nothing behind."""
     alembic(empty_url, "upgrade", "head")
     names = objects(empty_url)
-    assert {table for kind, table in names if kind == "table"} == {*Base.metadata.tables, database.VERSION_TABLE}
+    assert {table for kind, table in names if kind == "table"} == {*METADATA.tables, database.VERSION_TABLE}
     assert {view for kind, view in names if kind == "view"} == set(views.VIEWS)
     assert "No new upgrade operations detected" in alembic(empty_url, "check").stdout
     assert objects(empty_url) == names

@@ -24,7 +24,7 @@ from tracker.audit import deliver
 from tracker.audit.checkpoint import Signed, parse, split
 from tracker.audit.deliver import Courier
 from tracker.audit.seal import chain, seal
-from tracker.models import Delivery
+from tracker.models import DELIVERIES
 
 
 class Receiver:
@@ -119,7 +119,7 @@ def texts(engine: sa.Engine) -> list[str]:
 
 def noted(engine: sa.Engine) -> dict[str, Any]:
     with database.reading(engine) as connection:
-        return {row.destination: row for row in connection.execute(sa.select(Delivery.__table__))}
+        return {row.destination: row for row in connection.execute(sa.select(DELIVERIES))}
 
 
 def of_url(engine: sa.Engine) -> Any:
@@ -515,7 +515,7 @@ def test_an_emptied_table_is_filled_again(engine_: sa.Engine, receiver: Receiver
     courier = Courier(engine_, url=receiver.url, clock=clock)
     courier.deliver()
     with database.writing(engine_) as connection:
-        connection.execute(sa.delete(Delivery))
+        connection.execute(sa.delete(DELIVERIES))
     while courier.deliver() is not None:
         clock.at += 1
     assert receiver.taken == all_ * 2

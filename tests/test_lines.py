@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from tests.history import register
 from tracker import database
 from tracker.audit import lines
-from tracker.models import Gap, Source, TransitionRow
+from tracker.models import GAPS, SOURCES, TRANSITIONS
 from tracker.text import INVISIBLE
 
 AWKWARD = [
@@ -119,10 +119,10 @@ def test_hostile_rows_have_the_same_line_from_both_databases_and_python(engine: 
         amended |= {"observed_at": taken_at, "polls": number, "actor": next(text), "reason": next(text)}
         amended |= {"kind": "export", "reference": maybe(text), "received_at": maybe(at), "submitted_at": maybe(at)}
         rows["transitions"].append(amended | {"extended_on": (day := maybe(at)) and day.date()})
-    for table, model in (("transitions", TransitionRow), ("gaps", Gap), ("sources", Source)):
+    for table, model in (("transitions", TRANSITIONS), ("gaps", GAPS), ("sources", SOURCES)):
         for row in rows[table]:
             with database.writing(engine) as connection:
-                id_ = connection.execute(sa.insert(model).values(row).returning(model.id)).scalar_one()
+                id_ = connection.execute(sa.insert(model).values(row).returning(model.c.id)).scalar_one()
             known = row | {"id": id_} | (job if table == "transitions" else {})
             wanted[table].append(expected([known.get(column) for column in lines.COLUMNS[table]]))
         found = [line for _, line in streamed(engine, table)]
@@ -148,8 +148,8 @@ def test_a_report_s_number_has_six_decimals_however_big_it_is(engine: sa.Engine,
 
 def test_the_columns_are_those_of_the_tables() -> None:
     """Every column of the three tables is sealed; a transition's line begins with its job's cluster and jid."""
-    for table, model in (("gaps", Gap), ("sources", Source), ("transitions", TransitionRow)):
-        names = [*(["cluster", "jid"] if table == "transitions" else []), *model.__table__.c.keys()]
+    for table, model in (("gaps", GAPS), ("sources", SOURCES), ("transitions", TRANSITIONS)):
+        names = [*(["cluster", "jid"] if table == "transitions" else []), *model.c.keys()]
         assert list(lines.COLUMNS[table]) == names
         assert lines.header(table) == (",".join(names) + "\n").encode()
 
@@ -166,7 +166,7 @@ def gap(engine: sa.Engine, detail: str | None) -> int:
     at = EXTREMES[2]
     values = {"cluster": "w1", "began_at": at, "ended_at": at, "cause": "paused", "detail": detail}
     with database.writing(engine) as connection:
-        return int(connection.execute(sa.insert(Gap).values(values).returning(Gap.id)).scalar_one())
+        return int(connection.execute(sa.insert(GAPS).values(values).returning(GAPS.c.id)).scalar_one())
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
@@ -182,7 +182,7 @@ def test_a_row_forced_past_the_checks_crashes_nothing(engine: sa.Engine, value: 
     register(engine, "a")
     gap(engine, "x")
     with database.writing(engine) as connection:
-        connection.execute(sa.insert(Source).values(
+        connection.execute(sa.insert(SOURCES).values(
             cluster="w1", base_url="https://x", path="/p", timezone="UTC", archive_days=5, lost_after_polls=5,
             lost_after_seconds=0, legal_timezone="UTC", version="1", recorded_at=EXTREMES[2],
         ))  # fmt: skip
@@ -229,7 +229,7 @@ def test_the_example_of_format_md(engine: sa.Engine) -> None:
     began, ended = datetime(2026, 1, 5, 10, 0, 0, 123456, tzinfo=UTC), datetime(2026, 1, 5, 10, 1, tzinfo=UTC)
     for _ in range(7):
         with database.writing(engine) as connection:
-            connection.execute(sa.insert(Gap).values(values | {"began_at": began, "ended_at": ended}))
+            connection.execute(sa.insert(GAPS).values(values | {"began_at": began, "ended_at": ended}))
     [(id_, line)] = streamed(engine, "gaps", 6)
     assert id_ == 7
     assert f"'{line.decode().strip()}'" in (Path(lines.__file__).parent / "FORMAT.md").read_text()

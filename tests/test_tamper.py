@@ -30,11 +30,11 @@ from tracker.audit.findings import Finding, Report, What
 from tracker.audit.keys import SigningKey
 from tracker.audit.seal import seal
 from tracker.audit.verify import verify
-from tracker.models import JOBS, TRANSITIONS, Base, facts_values, observed_values, transition_of, transition_values
+from tracker.models import JOBS, METADATA, TRANSITIONS, facts_values, observed_values, transition_of, transition_values
 from tracker.reports import views
 from tracker.status import Facts, Kind, State
 
-TABLES = Base.metadata.tables
+TABLES = METADATA.tables
 GAPS, SOURCES, SEALS, SEGMENTS = (TABLES[name] for name in ("gaps", "sources", "seals", "segments"))
 DAY = 24 * HOUR
 

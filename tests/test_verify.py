@@ -28,7 +28,7 @@ from tracker.audit.seal import seal
 from tracker.audit.verify import verify
 from tracker.cli.audit_verify import verify as command
 from tracker.errors import BadConfiguration
-from tracker.models import JOBS, TRANSITIONS, Seal
+from tracker.models import JOBS, SEALS, TRANSITIONS
 
 HOUR = timedelta(hours=1)
 
@@ -128,11 +128,13 @@ def test_in_an_unsigned_chain_a_changed_checkpoint_accuses_no_segment(engine: sa
         register_many(engine, 1, f"{number}-")
         seal(engine, None)
     with database.reading(engine) as connection:
-        one = parse(connection.execute(sa.select(Seal.checkpoint).order_by(Seal.id).limit(1)).scalar_one()).checkpoint
+        one = parse(
+            connection.execute(sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id).limit(1)).scalar_one()
+        ).checkpoint
     changed = sign(replace(one, segments=(replace(one.segments[0], sha256="0" * 64),)), None)
     with unguarded(engine) as connection:
         values = {"checkpoint": changed.text, "checkpoint_sha256": changed.sha256}
-        connection.execute(sa.update(Seal).where(Seal.id == 1).values(values))
+        connection.execute(sa.update(SEALS).where(SEALS.c.id == 1).values(values))
         connection.exec_driver_sql(f"UPDATE segments SET sha256 = '{'0' * 64}' WHERE seal_id = 1")
     accused = [(finding.what, finding.checkpoint) for finding in verified(engine).findings]
     assert accused == [(What.CHECKPOINT, 1), (What.CHECKPOINT, 2)]

@@ -389,14 +389,14 @@ def require_schema(connection: sa.Connection) -> None:
 
 def _require_room(connection: sa.Connection) -> None:
     """Raise SchemaMismatch if a schema without a revision has tables with the names of ours."""
-    from tracker.models import Base
+    from tracker.models import METADATA
 
     schema = connection.dialect.default_schema_name
     if schema is None:
         raise SchemaMismatch("no schema of the search_path exists, or this role may not use it: run CREATE SCHEMA")
     inspector = sa.inspect(connection)
     there = [*inspector.get_table_names(schema=schema), *inspector.get_view_names(schema=schema)]
-    taken = sorted(set(there) & set(Base.metadata.tables))
+    taken = sorted(set(there) & set(METADATA.tables))
     if "seals" in taken and "previous_sha256" in [one["name"] for one in inspector.get_columns("seals", schema)]:
         raise SchemaMismatch(
             "the database is of tracker's first edition, which this version cannot read: set TRACKER_DATABASE_URL to"

@@ -34,7 +34,7 @@ from tracker.audit.checkpoint import Signed, parse
 from tracker.audit.keys import sync_folder
 from tracker.errors import AskError, BadCheckpoint, BadConfiguration
 from tracker.logs import event
-from tracker.models import Delivery, Seal, UtcDateTime
+from tracker.models import DELIVERIES, SEALS, UtcDateTime
 from tracker.settings import mask_hook
 
 PAGE: Final = 100  # checkpoints read at once, some 100 kB
@@ -112,13 +112,15 @@ class Courier:
             for name in names:
                 new = "INSERT INTO deliveries (destination) VALUES (:name) ON CONFLICT DO NOTHING"
                 connection.execute(sa.text(new), {"name": name})
-            stale = sa.update(Delivery).where(Delivery.failing_since.is_not(None), Delivery.destination.not_in(names))
+            stale = sa.update(DELIVERIES).where(
+                DELIVERIES.c.failing_since.is_not(None), DELIVERIES.c.destination.not_in(names)
+            )
             connection.execute(stale.values(failing_since=None, last_error=None))
 
     def _hand_over(self, way: _Way, is_enough: Callable[[], bool]) -> bool:
         """Deliver all that *way* lacks, and return whether that was done."""
         with database.reading(self._engine) as connection:
-            noted = sa.select(Delivery.last_number).where(Delivery.destination == way.name)
+            noted = sa.select(DELIVERIES.c.last_number).where(DELIVERIES.c.destination == way.name)
             last = connection.execute(noted).scalar_one_or_none()
         if last is None:  # somebody emptied the table: begin again
             self._has_begun = False
@@ -141,7 +143,7 @@ class Courier:
 
         Those before a damaged one are still delivered: the error comes when it is the next.
         """
-        query = sa.select(Seal.checkpoint).order_by(Seal.id).offset(number).limit(most)  # numbers have no hole
+        query = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id).offset(number).limit(most)  # numbers have no hole
         with database.reading(self._engine) as connection:
             texts = connection.execute(query).scalars().all()
         page: list[Signed] = []
@@ -163,12 +165,12 @@ class Courier:
 
         Then each looks again, so that no number is sent before the one below it has arrived.
         """
-        update = sa.update(Delivery).where(Delivery.destination == way.name)
+        update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == way.name)
         if not way.knows_itself:
-            update = update.where(Delivery.last_number == number - 1)
+            update = update.where(DELIVERIES.c.last_number == number - 1)
         with database.writing(self._engine) as connection:
             noted = update.values(last_number=number, delivered_at=database.now(connection))
-            return bool(connection.execute(noted.returning(Delivery.destination)).all())
+            return bool(connection.execute(noted.returning(DELIVERIES.c.destination)).all())
 
     def _failed(self, way: _Way, error: AskError | OSError | _Problem) -> None:
         if isinstance(error, OSError):
@@ -180,8 +182,8 @@ class Courier:
         trouble = self._troubles.get(way.name)
         with database.writing(self._engine) as connection:
             since = (trouble and trouble.since) or database.now(connection)
-            first = sa.func.coalesce(Delivery.failing_since, sa.literal(since, UtcDateTime()))
-            update = sa.update(Delivery).where(Delivery.destination == way.name)
+            first = sa.func.coalesce(DELIVERIES.c.failing_since, sa.literal(since, UtcDateTime()))
+            update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == way.name)
             connection.execute(update.values(failing_since=first, last_error=short))
         pause = min(max(2 * trouble.pause if trouble else 0.0, FIRST_PAUSE), LONGEST_PAUSE)
         self._troubles[way.name] = _Trouble(since, pause, self._clock() + pause)
@@ -194,7 +196,9 @@ class Courier:
         if way.name in self._has_worked and not (trouble and trouble.since):
             return
         with database.writing(self._engine) as connection:
-            failing = sa.update(Delivery).where(Delivery.destination == way.name, Delivery.failing_since.is_not(None))
+            failing = sa.update(DELIVERIES).where(
+                DELIVERIES.c.destination == way.name, DELIVERIES.c.failing_since.is_not(None)
+            )
             connection.execute(failing.values(failing_since=None, last_error=None))
         self._has_worked.add(way.name)
         if trouble and trouble.since:

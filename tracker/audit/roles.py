@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from tracker import database, guards
 from tracker.errors import BadConfiguration, InvalidField
-from tracker.models import Base
+from tracker.models import METADATA
 from tracker.reports.views import VIEWS
 
 LONGEST = 63  # bytes; PostgreSQL cuts a longer name, so two could become one
@@ -35,7 +35,7 @@ class Rights:
 
 
 def _columns(table: str, *but: str) -> tuple[str, ...]:
-    return tuple(column.name for column in Base.metadata.tables[table].columns if column.name not in but)
+    return tuple(column.name for column in METADATA.tables[table].columns if column.name not in but)
 
 
 WRITER: dict[str, Rights] = {
@@ -80,7 +80,7 @@ def problems(connection: sa.Connection) -> list[str]:
     """
     if connection.dialect.name == "sqlite":
         return []
-    ours = [*Base.metadata.tables, database.VERSION_TABLE, *VIEWS]
+    ours = [*METADATA.tables, database.VERSION_TABLE, *VIEWS]
     found: dict[str, None] = {}  # in order, each once
     for role, right, relation, column in connection.execute(sa.text(_GIVEN), {"ours": ours}):
         rights = WRITER.get(relation, Rights(()))
@@ -154,7 +154,7 @@ class _Script:
         self._owner, self._writer, self._auditor = map(_identifier, (owner, writer, auditor))
         here = connection.exec_driver_sql("SELECT current_database(), current_schema()").one()
         self._database, self._schema = map(_identifier, here)
-        self._tables = (*sorted(Base.metadata.tables), database.VERSION_TABLE)
+        self._tables = (*sorted(METADATA.tables), database.VERSION_TABLE)
         functions = guards.functions()
         sequences = sa.text(
             "SELECT s.relname FROM pg_class s JOIN pg_depend d ON d.objid = s.oid AND d.deptype IN ('a', 'i')"

@@ -42,9 +42,9 @@ REBUILDS: Final = 10  # tries when other sealers were faster
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _WRITTEN: Final = {  # by table: the id, and when the row says it was written
-    "transitions": (models.TransitionRow.id, models.TransitionRow.observed_at),
-    "gaps": (models.Gap.id, models.Gap.ended_at),
-    "sources": (models.Source.id, models.Source.recorded_at),
+    "transitions": (models.TRANSITIONS.c.id, models.TRANSITIONS.c.observed_at),
+    "gaps": (models.GAPS.c.id, models.GAPS.c.ended_at),
+    "sources": (models.SOURCES.c.id, models.SOURCES.c.recorded_at),
 }
 
 Ids = dict[str, int]  # by table
@@ -108,7 +108,7 @@ def head(connection: sa.Connection) -> Signed | None:
     Raises:
         BadCheckpoint: Its text is damaged.
     """
-    text = connection.execute(sa.select(models.Seal.checkpoint).order_by(models.Seal.id.desc()).limit(1)).scalar()
+    text = connection.execute(sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id.desc()).limit(1)).scalar()
     return None if text is None else _parsed(text)
 
 
@@ -118,7 +118,7 @@ def chain(connection: sa.Connection, after: int = 0) -> Generator[Signed, None, 
     Raises:
         BadCheckpoint: The text of one is damaged.
     """
-    query = sa.select(models.Seal.checkpoint).order_by(models.Seal.id).offset(after)  # no number is missing
+    query = sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id).offset(after)  # no number is missing
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
 
@@ -234,9 +234,9 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: l
             "sealed_at": checkpoint.sealed_at,
             "key_id": checkpoint.key.id if checkpoint.key else None,
         }
-        seal_id = connection.execute(sa.insert(models.Seal).values(values).returning(models.Seal.id)).scalar_one()
+        seal_id = connection.execute(sa.insert(models.SEALS).values(values).returning(models.SEALS.c.id)).scalar_one()
         if segments:
-            connection.execute(sa.insert(models.Segment), [{"seal_id": seal_id} | segment for segment in segments])
+            connection.execute(sa.insert(models.SEGMENTS), [{"seal_id": seal_id} | segment for segment in segments])
     return True
 
 
@@ -244,8 +244,8 @@ def _obey(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
     """Raise BadConfiguration if the chain expects another key than *key*, and *key* is not new."""
     if key is not None and (before.checkpoint.next_key or before.checkpoint.key) == key.public:
         return
-    its = models.Seal.key_id.is_not(None) if key is None else models.Seal.key_id == key.public.id
-    query = sa.select(models.Seal.checkpoint).where(its).order_by(models.Seal.id.desc()).limit(1)
+    its = models.SEALS.c.key_id.is_not(None) if key is None else models.SEALS.c.key_id == key.public.id
+    query = sa.select(models.SEALS.c.checkpoint).where(its).order_by(models.SEALS.c.id.desc()).limit(1)
     with database.reading(engine) as connection:
         text = connection.execute(query).scalar()
     if text is None:

@@ -37,9 +37,9 @@ Progress = Callable[[str, int, int | None], None]
 """Is called from time to time with the phase, the rows done, and all rows (None: unknown)."""
 
 _WRITTEN: Final = {
-    "transitions": models.TransitionRow.observed_at,
-    "gaps": models.Gap.ended_at,
-    "sources": models.Source.recorded_at,
+    "transitions": models.TRANSITIONS.c.observed_at,
+    "gaps": models.GAPS.c.ended_at,
+    "sources": models.SOURCES.c.recorded_at,
 }
 _BAD_INDEXES: Final = """
     SELECT 'index ' || i.indexrelid\\:\\:regclass || ' is not valid, or is a unique index that is not tracker''s'

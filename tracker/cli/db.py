@@ -89,11 +89,11 @@ def _index_problems(connection: sa.Connection) -> list[str]:
     """Return a line for each index that is missing or has other columns; indexes of a company's own are ignored."""
     import sqlalchemy as sa
 
-    from tracker.models import Base
+    from tracker.models import METADATA
 
     inspector = sa.inspect(connection)
     found: list[str] = []
-    for table in Base.metadata.sorted_tables:
+    for table in METADATA.sorted_tables:
         there = {}
         if inspector.has_table(table.name):
             there = {index["name"]: index["column_names"] for index in inspector.get_indexes(table.name)}

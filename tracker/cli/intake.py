@@ -113,12 +113,12 @@ def _hint(engine: sa.Engine) -> None:
     import sqlalchemy as sa
 
     from tracker import database
-    from tracker.models import Worker
+    from tracker.models import WORKERS
     from tracker.reports.overview import ALIVE
 
     with database.reading(engine) as connection:
-        beaten = Worker.beat_at >= database.now(connection) - ALIVE
-        alive = sa.select(sa.exists().where(Worker.stopped_at.is_(None), beaten))
+        beaten = WORKERS.c.beat_at >= database.now(connection) - ALIVE
+        alive = sa.select(sa.exists().where(WORKERS.c.stopped_at.is_(None), beaten))
         if not connection.execute(alive).scalar_one():
             click.echo("No daemon is alive to follow them: start one with `tracker run`.", err=True)
 
