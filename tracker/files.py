@@ -20,7 +20,7 @@ from tracker.errors import InvalidField, Refused
 LONGEST_ROW: Final = 65_536
 """Bytes of a row: several times what its longest values need, so that memory is bounded."""
 
-_SEPARATOR: Final = re.compile(r'"?sep=([,;\t|])"?', re.IGNORECASE)
+_SEPARATOR: Final = re.compile(r'"?sep=([,;\t|])"?\1*', re.IGNORECASE)
 """The first line by which Excel is told the separator."""
 _AS_UTF_8: Final = "save the file as UTF-8 (in Excel: CSV UTF-8)"
 _NOT_UTF_8: Final = f"is not UTF-8 text, but perhaps Windows-1252 (CP1252): {_AS_UTF_8}"
@@ -159,7 +159,7 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
     except csv.Error as error:
         raise Refused(f"line {lines.number}: the header is not CSV: {error}") from None
     header = _header(cells, lines.number, columns, others)
-    headings, header_line, separator_line = {*header, *columns, ""}, lines.number, f"sep={form['delimiter']}"
+    headings, header_line = {*header, *columns, ""}, lines.number
     reader = csv.reader(lines, **form)
     while True:
         line = lines.begin()
@@ -177,7 +177,7 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
             yield Record(line, {}, Refused(_NOT_UTF_8))
             continue
         names = [text.strip(cell).lower() for cell in cells]
-        if not any(names) or form["delimiter"].join(names) == separator_line:
+        if "".join(names) in ("", "sep="):
             continue
         if "jid" in names and headings.issuperset(names):
             if [*filter(None, names)] == [*filter(None, header)]:

@@ -102,8 +102,8 @@ class JobRow(NamedTuple):
 
     line: int
     declared: Registration | Refused
-    jid: str
-    cluster: str | None
+    jid: str = ""
+    cluster: str | None = None
 
 
 Outcome: TypeAlias = Registered | Refused

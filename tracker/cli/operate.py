@@ -30,7 +30,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _Texts: TypeAlias = Mapping[str, str]
 """What is said about a job besides its jid, by column."""
 _Act: TypeAlias = Callable[["sa.Connection", int, str, str, Any, bool], str]
-"""Decides about a job (connection, job_id, actor, reason, what was parsed, dry_run); returns what else is to be said."""
+"""Decides about a job (connection, job_id, actor, reason, what was parsed, dry_run); returns what else to say of it."""
 
 CLEARED: Final = "none"
 """What is written where a declared fact is to be cleared."""

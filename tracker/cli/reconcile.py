@@ -107,7 +107,10 @@ def _bound(name: str, text: str | None, zone: ZoneInfo) -> datetime | None:
         return None
     at, is_day = intake.parse_time(name, text.strip(), zone)
     if is_day and name == "until":
-        at = start_of_day(at.astimezone(zone).date() + timedelta(days=1), zone)
+        try:
+            at = start_of_day(at.astimezone(zone).date() + timedelta(days=1), zone)
+        except OverflowError:
+            raise InvalidField(name, f"{text} is the last day there is") from None
     return at
 
 
