@@ -235,7 +235,7 @@ def test_what_cannot_be_compared_is_one_error(engine: sa.Engine, run: Run, monke
     monkeypatch.delenv("TRACKER_CLUSTER")
     code, out, err = run("jid\na\n")
     assert (code, out) == (78, "")
-    assert "does not name the cluster, and none is configured: say --cluster NAME, add a column cluster, or set" in err
+    assert "no cluster is configured: set TRACKER_CLUSTER" in err
     assert run("jid\na\n", "--cluster", "old")[0] == 0
 
 
@@ -260,12 +260,12 @@ def test_hostile_text_does_no_harm(engine: sa.Engine, run: Run) -> None:
 
 def test_a_table_is_for_a_person(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty columns are left out, a time has its microseconds, and what is too much is said, not shown."""
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "110")
     history.register(engine, "a", submitted_at=AT)
     _, out, err = run("jid,submitted_at\na,2026-01-30T09:00:00.000001Z\n", "--format", "table")
     assert [line.rstrip() for line in out.splitlines()] == [
-        "finding  line  jid  field         here                       there",
-        "differs     2  a    submitted_at  2026-01-30 09:00:00+00:00  2026-01-30 09:00:00.000001+00:00",
+        "finding  line  cluster  jid  field         here                       there",
+        "differs     2  w1       a    submitted_at  2026-01-30 09:00:00+00:00  2026-01-30 09:00:00.000001+00:00",
     ]
     assert run("jid\na\n", "--format", "table")[1] == ""
     monkeypatch.setattr("tracker.cli.reconcile.SHOWN", 2)

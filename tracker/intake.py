@@ -31,7 +31,7 @@ from tracker import database, files, text
 from tracker import settings as _settings
 from tracker.deadline import Deadline, deadline_of, start_of_day
 from tracker.errors import Conflict, InvalidField, Refused
-from tracker.models import JOBS, facts_of, legal_zones
+from tracker.models import CLUSTERS, JOBS, facts_of, legal_zones
 from tracker.settings import Settings
 from tracker.status import Facts, Kind
 
@@ -57,8 +57,8 @@ class Registration:
     """What is declared about one job, not checked yet.
 
     Attributes:
-        jid: As Elevate gave it.
-        cluster: May be None where one cluster is configured.
+        jid: As Elevate gave it; at most 255 characters.
+        cluster: Its name in the settings; may be None where one is configured.
         kind: ``export``, ``removal`` or ``unknown``, which None means too.
         submitted_at: When the job was submitted to Elevate (aware), None if unknown.
         received_at: When the person's request reached the company (aware): the legal month counts from here.
@@ -75,11 +75,9 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A job that is registered.
+    """A job that is registered, its jid stripped.
 
     Attributes:
-        cluster: Its cluster.
-        jid: Its jid, without white space around it.
         already: It was registered before, and nothing that was declared now differs.
         deadline: The legal date, and what it is counted from.
     """
@@ -143,7 +141,7 @@ def register(
 
     Args:
         connection: A SQLAlchemy connection to tracker's database, of any engine.
-        jid: As Elevate gave it; at most 255 characters. The other facts are those of a `Registration`.
+        jid: And further facts: as for `Registration`.
         registered_by: Who registers it; default the login of this process.
         settings: Default: those of this process (`settings.load`, without keys), read once.
         now: For simulations; default the database's clock.
@@ -175,13 +173,9 @@ def register_many(
     What is wrong with one is returned, not raised, and the others go in. All are held in memory: give some thousands.
 
     Args:
-        connection: As for `register`, as are the other arguments.
+        connection: As for `register`, as are the other arguments and errors.
         registrations: The same job twice is harmless, or a `Conflict`, as it is when it comes later.
         rehearsal: From `rehearsing`: then nothing is written but there, and *connection* is only read.
-
-    Raises:
-        InvalidField: *registered_by* is wrong.
-        BadConfiguration, DatabaseUnavailable: As for `register`.
     """
     configured = settings or _settings_of_this_process()
     registrar = text.check("registered_by", login() if registered_by is None else registered_by)
@@ -257,15 +251,11 @@ def register_rows(
 ) -> Iterator[list[tuple[JobRow, Outcome]]]:
     """Register the rows of a file, and yield each piece of them with what became of it, once it is committed.
 
-    Args:
-        engine: Of tracker's database.
-        rows: From `read`; no transaction is open while a row is waited for.
-        settings: As for `register`.
-        dry_run: Yield what would become of them, and write nothing.
+    No transaction is open while a row is waited for. A dry run yields what would become of the rows, and writes
+    nothing.
 
     Raises:
-        DatabaseUnavailable: What was yielded is committed, and of the rest a piece at most; to begin again with the
-            first row is harmless.
+        DatabaseUnavailable: What was yielded is committed; to begin again with the first row is harmless.
     """
     rows = iter(rows)
     transaction = database.reading if dry_run else database.writing
@@ -288,17 +278,13 @@ def login() -> str:
 def read(
     file: BinaryIO, zone: ZoneInfo, notes: files.Notes, *, cluster: str | None = None, kind: str | None = None
 ) -> Iterator[JobRow]:
-    """Yield the rows of a file of jobs (see `files.read`), one that cannot be read included.
+    """Yield the rows of a file of jobs, one that cannot be read included; arguments and errors as for `files.read`.
 
     Args:
-        file: Open for reading bytes; its columns are `COLUMNS`.
+        file: Its columns are `COLUMNS`.
         zone: The legal time zone: a plain date is taken as that day's start there.
         notes: Is kept up to date.
-        cluster: For rows that name none.
-        kind: For rows that name none.
-
-    Raises:
-        Refused: The file is no such file.
+        cluster, kind: For rows that name none.
     """
     for record in files.read(file, COLUMNS, notes):
         values = {"cluster": cluster, "kind": kind, "jid": ""} | record.values
@@ -365,9 +351,7 @@ def check(
     """Return what is declared, as the key (cluster, jid) and the facts that `register` would record at *now*.
 
     Args:
-        declared: Not checked yet.
         cluster_of: Returns the name of a cluster, of the one that is meant by None, or raises.
-        now: The database's time.
 
     Raises:
         InvalidField: For the first value that is wrong.
@@ -478,6 +462,12 @@ def _deadline_of(row: sa.Row[Any], zone: ZoneInfo) -> Deadline:
     """Return the deadline in a row of jobs, or what it will be where plain SQL put the row there and none is yet."""
     due = deadline_of(facts_of(row), row.registered_at, zone, [(row.registered_at, row.extended_on)])
     return due if row.deadline_at is None else Deadline(due.basis, row.deadline_on, row.deadline_at)
+
+
+def known_clusters(connection: sa.Connection, configured: Iterable[str]) -> list[str]:
+    """Return the names of all clusters that are configured or in the database, in order."""
+    query = sa.union(sa.select(CLUSTERS.c.cluster), sa.select(JOBS.c.cluster))
+    return sorted({*configured, *connection.scalars(query)})
 
 
 def compare(recorded: Facts, declared: Facts) -> dict[str, tuple[Value, Value]]:

@@ -330,10 +330,7 @@ def _detail(row: sa.Row[Any], more: str) -> str:
 
 def _lock_cluster(connection: sa.Connection, cluster: str, configured: Collection[str]) -> sa.Row[Any]:
     """Return the cluster's row, made if there was none, and locked."""
-    if cluster not in configured:
-        query = sa.union(sa.select(CLUSTERS.c.cluster), sa.select(JOBS.c.cluster))
-        known = sorted({*configured, *connection.scalars(query)})
-        if cluster not in known:
-            there = f"known: {', '.join(known)}" if known else "no cluster is known yet"
-            raise InvalidField("cluster", f"{cluster[:80]!r} is neither configured nor in the database ({there})")
+    if cluster not in configured and cluster not in (known := intake.known_clusters(connection, configured)):
+        there = f"known: {', '.join(known)}" if known else "no cluster is known yet"
+        raise InvalidField("cluster", f"{cluster[:80]!r} is neither configured nor in the database ({there})")
     return clusters.made(connection, cluster)

@@ -21,8 +21,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import sqlalchemy as sa
 
 from tracker import database, intake, text
-from tracker.errors import BadConfiguration, InvalidField, Refused
-from tracker.models import CLUSTERS, JOBS, facts_of
+from tracker.errors import InvalidField, Refused
+from tracker.models import JOBS, facts_of
 from tracker.settings import Settings
 from tracker.status import Facts, Kind
 
@@ -78,10 +78,10 @@ class Reconciliation:
 
     Attributes:
         findings: By line, then what is missing there by cluster and jid; empty: all agree.
-        clusters: Of the scope: the registered jobs that should be in the file.
+        clusters: Of the scope.
         rows: Of the file.
         jobs: In the file, each counted once.
-        registered: Jobs within the scope.
+        registered: Jobs within the scope: those that should be in the file.
     """
 
     findings: list[Difference]
@@ -125,20 +125,14 @@ def reconcile(
     if since is not None and until is not None and since >= until:
         raise InvalidField("until", f"{until} is not after since, {since}: no job can lie between them")
     with database.reading(engine) as connection:
-        known = set(connection.scalars(sa.union(sa.select(JOBS.c.cluster), sa.select(CLUSTERS.c.cluster))))
+        known = intake.known_clusters(connection, settings.clusters)
 
     @cache
     def cluster_of(name: str | None) -> str:
-        if name is None and not settings.clusters:
-            raise BadConfiguration(
-                "the file does not name the cluster, and none is configured: say --cluster NAME, add a column cluster, "
-                "or set TRACKER_CLUSTER"
-            )
-        if name is None or not known or name in settings.clusters:
+        if name is None or not known:
             return settings.cluster(name).name
         if name not in known:
-            there = ", ".join(sorted({*known, *settings.clusters}))
-            raise InvalidField("cluster", f"there is no cluster {name[:80]!r}; there are: {there}")
+            raise InvalidField("cluster", f"there is no cluster {name[:80]!r}; there are: {', '.join(known)}")
         return name
 
     clusters = set() if cluster is None else {cluster_of(cluster)}
@@ -178,7 +172,7 @@ def reconcile(
         clusters.add(cluster_of(None))
     in_file, in_scope = len(jobs), 0
 
-    def meet(job: sa.Row[Any]) -> None:
+    def compare(job: sa.Row[Any]) -> None:
         """Compare a registered job with the file, and take it off the list of those that are missing here."""
         key = job.cluster, job.jid
         line, facts = jobs.pop(key)
@@ -194,11 +188,11 @@ def reconcile(
         for job in connection.execute(within, execution_options={"yield_per": _FETCH}):
             in_scope += 1
             if (job.cluster, job.jid) in jobs:
-                meet(job)
+                compare(job)
             else:
                 missing_there.append((job.cluster, job.jid))
         for job in intake.registered(connection, list(jobs), *_COLUMNS):  # outside the scope
-            meet(job)
+            compare(job)
     findings += [Difference(DifferenceKind.MISSING_HERE, line, *key) for key, (line, _) in jobs.items()]
     findings.sort(key=lambda found: found.line or 0)  # the others keep their order
     findings += [Difference(DifferenceKind.MISSING_THERE, None, *key) for key in sorted(missing_there)]
@@ -206,7 +200,6 @@ def reconcile(
 
 
 def _wrong(row: intake.JobRow, error: Refused) -> Difference:
-    """Return what is found about a row that cannot be compared."""
     field, problem = (error.field, error.problem) if isinstance(error, InvalidField) else (None, str(error))
     jid = row.jid[: text.LONGEST] or None
     return Difference(DifferenceKind.WRONG_ROW, row.line, row.cluster, jid, field, problem=problem)

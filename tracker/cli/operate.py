@@ -43,7 +43,6 @@ class _Command:
 
     Attributes:
         done: What a job then is.
-        act: Decides about one job.
         parse: Returns what *act* needs of the options and of a row of a file; raises Refused.
         columns: What a row may say besides jid and cluster.
         others: Whether further columns are ignored; else they are refused.

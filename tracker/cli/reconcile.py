@@ -18,7 +18,7 @@ from tracker.cli.output import Column, chosen, counted, emit, example, format_op
 from tracker.errors import InvalidField, Refused
 
 if TYPE_CHECKING:
-    from tracker.reconcile import Difference, Reconciliation
+    from tracker.reconcile import Reconciliation
 
 SHOWN = 100
 """Findings in a table; ours: more than a person reads."""
@@ -92,7 +92,16 @@ def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str
     if chosen(format) != "table":
         emit(made.findings, _reconcile.Difference._fields, format)
     elif made.findings:
-        _print_table(made.findings)
+        shown = made.findings[:SHOWN]
+        filled = [name for name in shown[0]._fields if any(getattr(found, name) is not None for found in shown)]
+        # A time as text has its microseconds: they may be all that differs.
+        cells = [
+            [str(cell) if isinstance(cell := getattr(one, name), datetime) else cell for name in filled]
+            for one in shown
+        ]
+        emit(cells, [Column(name, optional=name == "cluster") for name in filled], "table")
+        if len(made.findings) > SHOWN:
+            click.echo(f"These are {SHOWN} of {len(made.findings)} findings; --format csv has all.", err=True)
     say(notes, settings.timezone)
     click.echo(_summary(made, begin, end), err=True)
     return 1 if made.findings else 0
@@ -112,25 +121,6 @@ def _bound(name: str, text: str | None, zone: ZoneInfo) -> datetime | None:
         except OverflowError:
             raise InvalidField(name, f"{text} is the last day there is") from None
     return at
-
-
-def _print_table(findings: list[Difference]) -> None:
-    """Print the first findings for a person, without empty columns, and with the cluster if there are several."""
-    shown = findings[:SHOWN]
-    several = len({found.cluster for found in shown}) > 1
-    columns = [
-        Column(name)
-        for place, name in enumerate(shown[0]._fields)
-        if any(found[place] is not None for found in shown) and (name != "cluster" or several)
-    ]
-    # A time as text has its microseconds: they may be all that differs.
-    cells = [
-        [str(value) if isinstance(value := getattr(found, one.name), datetime) else value for one in columns]
-        for found in shown
-    ]
-    emit(cells, columns, "table")
-    if len(findings) > SHOWN:
-        click.echo(f"These are {SHOWN} of {len(findings)} findings; --format csv has all.", err=True)
 
 
 def _summary(made: Reconciliation, begin: datetime | None, end: datetime | None) -> str:
