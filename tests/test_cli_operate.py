@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import io
+import shlex
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -61,25 +62,21 @@ def test_withdraw_and_reopen_say_what_they_did(engine: sa.Engine, run: Run) -> N
     assert history.last(engine, job_id).actor == "eve"
 
 
-WRONG: list[tuple[list[str], int, str]] = [
-    (["withdraw", "a"], 2, "Missing option '--reason'"),
-    (["withdraw", "--reason", "x"], 2, "Give either a JID, or many by --from FILE"),
-    (["withdraw", "a", "--from", "-", "--reason", "x"], 2, "Give either a JID"),
-    (["withdraw", "--from", "-", "--reason", "x"], 1, "the file is empty: CSV needs a header, as in: jid,cluster"),
-    (["withdraw", "two", "--reason", "x"], 1, "say which one with --cluster: w1, w2"),
-    (
-        ["reopen", "done", "--reason", "x"],
-        1,
-        "the job is done, as Elevate said: only its declared facts can be amended",
-    ),
-    (["withdraw", "--from", "missing.txt", "--reason", "x"], 2, "missing.txt"),
-    (["withdraw", "a", "--reason", "  "], 1, "reason: is empty"),
-    (["withdraw", "a", "--reason", "jo@example.com"], 1, "personal data"),
-    (["withdraw", "a", "--reason", "x", "--actor", " "], 1, "actor: is empty"),
-    (["withdraw", "b", "--reason", "x"], 1, "no job has the jid 'b'; register it with: tracker add JID"),
-    (["pause", "w1"], 2, "Missing option '--reason'"),
-    (["pause", "w7", "--reason", "x"], 1, "'w7' is neither configured nor in the database (known: w1, w2)"),
-    (["resume", "w7"], 1, "'w7' is neither configured nor in the database (known: w1, w2)"),
+WRONG: list[tuple[str, int, str]] = [
+    ("withdraw a", 2, "Missing option '--reason'"),
+    ("withdraw --reason x", 2, "Give either a JID, or many by --from FILE"),
+    ("withdraw a --from - --reason x", 2, "Give either a JID"),
+    ("withdraw --from - --reason x", 1, "the file is empty: CSV needs a header, as in: jid,cluster"),
+    ("withdraw two --reason x", 1, "say which one with --cluster: w1, w2"),
+    ("reopen done --reason x", 1, "the job is done, as Elevate said: only its declared facts can be amended"),
+    ("withdraw --from missing.txt --reason x", 2, "missing.txt"),
+    ("withdraw a --reason ' '", 1, "reason: is empty"),
+    ("withdraw a --reason jo@example.com", 1, "personal data"),
+    ("withdraw a --reason x --actor ' '", 1, "actor: is empty"),
+    ("withdraw b --reason x", 1, "no job has the jid 'b'; register it with: tracker add JID"),
+    ("pause w1", 2, "Missing option '--reason'"),
+    ("pause w7 --reason x", 1, "'w7' is neither configured nor in the database (known: w1, w2)"),
+    ("resume w7", 1, "'w7' is neither configured nor in the database (known: w1, w2)"),
 ]
 
 
@@ -88,7 +85,7 @@ def test_what_cannot_be_done_says_why(engine: sa.Engine, run: Run, now: datetime
     job_id, *two = [register(engine, jid, name) for jid, name in (("a", "w1"), ("two", "w1"), ("two", "w2"))]
     history.answer(engine, register(engine, "done", at=now - timedelta(days=1)), ("done", now))
     for args, code, problem in WRONG:
-        exit_code, message = run(*args)
+        exit_code, message = run(*shlex.split(args))
         assert (exit_code, problem in message) == (code, True), message
     assert state(engine, job_id) is State.OPEN
     assert run("withdraw", "two", "--reason", "x", "--cluster", "w2")[0] == 0

@@ -107,15 +107,6 @@ def test_what_is_not_legal_is_refused_and_nothing_changes(engine: sa.Engine, now
     assert {job_id: history.job(engine, job_id) for job_id in ids.values()} == before
 
 
-def test_a_dry_run_decides_and_writes_nothing(engine: sa.Engine, now: datetime) -> None:
-    job_id = in_state(engine, State.OPEN, now)
-    before = history.job(engine, job_id)
-    with database.reading(engine) as connection:
-        decision = operate.withdraw(connection, job_id, "bob", WHY, dry_run=True)
-    assert decision.job.state is State.WITHDRAWN
-    assert history.job(engine, job_id) == before
-
-
 def test_the_answer_of_a_poll_that_is_under_way_is_left_alone(engine: sa.Engine, now: datetime) -> None:
     job_id = register(engine, "a", at=now - timedelta(days=1))
     script = Script()

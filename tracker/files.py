@@ -149,11 +149,13 @@ def _record(line: int, cells: dict[str, str], notes: Notes) -> Record:
 
 
 def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Notes, others: bool) -> Iterator[Record]:
-    if told := _SEPARATOR.fullmatch(first.strip()):
+    if separator := _SEPARATOR.fullmatch(first.strip()):
         lines.begin()
         first = _first(lines)
     form: dict[str, Any] = {"skipinitialspace": True, "strict": True}
-    form["delimiter"] = told[1] if told else max(",;\t", key=first.count)  # the comma, if there is none of them
+    form["delimiter"] = (
+        separator[1] if separator else max(",;\t", key=first.count)
+    )  # the comma, if there is none of them
     try:
         (cells,) = csv.reader([first], **form)
     except csv.Error as error:
