@@ -58,14 +58,22 @@ def test_withdraw_and_reopen_say_what_they_did(engine: sa.Engine, run: Run) -> N
         0,
         "a of cluster w1 is reopened; it was withdrawn.\n",
     )
+    assert run("withdraw", "a", "a", "x\x1b", "b\x1b[2J", "--reason", "x", "--dry-run") == (
+        1,
+        "a of cluster w1 would be withdrawn; it was open.\n"
+        * 2
+        + "'x\\x1b': no job has the jid 'x'; register it with: tracker add JID\n"
+        "'b\\x1b[2J': jid: has the invisible character '\\x1b' in it\n"
+        "2 would be withdrawn, 2 refused.\n",
+    )
     assert state(engine, job_id) is State.OPEN
     assert history.last(engine, job_id).actor == "eve"
 
 
 WRONG: list[tuple[str, int, str]] = [
     ("withdraw a", 2, "Missing option '--reason'"),
-    ("withdraw --reason x", 2, "Give either a JID, or many by --from FILE"),
-    ("withdraw a --from - --reason x", 2, "Give either a JID"),
+    ("withdraw --reason x", 2, "Give either JIDs or --from FILE."),
+    ("withdraw a --from - --reason x", 2, "Give either JIDs"),
     ("withdraw --from - --reason x", 1, "the file is empty: CSV needs a header, as in: jid,cluster"),
     ("withdraw two --reason x", 1, "say which one with --cluster: w1, w2"),
     ("reopen done --reason x", 1, "the job is done, as Elevate said: only its declared facts can be amended"),
@@ -145,7 +153,7 @@ def test_a_file_that_is_not_read_to_its_end_says_how_far_it_came(
     with monkeypatch.context() as patch:
         patch.setattr(operate, "find", fail)
         code, message = run("withdraw", "--from", "-", "--reason", "x", stdin=b"jid\na\nb\n")
-    said = "The file was not read to its end: 1 withdrawn, 0 refused.\ntracker: error: "
+    said = "This ended early: 1 withdrawn, 0 refused.\ntracker: error: "
     assert (code, message) == (69, f"{said}the database is not available: gone\n")
     code, message = run("withdraw", "--from", "-", "--reason", "x", stdin=b"jid,state\nb,x\nstate,jid\ny,c\n")
     assert (code, message.startswith(f"{said}line 3: this header has other columns")) == (1, True)

@@ -208,7 +208,7 @@ def test_what_is_wrong_is_refused(engine: sa.Engine) -> None:
             for value in values:
                 with pytest.raises(InvalidField) as caught:
                     register(connection, **(good | {field: value}))
-                assert (caught.value.field, "eve" in str(caught.value)) == (field, False), value
+                assert (caught.value.field, "eve@" in str(caught.value)) == (field, False), value
         register(connection, "x" * 255, cluster="w2", reference="é" * 255, settings=TWO)
     assert list(jobs(engine)) == ["x" * 255]
 

@@ -6,7 +6,7 @@ What a decision does is in `tracker.operate`; here is who decides, and for which
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeVar
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tracker.files import Notes
-    from tracker.operate import Amendment, Fact, Found
+    from tracker.operate import Amendment, Fact
     from tracker.settings import Settings
     from tracker.status import Decision
 
@@ -77,8 +77,8 @@ def _reason_option(required: bool) -> Callable[[_F], _F]:
 def _of_jobs(command: _F) -> _F:
     """Give *command* the argument and the options that say who decides about which jobs, and why."""
     command.__doc__ = f"""{command.__doc__}
-    With --from, each line that is refused is named with its reason, the others are done, and the exit code is 1. Each
-    job is a transaction of its own: what was done before an interruption stays done.
+    Each job that is refused is named with its reason, the others are done, and the exit code is 1. Each job is a
+    transaction of its own: what was done before an interruption stays done.
     """
     for add in (
         click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
@@ -92,7 +92,7 @@ def _of_jobs(command: _F) -> _F:
         ),
         click.option("--cluster", metavar="NAME", help="Where several clusters have a job with this jid."),
         _reason_option(True),
-        click.argument("jid", required=False),
+        click.argument("jids", metavar="[JID]...", nargs=-1),
     ):
         command = add(command)
     return command
@@ -107,7 +107,7 @@ def _of_jobs(command: _F) -> _F:
 )
 @_of_jobs
 def withdraw(**given: Any) -> int:
-    """Close a job that is open, failed or lost: it is not polled any more.
+    """Close jobs that are open, failed or lost: they are not polled any more.
 
     The history keeps who did it, when and why. `tracker reopen` takes it back.
     """
@@ -124,7 +124,7 @@ def withdraw(**given: Any) -> int:
 )
 @_of_jobs
 def reopen(**given: Any) -> int:
-    """Resume a job that failed, was lost, attested or withdrawn; it is polled at once.
+    """Resume failed, lost, attested or withdrawn jobs; they are polled at once.
 
     A done job is never reopened: Elevate said that it is done. The history keeps who did it, when and why.
     """
@@ -142,9 +142,9 @@ def reopen(**given: Any) -> int:
 @_of_jobs
 @click.option("--done-by", metavar="TIME", help="When it was done at the latest: a time with its offset, or a day.")
 def attest(done_by: str | None, **given: Any) -> int:
-    """Say that a job was done, unseen by us: one that is open, failed or lost.
+    """Declare that open, failed or lost jobs were done, unseen by tracker.
 
-    Its verdict is then `attested`: your word is kept with who gave it, when and why, and is shown as declared. A time
+    Their verdict is then `attested`: your word is kept with who gave it, when and why, and is shown as declared. A time
     before Elevate was last seen to say otherwise is refused. A day is taken as its end in the legal time zone, or as
     now if that is still ahead. `tracker reopen` takes it back. A file may have a column done_by.
     """
@@ -200,7 +200,7 @@ def amend(
     extended_until: str | None,
     **given: Any,
 ) -> int:
-    """Correct what was declared about a job, in any state; what is left out stays as it is, and `none` clears it.
+    """Correct what was declared about jobs, in any state; what is left out stays as it is, and `none` clears it.
 
     The history keeps what is now declared, by whom and why, and what was before. The deadline is computed again, and
     where it or the submission moved, an open job is polled at once. A day is taken as its start in the legal time zone.
@@ -274,45 +274,32 @@ def _carry_out(
     command: _Command,
     options: _Texts,
     *,
-    jid: str | None,
+    jids: tuple[str, ...],
     cluster: str | None,
     source: BinaryIO | None,
     reason: str,
     actor: str | None,
     dry_run: bool,
 ) -> int:
-    """Decide about one job, or all in a file, and return the exit code."""
+    """Decide about the jobs that are named, by arguments or in a file, and return the exit code."""
     from tracker import database, files, intake, operate, text
 
-    if (jid is None) is (source is None):
-        raise click.UsageError("Give either a JID, or many by --from FILE.")
+    if bool(jids) is bool(source):
+        raise click.UsageError("Give either JIDs or --from FILE.")
     reason, actor = text.check_reason(reason), text.check("actor", intake.login() if actor is None else actor)
     is_done = f"would be {command.done}" if dry_run else f"is {command.done}"
-    notes = files.Notes()
+    transaction = database.reading if dry_run else database.writing
+    notes, counts = files.Notes(), Counter[str]()
     first_lines: dict[int, int] = {}
+    records: Iterable[files.Record] = [files.Record(0, {"jid": jid}) for jid in jids]
+    if source is not None:
+        records = files.read(source, ("jid", "cluster", *command.columns), notes, others=command.others)
+    is_whole = False
     with opened() as (settings, engine):
-
-        def decide(jid: str, cluster: str | None, parsed: Any, line: int = 0) -> tuple[Found, str]:
-            with database.reading(engine) if dry_run else database.writing(engine) as connection:
-                job = operate.find(connection, jid, cluster)
-                if (first := first_lines.setdefault(job.job_id, line)) != line:
-                    raise Refused(f"the same job as in line {first}")
-                more = command.act(connection, job.job_id, actor, reason, parsed, dry_run)
-            return job, plain(f"{job.jid} of cluster {job.cluster} {is_done}{more}.")
-
-        if jid is not None:
-            _, sentence = decide(jid, cluster, command.parse(options, settings, notes))
-            click.echo(sentence, err=True)
-            say(notes, settings.timezone)
-            return 0
-        assert source is not None  # noqa: S101 - one of the two is given
         command.parse(options, settings, files.Notes())  # what is wrong for all jobs is said once
-        counts: Counter[str] = Counter()
-        columns = ("jid", "cluster", *command.columns)
-        is_whole = False
         try:
-            for line, values, problem in files.read(source, columns, notes, others=command.others):
-                named = values.get("jid", "")
+            for line, values, problem in records:
+                jid, where = values.get("jid", ""), f"line {line}: " if source else ""
                 try:
                     if problem is not None:
                         raise problem
@@ -320,18 +307,23 @@ def _carry_out(
                         option = f"--{both[0].replace('_', '-')}"
                         raise Refused(f"has {both[0]}, which {option} says for all jobs: leave one of them out")
                     parsed = command.parse({**options, **values}, settings, notes)
-                    _, sentence = decide(text.check("jid", named), values.get("cluster", cluster), parsed, line)
-                    counts["done"] += 1
-                    if command.names_each:
-                        click.echo(f"line {line}: {sentence}", err=True)
+                    with transaction(engine) as connection:
+                        job = operate.find(connection, text.check("jid", jid), values.get("cluster", cluster))
+                        if (first := first_lines.setdefault(job.job_id, line)) != line:
+                            raise Refused(f"the same job as in line {first}")
+                        more = command.act(connection, job.job_id, actor, reason, parsed, dry_run)
                 except Refused as error:
                     counts["refused"] += 1
-                    which = f"{named[:255]!r}: " if named and repr(named[:255]) not in str(error) else ""
-                    click.echo(plain(f"line {line}: {which}{error}"), err=True)
+                    which = f"{jid[:255]!r}: " if jid and repr(jid[:255]) not in str(error) else ""
+                    click.echo(plain(f"{where}{which}{error}"), err=True)
+                else:
+                    counts["done"] += 1
+                    if jids or command.names_each:
+                        click.echo(plain(f"{where}{job.jid} of cluster {job.cluster} {is_done}{more}."), err=True)
             is_whole = True
         finally:
-            if is_whole or counts:
-                early = "" if is_whole else "The file was not read to its end: "
+            if (is_whole or counts) and len(jids) != 1:
+                early = "" if is_whole else "This ended early: "
                 were = is_done.removeprefix("is ")
                 click.echo(f"{early}{counts['done']} {were}, {counts['refused']} refused.", err=True)
         say(notes, settings.timezone)
