@@ -269,11 +269,11 @@ def test_what_jobs_prints_is_what_withdraw_reads(engine: sa.Engine, tmp_path: Pa
     for environment in ({}, ascii_only):
         printed = shell("tracker jobs --format csv", **environment).stdout.decode()
         assert sorted(row["jid"] for row in csv.DictReader(io.StringIO(printed))) == sorted(JIDS)
-        for decision in ("withdraw", "reopen"):
+        for decision, done_, state in (("withdraw", b"withdrawn", "withdrawn"), ("reopen", b"reopened", "open")):
             done = shell(f"tracker jobs --format csv | tracker {decision} --from - --reason R", **environment)
             assert (done.returncode, done.stdout) == (0, b"")
-            assert done.stderr.splitlines()[-1].endswith(b"n, %d refused." % 0)
-            assert {job.state for job in jobs(engine).values()} == {"withdrawn" if decision == "withdraw" else "open"}
+            assert done.stderr == b"%d %s, 0 refused.\n" % (len(JIDS), done_)
+            assert {job.state for job in jobs(engine).values()} == {state}
 
 
 CLOSED = [

@@ -71,7 +71,6 @@ class Amendment:
 
 def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Found:
     """Return the job with this jid, in any cluster if *cluster* is None; raise UnknownJob or AmbiguousJob."""
-    jid = text.strip(jid)
     query = sa.select(JOBS.c.id, JOBS.c.cluster).where(JOBS.c.jid == jid).order_by(JOBS.c.cluster)
     rows = connection.execute(query).all() if not text.INVISIBLE.search(jid) else []
     found = [Found(row.id, row.cluster, jid) for row in rows if cluster in (None, row.cluster)]
