@@ -386,18 +386,23 @@ def _insert_statement(dialect: str) -> sa.TextClause:
     registrations then runs, and takes the sealer's lock, once.
     """
     if dialect == "sqlite":
-        instant, day = "value ->> {}", "value ->> 8"
+        word = instant = day = "json_extract(value, '$[{}]')"
+    else:
+        word, instant, day = (
+            "value ->> {}",
+            "CAST((value ->> {}) || '+00' AS timestamptz)",
+            "CAST(value ->> {} AS date)",
+        )
+    values = [form.format(place) for place, form in enumerate((word,) * 4 + (instant,) * 4 + (day,))]
+    if dialect == "sqlite":
         # Not ON CONFLICT: the guard against REPLACE aborts before it. Nobody else can write in the meantime.
-        there = "SELECT 1 FROM jobs j WHERE j.cluster = value ->> 0 AND j.jid = value ->> 1"
+        there = f"SELECT 1 FROM jobs j WHERE j.cluster = {values[0]} AND j.jid = {values[1]}"
         source = f"json_each(:rows) WHERE NOT EXISTS ({there})"
     else:
-        instant, day = "CAST((value ->> {}) || '+00' AS timestamptz)", "CAST(value ->> 8 AS date)"
         source = "jsonb_array_elements(CAST(:rows AS jsonb)) AS r(value) ON CONFLICT (cluster, jid) DO NOTHING"
-    received_at, submitted_at, registered_at, deadline_at = map(instant.format, range(4, 8))
     return sa.text(
-        "INSERT INTO jobs (cluster, jid, kind, reference, received_at, submitted_at, registered_at, due_at,"
-        " deadline_at, deadline_on, registered_by) SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3,"
-        f" {received_at}, {submitted_at}, {registered_at}, {registered_at}, {deadline_at}, {day}, :registrar"
+        "INSERT INTO jobs (cluster, jid, kind, reference, received_at, submitted_at, registered_at, deadline_at,"
+        f" deadline_on, due_at, registered_by) SELECT {', '.join(values)}, {values[6]}, :registrar"
         f" FROM {source} RETURNING cluster, jid"
     )
 
