@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -61,12 +61,6 @@ def what(outcome: Outcome) -> str:
     if isinstance(outcome, Refused):
         return type(outcome).__name__
     return "already" if outcome.already else "new"
-
-
-def gather(done: list[tuple[JobRow, Outcome]], pieces: Iterable[list[tuple[JobRow, Outcome]]]) -> None:
-    """Add what *pieces* yields to *done*, so that it is there after an error too."""
-    for piece in pieces:
-        done += piece
 
 
 # Registering from Python
@@ -424,27 +418,6 @@ def test_a_rehearsal_tells_what_the_performance_will(engine: sa.Engine, declared
 
 
 # Files
-
-
-def test_a_file_goes_in_in_pieces(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash in the middle loses no piece that was committed, and to begin again is harmless."""
-    monkeypatch.setattr(intake, "PIECE", 2)
-    declared = [JobRow(number, Registration(f"j{number}")) for number in range(5)]
-
-    def torn() -> Iterator[JobRow]:
-        yield from declared[:4]
-        raise KeyboardInterrupt
-
-    done: list[tuple[JobRow, Outcome]] = []
-    with pytest.raises(KeyboardInterrupt):
-        gather(done, intake.register_rows(engine, torn(), settings=ONE))
-    assert [what(outcome) for _, outcome in done] == ["new"] * 4
-    assert len(jobs(engine)) == 4
-    again = [
-        [(row.line, what(outcome)) for row, outcome in piece]
-        for piece in intake.register_rows(engine, declared, settings=ONE)
-    ]
-    assert again == [[(0, "already"), (1, "already")], [(2, "already"), (3, "already")], [(4, "new")]]
 
 
 def test_what_a_file_says_is_declared() -> None:

@@ -192,14 +192,7 @@ def attest(done_by: str | None, **given: Any) -> int:
     metavar="DATE",
     help="The last day, if the deadline was extended by up to two further months; none clears it.",
 )
-def amend(
-    kind: str | None,
-    reference: str | None,
-    received_at: str | None,
-    submitted_at: str | None,
-    extended_until: str | None,
-    **given: Any,
-) -> int:
+def amend(**given: Any) -> int:
     """Correct what was declared about jobs, in any state; what is left out stays as it is, and `none` clears it.
 
     The history keeps what is now declared, by whom and why, and what was before. The deadline is computed again, and
@@ -213,8 +206,7 @@ def amend(
     """
     from tracker import operate
 
-    values = (kind, reference, received_at, submitted_at, extended_until)
-    options = {name: text for name, text in zip(_AMENDED, values, strict=True) if text is not None}
+    options = {name: text for name in _AMENDED if (text := given.pop(name)) is not None}
     if not options and given["source"] is None:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in _AMENDED)
         raise click.UsageError(f"Say what is to be amended: {names}.")
