@@ -253,7 +253,7 @@ JIDS = [
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """Run a shell's command line with this interpreter's tracker, in a locale that knows ASCII only."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "PYTHON"))}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "PYTHONIO", "PYTHONUTF8"))}
     own |= {"LANG": "C", "TRACKER_DATABASE_URL": "sqlite:///tracker.db", "TRACKER_CLUSTER": "w1"} | environment
     own["PATH"] = f"{Path(sys.executable).parent}:{own['PATH']}"
     return subprocess.run(["sh", "-c", command], env=own, capture_output=True, timeout=60)
