@@ -396,7 +396,7 @@ def test_amend_says_what_it_changed(engine: sa.Engine, run: Run) -> None:
     first, late = add_months(earlier, 1), add_months(earlier, 2)
     command = ["amend", "a", "--reason", "the letter", "--actor", "eve", "--received-at"]
     said = (
-        f"reference R-1 -> none; received_at {NOW - 40 * DAY} -> {midnight(day)}; "
+        f"reference R-1 -> unknown; received_at {NOW - 40 * DAY} -> {midnight(day)}; "
         f"deadline {before.deadline_on} -> {add_months(day, 1)}.\n"
         "Plain dates that were taken as that day's start in Europe/Stockholm: 1.\n"
     )
@@ -408,12 +408,12 @@ def test_amend_says_what_it_changed(engine: sa.Engine, run: Run) -> None:
     assert run(*command, str(earlier))[0] == 0
     assert run("amend", "a", "--extended-until", str(late), "--reason", "complex") == (
         0,
-        f"a of cluster w1 is amended: extended_on none -> {late}; deadline {first} as before; the extension to {late} "
+        f"a of cluster w1 is amended: extended_on unknown -> {late}; deadline {first} as before; the extension to {late} "
         "does not count: it was recorded after the first month was over, or is longer than two further months.\n",
     )
     assert "not the deadline: recorded too late" in " ".join(run("show", "a", "--format", "table")[1].split())
     code, said = run(*command, "none", "--extended-until", "none")
-    assert (code, f"extended_on {late} -> none" in said) == (0, True)
+    assert (code, f"extended_on {late} -> unknown" in said) == (0, True)
     assert row(engine, job_id).received_at is None
 
 
@@ -462,7 +462,7 @@ def test_amend_reads_csv(engine: sa.Engine, run: Run) -> None:
         assert dates == "Plain dates that were taken as that day's start in Europe/Stockholm: 1."
         assert lines[0].startswith(f"line 2: a of cluster w1 {is_done}: kind export -> removal; received_at")
         assert f"; deadline {first} -> {months(NOW - 20 * DAY, 1)}." in lines[0]
-        assert lines[1].startswith(f"line 3: b of cluster w2 {is_done}: reference R-1 -> none; received_at")
+        assert lines[1].startswith(f"line 3: b of cluster w2 {is_done}: reference R-1 -> unknown; received_at")
         assert lines[2] == f"line 4: c of cluster w1 {is_done}: reference R-1 -> R-3; deadline {first} as before."
         for line, (number, start) in zip(
             lines[3:-1],

@@ -6,12 +6,12 @@ The findings go to standard output, and the summary to standard error: a file of
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, BinaryIO
-from zoneinfo import ZoneInfo
 
 import click
 
+from tracker.cli import times
 from tracker.cli.intake import INPUT, expected, say
 from tracker.cli.look import opened
 from tracker.cli.output import Column, chosen, counted, emit, example, format_option, plain, progress, utc
@@ -39,14 +39,20 @@ SHOWN = 100
 )
 @click.option(
     "--since",
+    callback=times.when,
     metavar="TIME",
-    help="Miss in the file only what was submitted (else registered) then or later: a time with its offset, or a day.",
+    help=f"Miss in the file only what was submitted (else registered) then or later: {times.HELP}.",
 )
 @click.option(
-    "--until", metavar="TIME", help="Miss in the file only what was submitted (else registered) before, or on that day."
+    "--until",
+    callback=times.when,
+    metavar="TIME",
+    help="Miss in the file only what was submitted (else registered) before then, or on that day.",
 )
 @format_option
-def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str | None, format: str | None) -> int:
+def reconcile(
+    file: BinaryIO, cluster: str | None, since: times.When | None, until: times.When | None, format: str | None
+) -> int:
     """Compare the company's own list of submitted jobs with what is registered.
 
     FILE (- for standard input) is CSV or JSON Lines, as for `tracker import`; of its columns only jid must be there.
@@ -67,13 +73,16 @@ def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str
 
     Nothing is written to the database; `tracker import` of the same file registers what is missing here.
     """
-    from tracker import files, intake
+    from tracker import database, files, intake
     from tracker import reconcile as _reconcile
 
     notes = files.Notes()
     with opened() as (settings, engine):
         try:
-            begin, end = _bound("since", since, settings.zone), _bound("until", until, settings.zone)
+            with database.reading(engine) as connection:
+                now = database.now(connection)
+            begin = since and since.instant(now, settings.zone)
+            end = until and until.instant(now, settings.zone, at_end=True)
             rows = intake.read(file, settings.zone, notes, cluster=cluster)
             with progress("rows") as tell:
                 made = _reconcile.reconcile(
@@ -105,22 +114,6 @@ def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str
     say(notes, settings.timezone)
     click.echo(_summary(made, begin, end), err=True)
     return 1 if made.findings else 0
-
-
-def _bound(name: str, text: str | None, zone: ZoneInfo) -> datetime | None:
-    """Return the instant that an option means; ``until`` means the whole of a day."""
-    from tracker import intake
-    from tracker.deadline import start_of_day
-
-    if text is None:
-        return None
-    at, is_day = intake.parse_time(name, text.strip(), zone)
-    if is_day and name == "until":
-        try:
-            at = start_of_day(at.astimezone(zone).date() + timedelta(days=1), zone)
-        except OverflowError:
-            raise InvalidField(name, f"{text} is the last day there is") from None
-    return at
 
 
 def _summary(made: Reconciliation, begin: datetime | None, end: datetime | None) -> str:
