@@ -408,8 +408,8 @@ def test_amend_says_what_it_changed(engine: sa.Engine, run: Run) -> None:
     assert run(*command, str(earlier))[0] == 0
     assert run("amend", "a", "--extended-until", str(late), "--reason", "complex") == (
         0,
-        f"a of cluster w1 is amended: extended_on unknown -> {late}; deadline {first} as before; the extension to {late} "
-        "does not count: it was recorded after the first month was over, or is longer than two further months.\n",
+        f"a of cluster w1 is amended: extended_on unknown -> {late}; deadline {first} as before; the extension to "
+        f"{late} does not count: it was recorded after the first month was over, or is longer than two further months.\n",
     )
     assert "not the deadline: recorded too late" in " ".join(run("show", "a", "--format", "table")[1].split())
     code, said = run(*command, "none", "--extended-until", "none")

@@ -81,8 +81,8 @@ def reconcile(
         try:
             with database.reading(engine) as connection:
                 now = database.now(connection)
-            begin = since and since.instant(now, settings.zone)
-            end = until and until.instant(now, settings.zone, at_end=True)
+            begin = None if since is None else since.instant(now, settings.zone)
+            end = None if until is None else until.instant(now, settings.zone, at_end=True)
             rows = intake.read(file, settings.zone, notes, cluster=cluster)
             with progress("rows") as tell:
                 made = _reconcile.reconcile(
