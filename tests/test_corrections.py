@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from tests import history
 from tests.history import ZONE, answer, register
+from tests.replay import replay
 from tests.scripted import Script, SetClock, polling
 from tracker import cli, database, operate
 from tracker.deadline import add_months
@@ -29,7 +30,7 @@ from tracker.models import JOBS, facts_of, transition_of
 from tracker.operate import Amendment
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
-from tracker.status import Action, Facts, Kind, State, replay
+from tracker.status import Action, Facts, Kind, State
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -409,7 +410,8 @@ def test_amend_says_what_it_changed(engine: sa.Engine, run: Run) -> None:
     assert run("amend", "a", "--extended-until", str(late), "--reason", "complex") == (
         0,
         f"a of cluster w1 is amended: extended_on unknown -> {late}; deadline {first} as before; the extension to "
-        f"{late} does not count: it was recorded after the first month was over, or is longer than two further months.\n",
+        f"{late} does not count: it was recorded after the first month was over, or is longer than two further "
+        "months.\n",
     )
     assert "not the deadline: recorded too late" in " ".join(run("show", "a", "--format", "table")[1].split())
     code, said = run(*command, "none", "--extended-until", "none")
