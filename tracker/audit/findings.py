@@ -1,4 +1,4 @@
-"""What `audit verify` can find, and what else it reports.
+"""What `audit verify` finds, and what else it reports.
 
 Owns the words and the values; ``verify`` and ``checks`` find. Pure.
 """
@@ -35,13 +35,14 @@ class What(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """One thing that is wrong, in words and with its place.
 
     Attributes:
         checkpoint: The number of the checkpoint.
         segment: The segment's path in a pack.
         cluster, jid, seq: The job, and the transition.
+        is_note: It may have an honest cause; a person should look.
     """
 
     what: What
@@ -51,10 +52,11 @@ class Finding:
     cluster: str | None = None
     jid: str | None = None
     seq: int | None = None
+    is_note: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class AskedServer:
     """Where answers came from, and since when: a person must judge."""
 
     cluster: str
@@ -77,7 +79,6 @@ class Report:
     """What `verify` found, and what it read.
 
     Attributes:
-        notes: What may have an honest cause; a person should look.
         more, more_notes: Findings and notes beyond `LONGEST_LIST`.
         sealed, unsealed: Rows that are sealed, and rows that are not sealed yet.
         origin, number, sha256, sealed_at: Of the newest checkpoint; None: nothing is sealed yet.
@@ -86,8 +87,8 @@ class Report:
         keys: By id of each key that signed, its first and its last checkpoint.
     """
 
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
+    findings: list[AuditFinding] = field(default_factory=list)
+    notes: list[AuditFinding] = field(default_factory=list)
     more: int = 0
     more_notes: int = 0
     jobs: int = 0
@@ -103,17 +104,16 @@ class Report:
     is_key_checked: bool = False
     trusted: int = 0
     keys: dict[str, tuple[int, int]] = field(default_factory=dict)
-    sources: list[Source] = field(default_factory=list)
+    sources: list[AskedServer] = field(default_factory=list)
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was found."""
         return not self.findings
 
     @property
     def qualifications(self) -> tuple[str, ...]:
         """What qualifies a good result, in the words of verify.sh."""
-        said = (
+        words = (
             ("NOTHING SEALED", not self.checkpoints),
             ("NOT SIGNED", 0 < self.unsigned == self.checkpoints),
             ("PARTLY NOT SIGNED", 0 < self.unsigned < self.checkpoints),
@@ -121,4 +121,9 @@ class Report:
             ("NOTHING TRUSTED GIVEN", self.checkpoints > 0 and not self.trusted),
             ("A SIMULATOR MAY HAVE ANSWERED", any(source.flags for source in self.sources)),
         )
-        return tuple(word for word, is_so in said if is_so)
+        return tuple(word for word, is_so in words if is_so)
+
+
+def printable(value: object) -> str:
+    """Return a value as text that can be printed: bytes that are not UTF-8 (`database.lenient`) as ``\\xNN``."""
+    return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
