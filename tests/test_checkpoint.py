@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracker.audit.checkpoint import Checkpoint, Segment, Signed, parse, path, sign, split
+from tracker.audit.checkpoint import Checkpoint, SealedSegment, Signed, parse, path, sign, split
 from tracker.audit.keys import SigningKey
 from tracker.audit.lines import TABLES
 from tracker.errors import BadCheckpoint
@@ -21,7 +21,7 @@ KEY = SigningKey(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 OTHER = SigningKey(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33))))
 DER = "MCowBQYDK2VwAyEAA6EHv/POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg="  # KEY's public half
 H = "0123456789abcdef" * 4
-SEGMENTS = (Segment("transitions", 1, H), Segment("transitions", 2, "f" * 64), Segment("sources", 1, H))
+SEGMENTS = (SealedSegment("transitions", 1, H), SealedSegment("transitions", 2, "f" * 64), SealedSegment("sources", 1, H))
 FIRST = Checkpoint(
     origin="7f3a" * 8,
     number=1,
@@ -99,7 +99,7 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
         after = draw(st.integers(0, 10**17))
         parts = draw(st.integers(0, 3))
         ids[table] = (after, after + draw(st.integers(parts, 10**17)))
-        segments += [Segment(table, part, draw(st.sampled_from([H, "f" * 64]))) for part in range(1, parts + 1)]
+        segments += [SealedSegment(table, part, draw(st.sampled_from([H, "f" * 64]))) for part in range(1, parts + 1)]
     number = draw(st.integers(1, 10**12))
     return Checkpoint(
         origin=draw(st.binary(min_size=16, max_size=16)).hex(),

@@ -24,8 +24,8 @@ from tests.lives import HOUR, MINUTE, SECOND, Life
 from tracker import database, guards
 from tracker.audit import keys as keys_module
 from tracker.audit import lines
-from tracker.audit.checkpoint import Segment, Signed, parse, sign
-from tracker.audit.findings import Finding, Report, What
+from tracker.audit.checkpoint import SealedSegment, Signed, parse, sign
+from tracker.audit.findings import AuditFinding as Finding, Report, What
 from tracker.audit.keys import SigningKey
 from tracker.audit.seal import seal
 from tracker.audit.verify import verify
@@ -669,7 +669,7 @@ class Drawn:
     def contents(self) -> dict[str, bytes]:
         """Return each segment's rows, by the ids that it was sealed with."""
         return {
-            Segment(one.name, one.part, "").path(one.seal_id): b"".join(
+            SealedSegment(one.name, one.part, "").path(one.seal_id): b"".join(
                 line for _, line in lines.stream(self.hand.connection, one.name, one.first_id - 1, one.last_id)
             )
             for one in self.sealed
@@ -717,7 +717,7 @@ class Drawn:
 
     def edit_segments(self) -> None:
         one = self.r.choice(self.sealed)
-        self.own.add(Segment(one.name, one.part, "").path(one.seal_id))
+        self.own.add(SealedSegment(one.name, one.part, "").path(one.seal_id))
         changes: list[dict[str, Any]] = [{"sha256": "0" * 64}, {"rows": 9}, {"first_id": lambda old: max(0, old - 1)}]
         self.hand.edit(SEGMENTS, segment_of(one.seal_id, one.name, one.part), **self.r.choice(changes))
 

@@ -21,6 +21,11 @@ from tracker.errors import BadCheckpoint
 SEGMENT_ROWS: Final = 1000  # most rows of a segment: a verifier names the wrong segment, not the row
 
 
+def instant(at: datetime) -> str:
+    """Return a time as checkpoints and packs have it."""
+    return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
 def path(number: int) -> str:
     """Return the path of checkpoint *number* in a pack."""
     return f"checkpoints/{number:06}.txt"
@@ -28,17 +33,11 @@ def path(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SealedSegment:
-    """At most SEGMENT_ROWS sealed rows of one table.
+    """At most SEGMENT_ROWS sealed rows of one table."""
 
-    Attributes:
-        name: The table.
-        part: 1, 2, 3 … for each table of a checkpoint.
-        sha256: Of its CSV file, header included.
-    """
-
-    name: str
-    part: int
-    sha256: str
+    name: str  # the table
+    part: int  # 1, 2, 3 … for each table of a checkpoint
+    sha256: str  # of its CSV file, header included
 
     def path(self, number: int) -> str:
         """Return its path in a pack, as a segment of checkpoint *number*."""
@@ -47,29 +46,17 @@ class SealedSegment:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What one seal says.
+    """What one seal says."""
 
-    Attributes:
-        origin: 32 hex digits, made with the first checkpoint: the database's own.
-        number: 1, 2, 3 …; no number is missing.
-        previous_sha256: Of the previous checkpoint's whole text; None for number 1.
-        sealed_at: The database's time (aware UTC) when all its rows had been written.
-        ids: By table, two numbers: the sealed ids are above the first, up to and including the second.
-        rows: In all segments together.
-        segments: In the order of TABLES, then by part.
-        key: The key that signs it; None: unsigned.
-        next_key: The key that signs from the next checkpoint on; None: *key* does.
-    """
-
-    origin: str
-    number: int
-    previous_sha256: str | None
-    sealed_at: datetime
-    ids: dict[str, tuple[int, int]]
-    rows: int
-    segments: tuple[SealedSegment, ...]
-    key: PublicKey | None = None
-    next_key: PublicKey | None = None
+    origin: str  # 32 hex digits, made with the first checkpoint: the database's own
+    number: int  # 1, 2, 3 …; no number is missing
+    previous_sha256: str | None  # of the previous checkpoint's whole text; None for number 1
+    sealed_at: datetime  # the database's time (aware UTC) when all its rows had been written
+    ids: dict[str, tuple[int, int]]  # by table: the sealed ids are above the first, up to and including the second
+    rows: int  # in all segments together
+    segments: tuple[SealedSegment, ...]  # in the order of TABLES, then by part
+    key: PublicKey | None = None  # signs it; None: it is unsigned
+    next_key: PublicKey | None = None  # signs from the next checkpoint on; None: *key* does
 
     @property
     def signs_next(self) -> PublicKey | None:
@@ -78,12 +65,11 @@ class Checkpoint:
 
     def body(self) -> str:
         """Return what is signed: the text without the line of the signature."""
-        at = self.sealed_at.astimezone(UTC).replace(tzinfo=None)
         lines = [
             "tracker checkpoint v2",
             f"origin {self.origin}",
             f"number {self.number}",
-            f"sealed_at {at.isoformat(timespec='microseconds')}Z",
+            f"sealed_at {instant(self.sealed_at)}",
             *(f"ids {table} {self.ids[table][0]} {self.ids[table][1]}" for table in TABLES),
             f"rows {self.rows}",
         ]
@@ -98,14 +84,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A checkpoint with its signature, as it leaves the database.
-
-    Attributes:
-        signature: 64 bytes; None: unsigned.
-    """
+    """A checkpoint with its signature, as it leaves the database."""
 
     checkpoint: Checkpoint
-    signature: bytes | None
+    signature: bytes | None  # 64 bytes; None: unsigned
 
     @property
     def text(self) -> str:
@@ -129,11 +111,7 @@ class Signed:
 
 
 def sign(checkpoint: Checkpoint, key: SigningKey | None) -> Signed:
-    """Return *checkpoint* signed with *key*, which it then names; unsigned without a key.
-
-    Raises:
-        ValueError: It announces a next key, but there is no key to sign it.
-    """
+    """Return *checkpoint* signed with *key*, which it then names; unsigned without a key."""
     if key is None and checkpoint.next_key is not None:
         raise ValueError("an unsigned checkpoint cannot announce a key")
     named = replace(checkpoint, key=key.public if key else None)

@@ -28,9 +28,6 @@ def findings(connection: sa.Connection, zone: ZoneInfo) -> Iterator[AuditFinding
     Args:
         connection: In a transaction of `database.reading`.
         zone: The legal time zone of the settings: for a cluster without a source.
-
-    Raises:
-        DatabaseUnavailable: The database did not answer.
     """
     dialect = connection.dialect.name
     replayed = as_of.replay(connection, zone)

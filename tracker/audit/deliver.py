@@ -20,8 +20,8 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -40,10 +40,34 @@ from tracker.settings import mask_hook
 
 FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
 LONGEST_PAUSE: Final = timedelta(minutes=4)
-BUSY_SECONDS: Final = 1.0  # after a full round, or while another daemon delivers there
+BUSY_SECONDS: Final = 1.0  # while another daemon delivers there
 ROUND_SECONDS: Final = 60.0  # a round ends then, even if more is left, so that sealing goes on
 TAIL: Final = 1 << 21  # bytes read from the end of the file; a CHECK holds a checkpoint's text below half of that
 TIMEOUT: Final = timedelta(seconds=10)  # for the whole of one request
+
+
+class _CannotDeliver(Exception):
+    """What is wrong with a destination or the chain; *short* is what is stored of it."""
+
+    def __init__(self, short: str, words: str) -> None:
+        super().__init__(words)
+        self.short = short
+
+
+class _Destination:
+    """Where checkpoints go, and since when that fails."""
+
+    def __init__(self, name: str, send: Callable[[Signed], None]) -> None:
+        self.name = name  # in ``deliveries``: without a secret
+        self.send = send
+        self.until: float | None = None  # it is left alone until then, by the courier's clock
+        self.failing_since: datetime | None = None
+        self.failures = 0
+
+    @contextmanager
+    def opened(self, noted: int, following: Callable[[int], Signed | None]) -> Iterator[int | None]:
+        """Yield the number of the last checkpoint there; None: another daemon is writing to it."""
+        yield noted
 
 
 class Courier:
@@ -61,19 +85,21 @@ class Courier:
         engine: sa.Engine,
         file: Path | None = None,
         url: str | None = None,
-        *,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._engine = engine
         self._clock = clock
-        self._destinations: list[_Destination] = [_Log()]
-        self._destinations += [_File(file)] if file is not None else []
-        self._destinations += [_Url(url)] if url is not None else []
-        self._waits: dict[str, _Wait] = {}
+        self._destinations = [_Destination("log", _log)]
+        if file is not None:
+            self._destinations.append(_File(file))
+        if url is not None:
+            # The hash distinguishes two URLs on one host, and is too short to find a secret by.
+            name = f"{mask_hook(url)} ({hashlib.sha256(url.encode()).hexdigest()[:8]})"
+            self._destinations.append(_Destination(name, partial(_post, url)))
         self._has_begun = False
 
     def deliver(self, stop: Event | None = None, seconds: float = ROUND_SECONDS) -> float | None:
-        """Deliver what is pending, and return in how many seconds there is more to do; None: all is delivered.
+        """Deliver what is pending, and return in how many seconds to try again; None: nothing was refused.
 
         A failure at a destination is logged (event ``delivery_failed``) and noted; a later call tries again.
 
@@ -89,31 +115,30 @@ class Courier:
             self._begin()
             self._has_begun = True
         for to in self._destinations:
-            wait = self._waits.get(to.name)
-            if wait and self._clock() < wait.until:
+            if to.until is not None and self._clock() < to.until:
                 continue
             try:
-                is_all = self._hand_over(to, lambda: self._clock() >= end or (stop is not None and stop.is_set()))
+                is_ours = self._hand_over(to, lambda: self._clock() >= end or (stop is not None and stop.is_set()))
             except (AskError, OSError, _CannotDeliver) as error:
-                self._failed(to, error, wait)
+                self._failed(to, error)
                 continue
-            self._worked(to, wait)
-            if not is_all:  # out of time, or another daemon is delivering
-                self._waits[to.name] = _Wait(self._clock() + BUSY_SECONDS)
-        return min((max(0.0, wait.until - self._clock()) for wait in self._waits.values()), default=None)
+            self._worked(to)
+            to.until = None if is_ours else self._clock() + BUSY_SECONDS
+        waits = [to.until - self._clock() for to in self._destinations if to.until is not None]
+        return max(0.0, min(waits)) if waits else None
 
     def _begin(self) -> None:
         """Forget that destinations fail which are not ours: a daemon that still uses one notes it again."""
-        is_failing = Delivery.failing_since.is_not(None)
+        ours = Delivery.destination.in_([to.name for to in self._destinations])
         with database.writing(self._engine) as connection:
-            others = Delivery.destination.not_in([to.name for to in self._destinations])
-            stale = sa.update(Delivery).where(is_failing, others)
+            stale = sa.update(Delivery).where(Delivery.failing_since.is_not(None), sa.not_(ours))
             connection.execute(stale.values(failing_since=None, last_error=None))
-            ours = connection.execute(sa.select(Delivery.destination, Delivery.failing_since).where(is_failing)).all()
-        self._waits = {name: _Wait(self._clock(), since) for name, since in ours}
+            since = dict(connection.execute(sa.select(Delivery.destination, Delivery.failing_since).where(ours)).all())
+        for to in self._destinations:
+            to.failing_since = since.get(to.name)
 
     def _hand_over(self, to: _Destination, is_enough: Callable[[], bool]) -> bool:
-        """Deliver all that a destination lacks, and return whether that was done."""
+        """Deliver what a destination lacks; return False if another daemon is delivering there."""
         with database.reading(self._engine) as connection:
             query = sa.select(Delivery.last_number).where(Delivery.destination == to.name)
             noted = connection.execute(query).scalar_one_or_none()
@@ -121,17 +146,13 @@ class Courier:
             with database.writing(self._engine) as connection:
                 new = "INSERT INTO deliveries (destination) VALUES (:name) ON CONFLICT DO NOTHING"
                 connection.execute(sa.text(new), {"name": to.name})
-        with to.opened(noted or 0, self._next) as last:
-            while last is not None and (signed := self._next(last)) is not None:
-                if is_enough():
-                    return False
+        with to.opened(noted or 0, self._following) as last:
+            while last is not None and not is_enough() and (signed := self._following(last)) is not None:
                 to.send(signed)
-                last += 1
-                if not self._note(to, last):
-                    return False
+                last = last + 1 if self._note(to, last + 1) else None
             return last is not None
 
-    def _next(self, number: int) -> Signed | None:
+    def _following(self, number: int) -> Signed | None:
         """Return the checkpoint after *number*, as it is in the database; None: it is not made yet."""
         query = sa.select(Seal.checkpoint).order_by(Seal.id).offset(number).limit(1)  # no number is missing
         with database.reading(self._engine) as connection:
@@ -153,13 +174,13 @@ class Courier:
         Then each looks again, so that no number is sent before the one below it has arrived.
         """
         update = sa.update(Delivery).where(Delivery.destination == to.name)
-        if not to.knows_its_number:
+        if not isinstance(to, _File):
             update = update.where(Delivery.last_number == number - 1)
         with database.writing(self._engine) as connection:
             noted = update.values(last_number=number, delivered_at=database.now(connection))
             return bool(connection.execute(noted.returning(Delivery.destination)).all())
 
-    def _failed(self, to: _Destination, error: AskError | OSError | _CannotDeliver, wait: _Wait | None) -> None:
+    def _failed(self, to: _Destination, error: AskError | OSError | _CannotDeliver) -> None:
         words = ""  # an AskError's are about Elevate
         if isinstance(error, _CannotDeliver):
             short, words = error.short, str(error)
@@ -169,97 +190,50 @@ class Courier:
         else:
             short = f"{type(error).__name__} {error.code}"
         with database.writing(self._engine) as connection:
-            since = (wait and wait.failing_since) or database.now(connection)
-            first = sa.func.coalesce(Delivery.failing_since, sa.literal(since, UtcDateTime()))
+            to.failing_since = to.failing_since or database.now(connection)
+            first = sa.func.coalesce(Delivery.failing_since, sa.literal(to.failing_since, UtcDateTime()))
             update = sa.update(Delivery).where(Delivery.destination == to.name)
             connection.execute(update.values(failing_since=first, last_error=short))
-        failures = wait.failures if wait else 0
-        pause = doubled(FIRST_PAUSE, failures, LONGEST_PAUSE).total_seconds()
-        self._waits[to.name] = _Wait(self._clock() + pause, since, failures + 1)
+        pause = doubled(FIRST_PAUSE, to.failures, LONGEST_PAUSE).total_seconds()
+        to.until, to.failures = self._clock() + pause, to.failures + 1
         facts = {"destination": to.name, "error": short, "note": words or None, "again_in_seconds": pause}
         event("delivery_failed", logging.WARNING, **facts)
 
-    def _worked(self, to: _Destination, wait: _Wait | None) -> None:
+    def _worked(self, to: _Destination) -> None:
         """Note that a destination works again, if it failed here or before our start: others clear their own."""
-        self._waits.pop(to.name, None)
-        if wait is None or wait.failing_since is None:
+        if to.failing_since is None:
             return
         with database.writing(self._engine) as connection:
             update = sa.update(Delivery).where(Delivery.destination == to.name)
             connection.execute(update.values(failing_since=None, last_error=None))
-        event("delivery_resumed", destination=to.name, failing_since=wait.failing_since)
+        event("delivery_resumed", destination=to.name, failing_since=to.failing_since)
+        to.failing_since, to.failures = None, 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """Until when a destination is left alone (by the courier's clock), and since when and how often it has failed."""
-
-    until: float
-    failing_since: datetime | None = None
-    failures: int = 0
+def _log(signed: Signed) -> None:
+    """Send a checkpoint to the daemon's log, which gets the SHA-256 instead of the text."""
+    one = signed.checkpoint
+    facts = {"number": one.number, "sha256": signed.sha256, "rows": one.rows, "sealed_at": one.sealed_at}
+    event("checkpoint", logging.INFO, **facts, key=one.key.id if one.key else "unsigned")
 
 
-class _CannotDeliver(Exception):
-    """What is wrong with a destination or the chain; *short* is what is stored of it."""
-
-    def __init__(self, short: str, words: str) -> None:
-        super().__init__(words)
-        self.short = short
-
-
-class _Destination:
-    """This base class is one whose progress is known from ``deliveries`` only."""
-
-    name: str  # in ``deliveries``: without a secret
-    knows_its_number = False  # its progress is read there, not in ``deliveries``
-
-    @contextmanager
-    def opened(self, noted: int, after: Callable[[int], Signed | None]) -> Iterator[int | None]:
-        """Yield the number of the last checkpoint there; None: another daemon is writing to it."""
-        yield noted
-
-    def send(self, signed: Signed) -> None:
-        """Deliver the checkpoint after the last one there."""
-        raise NotImplementedError
-
-
-class _Log(_Destination):
-    """The daemon's log, which gets the SHA-256 instead of the text."""
-
-    name = "log"
-
-    def send(self, signed: Signed) -> None:
-        one = signed.checkpoint
-        facts = {"number": one.number, "sha256": signed.sha256, "rows": one.rows, "sealed_at": one.sealed_at}
-        event("checkpoint", logging.INFO, **facts, key=one.key.id if one.key else "unsigned")
-
-
-class _Url(_Destination):
-    """A server that gets each as the body of a POST."""
-
-    def __init__(self, url: str) -> None:
-        # The hash distinguishes two URLs on one host, and is too short to find a secret by.
-        self.name = f"{mask_hook(url)} ({hashlib.sha256(url.encode()).hexdigest()[:8]})"
-        self._url = url
-
-    def send(self, signed: Signed) -> None:
-        headers = {"Content-Type": "text/plain; charset=utf-8", "Tracker-Checkpoint": str(signed.checkpoint.number)}
-        elevate.post(self._url, signed.text.encode(), headers, TIMEOUT)
+def _post(url: str, signed: Signed) -> None:
+    """Send a checkpoint to a server, as the body of a POST."""
+    headers = {"Content-Type": "text/plain; charset=utf-8", "Tracker-Checkpoint": str(signed.checkpoint.number)}
+    elevate.post(url, signed.text.encode(), headers, TIMEOUT)
 
 
 class _File(_Destination):
     """A file that only grows: it may have the append-only attribute, and other programs may read it."""
 
-    knows_its_number = True
-
     def __init__(self, path: Path) -> None:
-        self.name = "file " + re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", str(path))[:4000]
+        super().__init__("file " + re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", str(path))[:4000], self._append)
         self._path = path
         self._descriptor = -1
         self._torn = b""  # the part of a checkpoint that a crash left at the end
 
     @contextmanager
-    def opened(self, noted: int, after: Callable[[int], Signed | None]) -> Iterator[int | None]:
+    def opened(self, noted: int, following: Callable[[int], Signed | None]) -> Iterator[int | None]:
         is_new = not self._path.exists()
         # O_NONBLOCK: do not wait on a pipe.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
@@ -271,14 +245,14 @@ class _File(_Destination):
                 sync_folder(self._path.parent)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two that append at once would mix
-                last = self._last(after)
+                last = self._last(following)
             except BlockingIOError:
                 last = None
             yield last
         finally:
             os.close(self._descriptor)  # ends the lock
 
-    def send(self, signed: Signed) -> None:
+    def _append(self, signed: Signed) -> None:
         data = f"{signed.text}\n".encode()[len(self._torn) :]
         self._torn = b""
         while data:
@@ -288,7 +262,7 @@ class _File(_Destination):
     def _unusable(self, code: str, words: str) -> _CannotDeliver:
         return _CannotDeliver(f"CheckpointFile {code}", f"{words}: move it away if you know why, or name another file")
 
-    def _last(self, after: Callable[[int], Signed | None]) -> int:
+    def _last(self, following: Callable[[int], Signed | None]) -> int:
         """Return the number of the last whole checkpoint in the file, which must be one of this database."""
         size = os.fstat(self._descriptor).st_size
         begin = max(0, size - TAIL)
@@ -301,9 +275,9 @@ class _File(_Destination):
                 number = parse(text).checkpoint.number
             except BadCheckpoint as error:
                 raise self._unusable("garbage", f"it does not end with a checkpoint: {error}") from None
-            if (ours := after(number - 1)) is None or ours.text != text:
+            if (ours := following(number - 1)) is None or ours.text != text:
                 raise self._unusable("other_chain", f"it ends with a checkpoint {number} that this database lacks")
-        following = after(number) if self._torn else None
-        if self._torn and not (following and f"{following.text}\n".encode().startswith(self._torn)):
+        new = following(number) if self._torn else None
+        if self._torn and not (new and f"{new.text}\n".encode().startswith(self._torn)):
             raise self._unusable("garbage", f"what follows checkpoint {number} in it is not checkpoint {number + 1}")
         return number

@@ -36,23 +36,16 @@ class What(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    """One thing that is wrong, in words and with its place.
-
-    Attributes:
-        checkpoint: The number of the checkpoint.
-        segment: The segment's path in a pack.
-        cluster, jid, seq: The job, and the transition.
-        is_note: It may have an honest cause; a person should look.
-    """
+    """One thing that is wrong, in words and with its place."""
 
     what: What
     message: str
-    checkpoint: int | None = None
-    segment: str | None = None
+    checkpoint: int | None = None  # its number
+    segment: str | None = None  # its path in a pack
     cluster: str | None = None
     jid: str | None = None
-    seq: int | None = None
-    is_note: bool = False
+    seq: int | None = None  # of the transition
+    is_note: bool = False  # it may have an honest cause; a person should look
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,34 +69,24 @@ class AskedServer:
 
 @dataclass(slots=True)
 class Report:
-    """What `verify` found, and what it read.
-
-    Attributes:
-        more, more_notes: Findings and notes beyond `LONGEST_LIST`.
-        sealed, unsealed: Rows that are sealed, and rows that are not sealed yet.
-        origin, number, sha256, sealed_at: Of the newest checkpoint; None: nothing is sealed yet.
-        is_key_checked: Whether a key was given.
-        trusted: How many checkpoints from outside were given.
-        keys: By id of each key that signed, its first and its last checkpoint.
-    """
+    """What `verify` found, and what it read."""
 
     findings: list[AuditFinding] = field(default_factory=list)
     notes: list[AuditFinding] = field(default_factory=list)
-    more: int = 0
+    more: int = 0  # findings beyond LONGEST_LIST
     more_notes: int = 0
     jobs: int = 0
     transitions: int = 0
     checkpoints: int = 0
-    unsigned: int = 0
-    sealed: int = 0
+    unsigned: int = 0  # checkpoints
+    sealed: int = 0  # rows
     unsealed: int = 0
-    origin: str | None = None
-    number: int | None = None
+    number: int | None = None  # this and the next two: of the newest checkpoint; None: nothing is sealed yet
     sha256: str | None = None
     sealed_at: datetime | None = None
-    is_key_checked: bool = False
-    trusted: int = 0
-    keys: dict[str, tuple[int, int]] = field(default_factory=dict)
+    is_key_checked: bool = False  # a key was given
+    trusted: int = 0  # checkpoints that were given
+    keys: dict[str, tuple[int, int]] = field(default_factory=dict)  # by id: its first and its last checkpoint
     sources: list[AskedServer] = field(default_factory=list)
 
     @property

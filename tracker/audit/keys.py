@@ -29,13 +29,9 @@ _ANOTHER: Final = "make one with `tracker audit keygen FILE`, or set TRACKER_SIG
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """An Ed25519 public key.
+    """An Ed25519 public key."""
 
-    Attributes:
-        der: Its SubjectPublicKeyInfo.
-    """
-
-    der: bytes
+    der: bytes  # its SubjectPublicKeyInfo
 
     def __post_init__(self) -> None:
         if len(self.der) != 44 or not self.der.startswith(_DER):
@@ -63,11 +59,7 @@ class PublicKey:
 
     @classmethod
     def load(cls, path: Path) -> PublicKey:
-        """Return the public key in the PEM file *path*.
-
-        Raises:
-            BadConfiguration: The file is missing, or does not hold an Ed25519 public key.
-        """
+        """Return the public key in the PEM file *path*. BadConfiguration: there is none."""
         content, _ = _read(path, "public key", "`tracker audit head --public-key` prints it")
         if b"PRIVATE KEY" in content:
             raise BadConfiguration(f"{path} is a private key: give the public key, and keep the private key secret")
@@ -79,13 +71,7 @@ class PublicKey:
 
 
 class SigningKey:
-    """The private key that signs; its ``repr`` shows only the public key's id.
-
-    Attributes:
-        public: Its public key.
-    """
-
-    __slots__ = ("_key", "public")
+    """The private key that signs; its ``repr`` shows only the id of *public*, its public key."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -100,12 +86,7 @@ class SigningKey:
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
-        """Return the signing key in the PEM file *path*.
-
-        Raises:
-            BadConfiguration: The file is missing, others can read or change it, or it does not hold an Ed25519 private
-                key without a password.
-        """
+        """Return the signing key in the PEM file *path*. BadConfiguration: there is none, or others can read it."""
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -126,8 +107,8 @@ class SigningKey:
         except (TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: it has a password
             key = None
         if not isinstance(key, Ed25519PrivateKey):
-            words = "is not an Ed25519 private key in PEM without a password, or is truncated"
-            raise BadConfiguration(f"{path} {words}: {_ANOTHER}")
+            what = "an Ed25519 private key in PEM without a password"
+            raise BadConfiguration(f"{path} is not {what}, or is truncated: {_ANOTHER}")
         return cls(key)
 
 

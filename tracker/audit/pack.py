@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
@@ -29,6 +28,7 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.audit import checkpoint, lines, seal
+from tracker.audit.checkpoint import instant
 from tracker.audit.keys import SigningKey, sync_folder
 from tracker.audit.verify import Progress
 from tracker.errors import Refused
@@ -49,23 +49,14 @@ _SORTED_AT_ONCE: Final = 20_000  # rows of a report: some MB
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """What was written.
-
-    Attributes:
-        folder: Where it is.
-        last: The last checkpoint in it.
-        rows: How many are in the segments.
-        is_signed: Whether the key of the last checkpoint signed SHA256SUMS.
-        sha256: Of SHA256SUMS, which lists all files.
-        unsealed: How many rows of the database are not sealed yet.
-    """
+    """What was written."""
 
     folder: Path
     last: checkpoint.Checkpoint
-    rows: int
-    is_signed: bool
-    sha256: str
-    unsealed: int
+    rows: int  # in the segments
+    is_signed: bool  # whether the key of the last checkpoint signed SHA256SUMS
+    sha256: str  # of SHA256SUMS, which lists all files
+    unsealed: int  # rows of the database that are not sealed yet
 
 
 def export(
@@ -85,10 +76,8 @@ def export(
         key: Signs SHA256SUMS if it also signed the last checkpoint.
 
     Raises:
-        Refused: The folder exists or cannot be written, nothing is sealed yet, or the record was changed: the rows of
-            a segment are not those that were sealed, or a value is not valid.
+        Refused: The folder exists or cannot be written, nothing is sealed yet, or the record was changed.
         BadCheckpoint: A checkpoint in the database is damaged.
-        DatabaseUnavailable: The database did not answer.
     """
     folder = Path(os.path.abspath(folder))  # so that "." and ".." have names
     if folder.exists() or folder.is_symlink():
@@ -209,14 +198,10 @@ def _put_reports(
             folder.put(f"reports/{view}.csv", _report(connection, folder, view, sealed, zone, is_kept))
             progress(done, len(VIEWS), "reports")
     days = (
-        f'"{day.timezone}",{day.day},{_instant(day.begins_at)},{_instant(day.ends_at)}\n'.encode()
+        f'"{day.timezone}",{day.day},{instant(day.begins_at)},{instant(day.ends_at)}\n'.encode()
         for day in legal_days(connection, sealed, zone)
     )
     folder.put("zone.csv", [b"timezone,day,begins_at,ends_at\n", *days])
-
-
-def _instant(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def _report(

@@ -3,16 +3,14 @@
 Owns the SQL that ``tracker db grants`` prints, and the search for rights that a role should not have. Leaves alone:
 running that SQL (an administrator does it), logins and passwords.
 
-The owner runs ``tracker db upgrade``. The writer runs the daemon and every other command. It can add to the history but
-not change it: it inserts by column, without the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The
-auditor reads. The triggers run with the rights of the role that writes, not of the owner: it has the right to what they
-insert.
+ROLES.md says what the roles are for. The writer can add to the history but not change it: it inserts by column, without
+the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The triggers run with the rights of the role that
+writes, not of the owner: it has the right to what they insert.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -25,28 +23,19 @@ LONGEST = 63  # bytes; PostgreSQL cuts a longer name, so two could become one
 RESERVED = ("public", "none")  # `GRANT … TO "public"` grants to everybody, quoted or not
 
 
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What the writer may do to a table besides reading; DELETE is the only right to whole rows."""
-
-    insert: tuple[str, ...]
-    update: tuple[str, ...] = ()
-    delete: bool = False
-
-
 def _columns(table: str, *but: str) -> tuple[str, ...]:
     return tuple(column.name for column in Base.metadata.tables[table].columns if column.name not in but)
 
 
-WRITER: dict[str, Rights] = {
-    "jobs": Rights(_columns("jobs", "id", *guards.UNOBSERVED), _columns("jobs", *guards.FIXED)),
-    **{table: Rights(_columns(table, "id")) for table in guards.APPEND_ONLY},
-    "clusters": Rights(("cluster",), _columns("clusters", "cluster")),
-    "workers": Rights(_columns("workers", "stopped_at"), ("beat_at", "stopped_at"), delete=True),  # old ones go
-    "deliveries": Rights(_columns("deliveries"), _columns("deliveries", "destination")),
-    "alerts": Rights(_columns("alerts"), _columns("alerts", "kind", "subject", "since")),
+WRITER: dict[str, dict[str, tuple[str, ...]]] = {
+    "jobs": {"INSERT": _columns("jobs", "id", *guards.UNOBSERVED), "UPDATE": _columns("jobs", *guards.FIXED)},
+    **{table: {"INSERT": _columns(table, "id")} for table in guards.APPEND_ONLY},
+    "clusters": {"INSERT": ("cluster",), "UPDATE": _columns("clusters", "cluster")},
+    "workers": {"INSERT": _columns("workers", "stopped_at"), "UPDATE": ("beat_at", "stopped_at"), "DELETE": ()},
+    "deliveries": {"INSERT": _columns("deliveries"), "UPDATE": _columns("deliveries", "destination")},
+    "alerts": {"INSERT": _columns("alerts"), "UPDATE": _columns("alerts", "kind", "subject", "since")},
 }
-"""By table; the writer can only read a table that is not here."""
+"""By table: what the writer may do besides reading, and to which columns; DELETE, of old workers, is to whole rows."""
 
 
 def grants(connection: sa.Connection, *, owner: str, writer: str, auditor: str) -> str:
@@ -81,11 +70,9 @@ def problems(connection: sa.Connection) -> list[str]:
     ours = [*Base.metadata.tables, database.VERSION_TABLE, *VIEWS]
     found: dict[str, None] = {}  # in order, each once
     for role, right, relation, column in connection.execute(sa.text(_GIVEN), {"ours": ours}):
-        rights = WRITER.get(relation, Rights(()))
-        allowed = {"INSERT": rights.insert, "UPDATE": rights.update}.get(right, ())
-        is_whole = right == "DELETE" and rights.delete
-        columns = [column] if column else _columns(relation) if relation in WRITER else ["all"]
-        if not is_whole and not {*columns} <= {*allowed}:
+        allowed = WRITER.get(relation, {}).get(right)
+        columns = {column} if column else set(_columns(relation) if relation in WRITER else ())
+        if allowed is None or (right != "DELETE" and not columns <= {*allowed}):
             found[f"{role} may {right} {relation}{f'.{column}' if column else ''}"] = None
     return [*found]
 
@@ -119,7 +106,7 @@ def _check(role: str, name: str) -> None:
     """Raise InvalidField unless *name* can be the name of a role and, in quotes, means that role only."""
     if not 0 < len(name.encode("utf-8", "surrogateescape")) <= LONGEST:
         raise InvalidField(role, f"a role's name has 1 to {LONGEST} bytes")
-    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\"'\\$]", name):  # it would end a comment or a quotation in the SQL
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\"'\\$]", name):  # it could end a comment or a quotation
         raise InvalidField(role, f"{name!r} holds a quote, a backslash, a $ or a control character: name another role")
     if name in RESERVED or name.startswith("pg_"):
         raise InvalidField(role, f"{name!r} has another meaning in PostgreSQL: name another role")
@@ -169,12 +156,9 @@ def _script(connection: sa.Connection, owner: str, writer: str, auditor: str) ->
     ]
     given = []
     for table, rights in WRITER.items():
-        for right, columns in (("INSERT", rights.insert), ("UPDATE", rights.update)):
-            if columns:
-                listed = ", ".join(map(_identifier, columns))
-                given.append(f"GRANT {right} ({listed}) ON {schema}.{_identifier(table)} TO {writer};")
-        if rights.delete:
-            given.append(f"GRANT DELETE ON {schema}.{_identifier(table)} TO {writer};")
+        for right, columns in rights.items():
+            listed = f" ({', '.join(map(_identifier, columns))})" if columns else ""
+            given.append(f"GRANT {right}{listed} ON {schema}.{_identifier(table)} TO {writer};")
     line = "\n"
     return f"""\
 -- The rights of tracker's three roles. Run it as a superuser, in this database:

@@ -39,14 +39,12 @@ LOCK_MS: Final = 150  # how long writers may wait behind the sealer
 TRIES: Final = 12  # to get the lock, so about 5 s; to be faster than other sealers
 PAUSE_SECONDS: Final = 0.25  # between tries, while the writers go on
 
-_LOCK_NOT_AVAILABLE: Final = "55P03"
 WRITTEN: Final = {
     "transitions": (models.Transition.id, models.Transition.observed_at),
     "gaps": (models.Gap.id, models.Gap.ended_at),
     "sources": (models.Source.id, models.Source.recorded_at),
 }
 """By table: the id of a row, and when it says that it was written."""
-
 Ids = dict[str, int]  # by table
 
 
@@ -56,7 +54,6 @@ def seal(
     *,
     seal_after: timedelta | None = None,
     next_key: PublicKey | None = None,
-    obeys: bool = False,
     wait: Callable[[float], object] = time.sleep,
 ) -> Signed | None:
     """Seal what is new, and return the checkpoint; it is not delivered yet. None: there is nothing to seal.
@@ -65,17 +62,14 @@ def seal(
     ``seal_postponed``; the next call seals it.
 
     Args:
-        engine: A database with this version's schema.
         key: Signs the checkpoint; None: it is unsigned.
         seal_after: Wait until 1,000 rows are new or one is this old; None or zero: seal everything new.
         next_key: The checkpoint announces this key for those that follow; it is made even without new rows.
-        obeys: Refuse to seal without a key once a key has signed, or with a key that announced another. Such a process
-            has old settings, and its checkpoint would be a permanent finding.
-        wait: Sleeps for this number of seconds.
 
     Raises:
         BadCheckpoint: The newest checkpoint in the database is damaged, so no other can follow it.
-        BadConfiguration: *obeys* forbids sealing; the message says which key is missing.
+        BadConfiguration: There is no key, but one has signed before, or the key announced another. Such a process has
+            old settings, and its checkpoint would be a permanent finding.
         DatabaseUnavailable: The checkpoint may have been made: then it is in the chain.
         ValueError: A key is announced, but there is no key to sign it.
     """
@@ -88,31 +82,22 @@ def seal(
             before = head(connection)
         if next_key is None and all(newest[table] <= id_ for table, id_ in _sealed(before).items()):
             return None
-        if obeys and before is not None:
-            _obey(engine, key, before)
+        if before is not None:
+            _require_key(engine, key, before)
         signed, segments = _build(engine, before, newest, key, next_key)
         if _write(engine, before, signed, segments):
-            _warn(before, signed)
             return signed
     raise DatabaseUnavailable("other sealers were faster each time: try again")
 
 
 def head(connection: sa.Connection) -> Signed | None:
-    """Return the newest checkpoint; None: nothing is sealed yet.
-
-    Raises:
-        BadCheckpoint: Its text is damaged.
-    """
+    """Return the newest checkpoint; None: nothing is sealed yet. BadCheckpoint: its text is damaged."""
     text = connection.execute(sa.select(models.Seal.checkpoint).order_by(models.Seal.id.desc()).limit(1)).scalar()
     return None if text is None else _parsed(text)
 
 
 def chain(connection: sa.Connection) -> Generator[Signed, None, None]:
-    """Yield the checkpoints, oldest first, in bounded memory.
-
-    Raises:
-        BadCheckpoint: The text of one is damaged.
-    """
+    """Yield the checkpoints, oldest first, in bounded memory. BadCheckpoint: the text of one is damaged."""
     query = sa.select(models.Seal.checkpoint).order_by(models.Seal.id)
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
@@ -145,26 +130,19 @@ def _sealed(before: Signed | None) -> Ids:
 def _is_due(connection: sa.Connection, before: Signed | None, seal_after: timedelta | None) -> bool:
     """Return whether enough rows are new, or one is old enough, to seal now."""
     sealed, enough = _sealed(before), SEGMENT_ROWS if seal_after else 1
-    new = (
-        sa.select(at.label("at")).where(id_ > sealed[table]).limit(enough).subquery()
-        for table, (id_, at) in WRITTEN.items()
-    )
-    waiting = sa.union_all(*(sa.select(rows.c.at) for rows in new)).subquery()
+    new = [sa.select(at.label("at")).where(id_ > sealed[table]).limit(enough) for table, (id_, at) in WRITTEN.items()]
+    waiting = sa.union_all(*(sa.select(rows.subquery()) for rows in new)).subquery()
     # The oldest, not the first: a row with a future time must not hold up the others.
     is_old = sa.func.min(waiting.c.at) <= database.now(connection) - (seal_after or timedelta())
     return bool(connection.execute(sa.select(sa.or_(sa.func.count() >= enough, is_old))).scalar())
 
 
-def _newest(connection: sa.Connection) -> Ids:
-    selected = ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table})" for table in TABLES)
-    return dict(zip(TABLES, connection.exec_driver_sql(f"SELECT {selected}").one(), strict=True))
-
-
 def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
     """Return the highest ids once no open transaction has taken a lower one; zeros if one stays open."""
+    newest = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table}) AS {table}" for table in TABLES)
     if engine.dialect.name == "sqlite":  # it has one writer at a time, so ids commit in order
         with database.reading(engine) as connection:
-            return _newest(connection)
+            return connection.exec_driver_sql(newest).one()._asdict()
     for attempt in range(TRIES):
         if attempt:
             wait(PAUSE_SECONDS)
@@ -173,9 +151,9 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
             with database.writing(engine) as connection:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_MS}ms'")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEAL_LOCK})")
-                return _newest(connection)
+                return connection.exec_driver_sql(newest).one()._asdict()
         except DatabaseUnavailable as error:
-            if getattr(error.__cause__, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
                 raise
     event("seal_postponed", logging.WARNING, why="a transaction that wrote history stays open")
     return dict.fromkeys(TABLES, 0)
@@ -237,7 +215,7 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: l
     return True
 
 
-def _obey(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
+def _require_key(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
     """Raise BadConfiguration if the chain expects another key than *key*, and *key* is not new."""
     if key is not None and before.checkpoint.signs_next == key.public:
         return
@@ -253,11 +231,3 @@ def _obey(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
             return
         why = f"key {key.public.id} announced another key"
     raise BadConfiguration(f"sealing has stopped: {why}. Set TRACKER_SIGNING_KEY_FILE to its file")
-
-
-def _warn(before: Signed | None, signed: Signed) -> None:
-    """Log a key that the checkpoint before did not announce; ``audit verify`` reports it too."""
-    expected, found = before.checkpoint.signs_next if before else None, signed.checkpoint.key
-    if expected is not None and found != expected:
-        facts = {"checkpoint": signed.checkpoint.number, "expected": expected.id}
-        event("signing_key_unexpected", logging.WARNING, **facts, key=found.id if found else "unsigned")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from time import monotonic, sleep
+from time import monotonic
 from typing import Final
 
 import sqlalchemy as sa
@@ -76,18 +76,12 @@ class Sealing:
             again = self._tried(lambda: courier.deliver(over))
             over.wait(max(0.0, min(seal_at - monotonic(), again)))
         self._tried(lambda: self._seal(engine, self._settings.seal_after if self._once else timedelta()))
-        self._tried(lambda: self._deliver_last(courier))
-
-    @staticmethod
-    def _deliver_last(courier: Courier) -> None:
-        end = monotonic() + LAST_DELIVERY_SECONDS
-        while (again := courier.deliver(seconds=end - monotonic())) is not None and monotonic() + again < end:
-            sleep(again)  # another daemon is delivering, or the stop ended a round
+        self._tried(lambda: courier.deliver(seconds=LAST_DELIVERY_SECONDS))
 
     def _seal(self, engine: sa.Engine, seal_after: timedelta) -> None:
         self._failure = None
         try:
-            seal(engine, self._key, seal_after=seal_after, obeys=True)
+            seal(engine, self._key, seal_after=seal_after)
         except Exception as error:
             self._failure = error
             raise

@@ -31,12 +31,8 @@ from tracker.audit.seal import WRITTEN, columns
 from tracker.errors import BadCheckpoint
 from tracker.reports import views
 
-LONGEST_WAIT: Final = timedelta(days=1)
-"""A daemon seals every hour, so rows that wait this long are a finding."""
-
-Progress = Callable[[float, float | None, str], None]
-"""Is called from time to time with what is done, with all there is to do (None: unknown), and with what it is."""
-
+LONGEST_WAIT: Final = timedelta(days=1)  # a daemon seals every hour, so rows that wait this long are a finding
+Progress = Callable[[float, float | None, str], None]  # is called with what is done, with all there is, and its name
 _BAD_INDEXES: Final = """
     SELECT 'index ' || i.indexrelid\\:\\:regclass || ' is not valid, or is a unique index that is not tracker''s'
     FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
@@ -63,9 +59,6 @@ def verify(
         trusted: Checkpoints that were kept outside: the chain must have them.
         zone: The legal time zone of clusters that have no source yet.
         now: The time by which rows wait too long for a seal; None: the database's time.
-
-    Raises:
-        DatabaseUnavailable, BadConfiguration: The database cannot be read.
     """
     with database.lenient(connection):
         return _Verification(connection, public_key, trusted, progress).run(zone, now or database.now(connection))
@@ -91,8 +84,7 @@ class _SealRow:
 
     def disagreeing(self, signed: Signed) -> list[str]:
         """Return the columns that do not agree with the checkpoint."""
-        at = f"{signed.checkpoint.sealed_at:%Y-%m-%d %H:%M:%S.%f}"
-        values = columns(signed) | {"sealed_at": at}
+        values = columns(signed) | {"sealed_at": f"{signed.checkpoint.sealed_at:%Y-%m-%d %H:%M:%S.%f}"}
         return [name for name, value in values.items() if getattr(self.row, name) != value]
 
 
@@ -106,10 +98,9 @@ class _Verification:
         self._progress = progress
         self._report = Report(is_key_checked=given is not None)
         self._given = given
-        self._trusted: dict[tuple[int, str], str] = {}  # number and SHA-256 of those not seen yet: origin
-        for signed in trusted:
-            self._trusted[signed.checkpoint.number, signed.sha256] = signed.checkpoint.origin
-            self._report.trusted += 1
+        # Number, SHA-256 and origin of those that were not seen in the chain yet.
+        self._trusted = {(one.checkpoint.number, one.sha256, one.checkpoint.origin) for one in trusted}
+        self._report.trusted = len(self._trusted)
         self._last: _SealRow | None = None  # the newest that is in order
         self._due = 1  # the number of the next
         self._expected: PublicKey | None = None  # signs the next; None: any, at the start and after a break
@@ -143,7 +134,9 @@ class _Verification:
         return self._connection.exec_driver_sql(query).scalar()
 
     def _find(self, what: What, message: str, checkpoint: int | None = None, segment: str | None = None) -> None:
-        self._keep(AuditFinding(what, printable(message), checkpoint, segment))
+        place = segment or (f"checkpoint {checkpoint}" if checkpoint else "")
+        message = printable(f"{place}: {message}" if place else message)
+        self._keep(AuditFinding(what, message, checkpoint, segment))
 
     def _keep(self, finding: AuditFinding) -> None:
         kept = self._report.notes if finding.is_note else self._report.findings
@@ -182,19 +175,19 @@ class _Verification:
         self._report.checkpoints += 1
         if seal.signed is None:
             message = f"its text is damaged ({seal.problem}), so its rows cannot be checked"
-            self._find(What.CHECKPOINT, f"checkpoint {self._due}: {message}", self._due)
+            self._find(What.CHECKPOINT, message, self._due)
             self._due, self._last, self._expected = self._due + 1, seal, None
             return
         one, faults = seal.signed.checkpoint, []
-        self._trusted.pop((one.number, seal.sha256), None)
+        self._trusted.discard((one.number, seal.sha256, one.origin))
         if names := seal.disagreeing(seal.signed):
             faults.append(f"its text does not agree with the columns {', '.join(names)}")
         if one.number < self._due:
             faults.append(f"it comes after checkpoint {self._due - 1}: it is a copy, or out of order")
         else:
             if one.number > self._due:
-                missing = f"{self._due}" if one.number == self._due + 1 else f"{self._due} to {one.number - 1}"
-                self._find(What.CHECKPOINT, f"checkpoint {missing} is missing", self._due)
+                others = "" if one.number == self._due + 1 else f", like all up to {one.number - 1}"
+                self._find(What.CHECKPOINT, f"it is missing{others}", self._due)
                 self._expected = None
             else:
                 faults += self._link(one)
@@ -205,7 +198,7 @@ class _Verification:
         else:
             faults.append("it may not be what was sealed, so its rows cannot be checked")
         if faults:
-            self._find(What.CHECKPOINT, f"checkpoint {one.number}: {'; '.join(faults)}", one.number)
+            self._find(What.CHECKPOINT, "; ".join(faults), one.number)
 
     def _link(self, one: Checkpoint) -> Iterator[str]:
         """Yield each reason why a checkpoint does not follow the one before it."""
@@ -226,8 +219,7 @@ class _Verification:
     def _signature(self, one: Checkpoint, is_genuine: bool | None) -> None:
         """Check that the right key signed a checkpoint, and remember which key signs the next."""
         if is_genuine is False:
-            message = f"checkpoint {one.number}: its signature is false: the text or the signature was changed"
-            self._find(What.KEY, message, one.number)
+            self._find(What.KEY, "its signature is false: the text or the signature was changed", one.number)
             self._expected = None
             return
         if one.key is None:
@@ -245,10 +237,9 @@ class _Verification:
     def _keys(self) -> None:
         """Report the keys that no checkpoint announced, and whether the given key is in the succession."""
         for key_id, numbers in self._unexpected.items():
-            first, last, count = numbers[0], numbers[-1], len(numbers)
-            which = f"checkpoint {first} is" if count == 1 else f"checkpoints {first} to {last} ({count}) are"
-            how = f"signed with key {key_id}, which the chain did not announce"
-            self._find(What.KEY, f"{which} {how if key_id else 'not signed, but earlier ones are'}", first)
+            how = f"it is signed with key {key_id}, which the chain did not announce"
+            others = f"; {len(numbers) - 1} more up to checkpoint {numbers[-1]}" if len(numbers) > 1 else ""
+            self._find(What.KEY, (how if key_id else "it is not signed, but earlier ones are") + others, numbers[0])
         if self._given is not None and self._given not in self._succession:
             announced = " (it is announced, but has not signed yet)" if self._given == self._expected else ""
             signed = f"key {self._succession[-1].id}" if self._succession else "no key"
@@ -258,20 +249,18 @@ class _Verification:
         """Report the newest checkpoint, and those from outside that are not in the chain."""
         report, head = self._report, self._last.signed if self._last else None
         if head is not None:
-            report.origin, report.number = head.checkpoint.origin, head.checkpoint.number
-            report.sha256, report.sealed_at = head.sha256, head.checkpoint.sealed_at
+            one = head.checkpoint
+            report.number, report.sha256, report.sealed_at = one.number, head.sha256, one.sealed_at
         if not self._trusted:
             return
-        (number, hash_), origin = min(self._trusted.items())
+        number, hash_, origin = min(self._trusted)
+        why = "the chain has a different one, or none"
         if head is None or origin != head.checkpoint.origin:
             why = "it belongs to another database"
         elif number > head.checkpoint.number:
             why = f"the chain ends with {head.checkpoint.number}: its end was cut off, or an older copy was restored"
-        else:
-            why = f"checkpoint {number} in the chain is a different one, or missing"
         more = f" (and {len(self._trusted) - 1} more)" if len(self._trusted) > 1 else ""
-        message = f"the trusted checkpoint {number} (SHA-256 {hash_}) is not in the chain: {why}{more}"
-        self._find(What.TRUSTED, message, number)
+        self._find(What.TRUSTED, f"the trusted one (SHA-256 {hash_}) is not in the chain: {why}{more}", number)
 
     # The rows
 
@@ -284,29 +273,25 @@ class _Verification:
         for segment in one.segments:
             row = found.pop((segment.name, segment.part), None)
             if row is None or not isinstance(row.first_id, int) or not isinstance(row.last_id, int):
-                path = segment.path(one.number)
-                message = f"{path}: table segments does not have it, so its rows cannot be checked"
-                self._find(What.SEGMENTS, message, one.number, path)
-                uncertain.add(segment.name)
+                message = "table segments does not have it, so its rows cannot be checked"
+                self._find(What.SEGMENTS, message, one.number, segment.path(one.number))
             elif self._is_as_sealed(segment, one.number, row):
                 ranges[segment.name].append((row.first_id, row.last_id))
-            else:
-                uncertain.add(segment.name)
+                continue
+            uncertain.add(segment.name)
         if found:
-            message = f"checkpoint {one.number}: table segments has {len(found)} more than it names"
-            self._find(What.SEGMENTS, message, one.number)
+            self._find(What.SEGMENTS, f"table segments has {len(found)} more than it names", one.number)
         for table in {*TABLES} - uncertain:
             after, upto = one.ids[table]
             if count := self._between(table, after, upto, ranges[table]):
                 message = f"rows of {table} with ids from {after + 1} to {upto} that are in no segment: {count}"
-                self._find(What.ROWS, f"checkpoint {one.number}: {message}", one.number)
+                self._find(What.ROWS, message, one.number)
         self._report.sealed += one.rows
 
     def _is_as_sealed(self, segment: SealedSegment, number: int, row: Any) -> bool:
         """Check the rows of one segment; return whether they are those that were sealed."""
         path, hash_ = segment.path(number), sha256(lines.header(segment.name))
-        first = last = None
-        count = 0
+        first, last, count = None, None, 0
         with closing(lines.stream(self._connection, segment.name, row.first_id - 1, row.last_id)) as rows:
             for last, line in rows:
                 first = last if first is None else first
@@ -316,12 +301,12 @@ class _Verification:
         is_good = digest == segment.sha256
         is_described = (first, last, count) == (row.first_id, row.last_id, row.rows)
         if row.sha256 != segment.sha256 or (is_good and not is_described):
-            message = f"{path}: the row in table segments does not agree with checkpoint {number}"
+            message = f"the row in table segments does not agree with checkpoint {number}"
             self._find(What.SEGMENTS, message, number, path)
         if not is_good and row.sha256 != digest:
             counts = "" if count == row.rows else f" ({row.rows} were sealed, {count} are there)"
             which = f"the rows of {segment.name} with ids from {row.first_id} to {row.last_id}"
-            self._find(What.ROWS, f"{path}: {which} are not those that were sealed{counts}", number, path)
+            self._find(What.ROWS, f"{which} are not those that were sealed{counts}", number, path)
         self._progress(self._report.sealed, self._rows, "sealed rows")
         return is_good
 
