@@ -130,7 +130,7 @@ def _script(connection: sa.Connection, owner: str, writer: str, auditor: str) ->
     )
     is_shared = connection.execute(others, {"ours": [*ours, *VIEWS]}).first() is not None
     with_id = [name for name, table in Base.metadata.tables.items() if "id" in table.c]
-    own = sa.text("SELECT pg_get_serial_sequence(name, 'id') FROM unnest(:with_id) name ORDER BY 1")
+    own = sa.text("SELECT pg_get_serial_sequence(name, 'id') FROM unnest(CAST(:with_id AS text[])) name ORDER BY 1")
     sequences = ", ".join(connection.execute(own, {"with_id": with_id}).scalars())
     names = connection.exec_driver_sql("SELECT current_database(), current_schema()").one()
     this_database, schema = map(_identifier, names)
