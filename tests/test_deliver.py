@@ -33,13 +33,14 @@ class Receiver:
     """A real server on loopback that takes checkpoints.
 
     Attributes:
-        codes: What it answers, in turn; then 200.
+        codes, always: What it answers, in turn, or to all; else 200.
         got: The path, the headers and the body of what came, and what was answered.
         watch: Is called during each request.
     """
 
     def __init__(self) -> None:
         self.codes: list[int] = []
+        self.always: int | None = None
         self.got: list[tuple[str, str, str, str, int]] = []
         self.watch: Callable[[], object] = lambda: None
         receiver = self
@@ -48,7 +49,7 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 receiver.watch()
-                code = receiver.codes.pop(0) if receiver.codes else 200
+                code = receiver.always or (receiver.codes.pop(0) if receiver.codes else 200)
                 kind, number = self.headers["Content-Type"], self.headers["Tracker-Checkpoint"]
                 receiver.got.append((self.path, kind, number, body, code))
                 self.send_response(code)
@@ -62,6 +63,14 @@ class Receiver:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/take/s3cret-path"
 
+    def __enter__(self) -> Receiver:
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
     @property
     def taken(self) -> list[str]:
         return [body for *_, body, code in self.got if 200 <= code < 300]
@@ -69,11 +78,8 @@ class Receiver:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    with receiver.server:
-        threading.Thread(target=receiver.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    with Receiver() as receiver:
         yield receiver
-        receiver.server.shutdown()
 
 
 @pytest.fixture

@@ -107,7 +107,8 @@ def build(engine: sa.Engine, old: SigningKey, new: SigningKey) -> list[Signed]:
                 declared = facts_values(facts if name in ("a1", "a2", "a3", "b1") else Facts())
                 ids[name] = register(engine, name, "w2" if name[0] == "b" else "w1", at=at, **declared)
             elif what in ("amend", "attest", "withdraw", "reopen"):
-                working: dict[str, Any] = {"amend": {"reference": "R-4"}, "reopen": {"due_at": at}}.get(what, {})
+                working: dict[str, Any] = {"due_at": at} if what == "reopen" else {}
+                working |= {"reference": "R-4"} if what == "amend" else {}
                 record(engine, ids[name], partial(decided, what, at), **working)
             else:
                 answer(engine, ids[name], (what, at))
