@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -22,6 +22,7 @@ from tracker.models import (
     transition_of,
     transition_values,
 )
+from tracker.reports import views
 from tracker.status import Action, Answer, Decision, Job, LostRule, Past, State, decide, replay
 
 ZONE = ZoneInfo("Europe/Stockholm")
@@ -104,6 +105,18 @@ def job(engine: sa.Engine, job_id: int) -> sa.Row[Any]:
     told = ("state", "status", "status_after", "status_by", "ended_after", "ended_by", "seq")
     assert [getattr(row, name) for name in told] == [getattr(replayed, name) for name in told]
     return row
+
+
+def selected(connection: sa.Connection, view: str, now: datetime | None = None) -> list[dict[str, Any]]:
+    """Return the rows of *view*, with *now* instead of the database's clock; views that it reads keep the clock."""
+    dialect, query = connection.dialect.name, f"SELECT * FROM {view}"
+    if now is not None:
+        clock = {"sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now')", "postgresql": "statement_timestamp()"}[dialect]
+        at = f"'{now.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}'"
+        at = at if dialect == "sqlite" else f"CAST({at} || '+00' AS timestamptz)"
+        query = views.sql(view, dialect).replace(clock, at)
+    rows = connection.exec_driver_sql(query.replace("%", "%%") if dialect == "postgresql" else query)
+    return [dict(row) for row in rows.mappings()]
 
 
 def last(engine: sa.Engine, job_id: int) -> sa.Row[Any]:

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from tests.history import ZONE, source
 from tracker import database, status
+from tracker.clusters import utc_offsets
 from tracker.deadline import Deadline, add_months, deadline
 from tracker.models import (
     CLUSTERS,
@@ -261,7 +262,7 @@ def write(engine: sa.Engine, seed: int, lives: Iterable[Life]) -> None:
     r = random.Random(seed)
     with database.writing(engine) as connection:
         for row in standing:
-            connection.execute(sa.insert(CLUSTERS).values(row))
+            connection.execute(sa.insert(CLUSTERS).values(row | {"utc_offsets": utc_offsets(ZONE.key, BEGAN)}))
         for gap in closed:
             connection.execute(sa.insert(Gap).values(gap))
         sources: dict[str, list[int]] = {}

@@ -317,7 +317,9 @@ def report_deadlines(tables: Tables, now: datetime) -> list[Row]:
             basis = "received"
         elif job["submitted_at"] is not None:
             basis = "submitted"
-        left = between(now, job["deadline_at"])
+        known = any(row["cluster"] == job["cluster"] and row["utc_offsets"] for row in tables.clusters)
+        today = now.astimezone(tables.zone if known else UTC).date()
+        is_over = job["deadline_on"] is None or job["state"] in SETTLED
         rows.append(
             pick(
                 job,
@@ -325,7 +327,7 @@ def report_deadlines(tables: Tables, now: datetime) -> list[Row]:
                 "deadline_at extended_on done_after done_by verdict days_left",
                 basis=basis,
                 verdict=verdict(job, now),
-                days_left=None if left is None or job["state"] in SETTLED else left // DAY,
+                days_left=None if is_over else (job["deadline_on"] - today).days,
             )
         )
     return rows
@@ -575,18 +577,21 @@ def known_at(tables: Tables, at: datetime) -> Tables:
             seen = {"seen_at": its[-1]["last_seen_at"], "polls": its[-1]["polls"], "failures": 0}
             lost = dict.fromkeys(("due_at", "last_error"))
             then.jobs.append(row | seen | lost | {"deadline_on": date.min})  # there is one: replayed() reckons it
+    contacted = {source["cluster"] for source in then.sources}
+    no_gap = dict.fromkeys(("gap_began_at", "gap_cause", "gap_detail"))
     still = [gap for gap in tables.gaps if gap["began_at"] <= at < gap["ended_at"]]
     for cluster in tables.clusters:
         if cluster["gap_began_at"] is not None and cluster["gap_began_at"] <= at:
             gap = {"began_at": cluster["gap_began_at"], "cause": cluster["gap_cause"]}
             still.append({"cluster": cluster["cluster"], **gap})
-    for name in {gap["cluster"] for gap in still}:
+    for name in contacted | {gap["cluster"] for gap in still}:
         # A cluster has one open gap; that no daemon ran is found out by the one that starts afterwards.
         theirs = [gap for gap in still if gap["cluster"] == name and gap["cause"] != "not_running"]
+        row = {"cluster": name, "utc_offsets": name in contacted} | no_gap
         if theirs:
             gap = min(theirs, key=lambda gap: (gap["began_at"], gap["cause"]))
-            opened = {"gap_began_at": gap["began_at"], "gap_cause": gap["cause"], "gap_detail": None}
-            then.clusters.append({"cluster": name, **opened})
+            row |= {"gap_began_at": gap["began_at"], "gap_cause": gap["cause"]}
+        then.clusters.append(row)
     return then
 
 

@@ -265,7 +265,7 @@ def test_it_says_what_the_views_said_then(engine: sa.Engine, seed: int, monkeypa
     told: dict[tuple[datetime, str], list[dict[str, Any]]] = {}
 
     def clock_only(
-        connection: sa.Connection, filters: Filters, as_of: datetime, zone: object, *names: str
+        connection: sa.Connection, filters: Filters, as_of: datetime, zone: object, *names: str, is_kept: bool
     ) -> tuple[sa.CTE, ...]:
         dialect = connection.dialect.name
         clock = room._known(dialect, as_of)
@@ -359,5 +359,5 @@ def test_a_time_that_cannot_be_is_refused(engine: sa.Engine, at: datetime) -> No
                 read(connection, name, as_of=at)
         with pytest.raises(InvalidField, match=r"^as_of: "):
             durations(connection, as_of=at)
-        with pytest.raises(InvalidField, match=f"there is none 'duration'; there are: {', '.join(NAMES)}"):
+        with pytest.raises(InvalidField, match=f"there is no report 'duration'; there are: {', '.join(NAMES)}"):
             read(connection, "duration")

@@ -191,10 +191,10 @@ def test_duckdb_reads_our_csv_with_its_types(elsewhere: sa.Engine) -> None:
 
 
 def test_no_report_holds_a_formula(elsewhere: sa.Engine) -> None:
-    """CSV is UTF-8, without byte order mark, and no cell but a number begins as a formula does."""
+    """CSV for a spreadsheet is UTF-8, without byte order mark; no cell but a number begins as a formula does."""
     cells = []
     for name in tables.NAMES:
-        assert cli.main(["report", name, "-o", f"{name}.csv"]) == 0
+        assert cli.main(["report", name, "--for-spreadsheet", "-o", f"{name}.csv"]) == 0
         data = Path(f"{name}.csv").read_bytes()
         assert not data.startswith(b"\xef\xbb\xbf")
         cells += [cell for row in csv.reader(data.decode().splitlines()) for cell in row]

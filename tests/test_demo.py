@@ -231,7 +231,7 @@ def test_it_ends_with_the_report_and_commands_that_work(
     place, *commands, page = err.splitlines()[-6:]
     assert place == f"The database is {path}. Try on it:"
     assert page == f"All reports as a page, for a browser: {path.with_suffix('.html').as_uri()}"
-    assert "6 jobs, as of" in path.with_suffix(".html").read_text(encoding="utf-8")
+    assert " UTC. 6 jobs: " in path.with_suffix(".html").read_text(encoding="utf-8")
     for command in commands:
         variable, program, *arguments = shlex.split(command)
         assert program == "tracker"

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property, partial
-from html.parser import HTMLParser
-from math import floor
 from typing import Any, TypeVar
 
 import pytest
@@ -23,18 +21,15 @@ import sqlalchemy as sa
 import tracker
 from tests import lives, reference
 from tests.conftest import run_sql
-from tests.history import ZONE
+from tests.history import ZONE, selected
 from tests.lives import BEGAN, DAY, END, MICROSECOND
 from tests.reference import Row, Tables
 from tracker import cli, database
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Seal, Source
-from tracker.reports import page, views
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
 from tracker.reports.durations import durations
-from tracker.reports.render import Mode
 from tracker.reports.tables import NAMES, read
-from tracker.reports.words import human
 from tracker.status import Anomaly, Kind, State
 
 KEYS = {
@@ -145,21 +140,7 @@ def same(found: list[Row], right: list[Row]) -> None:
         assert ours == theirs
 
 
-def selected(engine: sa.Engine, select: str) -> list[Row]:
-    with database.reading(engine) as connection:
-        return [dict(row) for row in connection.exec_driver_sql(select).mappings()]
-
-
 # -- the views -----------------------------------------------------------------------------------------------------
-
-
-def rendered(engine: sa.Engine, view: str, now: datetime) -> str:
-    """Return the SELECT of *view* with the clock at *now*; the view it may read is a view, and shows no clock."""
-    at = f"'{now:%Y-%m-%d %H:%M:%S.%f}'"
-    if engine.dialect.name == "postgresql":
-        at = f"CAST({at} || '+00' AS timestamptz)"
-    select = f"WITH clock AS (SELECT {at} AS at) SELECT * FROM ({views.sql(view, engine.dialect.name, Mode.TIME)}) v"
-    return select.replace("%", "%%") if engine.dialect.name == "postgresql" else select
 
 
 def test_the_histories_hold_what_they_are_for(world: World) -> None:
@@ -180,7 +161,8 @@ def test_the_histories_hold_what_they_are_for(world: World) -> None:
 def test_each_view(world: World, view: str) -> None:
     """Its rows are the reference's, all columns in their order, by a clock around midnight and one far ahead."""
     for now in (END - MICROSECOND, END, END + MICROSECOND, END + 60 * DAY + MICROSECOND):
-        found = plain(view, selected(world.engine, rendered(world.engine, view, now)))
+        with database.reading(world.engine) as connection:
+            found = plain(view, selected(connection, view, now))
         same(found, expected(world.tables, view, now))
         assert found
 
@@ -188,7 +170,12 @@ def test_each_view(world: World, view: str) -> None:
 @pytest.mark.parametrize("view", reference.VIEWS)
 def test_each_view_by_the_databases_own_clock(world: World, view: str) -> None:
     """What does not go by the clock is the same, and what does lies between the figures of before and after."""
-    found, before, after = meanwhile(world.engine, lambda: selected(world.engine, f"SELECT * FROM {view}"))
+
+    def ask() -> list[Row]:
+        with database.reading(world.engine) as connection:
+            return selected(connection, view)
+
+    found, before, after = meanwhile(world.engine, ask)
     lies_between(plain(view, found), expected(world.tables, view, before), expected(world.tables, view, after))
 
 
@@ -281,6 +268,7 @@ def flat(rows: Iterable[Any]) -> list[Row]:
     found: list[Row] = []
     for row in map(asdict, rows):
         late = row.pop("registered")
+        del row["month"], row["week"]
         found.append({f"late_{name}_seconds": late[name] for name in ("median", "p95", "max")})
         found[-1] |= {"late_jobs": late["jobs"], "late_over_1d": late["over_a_day"]}
         found[-1] |= {"submission_unknown": late["unknown"]}
@@ -340,167 +328,3 @@ def test_the_commands_now(world: World, monkeypatch: pytest.MonkeyPatch, capsys:
         view = f"report_{name}"
         found, before, after = meanwhile(world.engine, partial(ask, name))
         lies_between(plain(view, found), expected(theirs, view, before), expected(theirs, view, after))
-
-
-# -- the page ------------------------------------------------------------------------------------------------------
-
-
-class Tabled(HTMLParser):
-    """The tables of a page, by their captions: rows of texts, of instants the whole ones."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tables: dict[str, list[list[str]]] = {}
-        self._caption: str | None = None
-        self._rows: list[list[str]] = []
-        self._in = ""
-        self._full = False
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "table":
-            self._rows = []
-        elif tag == "caption":
-            self._in, self._caption = tag, ""
-        elif tag == "tr":
-            self._rows.append([])
-        elif tag in ("th", "td"):
-            self._in = "cell"
-            self._rows[-1].append("")
-        elif tag == "time" and self._in == "cell":
-            self._rows[-1][-1], self._full = str(dict(attrs)["datetime"]), True
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "table":
-            assert self._caption is not None
-            self.tables[self._caption] = self._rows[1:]  # without the headings
-        elif tag == "time":
-            self._full = False
-        if tag in ("caption", "th", "td"):
-            self._in = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._in == "caption" and self._caption is not None:
-            self._caption += data
-        elif self._in == "cell" and not self._full:
-            self._rows[-1][-1] += data
-
-
-def words(value: Any, *, up: bool = False) -> str:
-    """Return a figure of the reference as the page shows it."""
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="microseconds")
-    if isinstance(value, float):
-        return human(value, up=up)
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def cells(rows: Iterable[Row], columns: str) -> list[list[str]]:
-    return [[words(row[column]) for column in columns.split()] for row in rows]
-
-
-def pair(row: Row, name: str) -> str:
-    least, most = row[f"{name}_seconds_min"], row[f"{name}_seconds_max"]
-    if least is None:
-        return "not reached"
-    if most is None:
-        return f"{human(least)} or more"
-    low, high = human(least), human(most, up=True)
-    return low if low == high else f"{low} to {high}"
-
-
-@pytest.mark.parametrize("at", [THEN, END])
-def test_the_page(world: World, at: datetime) -> None:
-    """Its tables hold the reference's figures and no others: each one of jobs, gaps, quantiles and counts."""
-    then = reference.known_at(world.tables, at)
-    with database.reading(world.engine) as connection:
-        html = page.render(connection, as_of=at, zone=ZONE)
-    tables = Tabled(html).tables
-    jobs = reference.report_jobs(then, at)
-    assert f">{len(jobs)} jobs, as of" in html
-
-    by = Counter((job["verdict"], job["state"]) for job in jobs)
-    shown = tables["Jobs by verdict on the legal deadline, and what is to be done"]
-    assert {(row[0], row[1]): int(row[2]) for row in shown} == by
-
-    made = reference.quantiles(then, at)
-    rare = [state for state in ("failed", "lost", "attested", "withdrawn") if made[-1][state]]
-    [caption] = [caption for caption in tables if caption.startswith("By this time half")]
-    assert tables[caption] == [
-        [
-            *(row["cluster"] or "all", row["kind"] or "all", words(row["jobs"])),
-            *(pair(row, name) for name in reference.SHARES),
-            *(words(row[state]) for state in ("done", "open", *rare)),
-        ]
-        for row in made
-    ]
-
-    gaps = reference.report_gaps(then, at)
-    gaps.sort(key=lambda gap: gap["cluster"])
-    gaps.sort(key=lambda gap: gap["began_at"], reverse=True)
-    assert tables["Gaps, newest first"] == [
-        [
-            *(words(gap["began_at"]), gap["cluster"], words(gap["ended_at"]) if gap["ended_at"] else "still open"),
-            *(words(gap["seconds"]), words(gap["cause"]), words(gap["detail"]), words(gap["open_jobs"])),
-        ]
-        for gap in gaps
-    ]
-
-    stays = [
-        [
-            row["status"],
-            *(words(row[name]) for name in ("stays", "over", "bounded")),
-            *(pair(row, name) if row["bounded"] else "–" for name in ("mean", "longest")),
-        ]
-        for row in reference.stays(then, at)
-    ]
-    assert sorted(tables["Stays in each status, and how long those lasted that are over"]) == sorted(stays)
-
-    states = ("open", "done", "failed", "lost", "attested", "withdrawn")
-    rest = ("done_within_1d", "done_within_7d", "done_within_14d", "met", "missed", "undecidable", "pending", "overdue")
-    months = [
-        [
-            *(row["month"], row["cluster"], row["kind"], words(row["submitted"])),
-            *(words(row[name]) for name in (*states, *rest)),
-        ]
-        for row in reference.report_monthly(then, at)
-    ]
-    assert sorted(tables["Jobs by month of submission, newest first"]) == sorted(months)
-
-    head = "reference jobs open done not_done verdict deadline_on received_at done_after done_by"
-    requests = cells(reference.report_requests(then, at), head)
-    for row in requests:
-        its = Counter((job["kind"], job["state"]) for job in jobs if job["reference"] == row[0])
-        told = sorted(its, key=lambda key: ([*Kind].index(key[0]), [*State].index(key[1])))
-        row.insert(1, ", ".join(" ".join([words(its[key])] * (its[key] > 1) + [*key]) for key in told))
-    assert sorted(tables["Requests, the most urgent first"]) == sorted(requests)
-
-    head = "jid verdict state deadline_on days_left kind reference cluster basis received_at extended_on "
-    deadlines = cells(reference.report_deadlines(then, at), f"{head} done_after done_by")
-    assert sorted(tables["Legal deadlines, the most urgent first"]) == sorted(deadlines)
-
-    head = "jid cluster kind anomaly from_status to_status observed_at"
-    anomalies = cells(reference.report_anomalies(then, at), head)
-    assert sorted(tables["Anomalies, newest first"]) == sorted(anomalies)
-
-    covered = [
-        [
-            *(row["jid"], row["cluster"], f"{floor(row['covered_share'] * 10_000 + 1e-6) / 100:.2f} %"),
-            words(row["longest_unobserved_seconds"], up=True),
-        ]
-        for row in reference.report_coverage(then, at)
-        if row["covered_share"] < 1
-    ]
-    assert sorted(tables["Jobs with a gap in their life, the least observed first"]) == sorted(covered)
-
-    late = [row for row in made[:-1] if row["late_jobs"]]
-    assert tables["Registered so long after submission (nearest rank)"] == [
-        [
-            *(row["cluster"], row["kind"], words(row["late_jobs"])),
-            *(words(row[f"late_{name}_seconds"], up=True) for name in ("median", "p95", "max")),
-        ]
-        for row in late
-    ]
-    words_of = f"a day after submission: {made[-1]['late_over_1d']}. Without a declared submission: "
-    assert f"{words_of}{made[-1]['submission_unknown']}." in html

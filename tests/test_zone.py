@@ -11,10 +11,12 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.history import source
-from tracker.deadline import deadline, extension_recorded_at
-from tracker.models import JOBS, TRANSITIONS, facts_of, legal_zones
+from tests.history import selected, source
+from tracker.clusters import utc_offsets
+from tracker.deadline import deadline, extension_recorded_at, start_of_day
+from tracker.models import CLUSTERS, JOBS, TRANSITIONS, facts_of, legal_zones
 from tracker.reports.as_of import legal_days, replay
+from tracker.reports.tables import read
 from tracker.reports.zone import ZoneDay
 from tracker.status import Kind
 
@@ -135,3 +137,36 @@ def test_a_time_zone_that_is_none_has_no_days(engine: sa.Engine, name: str) -> N
             connection.execute(sa.insert(JOBS).values(cluster=cluster, jid="a", registered_at=at))
         assert {row.timezone for row in legal_days(connection, None, DEFAULT)} == {"Asia/Kolkata"}
         transaction.rollback()
+
+
+@pytest.mark.parametrize(
+    ("zone", "changed_on"),
+    [
+        ("Europe/Berlin", date(2024, 3, 31)),
+        ("Europe/Berlin", date(2024, 10, 27)),
+        ("Asia/Beirut", date(2024, 3, 31)),  # midnight was skipped
+        ("America/Santiago", date(2024, 9, 8)),  # and here
+    ],
+)
+def test_days_left_are_days_of_the_legal_calendar(engine: sa.Engine, zone: str, changed_on: date) -> None:
+    """Across a change of the clocks they change at local midnight: in the view, and in reports as of a time."""
+    home, wanted = ZoneInfo(zone), []
+    with engine.connect() as connection, connection.begin() as transaction:
+        source(connection, "w1", datetime(2024, 1, 1, tzinfo=UTC), legal_timezone=zone)
+        offsets = utc_offsets(zone, datetime(2024, 1, 1, tzinfo=UTC))
+        connection.execute(sa.insert(CLUSTERS).values(cluster="w1", utc_offsets=offsets))
+        registered_at = start_of_day(changed_on, home) - 20 * DAY
+        due = deadline(None, None, registered_at, home)
+        values = {"cluster": "w1", "jid": "a", "registered_at": registered_at}
+        values |= {"deadline_on": due.on, "deadline_at": due.at}
+        connection.execute(sa.insert(JOBS).values(values))
+        for back in (2, 1, 0, -1, -2):
+            day = changed_on - back * DAY
+            for now in (start_of_day(day, home), start_of_day(day + DAY, home) - MICROSECOND):
+                left = (due.on - day).days
+                assert [row["days_left"] for row in selected(connection, "report_deadlines", now)] == [left]
+                table = read(connection, "deadlines", as_of=now)
+                assert [row[table.columns.index("days_left")] for row in table.rows] == [left]
+                wanted.append(left)
+        transaction.rollback()
+    assert sorted(set(wanted)) == list(range(wanted[-1], wanted[-1] + 5))

@@ -6,23 +6,27 @@ alone: what becomes of a cluster (``health``), and asking it (``poller``). Lock 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict, fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from threading import Lock
 from time import monotonic
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from tracker import cadence, database, health
+from tracker import cadence, database, deadline, health
 from tracker.health import MISSED, Health, Step
 from tracker.logs import event
 from tracker.models import CLUSTERS, JOBS, Gap, Source, Worker
 from tracker.settings import ClusterSettings, Settings
 from tracker.status import CLOCK_STEP
 
+_INSTANT: Final = "%Y-%m-%d %H:%M:%S.%f"
+"""How SQLite's tables have an instant."""
 LEASE: Final = timedelta(minutes=2)
 """How long a claimed job is its worker's, at least: a crash delays its jobs by no more."""
 
@@ -85,10 +89,13 @@ def made(connection: sa.Connection, cluster: str) -> sa.Row[Any]:
 def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings: Settings, release: str) -> int:
     """Make the cluster's row if there is none, and return the id of the row in ``sources`` for this configuration.
 
+    The cluster's row gets the UTC offsets of the legal time zone, from which the views know which day it is there.
     A row is written when the configuration differs from the last one's: pointing tracker at a fake server leaves a
     trace. Called once by whatever is about to poll.
     """
-    made(connection, cluster.name)
+    offsets = utc_offsets(settings.timezone, database.now(connection))
+    if made(connection, cluster.name).utc_offsets != offsets:
+        connection.execute(sa.update(CLUSTERS).where(CLUSTERS.c.cluster == cluster.name).values(utc_offsets=offsets))
     values = {
         "cluster": cluster.name,
         "base_url": cluster.base_url,
@@ -107,6 +114,13 @@ def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings:
         return int(last.id)
     row = sa.insert(Source).values(**values, recorded_at=database.now(connection)).returning(Source.id)
     return connection.execute(row).scalar_one()
+
+
+def utc_offsets(zone: str, now: datetime) -> str:
+    """Return the UTC offsets of the legal time zone from last year on, for ten years: no daemon runs longer."""
+    since = datetime(now.year - 1, 1, 1, tzinfo=UTC)
+    found = deadline.utc_offsets(ZoneInfo(zone), since, since.replace(year=since.year + 10))
+    return json.dumps([(f"{a:{_INSTANT}}", f"{b:{_INSTANT}}", round(by.total_seconds())) for a, b, by in found])
 
 
 def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> None:

@@ -234,5 +234,24 @@ def start_of_day(day: date, timezone: ZoneInfo) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=timezone).astimezone(UTC)
 
 
+def utc_offsets(timezone: ZoneInfo, since: datetime, until: datetime) -> list[tuple[datetime, datetime, timedelta]]:
+    """Return the UTC offsets of a time zone between two instants: from, until (UTC, to the minute), and the offset."""
+
+    def offset(at: datetime) -> timedelta:
+        return at.astimezone(timezone).utcoffset() or timedelta()
+
+    found: list[tuple[datetime, datetime, timedelta]] = []
+    began = at = since
+    while at < until:
+        after = at + timedelta(days=1)
+        if offset(after) != offset(at):
+            while offset(after - timedelta(minutes=1)) != offset(at):
+                after -= timedelta(minutes=1)
+            found.append((began, after, offset(at)))
+            began = after
+        at = after
+    return [*found, (began, at, offset(began))]
+
+
 def _end_of(day: date, timezone: ZoneInfo) -> datetime:
     return start_of_day(day + timedelta(days=1), timezone)

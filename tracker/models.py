@@ -7,7 +7,7 @@ Owns the columns and what each means. The CHECKs live with the migrations, the g
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
 from zoneinfo import ZoneInfo
@@ -17,30 +17,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tracker import status
 from tracker.status import Action, Anomaly, Cause, Kind, State
+from tracker.utc import UtcDateTime as UtcDateTime  # models' readers find it here, too
 
 E = TypeVar("E", bound=StrEnum)
-
-
-class UtcDateTime(sa.TypeDecorator[datetime]):
-    """An instant: aware UTC in Python, timestamptz on PostgreSQL, ``YYYY-MM-DD HH:MM:SS.ffffff`` on SQLite.
-
-    A naive datetime raises ValueError: SQLAlchemy's own type drops the offset silently on SQLite.
-    """
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"a time without offset cannot be stored: {value!r}")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def _word(enum: type[E]) -> sa.Enum:
@@ -52,9 +31,11 @@ BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite's AUTOINC
 
 
 def _partial(name: str, rows: str, *columns: str) -> sa.Index:
-    """An index of the few rows that *rows* tells, in literals: no bound parameter finds it."""
-    where = sa.text(rows)
-    return sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
+    """An index of the few rows that *rows* names, in literals: no bound parameter finds it.
+
+    The migration makes it so. Here it is a note: SQLAlchemy would import the other database's dialect for it.
+    """
+    return sa.Index(name, *columns, info={"rows": rows})
 
 
 class Base(DeclarativeBase):
@@ -94,6 +75,13 @@ class Job(Base):
         sa.Index(None, "cluster", "due_at"),  # the claim: due jobs of a cluster, oldest first; ended jobs hold NULL
         sa.Index(None, "jid"),  # `tracker show JID` without a cluster
         sa.Index(None, "reference"),  # `tracker jobs --reference` and the jobs of one person's request
+        # `tracker jobs`: what somebody waits for, the nearest deadline first; `tracker status`: deadlines past and near
+        _partial("ix_jobs_unsettled", "state IN ('open', 'failed', 'lost')", "deadline_on", "id"),
+        # report_clusters: a cluster's next deadline; its open jobs are counted in the index alone
+        _partial("ix_jobs_unsettled_cluster", "state IN ('open', 'failed', 'lost')", "cluster", "deadline_at", "state"),
+        _partial("ix_jobs_stuck", "state IN ('failed', 'lost')", "state"),  # `tracker status` counts them
+        # `tracker jobs`: the settled ones, the last to end first; what ended since; download windows that close
+        _partial("ix_jobs_ended", "ended_by IS NOT NULL", "ended_by", "id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -225,6 +213,7 @@ class Cluster(Base):
     gap_detail: Mapped[str | None]
     gap_actor: Mapped[str | None]
     next_request_at: Mapped[datetime | None]  # the next free place in the rate, on the database's clock
+    utc_offsets: Mapped[str | None]  # of the legal time zone, as JSON: [from, until, seconds]; SQLite has no time zones
 
 
 class Worker(Base):

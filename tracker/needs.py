@@ -2,18 +2,61 @@
 
 Owns which facts need a person, which of them are urgent, and what to do about each. ``reports/overview.py`` gathers the
 facts; `tracker status`, the page, alerts and metrics show what this module says, and decide nothing.
+
+Whether a cluster is polled is judged by what is stored about it, never by the memory of a process: since when its
+oldest poll is due, when it was last asked, and which daemons are alive. So cron and daemons are judged alike.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import Final
 
-from tracker.status import Anomaly, Cause, State
+from tracker.status import Anomaly, Cause
 
 BEHIND: Final = timedelta(seconds=60)
-"""A poll that is due for longer than this is late."""
+"""A poll that is due for longer than this is late: what ``report_clusters`` counts as behind."""
+FAR_BEHIND: Final = timedelta(minutes=15)
+"""One that is late by more than this needs a person: no short outage, no burst of jobs and no cron explain it."""
+SEALED_WITHIN: Final = timedelta(hours=24)
+"""A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day. While a
+daemon runs, `FAR_BEHIND` is long enough."""
+NEAR: Final = (1, 3, 7)
+"""Days left until a deadline that is near; of the first the need is urgent."""
+
+KINDS: Final = {
+    "key_refused": (True, "Set a valid key and restart `tracker run`."),
+    "unreachable": (True, "Check base_url, path and the network. `tracker resume {}` asks again at once."),
+    "bad_answer": (True, "Check base_url and path: is it Elevate? `tracker resume {}` asks again at once."),
+    "no_daemon": (True, "Start one: `tracker run`."),
+    "not_polled": (True, "Add {} to the settings of a `tracker run` and restart it."),
+    "polls_late": (True, "Raise max_requests_per_second or max_concurrency, or start another `tracker run`."),
+    "overdue": (True, "`tracker jobs --verdict overdue` lists them. Inform the colleague who answers the person."),
+    "undecidable": (True, "`tracker jobs --verdict undecidable` lists them. `tracker poll JID` asks now."),
+    "seal_damaged": (True, "Run `tracker audit verify`; tracker/audit/ROLES.md says what the owner can do."),
+    "deadline_near": (False, "`tracker jobs --due-within {}` lists them. `tracker show JID` says what is known."),
+    "rate_limited": (False, "Lower max_requests_per_second, or ask Voyado for a higher limit."),
+    "paused": (False, "`tracker resume {}` starts polling again."),
+    "lost": (False, "`tracker jobs --state lost` lists them. Check jid and cluster, then reopen or withdraw."),
+    "failed": (False, "`tracker jobs --state failed` lists them. Submit again, add the new jid, withdraw the old one."),
+    "anomaly": (False, "`tracker report anomalies` lists them."),
+    "undelivered": (False, "Make sure that it exists and can be written to; it is tried again every few minutes."),
+    "unsealed": (False, "`tracker run --once` seals them or says why it cannot; so does the log of `tracker run`."),
+    "download_closing": (False, "Make sure that each was downloaded: `tracker jobs --state done --kind export`."),
+}
+"""Every kind of need, the most urgent first: whether it is urgent, and what to do about its subject."""
+
+_LONGEST: Final = 150
+"""Characters of a reason or an error that are shown; the whole of it may have thousands."""
+
+_OUTAGES: Final = {
+    Cause.KEY_REFUSED: "Elevate refuses the API key",
+    Cause.UNREACHABLE: "Elevate cannot be reached",
+    Cause.BAD_ANSWER: "the server sends no valid answer",
+}
+"""The causes that are kinds of needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +64,8 @@ class Need:
     """One thing that needs a person.
 
     Attributes:
-        kind: One word of a fixed list, as ``key_refused``: alerts and metrics are grouped by it.
-        subject: A cluster, a destination, or empty for a group of jobs of all clusters.
+        kind: One of `KINDS`: alerts and metrics are grouped by it.
+        subject: A cluster, a destination, an anomaly, or days left as ``3d``; else empty.
         since: Since when (aware UTC); None: unknown.
         is_urgent: `tracker status` exits 1 because of it.
         count: How many jobs, polls or checkpoints it is about; 1 where nothing is counted.
@@ -52,20 +95,16 @@ class Daemon:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class ClusterOverview:
     """A cluster, as an operator sees it.
 
     Attributes:
-        cluster: Its name.
         is_configured: It is in the settings of this command.
-        open: Open jobs.
-        polls_behind: Polls that are due for longer than `BEHIND`, whether a daemon has claimed them or not.
-        behind_since: When the oldest of them was due.
+        polls_behind, behind_since: Polls that are due for longer than `BEHIND`, claimed or not; the oldest since when.
+        asked_at: The last request was planned for this time; None: nobody ever asked.
         answered_at: The last valid answer was complete.
         paused_until: None while `pause_cause` is set: until an operator resumes it.
-        pause_cause: None: it is not paused.
-        gap_began_at: None: no gap is open.
-        gap_cause: Why nothing could be observed since.
+        gap_began_at, gap_cause: Since when nothing could be observed, and why; None: no gap is open.
         gap_detail: An operator's reason, or the code of an error.
         next_deadline_on: The nearest day that is a deadline still ahead of an unsettled job.
     """
@@ -75,6 +114,7 @@ class Cluster:
     open: int = 0
     polls_behind: int = 0
     behind_since: datetime | None = None
+    asked_at: datetime | None = None
     answered_at: datetime | None = None
     paused_until: datetime | None = None
     pause_cause: Cause | None = None
@@ -86,14 +126,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """A destination that checkpoints cannot be delivered to.
-
-    Attributes:
-        destination: Without secrets.
-        failing_since: It fails since then.
-        last_error: Class and code.
-        waiting: How many checkpoints it lacks.
-    """
+    """A destination, without secrets, that lacks so many checkpoints; the error is class and code."""
 
     destination: str
     failing_since: datetime
@@ -106,20 +139,26 @@ class Seals:
     """How the history is sealed.
 
     Attributes:
-        number: Of the last checkpoint; None: it is missing or damaged.
-        sealed_at: When it was made; None: nothing is sealed.
+        number, sealed_at: Of the last checkpoint. No number: it is damaged. No time: nothing is sealed.
         key_id: Whose signature it says to have; None: it is unsigned.
         unsealed: Rows of history since.
         unsealed_since: When the oldest transition of them was recorded.
-        undelivered: By destination.
     """
 
-    number: int | None
-    sealed_at: datetime | None
-    key_id: str | None
-    unsealed: int
-    unsealed_since: datetime | None
-    undelivered: tuple[Undelivered, ...]
+    number: int | None = None
+    sealed_at: datetime | None = None
+    key_id: str | None = None
+    unsealed: int = 0
+    unsealed_since: datetime | None = None
+    undelivered: tuple[Undelivered, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Jobs or transitions that are counted together, and the time of the oldest."""
+
+    count: int = 0
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,22 +167,170 @@ class Overview:
 
     Attributes:
         now: The database's time.
+        seal_after: The setting.
         daemons: Those alive.
         last_beat_at: The newest beat of any daemon; None: there never was one.
         clusters: Those configured or in the database, by name.
-        unsettled: Number of unsettled jobs by (state, verdict).
+        overdue, undecidable: Open jobs (and failed ones) with this verdict, since the first of their deadlines.
+        lost, failed: Jobs in this state, since the first was.
         due_within: Number of unsettled jobs whose deadline is ahead, by the days (of the legal zone) that are left.
-        anomalies: Number of transitions of the last day, by word.
+        anomalies: Transitions of the last day, by word.
+        downloads: Exports whose download window closes within a day; the time is when the first does.
         seals: How the history is sealed.
-        seal_after: The setting.
     """
 
     now: datetime
-    daemons: tuple[Daemon, ...]
-    last_beat_at: datetime | None
-    clusters: tuple[Cluster, ...]
-    unsettled: dict[tuple[State, str], int]
-    due_within: dict[int, int]
-    anomalies: dict[Anomaly, int]
-    seals: Seals
     seal_after: timedelta
+    daemons: tuple[Daemon, ...] = ()
+    last_beat_at: datetime | None = None
+    clusters: tuple[ClusterOverview, ...] = ()
+    overdue: Group = Group()
+    undecidable: Group = Group()
+    lost: Group = Group()
+    failed: Group = Group()
+    due_within: dict[int, int] = field(default_factory=dict)
+    anomalies: dict[Anomaly, Group] = field(default_factory=dict)
+    downloads: Group = Group()
+    seals: Seals = Seals()
+
+    @property
+    def open(self) -> int:
+        """How many jobs are open."""
+        return sum(cluster.open for cluster in self.clusters)
+
+
+def needs(seen: Overview) -> list[Need]:
+    """Return what needs a person, the most urgent first.
+
+    A done job whose verdict is missed or undecidable is not among it: nothing that anyone does changes that any more.
+    """
+    found = [*_clusters(seen), *_jobs(seen), *_evidence(seen)]
+    return sorted(found, key=lambda need: (not need.is_urgent, list(KINDS).index(need.kind)))
+
+
+def _need(kind: str, what: str, subject: str = "", since: datetime | None = None, count: int = 1) -> Need:
+    is_urgent, action = KINDS[kind]
+    return Need(kind, subject, since, is_urgent, count, what, action.format(subject))
+
+
+def _clusters(seen: Overview) -> Iterator[Need]:
+    """Yield what keeps clusters from being polled."""
+    left: list[ClusterOverview] = []
+    for one in seen.clusters:
+        name, causes = one.cluster, {one.pause_cause, one.gap_cause}
+        why = _note(one.gap_detail, _since(one.gap_began_at))
+        late = f"{name}: {_count(one.polls_behind, 'late poll')}{_note(_since(one.behind_since))}"
+        is_far_behind = one.behind_since is not None and one.behind_since < seen.now - FAR_BEHIND
+        if one.pause_cause is Cause.PAUSED:
+            # A gap of another cause began before, and says nothing of the pause.
+            since, why = (one.gap_began_at, why) if one.gap_cause is Cause.PAUSED else (None, "")
+            what = f"{name}: an operator stopped polling{why}; {_count(one.open, 'open job')}"
+            yield _need("paused", what, name, since, one.open)
+            continue
+        outage = next((cause for cause in _OUTAGES if cause in causes), None)
+        if outage is not None:
+            yield _need(outage, f"{name}: {_OUTAGES[outage]}{why}", name, one.gap_began_at)
+        if one.paused_until is not None and one.paused_until > seen.now:  # no daemon may ask
+            if is_far_behind and outage is None:
+                what = f"{late}. The server asked us to wait until {_time(one.paused_until)}"
+                yield _need("rate_limited", what, name, one.behind_since, one.polls_behind)
+        elif _is_unpolled(seen, one):
+            what = f"{late}. No running daemon is configured for this cluster"
+            yield _need("not_polled", what, name, one.behind_since, one.polls_behind)
+        elif is_far_behind and not seen.daemons:
+            left.append(one)
+        elif is_far_behind and outage is None:
+            yield _need("polls_late", late, name, one.behind_since, one.polls_behind)
+    if left:
+        count = sum(one.polls_behind for one in left)
+        since = min(one.behind_since for one in left if one.behind_since is not None)
+        what = f"No daemon runs, and {_count(count, 'poll')} late{_note(_since(since))}"
+        yield _need("no_daemon", what, "", since, count)
+
+
+def _is_unpolled(seen: Overview, one: ClusterOverview) -> bool:
+    """Whether polls of a cluster are late because no daemon has it in its settings.
+
+    Which those are is not stored. While a daemon is alive and had a minute to ask: nothing was asked since
+    the oldest late poll was due, and that is 15 minutes ago, or the last request was sent before any of them began.
+    Else: nobody ever asked, and it is not configured here either.
+    """
+    if one.behind_since is None or (one.asked_at is not None and one.asked_at >= one.behind_since):
+        return False
+    if not seen.daemons:
+        return one.asked_at is None and not one.is_configured
+    began_at = min(daemon.started_at for daemon in seen.daemons)
+    is_older = one.asked_at is None or one.asked_at < began_at
+    return began_at < seen.now - BEHIND and (is_older or one.behind_since < seen.now - FAR_BEHIND)
+
+
+def _jobs(seen: Overview) -> Iterator[Need]:
+    """Yield the groups of jobs that a person has to do something about."""
+    is_unseen = seen.undecidable.since is not None and seen.undecidable.since < seen.now - FAR_BEHIND
+    for kind, group, what in (
+        ("overdue", seen.overdue, "overdue: not done at the deadline"),
+        ("undecidable", seen.undecidable if is_unseen else Group(), "not seen since the deadline"),
+        ("lost", seen.lost, "lost: Elevate does not know the jid"),
+        ("failed", seen.failed, "failed: Elevate said error"),
+    ):
+        if group.count:
+            first = "" if group.since is None else f"the first on {group.since:%Y-%m-%d}"
+            yield _need(kind, f"{_count(group.count, 'job')} {what}{_note(first)}", "", group.since, group.count)
+    for above, days in zip((-1, *NEAR), NEAR, strict=False):
+        if count := sum(jobs for left, jobs in seen.due_within.items() if above < left <= days):
+            what = f"{_count(count, 'job')} not done, with at most {_count(days, 'day')} until the deadline"
+            yield replace(_need("deadline_near", what, f"{days}d", None, count), is_urgent=days == NEAR[0])
+    for word, group in seen.anomalies.items():
+        what = f"{_count(group.count, 'transition')} with the anomaly {word} in the last 24 hours"
+        yield _need("anomaly", what, word, group.since, group.count)
+    if count := seen.downloads.count:
+        what = f"{_count(count, 'export')} that can be downloaded for less than a day"
+        yield _need("download_closing", what, "", None, count)
+
+
+def _evidence(seen: Overview) -> Iterator[Need]:
+    """Yield what keeps checkpoints from being made, or from leaving the database."""
+    its = seen.seals
+    if its.sealed_at is not None and its.number is None:
+        what = "The newest row in `seals` is not a valid checkpoint; sealing has stopped"
+        yield _need("seal_damaged", what, "", its.sealed_at)
+    elif its.unsealed_since is not None:
+        # A job may be registered as of long ago, and a daemon may have begun just now.
+        waiting_since = max(its.unsealed_since, its.sealed_at or its.unsealed_since)
+        running_since = min((daemon.started_at for daemon in seen.daemons), default=seen.now)
+        due_at = seen.now - seen.seal_after
+        is_slow = its.unsealed_since < due_at - SEALED_WITHIN
+        if is_slow or max(waiting_since, running_since) < due_at - FAR_BEHIND:
+            what = f"{_count(its.unsealed, 'row')} of history not sealed{_note(_since(its.unsealed_since))}"
+            yield _need("unsealed", what, "", its.unsealed_since, its.unsealed)
+    for one in its.undelivered:
+        why = _note(one.last_error, _since(one.failing_since))
+        what = f"{_short(one.destination)}: {_count(one.waiting, 'checkpoint')} not delivered{why}"
+        need = _need("undelivered", what, one.destination, one.failing_since, one.waiting)
+        if one.last_error.startswith("Chain "):
+            need = replace(need, is_urgent=True, action="The chain is damaged: run `tracker audit verify`.")
+        elif one.last_error.startswith("CheckpointFile "):
+            need = replace(need, action="Find out what is in that file, and why, before you move it away.")
+        yield need
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _note(*facts: str | None) -> str:
+    """Return the facts that are known, in brackets."""
+    known = [_short(fact) for fact in facts if fact]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _since(at: datetime | None) -> str:
+    return "" if at is None else f"since {_time(at)}"
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

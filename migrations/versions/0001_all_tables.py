@@ -183,6 +183,14 @@ def upgrade() -> None:
     op.create_index("ix_jobs_cluster_due_at", "jobs", ["cluster", "due_at"])
     op.create_index("ix_jobs_jid", "jobs", ["jid"])
     op.create_index("ix_jobs_reference", "jobs", ["reference"])
+    for name, rows, columns in (
+        ("ix_jobs_unsettled", "state IN ('open', 'failed', 'lost')", ["deadline_on", "id"]),
+        ("ix_jobs_unsettled_cluster", "state IN ('open', 'failed', 'lost')", ["cluster", "deadline_at", "state"]),
+        ("ix_jobs_stuck", "state IN ('failed', 'lost')", ["state"]),
+        ("ix_jobs_ended", "ended_by IS NOT NULL", ["ended_by", "id"]),
+    ):
+        where = sa.text(rows)
+        op.create_index(name, "jobs", columns, sqlite_where=where, postgresql_where=where)
     op.create_table(
         "transitions",
         _id(),
@@ -302,6 +310,7 @@ def upgrade() -> None:
         sa.Column("gap_detail", sa.String()),
         sa.Column("gap_actor", sa.String()),
         sa.Column("next_request_at", instant),
+        sa.Column("utc_offsets", sa.String()),
         sa.PrimaryKeyConstraint("cluster", name="pk_clusters"),
         _text("clusters", "cluster", 63),
         _count("clusters", "failures"),
@@ -310,6 +319,7 @@ def upgrade() -> None:
         _word("clusters", "gap_cause", CAUSES),
         _text("clusters", "gap_detail", 4096, refused="@"),
         _text("clusters", "gap_actor"),
+        _text("clusters", "utc_offsets", 4096),
         *(
             _instant("clusters", name)
             for name in ("answered_at", "failing_since", "paused_until", "gap_began_at", "next_request_at")

@@ -37,7 +37,7 @@ BOUNDS = dict.fromkeys(views.VIEWS, 6.0) | {
 }
 
 DURATIONS_MEGABYTES = 300
-PAGE_SECONDS = 30
+PAGE_SECONDS = 60
 """At most, of `report durations` and of the page of all reports."""
 
 BEGAN = 1_693_526_400  # 2023-09-01: the first submission, in epoch seconds

@@ -297,53 +297,34 @@ SELECT
     t.actor,
     t.anomaly,
     t.reason,
-    (
-        SELECT min(l.id) FROM seals l WHERE l.last_transition_id = (
-            SELECT min(f.last_transition_id) FROM seals f WHERE f.last_transition_id >= t.id
-        )
-    ) AS seal_id
+    (SELECT l.id FROM seals l WHERE l.last_transition_id >= t.id ORDER BY l.last_transition_id, l.id LIMIT 1) AS seal_id
 FROM transitions t
 JOIN jobs j ON j.id = t.job_id
 LEFT JOIN sources s ON s.id = t.source_id;
 
 CREATE VIEW report_statuses AS
-WITH passed_over AS (
-    SELECT e.job_id, e.seq, n.last_seen_at, n.observed_at
-    FROM (
-        SELECT job_id, seq FROM transitions WHERE action = 'amended'
-        UNION ALL
-        SELECT job_id, seq FROM transitions WHERE from_state <> 'open' AND from_state <> to_state
-        UNION ALL
-        SELECT job_id, seq FROM transitions WHERE action = 'observed' AND from_status = to_status
-    ) p
-    JOIN transitions n ON n.job_id = p.job_id AND n.seq = p.seq + 1 AND n.to_status IS NOT NULL AND (n.from_status IS NULL OR n.from_status <> n.to_status)
-    JOIN transitions e ON e.job_id = p.job_id AND e.seq < p.seq AND e.to_status IS NOT NULL AND (e.from_status IS NULL OR e.from_status <> e.to_status)
-    WHERE NOT EXISTS (
-        SELECT 1 FROM transitions b WHERE b.job_id = p.job_id AND b.seq > e.seq AND b.seq < p.seq AND b.to_status IS NOT NULL AND (b.from_status IS NULL OR b.from_status <> b.to_status)
-    )
+WITH entries AS (
+    SELECT
+        job_id, to_status AS status, last_seen_at, observed_at,
+        lead(last_seen_at) OVER (PARTITION BY job_id ORDER BY seq) AS left_after,
+        lead(observed_at) OVER (PARTITION BY job_id ORDER BY seq) AS left_by
+    FROM transitions
+    WHERE to_status IS NOT NULL AND (from_status IS NULL OR from_status <> to_status)
 )
 SELECT
     j.cluster,
     j.jid,
     j.kind,
     j.reference,
-    s.status,
-    CASE WHEN s.last_seen_at IS NULL AND j.submitted_at > s.observed_at THEN s.observed_at ELSE coalesce(s.last_seen_at, j.submitted_at) END AS entered_after,
-    s.observed_at AS entered_by,
-    s.left_after,
-    s.left_by,
-    coalesce(max(0.0, (((unixepoch(substr(CASE WHEN s.left_by IS NULL THEN j.seen_at ELSE s.left_after END, 1, 19)) * 1000000 + substr(CASE WHEN s.left_by IS NULL THEN j.seen_at ELSE s.left_after END, 21)) - (unixepoch(substr(s.observed_at, 1, 19)) * 1000000 + substr(s.observed_at, 21))) / 1000000.0)), 0.0) AS seconds_min,
-    (((unixepoch(substr(CASE WHEN s.left_by IS NULL AND j.state = 'open' THEN (SELECT c.at FROM clock c) ELSE s.left_by END, 1, 19)) * 1000000 + substr(CASE WHEN s.left_by IS NULL AND j.state = 'open' THEN (SELECT c.at FROM clock c) ELSE s.left_by END, 21)) - (unixepoch(substr(CASE WHEN s.last_seen_at IS NULL AND j.submitted_at > s.observed_at THEN s.observed_at ELSE coalesce(s.last_seen_at, j.submitted_at) END, 1, 19)) * 1000000 + substr(CASE WHEN s.last_seen_at IS NULL AND j.submitted_at > s.observed_at THEN s.observed_at ELSE coalesce(s.last_seen_at, j.submitted_at) END, 21))) / 1000000.0) AS seconds_max
-FROM (
-    SELECT
-        t.job_id, t.to_status AS status, t.last_seen_at, t.observed_at,
-        coalesce(n.last_seen_at, p.last_seen_at) AS left_after, coalesce(n.observed_at, p.observed_at) AS left_by
-    FROM transitions t
-    LEFT JOIN transitions n ON n.job_id = t.job_id AND n.seq = t.seq + 1 AND n.to_status IS NOT NULL AND (n.from_status IS NULL OR n.from_status <> n.to_status)
-    LEFT JOIN passed_over p ON p.job_id = t.job_id AND p.seq = t.seq
-    WHERE t.to_status IS NOT NULL AND (t.from_status IS NULL OR t.from_status <> t.to_status)
-) s
-CROSS JOIN jobs j WHERE j.id = s.job_id;
+    e.status,
+    CASE WHEN e.last_seen_at IS NULL AND j.submitted_at > e.observed_at THEN e.observed_at ELSE coalesce(e.last_seen_at, j.submitted_at) END AS entered_after,
+    e.observed_at AS entered_by,
+    e.left_after,
+    e.left_by,
+    coalesce(max(0.0, (((unixepoch(substr(CASE WHEN e.left_by IS NULL THEN j.seen_at ELSE e.left_after END, 1, 19)) * 1000000 + substr(CASE WHEN e.left_by IS NULL THEN j.seen_at ELSE e.left_after END, 21)) - (unixepoch(substr(e.observed_at, 1, 19)) * 1000000 + substr(e.observed_at, 21))) / 1000000.0)), 0.0) AS seconds_min,
+    (((unixepoch(substr(CASE WHEN e.left_by IS NULL AND j.state = 'open' THEN (SELECT c.at FROM clock c) ELSE e.left_by END, 1, 19)) * 1000000 + substr(CASE WHEN e.left_by IS NULL AND j.state = 'open' THEN (SELECT c.at FROM clock c) ELSE e.left_by END, 21)) - (unixepoch(substr(CASE WHEN e.last_seen_at IS NULL AND j.submitted_at > e.observed_at THEN e.observed_at ELSE coalesce(e.last_seen_at, j.submitted_at) END, 1, 19)) * 1000000 + substr(CASE WHEN e.last_seen_at IS NULL AND j.submitted_at > e.observed_at THEN e.observed_at ELSE coalesce(e.last_seen_at, j.submitted_at) END, 21))) / 1000000.0) AS seconds_max
+FROM entries e
+JOIN jobs j ON j.id = e.job_id;
 
 CREATE VIEW report_monthly AS
 SELECT
@@ -384,6 +365,12 @@ FROM (
 GROUP BY r.month, r.kind, r.cluster;
 
 CREATE VIEW report_deadlines AS
+WITH today AS (
+    SELECT s.cluster, z.day
+    FROM (SELECT cluster, legal_timezone, row_number() OVER (PARTITION BY cluster ORDER BY id DESC) AS place FROM sources) s
+    JOIN zone z ON z.timezone = s.legal_timezone AND z.begins_at <= (SELECT c.at FROM clock c) AND z.ends_at > (SELECT c.at FROM clock c)
+    WHERE s.place = 1
+)
 SELECT
     j.cluster,
     j.jid,
@@ -413,15 +400,13 @@ SELECT
         WHEN CASE j.status WHEN 'not_found' THEN j.status_after ELSE j.seen_at END >= j.deadline_at THEN 'overdue'
         ELSE 'undecidable'
     END AS verdict,
-    CASE WHEN j.state IN ('open', 'failed', 'lost') THEN CASE
-        WHEN (((unixepoch(substr(j.deadline_at, 1, 19)) * 1000000 + substr(j.deadline_at, 21)) - (unixepoch(substr((SELECT c.at FROM clock c), 1, 19)) * 1000000 + substr((SELECT c.at FROM clock c), 21))) / 1000000.0) >= 0 THEN CAST((((unixepoch(substr(j.deadline_at, 1, 19)) * 1000000 + substr(j.deadline_at, 21)) - (unixepoch(substr((SELECT c.at FROM clock c), 1, 19)) * 1000000 + substr((SELECT c.at FROM clock c), 21))) / 1000000.0) / 86400 AS INTEGER)
-        ELSE -CAST((86399.999999 - (((unixepoch(substr(j.deadline_at, 1, 19)) * 1000000 + substr(j.deadline_at, 21)) - (unixepoch(substr((SELECT c.at FROM clock c), 1, 19)) * 1000000 + substr((SELECT c.at FROM clock c), 21))) / 1000000.0)) / 86400 AS INTEGER)
-    END END AS days_left
+    CASE WHEN j.state IN ('open', 'failed', 'lost') THEN CAST(julianday(j.deadline_on) - julianday(coalesce(d.day, substr((SELECT c.at FROM clock c), 1, 10))) AS INTEGER) END AS days_left
 FROM jobs j
 LEFT JOIN transitions r ON r.job_id = j.id AND r.seq = 0
 LEFT JOIN (
     SELECT t.job_id, count(*) AS amendments FROM transitions t WHERE t.action = 'amended' GROUP BY t.job_id
-) a ON a.job_id = j.id;
+) a ON a.job_id = j.id
+LEFT JOIN today d ON d.cluster = j.cluster;
 
 CREATE VIEW report_requests AS
 SELECT
@@ -472,21 +457,20 @@ WHERE anomaly IS NOT NULL;
 
 CREATE VIEW report_gaps AS
 WITH all_gaps AS (
-    SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+    SELECT id, cluster, began_at, ended_at, ended_at AS until_at, 0 AS is_open, cause, detail FROM gaps
     UNION ALL
-    SELECT NULL AS id, cluster, gap_began_at, NULL AS ended_at, 1 AS is_open, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
+    SELECT NULL AS id, cluster, gap_began_at, NULL AS ended_at, (SELECT c.at FROM clock c) AS until_at, 1 AS is_open, gap_cause, gap_detail
+    FROM clusters WHERE gap_began_at IS NOT NULL
+),
+changes AS (
+    SELECT
+        job_id, to_state, observed_at AS began_at,
+        lead(observed_at) OVER (PARTITION BY job_id ORDER BY seq) AS ended_at
+    FROM transitions
+    WHERE from_state IS NULL OR from_state <> to_state
 ),
 spells AS (
-    SELECT c.job_id, j.cluster, c.began_at, c.ended_at
-    FROM (
-        SELECT
-            t.job_id, t.to_state, t.observed_at AS began_at,
-            lead(t.observed_at) OVER (PARTITION BY t.job_id ORDER BY t.seq) AS ended_at
-        FROM transitions t
-        WHERE t.from_state IS NULL OR t.from_state <> t.to_state
-    ) c
-    JOIN jobs j ON j.id = c.job_id
-    WHERE c.to_state = 'open'
+    SELECT c.job_id, j.cluster, c.began_at, c.ended_at FROM changes c JOIN jobs j ON j.id = c.job_id WHERE c.to_state = 'open'
 )
 SELECT
     g.cluster,
@@ -495,80 +479,73 @@ SELECT
     g.is_open,
     g.cause,
     g.detail,
-    (((unixepoch(substr(coalesce(g.ended_at, (SELECT c.at FROM clock c)), 1, 19)) * 1000000 + substr(coalesce(g.ended_at, (SELECT c.at FROM clock c)), 21)) - (unixepoch(substr(g.began_at, 1, 19)) * 1000000 + substr(g.began_at, 21))) / 1000000.0) AS seconds,
+    (((unixepoch(substr(g.until_at, 1, 19)) * 1000000 + substr(g.until_at, 21)) - (unixepoch(substr(g.began_at, 1, 19)) * 1000000 + substr(g.began_at, 21))) / 1000000.0) AS seconds,
     count(DISTINCT s.job_id) AS open_jobs
 FROM all_gaps g
-LEFT JOIN spells s ON s.cluster = g.cluster AND s.began_at < coalesce(g.ended_at, (SELECT c.at FROM clock c))
-    AND (s.ended_at IS NULL OR s.ended_at > g.began_at)
-GROUP BY g.id, g.cluster, g.began_at, g.ended_at, g.is_open, g.cause, g.detail;
+LEFT JOIN spells s ON s.cluster = g.cluster AND s.began_at < g.until_at AND (s.ended_at IS NULL OR s.ended_at > g.began_at)
+GROUP BY g.id, g.cluster, g.began_at, g.ended_at, g.until_at, g.is_open, g.cause, g.detail;
 
 CREATE VIEW report_coverage AS
 WITH all_gaps AS (
-    SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+    SELECT id, cluster, began_at, ended_at, ended_at AS until_at, 0 AS is_open, cause, detail FROM gaps
     UNION ALL
-    SELECT NULL AS id, cluster, gap_began_at, NULL AS ended_at, 1 AS is_open, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
+    SELECT NULL AS id, cluster, gap_began_at, NULL AS ended_at, (SELECT c.at FROM clock c) AS until_at, 1 AS is_open, gap_cause, gap_detail
+    FROM clusters WHERE gap_began_at IS NOT NULL
+),
+marked AS (
+    SELECT cluster, began_at, until_at, CASE WHEN began_at <= max(until_at) OVER (
+            PARTITION BY cluster ORDER BY began_at, until_at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) THEN 0 ELSE 1 END AS is_first
+    FROM all_gaps
+),
+numbered AS (
+    SELECT marked.*, sum(is_first) OVER (PARTITION BY cluster ORDER BY began_at, until_at ROWS UNBOUNDED PRECEDING) AS stretch
+    FROM marked
 ),
 stretches AS (
-    SELECT n.cluster, min(n.began_at) AS began_at, max(n.ended_at) AS ended_at
-    FROM (
-        SELECT
-            f.*, sum(f.is_first) OVER (PARTITION BY f.cluster ORDER BY f.began_at, f.ended_at ROWS UNBOUNDED PRECEDING) AS stretch
-        FROM (
-            SELECT
-                g.cluster, g.began_at, coalesce(g.ended_at, (SELECT c.at FROM clock c)) AS ended_at,
-                CASE WHEN g.began_at <= max(coalesce(g.ended_at, (SELECT c.at FROM clock c))) OVER (
-                    PARTITION BY g.cluster ORDER BY g.began_at, coalesce(g.ended_at, (SELECT c.at FROM clock c))
-                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-                ) THEN 0 ELSE 1 END AS is_first
-            FROM all_gaps g
-        ) f
-    ) n
-    GROUP BY n.cluster, n.stretch
-),
-lives AS (
-    SELECT
-        j.cluster, j.jid, j.registered_at AS began_at,
-        max(j.registered_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))) AS ended_at
-    FROM jobs j
+    SELECT cluster, min(began_at) AS began_at, max(until_at) AS until_at FROM numbered GROUP BY cluster, stretch
 ),
 unobserved AS (
-    SELECT
-        l.cluster, l.jid, ((unixepoch(substr(l.ended_at, 1, 19)) * 1000000 + substr(l.ended_at, 21)) - (unixepoch(substr(l.began_at, 1, 19)) * 1000000 + substr(l.began_at, 21))) AS life,
-        coalesce(sum(((unixepoch(substr(min(s.ended_at, l.ended_at), 1, 19)) * 1000000 + substr(min(s.ended_at, l.ended_at), 21)) - (unixepoch(substr(max(s.began_at, l.began_at), 1, 19)) * 1000000 + substr(max(s.began_at, l.began_at), 21)))) FILTER (WHERE s.cluster IS NOT NULL), 0) AS total,
-        coalesce(max(((unixepoch(substr(min(s.ended_at, l.ended_at), 1, 19)) * 1000000 + substr(min(s.ended_at, l.ended_at), 21)) - (unixepoch(substr(max(s.began_at, l.began_at), 1, 19)) * 1000000 + substr(max(s.began_at, l.began_at), 21)))) FILTER (WHERE s.cluster IS NOT NULL), 0) AS longest
-    FROM lives l
-    LEFT JOIN stretches s ON s.cluster = l.cluster AND s.began_at < l.ended_at AND s.ended_at > l.began_at
-    GROUP BY l.cluster, l.jid, l.began_at, l.ended_at
+    SELECT j.id, ((unixepoch(substr(coalesce(j.ended_by, (SELECT c.at FROM clock c)), 1, 19)) * 1000000 + substr(coalesce(j.ended_by, (SELECT c.at FROM clock c)), 21)) - (unixepoch(substr(j.registered_at, 1, 19)) * 1000000 + substr(j.registered_at, 21))) AS life, sum(((unixepoch(substr(min(s.until_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 1, 19)) * 1000000 + substr(min(s.until_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 21)) - (unixepoch(substr(max(s.began_at, j.registered_at), 1, 19)) * 1000000 + substr(max(s.began_at, j.registered_at), 21)))) AS total, max(((unixepoch(substr(min(s.until_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 1, 19)) * 1000000 + substr(min(s.until_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 21)) - (unixepoch(substr(max(s.began_at, j.registered_at), 1, 19)) * 1000000 + substr(max(s.began_at, j.registered_at), 21)))) AS longest
+    FROM jobs j
+    JOIN stretches s ON s.cluster = j.cluster AND s.began_at < coalesce(j.ended_by, (SELECT c.at FROM clock c)) AND s.until_at > j.registered_at
+    WHERE j.registered_at < coalesce(j.ended_by, (SELECT c.at FROM clock c))
+    GROUP BY j.id, j.registered_at, j.ended_by
 )
 SELECT
-    u.cluster,
-    u.jid,
-    CASE WHEN u.total > 0 THEN CAST(u.life - u.total AS double precision) / u.life ELSE 1.0 END AS covered_share,
-    u.longest / CAST(1000000 AS double precision) AS longest_unobserved_seconds
-FROM unobserved u;
+    j.cluster,
+    j.jid,
+    coalesce(CAST(u.life - u.total AS double precision) / u.life, 1.0) AS covered_share,
+    coalesce(u.longest / CAST(1000000 AS double precision), 0.0) AS longest_unobserved_seconds
+FROM jobs j
+LEFT JOIN unobserved u ON u.id = j.id;
 
 CREATE VIEW report_clusters AS
+WITH RECURSIVE names(cluster) AS (
+    SELECT min(j.cluster) FROM jobs j
+    UNION ALL
+    SELECT (SELECT min(j.cluster) FROM jobs j WHERE j.cluster > n.cluster) FROM names n WHERE n.cluster IS NOT NULL
+)
 SELECT
     n.cluster,
-    coalesce(j.open, 0) AS open,
-    coalesce(j.polls_behind, 0) AS polls_behind,
+    (
+        SELECT count(*) FROM jobs j
+        WHERE j.cluster = n.cluster AND j.state IN ('open', 'failed', 'lost') AND j.state = 'open'
+    ) AS open,
+    (
+        SELECT count(*) FROM jobs j
+        WHERE j.cluster = n.cluster AND j.due_at < (strftime('%Y-%m-%d %H:%M:%S', substr((SELECT c.at FROM clock c), 1, 19), '-60 seconds') || substr((SELECT c.at FROM clock c), 20))
+    ) AS polls_behind,
     c.answered_at,
     c.paused_until,
     c.pause_cause,
-    j.next_deadline_on
-FROM (SELECT cluster FROM clusters UNION SELECT cluster FROM jobs) n
-LEFT JOIN clusters c ON c.cluster = n.cluster
-LEFT JOIN (
-    SELECT
-        cluster,
-        count(*) FILTER (WHERE state = 'open') AS open,
-        count(*) FILTER (WHERE state = 'open' AND due_at < (strftime('%Y-%m-%d %H:%M:%S', substr((SELECT c.at FROM clock c), 1, 19), '-60 seconds') || substr((SELECT c.at FROM clock c), 20))) AS polls_behind,
-        min(deadline_on) FILTER (
-            WHERE state IN ('open', 'failed', 'lost') AND deadline_at > (SELECT c.at FROM clock c)
-        ) AS next_deadline_on
-    FROM jobs
-    GROUP BY cluster
-) j ON j.cluster = n.cluster;
+    (
+        SELECT j.deadline_on FROM jobs j
+        WHERE j.cluster = n.cluster AND j.state IN ('open', 'failed', 'lost') AND j.deadline_at > (SELECT c.at FROM clock c)
+        ORDER BY j.deadline_at LIMIT 1
+    ) AS next_deadline_on
+FROM (SELECT cluster FROM clusters UNION SELECT cluster FROM names WHERE cluster IS NOT NULL) n
+LEFT JOIN clusters c ON c.cluster = n.cluster;
 
 -- The checks: each SELECT lists rows that no possible history has.
 

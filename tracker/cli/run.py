@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from tracker.cli.output import Column, emit, example, format_option
+
+_PAGE = "from tracker import cli; raise SystemExit(cli.main(['report', '--format', 'html']))"
+"""Python that writes the page of all reports to standard output."""
 
 
 @click.command(epilog=example("tracker run", "tracker run --once   # for cron"))
@@ -12,10 +17,10 @@ from tracker.cli.output import Column, emit, example, format_option
 def run(once: bool) -> None:
     """Poll open jobs until SIGTERM or Ctrl-C, and record each transition.
 
-    What is under way when the first signal comes ends and is recorded; a second signal exits at once. Events go to
-    stderr, one line each: key=value on a terminal, JSON otherwise.
+    After the first signal the requests under way end and are recorded; a second one exits at once. Events go to stderr,
+    one line each: key=value on a terminal, JSON otherwise.
     """
-    from contextlib import nullcontext
+    from contextlib import ExitStack
 
     from tracker import daemon, logs, settings, web
     from tracker.audit.sealing import Sealing
@@ -23,7 +28,11 @@ def run(once: bool) -> None:
     effective = settings.load()
     logs.setup()
     sealing = Sealing(effective, once=once)
-    with nullcontext() if once else web.page(effective):
+    with ExitStack() as stack:
+        if effective.http_port is not None and not once:
+            page = web.PageProcess([sys.executable, "-P", "-c", _PAGE])  # -P: import nothing from the current folder
+            stack.callback(page.close)
+            stack.enter_context(web.serving(effective.http_port, {"/": page.response}))
         tally = daemon.run(effective, once=once, beside=[sealing])
     if once:
         click.echo(
@@ -40,8 +49,8 @@ def run(once: bool) -> None:
 def poll(jids: tuple[str, ...], cluster: str | None, format: str | None) -> int:
     """Ask Elevate about jobs now, out of turn.
 
-    It keeps to the cluster's rate, and asks also while an error pauses the cluster: a valid answer ends that pause.
-    Exits with 69 when there was no valid answer about some job.
+    Keeps to the cluster's rate. Asks also while an error pauses the cluster; a valid answer ends that pause. Exits with
+    69 if some job got no valid answer.
     """
     from tracker import daemon, logs, settings
 
@@ -56,5 +65,5 @@ def poll(jids: tuple[str, ...], cluster: str | None, format: str | None) -> int:
     )
     left = [job.jid for job in asked if not job.was_asked]
     if left:
-        click.echo(f"not asked, since another daemon is asking just now: {', '.join(left)}", err=True)
+        click.echo(f"Not asked, because another daemon is asking now: {', '.join(left)}", err=True)
     return 69 if any(job.last_error for job in asked) else 0

@@ -36,6 +36,7 @@ from tracker.intake import register
 from tracker.models import JOBS, TRANSITIONS
 from tracker.poller import Poller, Tally
 from tracker.reports import page
+from tracker.reports.overview import overview
 from tracker.settings import ClusterSettings, Settings
 from tracker.status import Action, Kind, State, Status
 
@@ -245,15 +246,12 @@ def page_of(path: Path) -> Path:
 
 
 def write_page(path: Path) -> Path:
-    """Write the reports on the database at *path* as a page beside it, and return where.
-
-    Raises:
-        Refused: It cannot be written there.
-    """
+    """Write the reports on the database at *path* as a page beside it, and return where."""
     engine = database.open_database(url_of(path))
     with database.reading(engine) as connection:
-        page.write(page_of(path), connection)
+        made = page.render(connection, overview=overview(connection, (), timedelta(hours=1)))
     engine.dispose()
+    page_of(path).write_text(made, encoding="utf-8")
     return page_of(path)
 
 

@@ -40,7 +40,7 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.errors import InvalidField
-from tracker.models import JOBS, UtcDateTime
+from tracker.models import JOBS
 from tracker.reports import render, views
 from tracker.reports.about import Filters
 from tracker.reports.render import Mode
@@ -105,22 +105,23 @@ def shadows(
     dialect = connection.dialect.name
     if as_of is None and filters == Filters():
         return ()
+    needed = _needed(names, dialect)
     found: list[sa.CTE] = []
     jobs: sa.FromClause = _jobs("jobs", "main" if dialect == "sqlite" else None)
     if as_of is not None:
         _check(connection, as_of)
-        found += _known(dialect, as_of, "clusters", *_ROWS)
+        found += _known(dialect, as_of, "clusters", "transitions", "gaps", "sources", "seals")
+        if not is_kept or "report_deadlines" in needed:
+            found.append(_zone(connection, as_of, zone))
         if is_kept:
             jobs = _KEPT
-            found.append(sa.select(_KEPT_SEALS).cte("seals").prefix_with("NOT MATERIALIZED"))
         else:
-            found += (_relation("seals", dialect, _mode(as_of)), *_replay(connection, as_of, zone))
+            found += _replay(dialect, as_of)
             jobs = _jobs("replayed")
     asked = sa.select(*jobs.c).where(*filters.conditions(jobs.c)).cte("jobs")
     # A replay must run only once; a mere filter must not hide the indexes from a view.
     found.append(asked.prefix_with("NOT MATERIALIZED" if as_of is None or is_kept else "MATERIALIZED"))
-    mode = _mode(as_of)
-    return (*found, *(text(views.sql(name, dialect, mode)).cte(name) for name in _needed(names, dialect)))
+    return (*found, *(text(views.sql(name, dialect, _mode(as_of))).cte(name) for name in needed))
 
 
 @contextmanager
@@ -130,39 +131,27 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
     A page needs them a dozen times; otherwise each query of `shadows` replays all histories. It does not work without
     the right to make temporary tables, as for an auditor on PostgreSQL, and is not done for now.
     """
-    may = as_of is not None
-    if may and connection.dialect.name == "postgresql":
-        may = connection.exec_driver_sql(
-            "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
-            " AND current_setting('transaction_read_only') = 'off'"
-        ).scalar_one()
-    if as_of is None or not may:
+    dialect = connection.dialect.name
+    if as_of is None or (dialect == "postgresql" and not connection.exec_driver_sql(_MAY_KEEP).scalar_one()):
         yield False
         return
     _check(connection, as_of)
     _KEPT.create(connection)
-    dialect = connection.dialect.name
     transitions = render.sql("reports/replay/transitions", dialect, _mode(as_of))
-    known = _known(dialect, as_of, "gaps", "sources"), _replay(connection, as_of, zone)
+    known = *_known(dialect, as_of, "gaps", "sources"), _zone(connection, as_of, zone)
     last = connection.execute(sa.select(sa.func.max(JOBS.c.id))).scalar_one() or 0
     for after in range(0, last, _KEPT_AT_ONCE):
         some = text(f"{transitions} AND t.job_id > {after} AND t.job_id <= {after + _KEPT_AT_ONCE}").cte("transitions")
-        replayed = sa.select(_jobs("replayed")).add_cte(*known[0], some, *known[1])
+        replayed = sa.select(_jobs("replayed")).add_cte(*known, some, *_replay(dialect, as_of))
         connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), replayed))
     connection.exec_driver_sql(f"ANALYZE {_KEPT.name}")
-    _KEPT_SEALS.create(connection)
-    names = _KEPT_SEALS.c.keys()
-    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
-    seals = sa.select(*columns).select_from(sa.table("seals")).add_cte(*_known(dialect, as_of, "seals"))
-    connection.execute(sa.insert(_KEPT_SEALS).from_select(names, seals))
     yield True
-    for table in (_KEPT, _KEPT_SEALS):
-        table.drop(connection)  # after an error the rollback removes it
+    _KEPT.drop(connection)  # after an error the rollback removes it
 
 
 def replay(connection: sa.Connection, zone: ZoneInfo) -> tuple[sa.CTE, ...]:
     """Return ``replayed``, what `jobs` should be by all transitions, with the CTEs that it reads."""
-    return tuple(_replay(connection, None, zone))
+    return (_zone(connection, None, zone), *_replay(connection.dialect.name, None))
 
 
 def legal_days(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[ZoneDay]:
@@ -175,12 +164,9 @@ def legal_days(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[Z
     """
     dialect, mode = connection.dialect.name, _mode(as_of)
     known = () if as_of is None else _known(dialect, as_of, "transitions", "sources")
-    names = _relation("names", dialect, mode)
     days, zones = (text(render.sql(f"reports/replay/{name}", dialect, mode)) for name in ("days", "zones"))
-    return zone_days(connection, zone, days.add_cte(*known), zones.add_cte(*known, names))
-
-
-_ROWS: Final = ("transitions", "gaps", "sources")
+    names = connection.execute(zones.add_cte(*known, _relation("names", dialect, mode))).scalars().all()
+    return zone_days(names, zone, connection.execute(days.add_cte(*known)), instant(as_of))
 
 
 def _mode(as_of: AsOf) -> Mode:
@@ -202,34 +188,21 @@ _KEPT: Final = sa.Table(
     postgresql_on_commit="DROP",
 )
 
-
-_KEPT_SEALS: Final = sa.Table(
-    "as_of_kept_seals",
-    sa.MetaData(),
-    sa.Column("id", sa.BigInteger),  # as of a checkpoint, its number, which is in a long text
-    sa.Column("last_transition_id", sa.BigInteger, index=True),
-    sa.Column("last_gap_id", sa.BigInteger),
-    sa.Column("last_source_id", sa.BigInteger),
-    sa.Column("sealed_at", UtcDateTime),
-    prefixes=["TEMPORARY"],
-    postgresql_on_commit="DROP",
-)
-
-
 _KEPT_AT_ONCE: Final = 50_000
 """Jobs that are replayed together: SQLite needs some ten MB of memory for them."""
 
+_MAY_KEEP: Final = "SELECT has_database_privilege(current_database(), 'TEMPORARY') AND current_setting('transaction_read_only') = 'off'"
 
-def _replay(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[sa.CTE]:
-    """Return ``replayed``, the rows of jobs as they were then, after the CTEs that it reads."""
-    dialect, mode = connection.dialect.name, _mode(as_of)
+
+def _replay(dialect: str, as_of: AsOf) -> list[sa.CTE]:
+    """Return ``replayed``, the rows of jobs as they were then, after ``names``, which it reads."""
+    return [_relation("names", dialect, _mode(as_of)), _relation("jobs", dialect, _mode(as_of), name="replayed")]
+
+
+def _zone(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> sa.CTE:
     given = as_parameter(legal_days(connection, as_of, zone))
-    days = text(render.sql("reports/replay/zone", dialect, mode)).bindparams(zone=given).cte("zone")
-    return [
-        days.prefix_with("MATERIALIZED"),  # otherwise SQLite parses it again for each job
-        _relation("names", dialect, mode),
-        _relation("jobs", dialect, mode, name="replayed"),
-    ]
+    days = text(render.sql("reports/replay/zone", connection.dialect.name, _mode(as_of))).bindparams(zone=given)
+    return days.cte("zone").prefix_with("MATERIALIZED")  # otherwise SQLite parses it again for each job
 
 
 def _known(dialect: str, as_of: datetime | Sealed, *names: str) -> list[sa.CTE]:
@@ -250,8 +223,8 @@ def _relation(file: str, dialect: str, mode: Mode, name: str | None = None) -> s
 
 
 def text(sql: str) -> sa.TextualSelect:
-    # `:word` in a text is not a parameter; only :zone is.
-    return sa.text(re.sub(r"(?<![:\w\\]):(?!zone\b)(?=\w)", r"\\:", sql)).columns()
+    """Return *sql* as a query; `:zone` in it is a parameter."""
+    return sa.text(sql).columns()
 
 
 def _check(connection: sa.Connection, as_of: datetime | Sealed) -> None:

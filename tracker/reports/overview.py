@@ -1,518 +1,169 @@
-"""What an operator looks at: jobs, one job's timeline, the clusters, and what needs a person.
+"""How everything stands now: gathers what `tracker.needs` judges, `tracker status` and `tracker clusters` show.
 
-Owns these queries, what counts as behind, alive, near and in need of a person, and the words that explain a verdict or
-an anomaly. How it is shown is the reader's (``cli``); what the columns mean is the views' and ``models``'.
+Owns these queries and when a daemon is taken for alive. Each reads by an index what may need a person, and no other
+job: at a million open jobs these are few. What a verdict is, which days are left and what is late is the views'; how it
+is shown is the reader's (``cli``, ``page``). The tables' declarations are not imported: they take longer than this.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Delivery, Gap, Seal, Source, UtcDateTime, Worker, facts_of
-from tracker.status import UNSETTLED, Action, Anomaly, Cause, Facts, State
+from tracker.needs import NEAR, ClusterOverview, Daemon, Group, Overview, Seals, Undelivered
+from tracker.status import Anomaly, Cause, State
+from tracker.utc import UtcDateTime
 
-BEHIND: Final = timedelta(seconds=60)
-"""A poll that is due for longer than this is behind."""
-FAR_BEHIND: Final = timedelta(minutes=15)
-"""One that is behind for longer than this needs a person: no short outage or burst of registrations explains it."""
 ALIVE: Final = timedelta(seconds=60)
 """A daemon that has not beaten for longer than this is dead."""
-NEAR: Final = timedelta(days=7)
-"""A deadline that is no farther ahead than this is near."""
-RECENT: Final = timedelta(hours=24)
-"""How long anomalies are reported."""
-SEALED_WITHIN: Final = timedelta(hours=24)
-"""A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day."""
-SEALED_BY_DAEMON: Final = timedelta(minutes=15)
-"""The same while a daemon runs."""
+_DAY: Final = timedelta(days=1)
 
-_BATCH: Final = 10_000
-"""Rows fetched at a time; ours: a few MB."""
-
-ANOMALIES: Final = {
-    Anomaly.UNKNOWN_STATUS: "a status that nobody documented; the job stays open",
-    Anomaly.BACKWARDS: "an earlier status after a later one",
-    Anomaly.VANISHED: "not found, although it was there before",
-    Anomaly.REAPPEARED: "there again after it had vanished",
-    Anomaly.NEVER_FOUND: "never found: a wrong jid, or the wrong cluster",
-}
-"""Each anomaly in plain words."""
-
-_VERDICTS: Final = {
-    "met": "Elevate reported the job done in time; that the person was informed is not shown",
-    "missed": "it was seen not done at or after the deadline, and done later",
-    "pending": "not done, and the deadline is ahead",
-    "overdue": "it was seen not done at or after the deadline",
-    "attested": "an operator says that it was done; Elevate was not seen to say so",
-    "withdrawn": "an operator closed it",
-}
-_UNDECIDABLE: Final = {
-    State.DONE: "the deadline lies between the bounds of its end",
-    State.LOST: "the job is lost: nobody can say whether it was done",
-}
-
-
-def verdict_meaning(verdict: str, state: str) -> str:
-    """Return in plain words what *verdict*, of a job in *state*, says, and no more than that."""
-    if verdict == "undecidable":
-        return _UNDECIDABLE.get(State(state), "the deadline is past, and the job was not seen since")
-    if verdict == "overdue" and state == State.FAILED:
-        return "it failed, and the deadline is past"
-    return _VERDICTS[verdict]
-
-
-def _view(name: str, columns: str) -> sa.TableClause:
-    """Return the view *name*; a column's name tells its type, which SQLite does not."""
-    types: dict[str, sa.types.TypeEngine[Any]] = {"_on": sa.Date(), "_at": UtcDateTime(), "_by": UtcDateTime()}
-    types |= {"after": UtcDateTime(), "_date": UtcDateTime()}
-
-    def column(name: str) -> sa.ColumnClause[Any]:
-        ours = (kind for ending, kind in types.items() if name.endswith(ending) and name != "registered_by")
-        return sa.column(name, next(ours, None))
-
-    return sa.table(name, *map(column, columns.split()))
-
-
-REPORT_JOBS = _view(
-    "report_jobs",
-    "cluster jid kind reference state status status_after status_by seen_at submitted_at registered_at registered_by "
-    "received_at deadline_on verdict ended_after ended_by next_poll_at age_seconds polls failures last_error",
+# The states are literals, as in the indexes: no bound parameter finds a partial index. Lost jobs are counted apart.
+_DAEMONS: Final = """
+    SELECT worker, host, pid, version, started_at, beat_at
+    FROM workers
+    WHERE stopped_at IS NULL AND beat_at >= :since
+    ORDER BY started_at, worker"""
+_CLUSTERS: Final = """
+    SELECT
+        v.cluster, v.open, v.polls_behind, v.answered_at, v.paused_until, v.pause_cause, v.next_deadline_on,
+        (SELECT min(j.due_at) FROM jobs j WHERE j.cluster = v.cluster) AS behind_since,
+        c.next_request_at AS asked_at, c.gap_began_at, c.gap_cause, c.gap_detail
+    FROM report_clusters v
+    LEFT JOIN clusters c ON c.cluster = v.cluster"""
+_PAST: Final = """
+    SELECT v.state, v.verdict, count(*) AS total, min(v.deadline_at) AS since
+    FROM report_deadlines v
+    WHERE v.state IN ('open', 'failed', 'lost') AND v.deadline_on <= :last_day
+        AND v.state <> 'lost' AND v.verdict <> 'pending'
+    GROUP BY v.state, v.verdict"""
+_STUCK: Final = """
+    SELECT v.state, count(*) AS total, min(v.ended_by) AS since
+    FROM report_jobs v
+    WHERE v.state IN ('failed', 'lost')
+    GROUP BY v.state"""
+_AHEAD: Final = """
+    SELECT v.days_left, count(*) AS total
+    FROM report_deadlines v
+    WHERE v.state IN ('open', 'failed', 'lost') AND v.deadline_on BETWEEN :first_day AND :last_day
+        AND v.deadline_at > :now
+    GROUP BY v.days_left"""
+_ANOMALIES: Final = """
+    SELECT anomaly, count(*) AS total, min(observed_at) AS since
+    FROM transitions
+    WHERE anomaly IS NOT NULL AND observed_at >= :since
+    GROUP BY anomaly
+    ORDER BY anomaly"""
+_CLOSING: Final = """
+    SELECT count(*) AS total, min(v.download_by) AS since
+    FROM report_durations v
+    WHERE v.kind = 'export' AND v.done_by > :week_ago AND v.download_by > :now AND v.download_by <= :tomorrow"""
+_SEAL: Final = """
+    SELECT last_transition_id, last_gap_id, last_source_id, checkpoint, sealed_at, key_id
+    FROM seals
+    ORDER BY id DESC
+    LIMIT 1"""
+_UNSEALED: Final = """
+    SELECT
+        (SELECT count(*) FROM transitions WHERE id > :transition_id)
+            + (SELECT count(*) FROM gaps WHERE id > :gap_id)
+            + (SELECT count(*) FROM sources WHERE id > :source_id) AS total,
+        (SELECT observed_at FROM transitions WHERE id > :transition_id ORDER BY id LIMIT 1) AS since"""
+_FAILING: Final = """
+    SELECT destination, failing_since, last_error, last_number
+    FROM deliveries
+    WHERE failing_since IS NOT NULL
+    ORDER BY destination"""
+_INSTANTS: Final = (
+    *("since", "started_at", "beat_at", "answered_at", "paused_until", "behind_since", "asked_at", "gap_began_at"),
+    *("sealed_at", "failing_since"),
 )
-REPORT_TRANSITIONS = _view(
-    "report_transitions",
-    "id cluster jid kind reference seq action from_status to_status from_state to_state last_seen_at observed_at "
-    "server_date claimed_at base_url actor anomaly reason seal_id",
-)
+"""The columns of these queries that are times; SQLite does not say so."""
 
 
-def jobs(
-    connection: sa.Connection,
-    wanted: Mapping[str, Collection[str]],
-    *,
-    past_deadline: bool = False,
-    limit: int | None = None,
-) -> Generator[sa.Row[Any]]:
-    """Yield rows of ``report_jobs``, the most urgent first, as they come from the database: any number fits.
-
-    First those that somebody still waits for (open, failed, lost), the nearest deadline first; then those that are
-    settled, the last to end first.
+def overview(connection: sa.Connection, configured: Collection[str], seal_after: timedelta) -> Overview:
+    """Return how everything stands at the database's time.
 
     Args:
-        connection: In any transaction; it must last until all are read.
-        wanted: By column of the view, the values that are wanted; an empty collection wants all.
-        past_deadline: Only those whose deadline is past and the verdict missed, overdue or undecidable.
-        limit: At most so many.
+        connection: In a transaction of `database.reading`.
+        configured: The clusters in the settings of this command.
+        seal_after: The setting.
     """
-    j = REPORT_JOBS.c
-    unsettled = j.state.in_(UNSETTLED)
-    query = sa.select(REPORT_JOBS).where(*(j[column].in_(values) for column, values in wanted.items() if values))
-    if past_deadline:
-        # A lost job is undecidable from the start: the view does not tell whether its deadline is past.
-        past = sa.select(JOBS.c.id).where(
-            JOBS.c.cluster == j.cluster, JOBS.c.jid == j.jid, JOBS.c.deadline_at <= database.now(connection)
-        )
-        query = query.where(j.verdict.in_(("missed", "overdue", "undecidable")), past.exists())
-    query = query.order_by(
-        sa.case((unsettled, 0), else_=1),
-        sa.case((unsettled, j.deadline_on)).nulls_last(),
-        j.ended_by.desc().nulls_last(),
-        j.registered_at.desc(),
-        j.cluster,
-        j.jid,
-    )
-    with connection.execute(query.limit(limit), execution_options={"yield_per": _BATCH}) as rows:
-        yield from rows
-
-
-def declared(connection: sa.Connection, job_id: int) -> dict[int, Facts]:
-    """Return what was declared about a job with its registration and each amendment, by ``seq``, oldest first."""
-    t = TRANSITIONS.c
-    query = sa.select(TRANSITIONS).where(t.job_id == job_id, t.action.in_((Action.REGISTERED, Action.AMENDED)))
-    return {row.seq: facts_of(row) for row in connection.execute(query.order_by(t.seq))}
-
-
-def timeline(connection: sa.Connection, cluster: str, jid: str) -> list[sa.Row[Any]]:
-    """Return a job's rows of ``report_transitions``, oldest first."""
-    t = REPORT_TRANSITIONS.c
-    query = sa.select(REPORT_TRANSITIONS).where(t.cluster == cluster, t.jid == jid).order_by(t.seq)
-    return list(connection.execute(query))
-
-
-@dataclass(frozen=True, slots=True)
-class Blind:
-    """A stretch of time in which nothing could be observed of a cluster.
-
-    Attributes:
-        began_at: Of the whole gap, whatever part of it matters here.
-        ended_at: None: it is open.
-        cause: Why.
-        detail: An operator's reason, or the code of an error.
-    """
-
-    began_at: datetime
-    ended_at: datetime | None
-    cause: Cause
-    detail: str | None
-
-    def within(self, after: datetime, by: datetime) -> timedelta:
-        """Return how much of it lies between two instants."""
-        end = by if self.ended_at is None else min(self.ended_at, by)
-        return max(end - max(self.began_at, after), timedelta())
-
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """What gaps have to do with the bounds of a transition.
-
-    Attributes:
-        after: The lower bound.
-        by: The upper one.
-        unobserved: How much of it no request could have observed; gaps that overlap count once.
-        gaps: Those that lie in it, oldest first.
-    """
-
-    after: datetime
-    by: datetime
-    unobserved: timedelta
-    gaps: tuple[Blind, ...]
-
-
-def gaps(connection: sa.Connection, cluster: str, since: datetime) -> list[Blind]:
-    """Return the gaps of *cluster* that ended after *since*, oldest first, the open one last."""
-    closed = (
-        sa.select(Gap.began_at, Gap.ended_at, Gap.cause, Gap.detail)
-        .where(Gap.cluster == cluster, Gap.ended_at > since)
-        .order_by(Gap.began_at, Gap.id)
-    )
-    found = [Blind(*row) for row in connection.execute(closed)]
-    c = CLUSTERS.c
-    standing = sa.select(c.gap_began_at, c.gap_cause, c.gap_detail)
-    standing = standing.where(c.cluster == cluster, c.gap_began_at.is_not(None))
-    for began_at, cause, detail in connection.execute(standing):
-        found.append(Blind(began_at, None, cause, detail))
-    return found
-
-
-def explain(change: sa.Row[Any], began_at: datetime, gaps: Iterable[Blind]) -> Explained | None:
-    """Return which of *gaps* explain how wide the bounds of *change* are; None: none does.
-
-    Args:
-        change: A row of `timeline`. What an operator did has no bounds.
-        began_at: The job's submission, else its registration: the lower bound where no status had been seen before.
-        gaps: Of the job's cluster, oldest first.
-    """
-    if change.action != Action.OBSERVED:
-        return None
-    after, by = change.last_seen_at or began_at, change.observed_at
-    within = [gap for gap in gaps if gap.within(after, by)]
-    if not within:
-        return None
-    unobserved, reached = timedelta(), after
-    for gap in within:
-        unobserved += gap.within(reached, by)
-        reached = max(reached, gap.ended_at or by)
-    return Explained(after, by, unobserved, tuple(within))
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterRow:
-    """A cluster, as an operator sees it.
-
-    Attributes:
-        cluster: Its name.
-        configured: It is in the settings of this command.
-        open: Open jobs.
-        polls_behind: Polls that are due for longer than `BEHIND`, whether a daemon has claimed them or not.
-        behind_since: When the oldest of them was due.
-        answered_at: The last valid answer was complete.
-        paused_until: None while paused: until an operator resumes it.
-        pause_cause: None: it is not paused.
-        gap_began_at: None: no gap is open.
-        gap_cause: Why nothing could be observed since.
-        gap_detail: An operator's reason, or the code of an error.
-        next_deadline_on: The nearest day that is a deadline still ahead of an unsettled job.
-    """
-
-    cluster: str
-    configured: bool
-    open: int = 0
-    polls_behind: int = 0
-    behind_since: datetime | None = None
-    answered_at: datetime | None = None
-    paused_until: datetime | None = None
-    pause_cause: Cause | None = None
-    gap_began_at: datetime | None = None
-    gap_cause: Cause | None = None
-    gap_detail: str | None = None
-    next_deadline_on: date | None = None
-
-
-def clusters(connection: sa.Connection, configured: Collection[str]) -> list[ClusterRow]:
-    """Return a row for each cluster that is configured or in the database, by name."""
     now = database.now(connection)
-    j = JOBS.c
-    behind = j.due_at < now - BEHIND
-    query = sa.select(
-        j.cluster,
-        sa.func.count().filter(j.state == State.OPEN).label("open"),
-        sa.func.count().filter(behind).label("polls_behind"),
-        sa.func.min(j.due_at).filter(behind).label("behind_since"),
-        sa.func.min(j.deadline_on).filter(j.state.in_(UNSETTLED), j.deadline_at > now).label("next_deadline_on"),
-    ).group_by(j.cluster)
-    counted = {row.cluster: row._asdict() for row in connection.execute(query)}
-    shown = ("cluster", "answered_at", "paused_until", "pause_cause", "gap_began_at", "gap_cause", "gap_detail")
-    query = sa.select(*(CLUSTERS.c[name] for name in shown))
-    standing = {row.cluster: row._asdict() for row in connection.execute(query)}
-    rows = []
-    for name in sorted({*configured, *counted, *standing}):
-        row: dict[str, Any] = {"cluster": name, "configured": name in configured}
-        row |= counted.get(name, {}) | standing.get(name, {})
-        rows.append(ClusterRow(**row))
-    return rows
+    today = now.date()  # in UTC; in the legal zone it may be the day before or after
+    first_day, last_day = today - _DAY, today + (NEAR[-1] + 1) * _DAY
+    past = {(row.state, row.verdict): row for row in _rows(connection, _PAST, last_day=today + _DAY)}
+    overdue = [row for (_, verdict), row in past.items() if verdict == "overdue"]
+    unseen = past.get((State.OPEN, "undecidable"))
+    stuck = {row.state: Group(row.total, row.since) for row in _rows(connection, _STUCK)}
+    ahead = _rows(connection, _AHEAD, first_day=first_day, last_day=last_day, now=now)
+    anomalies = _rows(connection, _ANOMALIES, since=now - _DAY)
+    [closing] = _rows(connection, _CLOSING, week_ago=now - 7 * _DAY, now=now, tomorrow=now + _DAY)
+    [last] = _rows(connection, "SELECT max(beat_at) AS since FROM workers")
+    return Overview(
+        now=now,
+        seal_after=seal_after,
+        daemons=tuple(Daemon(**row._asdict()) for row in _rows(connection, _DAEMONS, since=now - ALIVE)),
+        last_beat_at=last.since,
+        clusters=clusters(connection, configured),
+        overdue=Group(sum(row.total for row in overdue), min((row.since for row in overdue), default=None)),
+        undecidable=Group(unseen.total, unseen.since) if unseen else Group(),
+        lost=stuck.get(State.LOST, Group()),
+        failed=stuck.get(State.FAILED, Group()),
+        due_within={row.days_left: row.total for row in ahead},
+        anomalies={Anomaly(row.anomaly): Group(row.total, row.since) for row in anomalies},
+        downloads=Group(closing.total, closing.since),
+        seals=seals(connection),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Undelivered:
-    """Where checkpoints cannot be delivered to.
-
-    Attributes:
-        destination: Without secrets.
-        failing_since: It fails since then.
-        last_error: Class and code.
-        waiting: How many checkpoints it lacks.
-    """
-
-    destination: str
-    failing_since: datetime
-    last_error: str
-    waiting: int
+def clusters(connection: sa.Connection, configured: Collection[str]) -> tuple[ClusterOverview, ...]:
+    """Return each cluster that is configured or in the database, by name."""
+    found = {name: ClusterOverview(name, is_configured=True) for name in configured}
+    for row in _rows(connection, _CLUSTERS):
+        one = ClusterOverview(is_configured=row.cluster in found, **row._asdict())
+        pause, gap = (None if cause is None else Cause(cause) for cause in (one.pause_cause, one.gap_cause))
+        since = one.behind_since if one.polls_behind else None  # else its oldest poll is not late
+        found[one.cluster] = replace(one, pause_cause=pause, gap_cause=gap, behind_since=since)
+    return tuple(found[name] for name in sorted(found))
 
 
-@dataclass(frozen=True, slots=True)
-class Sealing:
-    """How the record is sealed.
-
-    Attributes:
-        number: Of the last checkpoint; None: it is missing or damaged.
-        sealed_at: When it was made; None: nothing is sealed.
-        key_id: Whose signature it says to have; None: it is unsigned.
-        unsealed: Rows of history since.
-        unsealed_since: When the oldest transition of them was recorded.
-        undelivered: By destination.
-    """
-
-    number: int | None
-    sealed_at: datetime | None
-    key_id: str | None
-    unsealed: int
-    unsealed_since: datetime | None
-    undelivered: tuple[Undelivered, ...]
-
-
-def sealing(connection: sa.Connection) -> Sealing:
-    """Return how the record is sealed. Whether it is as it was sealed, `tracker.audit.verify` tells."""
-    last = connection.execute(sa.select(Seal.__table__).order_by(Seal.id.desc()).limit(1)).one_or_none()
+def seals(connection: sa.Connection) -> Seals:
+    """Return how the history is sealed. Whether it is as it was sealed is for `tracker.audit.verify` to say."""
+    last = next(iter(_rows(connection, _SEAL)), None)
     after = (last.last_transition_id, last.last_gap_id, last.last_source_id) if last else (0, 0, 0)
-    unsealed = 0
-    for id_, sealed in zip((TRANSITIONS.c.id, Gap.id, Source.id), after, strict=True):
-        unsealed += connection.execute(sa.select(sa.func.count()).where(id_ > sealed)).scalar_one()
-    t = TRANSITIONS.c
-    oldest = sa.select(t.observed_at).where(t.id > after[0]).order_by(t.id).limit(1)
-    found = re.search(r"^number (\d{1,18})$", last.checkpoint, re.MULTILINE) if last else None
-    number = int(found[1]) if found else None
-    made = number or 0
-    failing = sa.select(Delivery.__table__).where(Delivery.failing_since.is_not(None)).order_by(Delivery.destination)
-    return Sealing(
+    ids = dict(zip(("transition_id", "gap_id", "source_id"), after, strict=True))
+    [unsealed] = _rows(connection, _UNSEALED, **ids)
+    written = re.search(r"^number (\d{1,18})$", last.checkpoint, re.MULTILINE) if last else None
+    number = int(written[1]) if written else None
+    return Seals(
         number=number,
         sealed_at=last.sealed_at if last else None,
         key_id=last.key_id if last else None,
-        unsealed=unsealed,
-        unsealed_since=connection.execute(oldest).scalar_one_or_none(),
+        unsealed=unsealed.total,
+        unsealed_since=unsealed.since,
         undelivered=tuple(
-            Undelivered(one.destination, one.failing_since, one.last_error or "", max(0, made - one.last_number))
-            for one in connection.execute(failing)
+            Undelivered(
+                row.destination, row.failing_since, row.last_error or "", max(0, (number or 0) - row.last_number)
+            )
+            for row in _rows(connection, _FAILING)
         ),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """How everything stands at once.
-
-    Attributes:
-        now: The database's time.
-        alive: Rows of ``workers`` that beat within `ALIVE` and were not stopped.
-        last_beat_at: The newest beat of any daemon, None if there never was one.
-        clusters: From `clusters`.
-        unsettled: Unsettled jobs by (state, verdict).
-        near: Unsettled jobs whose deadline is near.
-        anomalies: By word, those of the last `RECENT`.
-        sealing: How it is sealed.
-        clock_set: How the clock was set in the last `RECENT`: once, although each cluster has a gap for it.
-    """
-
-    now: datetime
-    alive: list[sa.Row[Any]]
-    last_beat_at: datetime | None
-    clusters: list[ClusterRow]
-    unsettled: dict[tuple[State, str], int]
-    near: int
-    anomalies: dict[Anomaly, int]
-    sealing: Sealing
-    clock_set: tuple[Blind, ...] = ()
-
-    def count(self, *states: State, verdict: str | None = None) -> int:
-        """Return how many jobs are in one of these unsettled states, with *verdict* if one is given."""
-        return sum(n for (state, its), n in self.unsettled.items() if state in states and verdict in (None, its))
-
-
-def overview(connection: sa.Connection, configured: Collection[str]) -> Overview:
-    """Return how everything stands at the database's time."""
-    now = database.now(connection)
-    j, r, t = JOBS.c, REPORT_JOBS.c, TRANSITIONS.c
-    alive = (
-        sa.select(sa.inspect(Worker).local_table)
-        .where(Worker.stopped_at.is_(None), Worker.beat_at >= now - ALIVE)
-        .order_by(Worker.started_at)
-    )
-    unsettled = (
-        sa.select(r.state, r.verdict, sa.func.count()).where(r.state.in_(UNSETTLED)).group_by(r.state, r.verdict)
-    )
-    near = sa.select(sa.func.count()).where(j.state.in_(UNSETTLED), j.deadline_at > now, j.deadline_at <= now + NEAR)
-    recent = (
-        sa.select(t.anomaly, sa.func.count())
-        .where(t.anomaly.is_not(None), t.observed_at >= now - RECENT)
-        .group_by(t.anomaly)
-        .order_by(t.anomaly)
-    )
-    return Overview(
-        now=now,
-        alive=list(connection.execute(alive)),
-        last_beat_at=connection.execute(sa.select(sa.func.max(Worker.beat_at))).scalar_one(),
-        clusters=clusters(connection, configured),
-        unsettled={(State(row[0]), row[1]): row[2] for row in connection.execute(unsettled)},
-        near=connection.execute(near).scalar_one(),
-        anomalies={row[0]: row[1] for row in connection.execute(recent)},
-        sealing=sealing(connection),
-        clock_set=_clock_set(connection, now - RECENT),
-    )
-
-
-def _clock_set(connection: sa.Connection, since: datetime) -> tuple[Blind, ...]:
-    query = (
-        sa.select(
-            sa.func.min(Gap.began_at, type_=UtcDateTime()), sa.func.max(Gap.ended_at, type_=UtcDateTime()), Gap.detail
+def _rows(connection: sa.Connection, query: str, **values: date | datetime | int) -> Sequence[sa.Row[Any]]:
+    """Return the rows of *query*, with times and days as Python has them."""
+    bound = []
+    for name, value in values.items():
+        kind = (
+            UtcDateTime() if isinstance(value, datetime) else sa.Date() if isinstance(value, date) else sa.BigInteger()
         )
-        .where(Gap.cause == Cause.CLOCK_SET, Gap.ended_at >= since)
-        .group_by(Gap.detail)
-    )
-    return tuple(Blind(began, ended, Cause.CLOCK_SET, detail) for began, ended, detail in connection.execute(query))
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """One thing that needs a person: what it is, and what to do about it."""
-
-    what: str
-    way_out: str
-
-    def __str__(self) -> str:
-        return f"{self.what}; {self.way_out}"
-
-
-def needs(seen: Overview, seal_after: timedelta) -> list[Need]:
-    """Return what needs a person, the gravest first; *seal_after*: as set.
-
-    A done job whose verdict is missed or undecidable is not among it: nothing that anyone does changes that any more.
-    """
-    found: list[Need] = []
-    if (open_jobs := seen.count(State.OPEN)) and not seen.alive:
-        beat = f" (last beat {_told(seen.last_beat_at)})" if seen.last_beat_at else ""
-        found.append(Need(f"No daemon is alive{beat}, and {_jobs(open_jobs)} open", "start one: `tracker run`."))
-    for cluster in seen.clusters:
-        name = cluster.cluster
-        since = ""
-        if cluster.gap_cause is cluster.pause_cause:  # else the gap began before, and tells of something else
-            since = f" since {_told(cluster.gap_began_at)} ({cluster.gap_detail or 'no detail'})"
-        resume = f"`tracker resume {name}`"
-        match cluster.pause_cause:
-            case Cause.KEY_REFUSED:
-                way_out = f"put a valid key in place and restart `tracker run`; {resume} then asks at once."
-                found.append(Need(f"The key of cluster {name} is refused{since}", way_out))
-            case Cause.UNREACHABLE:
-                way_out = f"check base_url, path and the network; {resume} then asks at once."
-                found.append(Need(f"Cluster {name} cannot be reached{since}", way_out))
-            case Cause.PAUSED:
-                found.append(Need(f"Cluster {name} is paused by hand{since}", f"{resume} when it may be asked again."))
-            case _:
-                if cluster.behind_since is not None and cluster.behind_since < seen.now - FAR_BEHIND:
-                    what = (
-                        f"Cluster {name} has {cluster.polls_behind} polls behind, the oldest since "
-                        f"{_told(cluster.behind_since)}"
-                    )
-                    found.append(Need(what, _catch_up(cluster)))
-    found += _unproven(seen, seal_after)
-    if overdue := seen.count(State.OPEN, State.FAILED, verdict="overdue"):
-        way_out = "see `tracker jobs --past-deadline`; tell the colleague who answers the person."
-        found.append(Need(f"{_jobs(overdue)} overdue: not done at the deadline", way_out))
-    if unseen := seen.count(State.OPEN, verdict="undecidable"):
-        way_out = "see `tracker jobs --past-deadline`; `tracker poll JID` asks now."
-        found.append(Need(f"{_jobs(unseen)} undecidable: not seen since the deadline", way_out))
-    if lost := seen.count(State.LOST):
-        way_out = "see `tracker jobs --state lost`; check jid and cluster, then reopen or withdraw."
-        found.append(Need(f"{_jobs(lost)} lost: Elevate knows no such jid", way_out))
-    if failed := seen.count(State.FAILED):
-        way_out = "see `tracker jobs --state failed`; submit it again, add the new jid, withdraw the old."
-        found.append(Need(f"{_jobs(failed)} in state failed: Elevate said error", way_out))
-    return found
-
-
-def _unproven(seen: Overview, seal_after: timedelta) -> Iterable[Need]:
-    """Yield what keeps checkpoints from being made, or from leaving the database."""
-    its = seen.sealing
-    if its.sealed_at is not None and its.number is None:
-        way_out = "run `tracker audit verify`; tracker/audit/ROLES.md says what the owner can do."
-        yield Need("The newest row in `seals` is not a valid checkpoint; sealing has stopped", way_out)
-    elif its.unsealed_since is not None:
-        # A job may be registered as of long ago, and a daemon may have begun just now.
-        waited_since = max([its.unsealed_since, *([its.sealed_at] if its.sealed_at else [])])
-        run_since = min((row.started_at for row in seen.alive), default=seen.now)
-        due_at = seen.now - seal_after
-        if its.unsealed_since < due_at - SEALED_WITHIN or max(waited_since, run_since) < due_at - SEALED_BY_DAEMON:
-            what = f"unsealed rows of history: {its.unsealed}, the oldest since {_told(its.unsealed_since)}"
-            way_out = "`tracker run --once` seals them or says why it cannot; so does a daemon's log (sealing, seal)."
-            yield Need(what, way_out)
-    for one in its.undelivered:
-        match one.last_error.split(" ")[0]:
-            case "CheckpointFile":
-                way_out = "find out what is in that file and why before you move it away; the daemon's log says more."
-            case "Chain":
-                way_out = "the chain is damaged: run `tracker audit verify`."
-            case _:
-                way_out = "see that it is there and can be written to; it is tried every few minutes, in order."
-        waiting = "1 checkpoint waits" if one.waiting == 1 else f"{one.waiting} checkpoints wait"
-        since = f"since {_told(one.failing_since)} ({one.last_error})"
-        yield Need(f"No checkpoint can be delivered to {one.destination} {since}, {waiting}", way_out)
-
-
-def _catch_up(cluster: ClusterRow) -> str:
-    if not cluster.configured:
-        return "it is not configured here; see that some `tracker run` has it in its settings."
-    if cluster.pause_cause is not None:
-        return f"it is paused ({cluster.pause_cause}) until {_told(cluster.paused_until)}; see `tracker clusters`."
-    return "see that `tracker run` has it in its settings; if it has, raise max_requests_per_second, or start another."
-
-
-def _jobs(count: int) -> str:
-    return "1 job is" if count == 1 else f"{count} jobs are"
-
-
-def _told(at: datetime | None) -> str:
-    return "an operator resumes it" if at is None else at.isoformat(" ", "seconds")
+        bound.append(sa.bindparam(name, value, kind))
+    typed = dict.fromkeys(_INSTANTS, UtcDateTime()) | {"next_deadline_on": sa.Date()}
+    return connection.execute(sa.text(query).bindparams(*bound).columns(**typed)).all()

@@ -1,19 +1,17 @@
 """When days begin and end in the legal time zones: SQL needs this for deadlines, since SQLite has no time zones.
 
 Owns the relation ``zone`` (``timezone, day, begins_at, ends_at``): a parameter on the live tables, ``zone.csv`` in an
-evidence pack. It has the days from which deadlines are counted and the days on which they can fall, in each recorded
-time zone. The time zone '' is the one of the settings, for a cluster without a source.
+evidence pack. It has the days from which deadlines are counted, the days on which they can fall, and the day of the
+report, in each recorded time zone. The time zone '' is the one of the settings, for a cluster without a source.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
-
-import sqlalchemy as sa
 
 from tracker.deadline import add_months, start_of_day
 
@@ -30,46 +28,40 @@ class ZoneDay(NamedTuple):
 
 
 def zone_days(
-    connection: sa.Connection, default: ZoneInfo, days: sa.TextualSelect, zones: sa.TextualSelect
+    names: Iterable[object], default: ZoneInfo, declared: Iterable[Sequence[object]], at: datetime | None
 ) -> list[ZoneDay]:
     """Return the rows of ``zone``, in order.
 
     Args:
-        connection: In a transaction.
+        names: The time zones, as in ``replay/zones.sql``; an unknown one has no days and gives no deadlines.
         default: The time zone of the settings.
-        days: The SELECT ``replay/days.sql``, with the CTEs that it reads.
-        zones: The SELECT ``replay/zones.sql``, with the CTEs that it reads.
+        declared: Days from which deadlines are counted and to which they are extended, as in ``replay/days.sql``.
+        at: The time of the report.
     """
-    wanted = sorted(_needed(connection.execute(days).all()))
-    found: list[ZoneDay] = []
-    for name in sorted(map(str, connection.execute(zones).scalars())):  # SQLite holds any type in any column
-        try:
-            zone = ZoneInfo(name) if name else default
-        except (OSError, ValueError, KeyError):  # an unknown time zone: it gives no deadlines
-            continue
-        found += (ZoneDay(name, day, start_of_day(day, zone), start_of_day(day + _DAY, zone)) for day in wanted)
-    return found
-
-
-def as_parameter(rows: Iterable[ZoneDay]) -> str:
-    """Return the rows as ``replay/zone.sql`` reads them."""
-    return json.dumps([(row.timezone, row.day.isoformat(), _text(row.begins_at), _text(row.ends_at)) for row in rows])
-
-
-def _text(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S.%f}"
-
-
-def _needed(rows: Iterable[Sequence[object]]) -> set[date]:
-    """Return the days that deadlines need: those that they are counted from, and one and three months later."""
-    needed: set[date] = set()
-    for begun, extended in rows:
+    needed = {at.astimezone(UTC).date() + days * _DAY for days in (-1, 0, 1)} if at else set()
+    for begun, extended in declared:
         if extended_on := _date(extended):
             needed.add(extended_on)
         if day := _date(begun):
             for local in (day - _DAY, day, day + _DAY):
                 needed |= {local, add_months(local, 1), add_months(local, 3)}
-    return needed
+    found: list[ZoneDay] = []
+    for name in sorted(map(str, names)):  # SQLite holds any type in any column
+        try:
+            zone = ZoneInfo(name) if name else default
+        except (OSError, ValueError, KeyError):
+            continue
+        found += (ZoneDay(name, day, start_of_day(day, zone), start_of_day(day + _DAY, zone)) for day in sorted(needed))
+    return found
+
+
+def as_parameter(rows: Iterable[ZoneDay]) -> str:
+    """Return the rows as ``replay/zone.sql`` reads them."""
+    return json.dumps([(name, str(day), _text(begins_at), _text(ends_at)) for name, day, begins_at, ends_at in rows])
+
+
+def _text(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S.%f}"
 
 
 def _date(value: object) -> date | None:

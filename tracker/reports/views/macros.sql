@@ -43,15 +43,27 @@ CAST(round(date_part('epoch', {{ b }} - {{ a }}) * 1000000) AS bigint)
 {%- endif %}
 {%- endmacro %}
 
-{# Whole days, rounded down. #}
-{% macro days(seconds) -%}
-{% if sqlite -%}
-CASE
-        WHEN {{ seconds }} >= 0 THEN CAST({{ seconds }} / 86400 AS INTEGER)
-        ELSE -CAST((86399.999999 - {{ seconds }}) / 86400 AS INTEGER)
-    END
+{# Days from one date to another. #}
+{% macro days(a, b) -%}
+{% if sqlite %}CAST(julianday({{ b }}) - julianday({{ a }}) AS INTEGER){% else %}({{ b }} - {{ a }}){% endif %}
+{%- endmacro %}
+
+{# Today's date in the newest legal time zone of each cluster that has one: from the UTC offsets that a daemon has left in
+   `clusters`, since SQLite has no time zones; as of a time, from `zone`. #}
+{% macro today() -%}
+{% if mode != 'now' -%}
+SELECT s.cluster, z.day
+    FROM (SELECT cluster, legal_timezone, row_number() OVER (PARTITION BY cluster ORDER BY id DESC) AS place FROM sources) s
+    JOIN zone z ON z.timezone = s.legal_timezone AND z.begins_at <= {{ now() }} AND z.ends_at > {{ now() }}
+    WHERE s.place = 1
+{%- elif sqlite -%}
+SELECT c.cluster, date({{ now() }}, json_extract(o.value, '$[2]') || ' seconds') AS day
+    FROM clusters c JOIN json_each(c.utc_offsets) o
+    WHERE json_extract(o.value, '$[0]') <= {{ now() }} AND json_extract(o.value, '$[1]') > {{ now() }}
 {%- else -%}
-CAST(floor({{ seconds }} / 86400) AS integer)
+SELECT c.cluster, CAST({{ now() }} AT TIME ZONE 'UTC' + CAST(o.value->>2 || ' seconds' AS interval) AS date) AS day
+    FROM clusters c CROSS JOIN json_array_elements(CAST(c.utc_offsets AS json)) o(value)
+    WHERE CAST(o.value->>0 || '+00' AS timestamptz) <= {{ now() }} AND CAST(o.value->>1 || '+00' AS timestamptz) > {{ now() }}
 {%- endif %}
 {%- endmacro %}
 
@@ -120,9 +132,11 @@ CASE
     END
 {%- endmacro %}
 
-{# All gaps, the open ones with NULL for their end. Each column has its name here, too: a restored dump gives it one. #}
+{# All gaps. Those that are open have no end and last until now. Each column has its name in both parts, since a restored
+   dump gives it one. #}
 {% macro all_gaps() -%}
-SELECT id, cluster, began_at, ended_at, 0 AS is_open, cause, detail FROM gaps
+SELECT id, cluster, began_at, ended_at, ended_at AS until_at, 0 AS is_open, cause, detail FROM gaps
     UNION ALL
-    SELECT NULL AS id, cluster, gap_began_at, NULL AS ended_at, 1 AS is_open, gap_cause, gap_detail FROM clusters WHERE gap_began_at IS NOT NULL
+    SELECT NULL AS id, cluster, gap_began_at, NULL AS ended_at, {{ now() }} AS until_at, 1 AS is_open, gap_cause, gap_detail
+    FROM clusters WHERE gap_began_at IS NOT NULL
 {%- endmacro %}

@@ -1,45 +1,35 @@
 {% from 'macros.sql' import all_gaps, greatest, least, length, now %}
-{# A job's life is from its registration to its end, or now. What no gap of its cluster covers was observed; gaps that
-   overlap or touch are one stretch. In whole microseconds, so that both databases come to the same. #}
-{% set piece = length(greatest('s.began_at', 'l.began_at'), least('s.ended_at', 'l.ended_at')) %}
+{# A job's life is from its registration to its end, or now. Time outside gaps of its cluster counts as observed; gaps
+   that overlap or touch are one stretch. In whole microseconds, so that both databases give the same. #}
+{% set ended = 'coalesce(j.ended_by, ' ~ now() ~ ')' %}
+{% set shared = length(greatest('s.began_at', 'j.registered_at'), least('s.until_at', ended)) %}
 WITH all_gaps AS (
     {{ all_gaps() }}
 ),
-stretches AS (
-    SELECT n.cluster, min(n.began_at) AS began_at, max(n.ended_at) AS ended_at
-    FROM (
-        SELECT
-            f.*, sum(f.is_first) OVER (PARTITION BY f.cluster ORDER BY f.began_at, f.ended_at ROWS UNBOUNDED PRECEDING) AS stretch
-        FROM (
-            SELECT
-                g.cluster, g.began_at, coalesce(g.ended_at, {{ now() }}) AS ended_at,
-                CASE WHEN g.began_at <= max(coalesce(g.ended_at, {{ now() }})) OVER (
-                    PARTITION BY g.cluster ORDER BY g.began_at, coalesce(g.ended_at, {{ now() }})
-                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-                ) THEN 0 ELSE 1 END AS is_first
-            FROM all_gaps g
-        ) f
-    ) n
-    GROUP BY n.cluster, n.stretch
+marked AS (
+    SELECT cluster, began_at, until_at, CASE WHEN began_at <= max(until_at) OVER (
+            PARTITION BY cluster ORDER BY began_at, until_at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) THEN 0 ELSE 1 END AS is_first
+    FROM all_gaps
 ),
-lives AS (
-    SELECT
-        j.cluster, j.jid, j.registered_at AS began_at,
-        {{ greatest('j.registered_at', 'coalesce(j.ended_by, ' ~ now() ~ ')') }} AS ended_at
-    FROM jobs j
+numbered AS (
+    SELECT marked.*, sum(is_first) OVER (PARTITION BY cluster ORDER BY began_at, until_at ROWS UNBOUNDED PRECEDING) AS stretch
+    FROM marked
+),
+stretches AS (
+    SELECT cluster, min(began_at) AS began_at, max(until_at) AS until_at FROM numbered GROUP BY cluster, stretch
 ),
 unobserved AS (
-    SELECT
-        l.cluster, l.jid, {{ length('l.began_at', 'l.ended_at') }} AS life,
-        coalesce(sum({{ piece }}) FILTER (WHERE s.cluster IS NOT NULL), 0) AS total,
-        coalesce(max({{ piece }}) FILTER (WHERE s.cluster IS NOT NULL), 0) AS longest
-    FROM lives l
-    LEFT JOIN stretches s ON s.cluster = l.cluster AND s.began_at < l.ended_at AND s.ended_at > l.began_at
-    GROUP BY l.cluster, l.jid, l.began_at, l.ended_at
+    SELECT j.id, {{ length('j.registered_at', ended) }} AS life, sum({{ shared }}) AS total, max({{ shared }}) AS longest
+    FROM jobs j
+    JOIN stretches s ON s.cluster = j.cluster AND s.began_at < {{ ended }} AND s.until_at > j.registered_at
+    WHERE j.registered_at < {{ ended }}
+    GROUP BY j.id, j.registered_at, j.ended_by
 )
 SELECT
-    u.cluster,
-    u.jid,
-    CASE WHEN u.total > 0 THEN CAST(u.life - u.total AS double precision) / u.life ELSE 1.0 END AS covered_share,
-    u.longest / CAST(1000000 AS double precision) AS longest_unobserved_seconds
-FROM unobserved u
+    j.cluster,
+    j.jid,
+    coalesce(CAST(u.life - u.total AS double precision) / u.life, 1.0) AS covered_share,
+    coalesce(u.longest / CAST(1000000 AS double precision), 0.0) AS longest_unobserved_seconds
+FROM jobs j
+LEFT JOIN unobserved u ON u.id = j.id

@@ -1,4 +1,8 @@
-{% from 'macros.sql' import begin, days, now, seconds, verdict %}
+{% from 'macros.sql' import begin, day_of, days, now, today, verdict %}
+{# Before a daemon has been in contact with the cluster, days are counted in UTC. #}
+WITH today AS (
+    {{ today() }}
+)
 SELECT
     j.cluster,
     j.jid,
@@ -19,9 +23,10 @@ SELECT
     CASE WHEN j.state = 'done' THEN {{ begin('j.ended_after', 'j.submitted_at', 'j.ended_by') }} END AS done_after,
     CASE WHEN j.state = 'done' THEN j.ended_by END AS done_by,
     {{ verdict('j') }} AS verdict,
-    CASE WHEN j.state IN ('open', 'failed', 'lost') THEN {{ days(seconds(now(), 'j.deadline_at')) }} END AS days_left
+    CASE WHEN j.state IN ('open', 'failed', 'lost') THEN {{ days('coalesce(d.day, ' ~ day_of(now()) ~ ')', 'j.deadline_on') }} END AS days_left
 FROM jobs j
 LEFT JOIN transitions r ON r.job_id = j.id AND r.seq = 0
 LEFT JOIN (
     SELECT t.job_id, count(*) AS amendments FROM transitions t WHERE t.action = 'amended' GROUP BY t.job_id
 ) a ON a.job_id = j.id
+LEFT JOIN today d ON d.cluster = j.cluster

@@ -1,0 +1,266 @@
+"""``tracker status`` and ``tracker clusters``: real rows on both databases, what is shown, the exit code, the cost."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tests import history
+from tests.benchmarks import screens
+from tests.history import answer, change, register, stand
+from tracker import cli, database, status
+from tracker.audit.seal import seal
+from tracker.models import Delivery, Seal, Worker
+from tracker.needs import Group
+from tracker.reports import overview
+from tracker.status import Cause
+
+DAY, HOUR, MINUTE, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
+HOSTILE = "=cmd|' /C calc'!A0 <b>"  # what the CHECKs let through
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command line in 80 columns, and returns exit code, output and messages."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = cli.main(args)
+        out, err = capsys.readouterr()
+        assert "\x1b" not in out + err
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def now(engine: sa.Engine) -> datetime:
+    with database.reading(engine) as connection:
+        return database.now(connection)
+
+
+def daemon(engine: sa.Engine, worker: str, beat_at: datetime, **values: datetime) -> None:
+    row = {"started_at": beat_at, "host": f"host-{worker}", "pid": 1, "version": "1"} | values
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(Worker).values(worker=worker, beat_at=beat_at, **row))
+
+
+def screen(run: Run) -> tuple[int, list[str], str]:
+    """Return the exit code of ``tracker status``, what needs a person, and the rest of the screen."""
+    code, out, err = run("status")
+    assert err == ""
+    first, _, rest = out.partition("\n\n")
+    assert max(map(len, rest.splitlines())) <= 80
+    return code, [] if first == "Nothing needs a person." else first.splitlines(), rest
+
+
+def kinds(run: Run) -> tuple[int, list[str]]:
+    code, found, _ = screen(run)
+    return code, [line.partition("]")[0].replace("[", "").strip() for line in found]
+
+
+def test_someone_who_has_just_begun_reads_what_to_do_next(
+    engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First a cluster, then a job, then a daemon; nothing is wrong yet."""
+    code, found, shown = screen(run)
+    assert (code, found) == (0, [])
+    assert "set TRACKER_CLUSTER and TRACKER_API_KEY" in shown
+    assert run("clusters", "--format", "table") == (0, "", "No cluster is configured, and none is in the database.\n")
+    monkeypatch.setenv("TRACKER_CLUSTER", "w1")
+    assert "`tracker add JID`" in screen(run)[2]
+    register(engine, "a")
+    code, found, shown = screen(run)
+    assert (code, found) == (0, [])
+    assert "none runs: `tracker run` starts one" in shown
+    assert "1 open, 0 failed" in shown
+
+
+def test_nothing_needs_a_person_when_all_is_well(engine: sa.Engine, run: Run, now: datetime) -> None:
+    """Daemons that stopped or died are no longer listed, and what cannot be changed any more is no need."""
+    daemon(engine, "a", now)
+    daemon(engine, "dead", now - HOUR)
+    daemon(engine, "stopped", now, stopped_at=now)
+    long_ago = now - 60 * DAY
+    answer(engine, register(engine, "a", at=now - 5 * DAY), ("running", now), due_at=now + HOUR)
+    answer(engine, register(engine, "met", at=long_ago), ("done", now - 50 * DAY))
+    answer(engine, register(engine, "missed", at=long_ago), ("running", now - DAY), ("done", now - HOUR))
+    answer(engine, register(engine, "between", at=long_ago), ("waiting", now - 59 * DAY), ("done", now - HOUR))
+    lost = register(engine, "lost", at=now - 3 * DAY)
+    answer(engine, lost, ("not_found", now - 2 * DAY), ("not_found", now - 2 * DAY + HOUR))
+    history.record(engine, lost, lambda job, past: status.withdraw(job, now, "eve", "x"))
+    seal(engine, None)
+    code, found, shown = screen(run)
+    assert (code, found) == (0, [])
+    assert "host-a:1" in shown
+    assert "host-dead" not in shown
+    assert "host-stopped" not in shown
+    assert "1 open, 0 failed, 0 lost; past the deadline: 0 overdue, 0 not seen since" in " ".join(shown.split())
+    assert "NOT SIGNED" in shown
+
+
+def test_cron_and_a_daemon_are_judged_alike(engine: sa.Engine, run: Run, now: datetime) -> None:
+    """A minute after a good `run --once` all is well; that no daemon is alive matters when polls are late."""
+    daemon(engine, "once", now - MINUTE, stopped_at=now - MINUTE)
+    job_id = register(engine, "a", at=now - HOUR)
+    answer(engine, job_id, ("waiting", now - MINUTE), due_at=now + HOUR)
+    stand(engine, "w1", answered_at=now - MINUTE, next_request_at=now - MINUTE)
+    assert kinds(run) == (0, [])
+    change(engine, job_id, due_at=now - 14 * MINUTE)
+    assert kinds(run) == (0, [])
+    change(engine, job_id, due_at=now - 16 * MINUTE)
+    assert kinds(run) == (1, ["URGENT no_daemon"])
+    daemon(engine, "a", now - 2 * SECOND)
+    assert kinds(run) == (1, ["URGENT polls_late"])
+
+
+def test_each_need_comes_from_its_rows(engine: sa.Engine, run: Run, now: datetime) -> None:
+    """All kinds that can stand at once, the urgent ones first; the figures are those of the views, read whole."""
+    daemon(engine, "a", now, started_at=now - 2 * DAY)
+    causes = {"w1": Cause.KEY_REFUSED, "w3": Cause.UNREACHABLE, "w4": Cause.PAUSED, "w5": Cause.BAD_ANSWER}
+    for name, cause in causes.items():
+        pause = {"pause_cause": cause, "paused_until": None if cause is Cause.PAUSED else now}
+        stand(engine, name, gap_began_at=now - HOUR, gap_cause=cause, gap_detail="a detail", **pause)
+    stand(engine, "w6", pause_cause=Cause.RATE_LIMITED, paused_until=now + HOUR)
+    stand(engine, "w7", next_request_at=now)
+    for name in ("w2", "w6", "w7"):
+        register(engine, f"late-{name}", name, at=now - DAY)
+    near = {"w1": 1, "w2": 3, "w4": 7}
+    for name, left in near.items():
+        day = {"deadline_on": (now + left * DAY).date(), "deadline_at": now + left * DAY + MINUTE}
+        change(engine, register(engine, f"near-{name}", name, at=now - HOUR, **day), due_at=now + HOUR)
+    ended = now - 2 * DAY
+    long_ago = now - 40 * DAY
+    answer(engine, register(engine, "overdue", at=long_ago), ("running", now - DAY), due_at=now + HOUR)
+    answer(engine, register(engine, "unseen", at=long_ago), ("waiting", long_ago + DAY), due_at=now + HOUR)
+    answer(engine, register(engine, "lost", at=now - 3 * DAY), ("not_found", ended), ("not_found", ended + HOUR))
+    answer(engine, register(engine, "failed", at=long_ago), ("error", ended))
+    answer(engine, register(engine, "odd", "w2", at=now - DAY), ("pondering", now - HOUR), due_at=now + HOUR)
+    done = now - 6 * DAY - HOUR
+    answer(engine, register(engine, "export", kind="export", at=done - DAY), ("waiting", done), ("done", done + HOUR))
+    rows = [
+        {"destination": "file /c.txt", "last_number": 0, "failing_since": now - HOUR, "last_error": "OSError ENOSPC"},
+        {"destination": "log", "last_number": 0, "failing_since": None, "last_error": None},
+    ]
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(Delivery), rows)
+    assert kinds(run) == (
+        1,
+        [
+            *("URGENT key_refused", "URGENT unreachable", "URGENT bad_answer", "URGENT not_polled"),
+            *("URGENT polls_late", "URGENT overdue", "URGENT undecidable", "URGENT deadline_near"),
+            *("need   deadline_near", "need   deadline_near", "need   rate_limited", "need   paused", "need   lost"),
+            *("need   failed", "need   anomaly", "need   undelivered", "need   unsealed", "need   download_closing"),
+        ],
+    )
+    assert any(
+        line.startswith("URGENT [not_polled] w2: 1 late poll (since ")
+        and line.endswith(
+            "). No running daemon is configured for this cluster. Add w2 to the settings of a `tracker "
+            "run` and restart it."
+        )
+        for line in screen(run)[1]
+    )
+    with database.reading(engine) as connection:
+        seen = overview.overview(connection, (), HOUR)
+        verdicts = {
+            (row.state, row.verdict): row[2]
+            for row in connection.execute(sa.text("SELECT state, verdict, count(*) FROM report_jobs GROUP BY 1, 2"))
+        }
+        days = sa.text("SELECT days_left, count(*) FROM report_deadlines WHERE days_left BETWEEN 0 AND 7 GROUP BY 1")
+        near_ones = {row[0]: row[1] for row in connection.execute(days)}
+    assert seen.overdue == Group(verdicts["open", "overdue"] + verdicts["failed", "overdue"], seen.overdue.since)
+    assert seen.undecidable.count == verdicts["open", "undecidable"] == 1
+    assert (seen.failed.count, seen.lost.count) == (1, 1)
+    assert {left: jobs for left, jobs in seen.due_within.items() if left <= 7} == near_ones
+    assert near_ones == dict.fromkeys(near.values(), 1)
+
+
+def test_a_newest_seal_that_is_no_checkpoint_is_urgent(engine: sa.Engine, run: Run, now: datetime) -> None:
+    """Nothing is sealed any more."""
+    with database.writing(engine) as connection:
+        values = {"last_transition_id": 0, "last_gap_id": 0, "last_source_id": 0, "rows": 0, "sealed_at": now}
+        text = {"checkpoint": "tracker checkpoint v2\n", "checkpoint_sha256": "0" * 64}
+        connection.execute(sa.insert(Seal).values(values | text))
+    assert kinds(run) == (1, ["URGENT seal_damaged"])
+    assert "DAMAGED" in screen(run)[2]
+
+
+def test_clusters_has_a_row_for_each_that_is_configured_or_in_the_database(
+    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKER_CLUSTER", "w0")
+    for jid, since, due_at in (("a", 40, now - 2 * HOUR), ("b", 20, now - 61 * SECOND), ("c", 10, now)):
+        change(engine, register(engine, jid, at=now - since * DAY), due_at=due_at, leased_by="w", leased_until=now)
+    answer(engine, register(engine, "d", at=now - 30 * DAY), ("done", now))
+    register(engine, "only", "w3", at=now)
+    gap = {"gap_began_at": now - HOUR, "gap_cause": Cause.UNREACHABLE, "gap_detail": HOSTILE}
+    stand(engine, "w1", answered_at=now - DAY, pause_cause=Cause.UNREACHABLE, paused_until=now, **gap)
+    stand(engine, "w2", next_request_at=now)
+    rows = json.loads(run("clusters", "--format", "json")[1])
+    assert [(row["cluster"], row["is_configured"], row["open"]) for row in rows] == [
+        ("w0", True, 0),
+        ("w1", False, 3),
+        ("w2", False, 0),
+        ("w3", False, 1),
+    ]
+    iso = {"sep": "T", "timespec": "microseconds"}
+    with database.reading(engine) as connection:
+        next_deadline_on = connection.execute(sa.text("SELECT deadline_on FROM jobs WHERE jid = 'b'")).scalar_one()
+    assert rows[1] == {
+        "cluster": "w1",
+        "is_configured": False,
+        "open": 3,
+        "polls_behind": 2,
+        "behind_since": (now - 2 * HOUR).isoformat(**iso),
+        "asked_at": None,
+        "answered_at": (now - DAY).isoformat(**iso),
+        "paused_until": now.isoformat(**iso),
+        "pause_cause": "unreachable",
+        "gap_began_at": (now - HOUR).isoformat(**iso),
+        "gap_cause": "unreachable",
+        "gap_detail": HOSTILE,
+        "next_deadline_on": str(next_deadline_on),
+    }
+    assert rows[2]["asked_at"] == now.isoformat(**iso)
+    code, out, err = run("clusters", "--format", "table")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert " ".join(out.splitlines()[0].split()) == "cluster open late last answer next deadline state"
+    assert "not in these settings" in " ".join(out.split())
+
+
+def test_no_screen_reads_all_jobs(engine: sa.Engine) -> None:
+    """No step of a query plan of ``status`` or ``clusters`` scans ``jobs`` or an index of it whole."""
+    screens.fill(engine, 5_000)
+    assert screens.plans(engine) == []
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_status_starts_as_fast_as_the_libraries_below_it(engine: sa.Engine, run: Run) -> None:
+    """On an empty database it takes at most 1.8 times the processor's time that importing two of them takes."""
+
+    def best(*command: str | Path) -> float:
+        taken = []
+        for _ in range(6):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(taken)
+
+    ours = best(Path(sys.executable).with_name("tracker"), "status")
+    ratio = ours / best(sys.executable, "-c", "import sqlalchemy, requests")
+    print(f"tracker status: {ratio:.2f} times the imports of sqlalchemy and requests")
+    assert ratio <= 1.8
