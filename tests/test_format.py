@@ -79,7 +79,7 @@ def test_the_independent_verifier_accepts_an_honest_pack(pack: Path) -> None:
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_the_independent_verifier_finds_each_change(pack: Path) -> None:
-    """Whatever is changed, removed, added or cut off, it says so, also where the sums were made anew."""
+    """Whatever is changed, removed, added or cut off, it says so, also where the sums were made again."""
     changes = [
         ("segments/000001-transitions-1.csv", rb'"registered"', b'"observed"'),
         ("segments/000001-transitions-2.csv", rb"(?s)\n.*", b"\n"),

@@ -339,7 +339,7 @@ def rights(stand: Stand) -> dict[tuple[str, str, str], list[str]]:
 def test_an_upgrade_by_the_owner_leaves_the_rights_as_they_are(
     stand: Stand, tracker: Callable[..., tuple[int, str]]
 ) -> None:
-    """It makes views, functions and triggers anew; so do tables that a later version adds: readable, no more."""
+    """It makes views, functions and triggers again; tables that a later version adds can be read, no more."""
     before = rights(stand)
     assert ("auditor", "report_jobs", "SELECT") in before
     assert tracker("owner", "db", "upgrade") == (0, "")

@@ -59,7 +59,7 @@ class PublicKey:
 
     @classmethod
     def load(cls, path: Path) -> PublicKey:
-        """Return the public key in the PEM file *path*. BadConfiguration: there is none."""
+        """Return the public key in the PEM file *path*, or raise BadConfiguration."""
         content, _ = _read(path, "public key", "`tracker audit head --public-key` prints it")
         if b"PRIVATE KEY" in content:
             raise BadConfiguration(f"{path} is a private key: give the public key, and keep the private key secret")
@@ -86,7 +86,7 @@ class SigningKey:
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
-        """Return the signing key in the PEM file *path*. BadConfiguration: there is none, or others can read it."""
+        """Return the signing key in the PEM file *path*; raise BadConfiguration, also if others can read it."""
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key

@@ -73,7 +73,7 @@ def field(name: str, type_: str, dialect: str) -> str:
     if type_ == "date" and dialect != "sqlite":
         return f"to_char({name}, 'YYYY-MM-DD')"
     if type_ == "double":
-        # PostgreSQL casts 15 digits only, and seconds since 1990 have 16: hence the parts before and after the point.
+        # PostgreSQL casts 15 digits only, and seconds since 1990 have 16: so take the parts before and after the point.
         parts = f"CAST(trunc({name}) AS numeric) + CAST({name} - trunc({name}) AS numeric)"
         text = f"printf('%.6f', {name})" if dialect == "sqlite" else f"CAST(round({parts}, 6) AS text)"
         return f"CASE WHEN {name} IS NOT NULL THEN {text} END"

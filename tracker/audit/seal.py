@@ -91,13 +91,13 @@ def seal(
 
 
 def head(connection: sa.Connection) -> Signed | None:
-    """Return the newest checkpoint; None: nothing is sealed yet. BadCheckpoint: its text is damaged."""
+    """Return the newest checkpoint; None: nothing is sealed yet. Raise BadCheckpoint if its text is damaged."""
     text = connection.execute(sa.select(models.Seal.checkpoint).order_by(models.Seal.id.desc()).limit(1)).scalar()
     return None if text is None else _parsed(text)
 
 
 def chain(connection: sa.Connection) -> Generator[Signed, None, None]:
-    """Yield the checkpoints, oldest first, in bounded memory. BadCheckpoint: the text of one is damaged."""
+    """Yield the checkpoints, oldest first, in bounded memory. Raise BadCheckpoint if the text of one is damaged."""
     query = sa.select(models.Seal.checkpoint).order_by(models.Seal.id)
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
