@@ -20,6 +20,7 @@ from tracker import cli, database, guards
 from tracker.audit import roles, seal
 from tracker.errors import BadConfiguration, InvalidField
 from tracker.models import CLUSTERS, JOBS, Base, Gap
+from tracker.reports.tables import NAMES
 from tracker.reports.views import VIEWS
 
 PASSWORD = "only for tests"  # noqa: S105
@@ -136,10 +137,7 @@ READING: dict[tuple[str, ...], str] = {  # by command, the rest of the line; not
     ("clusters",): "",
     ("status",): "",
     ("reconcile",): "jobs.csv",
-    **{
-        ("report", name): ""
-        for name in ["durations", "statuses", "monthly", "deadlines", "requests", "anomalies", "gaps", "coverage"]
-    },
+    **{("report", name): "" for name in {*NAMES, "changes"}},
     ("audit", "head"): "",
     ("audit", "verify"): "",
     ("audit", "export"): "pack",
