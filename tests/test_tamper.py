@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from tests.history import ZONE, answer, record, register
 from tests.lives import HOUR, MINUTE
+from tests.replay import replay
 from tracker import database, guards, status
 from tracker.audit import keys as keys_module
 from tracker.audit import lines
@@ -31,7 +32,7 @@ from tracker.audit.seal import columns, seal
 from tracker.audit.verify import verify
 from tracker.models import JOBS, TRANSITIONS, Base, Gap, facts_values, observed_values, transition_of
 from tracker.reports import views
-from tracker.status import Decision, Facts, Job, Kind, Past, replay
+from tracker.status import Decision, Facts, Job, Kind, Past
 
 TABLES = Base.metadata.tables
 SEALS, SEGMENTS = TABLES["seals"], TABLES["segments"]

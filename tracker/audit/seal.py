@@ -40,7 +40,7 @@ TRIES: Final = 12  # to get the lock, so about 5 s; to be faster than other seal
 PAUSE_SECONDS: Final = 0.25  # between tries, while the writers go on
 
 WRITTEN: Final = {
-    "transitions": (models.Transition.id, models.Transition.observed_at),
+    "transitions": (models.TransitionRow.id, models.TransitionRow.observed_at),
     "gaps": (models.Gap.id, models.Gap.ended_at),
     "sources": (models.Source.id, models.Source.recorded_at),
 }

@@ -56,14 +56,14 @@ def poll(jids: tuple[str, ...], cluster: str | None, format: str | None) -> int:
 
     effective = settings.load()
     logs.setup()
-    asked = daemon.poll_now(effective, jids, cluster)
+    polled = daemon.poll_now(effective, jids, cluster)
     columns = ("cluster", "jid", "before", "status", "state", "next_poll_at", "last_error")
     emit(
-        [(job.cluster, job.jid, job.before, job.status, job.state, job.next_poll_at, job.last_error) for job in asked],
+        [(new.cluster, new.jid, old.status, new.status, new.state, new.due_at, new.last_error) for old, new in polled],
         [Column(name, optional=name == "before") for name in columns],
         format,
     )
-    left = [job.jid for job in asked if not job.was_asked]
+    left = [new.jid for old, new in polled if new.polls == old.polls]
     if left:
         click.echo(f"Not asked, because another daemon is asking now: {', '.join(left)}", err=True)
-    return 69 if any(job.last_error for job in asked) else 0
+    return 69 if any(new.last_error for _, new in polled) else 0
