@@ -32,7 +32,7 @@ def written(engine: sa.Engine, folder: Path, key: SigningKey | None) -> Path:
             (folder / checkpoint.path(number)).write_text(signed.text)
         for one in connection.execute(sa.select(SEGMENTS).order_by(SEGMENTS.c.seal_id)):
             rows = lines.stream(connection, one.name, one.first_id - 1, one.last_id)
-            path = checkpoint.Segment(one.name, one.part, one.sha256).path(one.seal_id)
+            path = checkpoint.SealedSegment(one.name, one.part, one.sha256).path(one.seal_id)
             (folder / path).write_bytes(lines.header(one.name) + b"".join(line for _, line in rows))
     sums(folder, key)
     return folder
@@ -79,7 +79,7 @@ def test_the_independent_verifier_accepts_an_honest_pack(pack: Path) -> None:
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_the_independent_verifier_finds_each_change(pack: Path) -> None:
-    """Whatever is changed, removed, added or cut off, it says so, also where the sums were made anew."""
+    """Whatever is changed, removed, added or cut off, it says so, also where the sums were made again."""
     changes = [
         ("segments/000001-transitions-1.csv", rb'"registered"', b'"observed"'),
         ("segments/000001-transitions-2.csv", rb"(?s)\n.*", b"\n"),
