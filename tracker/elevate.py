@@ -16,21 +16,19 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from time import monotonic
 from typing import Self
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import urllib3
+from requests import PreparedRequest, Request, RequestException
 
 from tracker import text
 from tracker.errors import AskError, BadAnswer, KeyRefused, RateLimited, Unavailable, WrongTarget
 from tracker.settings import ClusterSettings
 from tracker.status import Answer
-from tracker.transport import CAP, IDLE_SECONDS, Connections, bad_answer, flight, tls_context, unavailable
+from tracker.transport import CAP, IDLE_SECONDS, Adapter, bad_answer, flight, tls_context, unavailable
 
 _LONGEST_PAUSE = timedelta(hours=6)
 """The longest wait that a server can ask for: a typing error of its owner must not stop polling for weeks."""
-
-
-_HEADERS = {"User-Agent": "tracker", "Accept-Encoding": "identity"}
 
 
 class _Key(str):
@@ -56,11 +54,12 @@ class Elevate:
 
     def __init__(self, cluster: ClusterSettings, timeout: timedelta) -> None:
         self._where = cluster.base_url + cluster.path
-        self._path = cluster.path
         self._timeout = timeout.total_seconds()
         tls = tls_context(cluster.ca_bundle) if cluster.base_url.lower().startswith("https:") else None
-        self._connections = Connections(cluster.base_url, tls, cluster.proxy, cluster.max_concurrency)
-        self._headers = _HEADERS | {"Accept": "application/json", "Api-Key": _Key(cluster.api_key.get_secret_value())}
+        self._adapter = Adapter(cluster.base_url, tls, cluster.proxy, cluster.max_concurrency)
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "tracker"}
+        self._template = Request("GET", f"{self._where}?jid=", headers).prepare()
+        self._template.headers["Api-Key"] = _Key(cluster.api_key.get_secret_value())
 
     def __repr__(self) -> str:
         return f"<Elevate at {self._where}>"
@@ -73,7 +72,7 @@ class Elevate:
 
     def close(self) -> None:
         """Close the connections that are kept; those in use are closed when their request ends."""
-        self._connections.close()
+        self._adapter.close()
 
     def ask(self, jid: str, now: Callable[[], datetime]) -> Answer:
         """Return what Elevate says about *jid*, within the timeout.
@@ -96,22 +95,23 @@ class Elevate:
     def _ask(self, jid: str, now: Callable[[], datetime]) -> Answer:
         flight.deadline = monotonic() + self._timeout
         flight.sent_at = now()
+        request = self._template.copy()
         try:
-            target = f"{self._path}?jid={quote(jid, safe='')}"
+            request.url = f"{self._where}?jid={quote(jid, safe='')}"
         except UnicodeEncodeError:
             raise bad_answer("bad_jid", "the jid has a character that no URL can carry") from None
         try:
-            response, body = self._exchange(target)
+            response, body = self._exchange(request)
         except Unavailable as error:
             if not flight.reused or (error.code == "timeout" and flight.idle < IDLE_SECONDS):
                 raise
             # A connection that was idle may be closed just as we write, or be dead without a word; a GET may be
             # repeated then (RFC 9110, 9.2.2).
             if error.code == "timeout":
-                self._connections.drop()
+                self._adapter.drop()
                 flight.deadline = monotonic() + self._timeout
             flight.sent_at = now()
-            response, body = self._exchange(target)
+            response, body = self._exchange(request)
         completed_at = now()
         server_date = _http_date(response.headers.get("date", ""))
         if response.status != 200:
@@ -120,11 +120,14 @@ class Elevate:
             server_date = None  # the databases keep none so late, and the answer counts all the same
         return Answer(_status(jid, body), flight.sent_at, max(completed_at, flight.sent_at), server_date)
 
-    def _exchange(self, target: str) -> tuple[urllib3.BaseHTTPResponse, bytes]:
-        """Ask and return the response with its body, which is left unread if it cannot be an answer."""
+    def _exchange(self, request: PreparedRequest) -> tuple[urllib3.HTTPResponse, bytes]:
+        """Send *request* and return the response with its body, which is left unread if it cannot be an answer."""
         flight.reused = True
         flight.room = CAP
-        response = self._connections.send("GET", target, self._headers, self._timeout)
+        try:
+            response: urllib3.HTTPResponse = self._adapter.send(request, stream=True, timeout=self._timeout).raw
+        except (RequestException, urllib3.exceptions.HTTPError, OSError):
+            raise unavailable("network", "the request could not be sent") from None
         try:
             if response.status != 200:
                 return response, b""
@@ -156,20 +159,19 @@ def post(url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta) 
     Raises:
         AskError: It was not accepted. Class and code of the error say why; neither has the URL in it.
     """
-    parts = urlsplit(url)
-    target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-    connections = Connections(url, tls_context(None) if parts.scheme == "https" else None, None, 1)
+    adapter = Adapter(url, tls_context(None) if url.lower().startswith("https:") else None, None, 1)
     flight.deadline, flight.room = monotonic() + timeout.total_seconds(), CAP
     flight.sent_at, flight.reused = datetime.now(UTC), False
-    login = parts.netloc.rpartition("@")[0]
-    given = _HEADERS | dict(urllib3.make_headers(basic_auth=unquote(login)) if login else {}) | dict(headers)
     try:
-        response = connections.send("POST", target, given, timeout.total_seconds(), body)
+        request = Request("POST", url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
+        response = adapter.send(request.prepare(), stream=True, timeout=timeout.total_seconds()).raw
         response.close()
         if not 200 <= response.status < 300:
             raise _refusal(response, flight.sent_at)
+    except (RequestException, urllib3.exceptions.HTTPError, OSError):
+        raise unavailable("network", "the request could not be sent") from None
     finally:
-        connections.close()
+        adapter.close()
 
 
 def _check_type(headers: Mapping[str, str]) -> None:
@@ -210,7 +212,7 @@ def _status(jid: str, body: bytes) -> str:
     return status
 
 
-def _refusal(response: urllib3.BaseHTTPResponse, server_now: datetime) -> AskError:
+def _refusal(response: urllib3.HTTPResponse, server_now: datetime) -> AskError:
     """Return what an HTTP code other than 200 means (DESIGN.md, "The poll")."""
     code, at = response.status, flight.sent_at
     name = f"http_{code}"

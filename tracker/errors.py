@@ -1,7 +1,7 @@
 """Every error that tracker raises on purpose.
 
 Owns the tree; each class is one decision that a caller can make. The room where a library's error arises translates it
-(urllib3 in ``transport``, SQLAlchemy in ``database``), so that no caller imports a library to handle it.
+(requests in ``elevate``, SQLAlchemy in ``database``), so that no caller imports a library to handle it.
 
     TrackerError
     ├── BadConfiguration        stop: a person must repair the settings or the set-up

@@ -3,10 +3,10 @@
 Owns every byte that goes to Elevate and comes back; what answers may be slow, wrong or hostile. Leaves alone: what is
 asked and what an answer means (``elevate``).
 
-It uses the pool of urllib3, with two differences. Each socket obeys the deadline of the whole request, since
-``timeout=`` bounds only the wait for the next byte. No error of the library leaves this room, since its frames hold the
-request with its key. Nothing follows a redirect (it would take ``Api-Key`` to another host), keeps a cookie, or reads
-``.netrc`` or a proxy variable.
+It uses the adapter of requests and the pool of urllib3, with three differences. There is no Session, hence no redirect
+(it would take ``Api-Key`` to another host), cookie, ``.netrc`` or proxy variable. Each socket obeys the deadline of the
+whole request, since ``timeout=`` bounds only the wait for the next byte. No error of a library leaves this room, since
+those of requests hold the request with its key.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-import certifi
 import urllib3
+from requests import PreparedRequest, Response
+from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from tracker.errors import BadAnswer, BadConfiguration, Unavailable, WrongTarget
@@ -41,7 +43,7 @@ IDLE_SECONDS = 2.0
 class Flight(threading.local):
     """What the request that this thread has under way may still take: every socket of ours obeys it.
 
-    Not an argument: between `Connections.send` and a socket's `recv` are urllib3 and http.client.
+    Not an argument: between `Adapter.send` and a socket's `recv` are requests, urllib3 and http.client.
     """
 
     deadline = 0.0  # on the monotonic clock
@@ -212,39 +214,35 @@ class _TLSPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 
-class Connections:
-    """The connections to one origin, directly or through a proxy: kept open, and used by any thread."""
+class Adapter(HTTPAdapter):
+    """Requests' adapter for one origin: what it would compute for each request is computed once.
 
-    def __init__(self, url: str, context: ssl.SSLContext | None, proxy: str | None, most_kept: int) -> None:
-        tls = {"ssl_context": context} if context else {}
-        self._manager = urllib3.PoolManager(maxsize=most_kept)
-        if proxy:
-            user, _, password = urlsplit(proxy).netloc.rpartition("@")[0].partition(":")
-            login = urllib3.make_headers(proxy_basic_auth=f"{unquote(user)}:{unquote(password)}") if user else None
-            self._manager = urllib3.ProxyManager(
-                proxy, maxsize=most_kept, proxy_headers=login, proxy_ssl_context=context
-            )
-        self._manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+    That and the cookies that it looks for in each response take more time than sending and receiving.
+    """
+
+    def __init__(self, url: str, context: ssl.SSLContext | None, proxy: str | None, pool_size: int) -> None:
+        # Retry(False) raises the error itself; a stale connection is the only thing worth a repetition, see `Elevate`.
+        super().__init__(pool_connections=1, pool_maxsize=pool_size, max_retries=urllib3.Retry(False))
+        manager = self.proxy_manager_for(proxy, proxy_ssl_context=context) if proxy else self.poolmanager
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
         parts = urlsplit(url)
-        self._pool = self._manager.connection_from_host(parts.hostname, parts.port, parts.scheme, pool_kwargs=tls)
+        tls = {"ssl_context": context} if context else {}
+        self._pool: urllib3.HTTPConnectionPool = manager.connection_from_host(
+            parts.hostname, parts.port, parts.scheme, pool_kwargs=tls
+        )
 
-    def send(
-        self, method: str, target: str, headers: Mapping[str, str], timeout: float, body: bytes | None = None
-    ) -> urllib3.BaseHTTPResponse:
-        """Return the response as soon as its headers are there; its body is still to be read.
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> urllib3.HTTPConnectionPool:
+        return self._pool
 
-        Raises:
-            AskError: There is no response.
-        """
-        options = {"retries": False, "redirect": False, "preload_content": False, "decode_content": False}
-        try:
-            return self._pool.urlopen(method, target, body, headers, timeout=timeout, **options)
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
-            raise unavailable("network", "the request could not be sent") from None
+    def cert_verify(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the pool's own context verifies, and nothing given with a request changes that."""
+
+    def request_url(self, request: PreparedRequest, proxies: Mapping[str, str] | None) -> str:
+        return request.path_url
 
     def close(self) -> None:
-        """Close the connections that are kept; those in use are closed when their request ends."""
-        self._pool.close()
+        self._pool.close()  # the managers only forget it
+        super().close()
 
     def drop(self) -> None:
         """Close the connections that are kept and not in use, so that the next request opens one."""
@@ -261,14 +259,19 @@ class Connections:
             with suppress(queue.Full):
                 kept.put(None, block=False)
 
+    def build_response(self, req: PreparedRequest, resp: urllib3.BaseHTTPResponse) -> Response:
+        response = Response()
+        response.raw = resp
+        return response
+
 
 def tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
-    """Return how TLS is made: always verified, by *ca_bundle* or the authorities that certifi brings."""
+    """Return how TLS is made: always verified, by *ca_bundle* or the authorities that requests brings."""
     # Not by ssl's or urllib3's helpers, which also obey SSLKEYLOGFILE and so can write down what decrypts the key.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.sslsocket_class = _TLSSocket
     try:
-        context.load_verify_locations(cafile=str(ca_bundle or certifi.where()))
+        context.load_verify_locations(cafile=str(ca_bundle or DEFAULT_CA_BUNDLE_PATH))
     except OSError as error:  # ssl.SSLError is one
         problem = "is not a PEM file of certificates" if isinstance(error, ssl.SSLError) else error.strerror
         raise BadConfiguration(f"ca_bundle: {ca_bundle}: {problem}") from None
