@@ -171,6 +171,24 @@ def test_a_cluster_is_put_together_from_all_places(tmp_path: Path) -> None:
         assert cluster.proxy is None, "an empty variable is not set"
 
 
+def test_each_of_several_clusters_has_a_file_for_its_key_in_the_secrets_folder(tmp_path: Path) -> None:
+    """Its name is in lower case; it is stronger than tracker.toml and weaker than a variable, and may be unreadable."""
+    for name in ("w1", "w2", "w3"):
+        (tmp_path / f"tracker_api_key_{name}").write_text(f"key of {name}\n".replace(" ", "-"))
+    toml = "[clusters.W1]\n[clusters.w2]\napi_key_file = 'missing'"
+    secrets = {"TRACKER_SECRETS_DIR": "."}
+    loaded = read(tmp_path, secrets, toml)
+    assert [key(cluster) for cluster in loaded.clusters.values()] == ["key-of-w1", "key-of-w2"]
+    assert shown(loaded)["clusters.W1.api_key"] == ("****", f"{tmp_path}/tracker_api_key_w1")
+    loaded = read(tmp_path, {**secrets, "TRACKER_CLUSTER": "w3"}, "timezone = 'UTC'")
+    assert key(loaded.cluster()) == "key-of-w3"
+    assert key(read(tmp_path, {**secrets, **ONE, "TRACKER_CLUSTER": "w2"}, toml).cluster("w2")) == "k3y"
+    (tmp_path / "tracker_api_key_w2").unlink()
+    (tmp_path / "tracker_api_key_w2").mkdir()
+    assert "tracker_api_key_w2: cannot be read" in refusal(tmp_path, secrets, toml)
+    assert len(read(tmp_path, secrets, toml, keys=False).clusters) == 2
+
+
 def test_a_setting_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
     """Those of one cluster where nobody knows which, one that needs another, and a key that is given twice."""
     toml = "[clusters.a]\napi_key='k'\n[clusters.b]\napi_key='k'"
@@ -243,7 +261,8 @@ def test_everything_that_is_wrong_is_reported_at_once(tmp_path: Path) -> None:
         "  TRACKER_TIMEZON: there is no such setting; did you mean TRACKER_TIMEZONE?",
         f"  {tmp_path}/tracker.toml: lost_aftr: there is no such setting; did you mean lost_after?",
         f"  {tmp_path}/tracker.toml: [clusters.w1] pathh: there is no such setting; did you mean path?",
-        "  cluster w1: has no key; give it by api_key_file in [clusters.w1] of tracker.toml",
+        f"  cluster w1: has no key; give it by the file {tmp_path}/nothing/tracker_api_key_w1"
+        " or api_key_file in [clusters.w1] of tracker.toml",
         "  TRACKER_DATABASE_URL: must begin with sqlite:/// (and a path) or postgresql+psycopg://",
         "  TRACKER_HTTP_PORT: must be a port number from 1 to 65535, not '0'",
         f"  {tmp_path}/tracker.toml: [clusters.w1] archive_days: "

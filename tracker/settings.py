@@ -479,6 +479,10 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
 
     tables = [where[1] for where in found if where[2:] == ("name",)]
     name = given["TRACKER_CLUSTER"][0] if "TRACKER_CLUSTER" in given else tables[0] if len(tables) == 1 else ""
+    for cluster in dict.fromkeys((*tables, name)) if keys and has_folder else ():
+        file = folder / f"tracker_api_key_{cluster.lower()}"
+        if os.path.lexists(file) and (key := _text_of(file, str(file), problems)):
+            _put(found, ("clusters", cluster, "api_key"), key, str(file), cwd)
     for variable in [one for one in given if one in _SETTINGS_BY_VARIABLE]:
         (value, place), setting = given[variable], _SETTINGS_BY_VARIABLE[variable]
         if setting in _GLOBAL:
@@ -615,7 +619,7 @@ def _from_secrets(folder: Path, left_out: set[str], problems: list[str]) -> dict
     """Return by variable what the files of the secrets folder say: (value, place).
 
     A file is called as the variable in lower case: ``tracker_api_key``. Others are left alone: the folder is shared,
-    and may hold files that ``api_key_file`` names.
+    and may hold files that ``api_key_file`` names, and a key for each of several clusters (`load`).
     """
     secrets: dict[str, tuple[str, str]] = {}
     for variable in _SETTINGS_BY_VARIABLE:
@@ -641,10 +645,11 @@ def _read_keys(found: _Found, keys: bool, single: str, folder: Path, problems: l
         elif file is not None:
             problems.append(f"{place}: must be the path of a file that holds the key")
         elif not found.get(where, ("", ""))[0]:
-            ways = [f"api_key_file in [clusters.{name}] of tracker.toml"]
-            if name == single:
-                ways = ["TRACKER_API_KEY", f"the file {folder / 'tracker_api_key'}", *ways]
-            problems.append(f"cluster {name[:80]}: has no key; give it by {' or '.join(ways)}")
+            ways = ["TRACKER_API_KEY"] if name == single else []
+            name = name[:80]
+            ways += [f"the file {folder}/tracker_api_key_{name.lower()}"]
+            ways += [f"api_key_file in [clusters.{name}] of tracker.toml"]
+            problems.append(f"cluster {name}: has no key; give it by {' or '.join(ways)}")
 
 
 def _validate(found: _Found, problems: list[str]) -> Settings | None:
