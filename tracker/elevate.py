@@ -2,8 +2,8 @@
 
 Owns what is asked, and which of what comes back is an answer: the key that goes with each question can do far more than
 ask. Leaves alone: sockets, TLS and deadlines (`transport`), what an answer means (`status`), when to ask again
-(`cadence`), pauses, rates and records (`health`, `poller`). `post` sends other things, such as checkpoints, to other
-servers over the same sockets, without a key.
+(`cadence`), pauses, rates and records (`health`, `poller`). `send` sends other things, such as checkpoints, to
+receivers, which are servers of the operator's, over the same sockets and without a key.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from time import monotonic
 from typing import Self
 from urllib.parse import quote
@@ -147,23 +148,43 @@ class Elevate:
             response.close()
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta) -> None:
-    """Send *body* to a server of the operator's, and return once it answered with any 2xx; its answer is not read.
+RECEIVER_HINTS = {
+    "tls_unverified": "the receiver's certificate is not trusted: check TRACKER_RECEIVER_CA_BUNDLE",
+    "proxy": "the proxy made no connection: check TRACKER_RECEIVER_PROXY",
+}
+"""What to do about an error of `send`, by its code; the words of the errors themselves are about Elevate."""
+
+
+def send(
+    url: str,
+    timeout: timedelta,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    ca_bundle: Path | None = None,
+    proxy: str | None = None,
+) -> None:
+    """Send a GET, or *body* by a POST, to a receiver; return once it answered with any 2xx. Its answer is not read.
 
     Args:
         url: A valid one, with ``https://``, or ``http://`` for this machine; may hold a secret.
+        timeout: For the whole of it.
         body: It can have arrived although an error is raised.
         headers: Beside those of every request.
-        timeout: For the whole of it.
+        ca_bundle: PEM, in place of the usual authorities.
+        proxy: For ``https://`` only: what goes to this machine, unencrypted, does not pass it.
 
     Raises:
         AskError: It was not accepted. Class and code of the error say why; neither has the URL in it.
+        BadConfiguration: The file of authorities cannot be used.
     """
-    adapter = Adapter(url, tls_context(None) if url.lower().startswith("https:") else None, None, 1)
+    tls = tls_context(ca_bundle) if url.lower().startswith("https:") else None
+    adapter = Adapter(url, tls, proxy if tls else None, 1)
     flight.deadline, flight.room = monotonic() + timeout.total_seconds(), CAP
     flight.sent_at, flight.reused = datetime.now(UTC), False
     try:
-        request = Request("POST", url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
+        every = {"User-Agent": "tracker", "Accept-Encoding": "identity", **(headers or {})}
+        request = Request("GET" if body is None else "POST", url, every, data=body)
         response = adapter.send(request.prepare(), stream=True, timeout=timeout.total_seconds()).raw
         response.close()
         if not 200 <= response.status < 300:
