@@ -261,11 +261,11 @@ def test_authorities_that_went_away_are_named(engine: sa.Engine, certificate: Pa
 
 
 def test_a_ping_is_a_get_without_a_body() -> None:
-    """`elevate.send` sends one where there is nothing to post; only 2xx is good."""
+    """`elevate.post` sends that, too; only 2xx is good."""
     with Hostile(lambda wire: wire.reply("OK", "200 OK" if wire.number == 0 else "500 X", kind="")) as server:
-        elevate.send(f"{server.url}/ping/s3cret", timedelta(seconds=5))
+        elevate.post(f"{server.url}/ping/s3cret", b"", {}, timedelta(seconds=5), method="GET")
         with pytest.raises(Unavailable) as caught:
-            elevate.send(f"{server.url}/ping/s3cret", timedelta(seconds=5))
+            elevate.post(f"{server.url}/ping/s3cret", b"", {}, timedelta(seconds=5), method="GET")
     assert server.requests[0].startswith(b"GET /ping/s3cret HTTP/1.1\r\n")
     assert b"Api-Key" not in server.requests[0]
     assert (caught.value.code, "s3cret" in str(caught.value)) == ("http_500", False)

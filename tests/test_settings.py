@@ -183,6 +183,11 @@ def test_each_of_several_clusters_has_a_file_for_its_key_in_the_secrets_folder(t
     loaded = read(tmp_path, {**secrets, "TRACKER_CLUSTER": "w3"}, "timezone = 'UTC'")
     assert key(loaded.cluster()) == "key-of-w3"
     assert key(read(tmp_path, {**secrets, **ONE, "TRACKER_CLUSTER": "w2"}, toml).cluster("w2")) == "k3y"
+    (tmp_path / "tracker_api_key").write_text("k3y")
+    assert refusal(tmp_path, {**secrets, "TRACKER_CLUSTER": "w2"}, toml) == (
+        f"{tmp_path}/tracker_api_key_w2: tracker_api_key is also there; keep one of them"
+    )
+    (tmp_path / "tracker_api_key").unlink()
     (tmp_path / "tracker_api_key_w2").unlink()
     (tmp_path / "tracker_api_key_w2").mkdir()
     assert "tracker_api_key_w2: cannot be read" in refusal(tmp_path, secrets, toml)
@@ -262,7 +267,7 @@ def test_everything_that_is_wrong_is_reported_at_once(tmp_path: Path) -> None:
         f"  {tmp_path}/tracker.toml: lost_aftr: there is no such setting; did you mean lost_after?",
         f"  {tmp_path}/tracker.toml: [clusters.w1] pathh: there is no such setting; did you mean path?",
         f"  cluster w1: has no key; give it by the file {tmp_path}/nothing/tracker_api_key_w1"
-        " or api_key_file in [clusters.w1] of tracker.toml",
+        " or api_key_file in its section of tracker.toml",
         "  TRACKER_DATABASE_URL: must begin with sqlite:/// (and a path) or postgresql+psycopg://",
         "  TRACKER_HTTP_PORT: must be a port number from 1 to 65535, not '0'",
         f"  {tmp_path}/tracker.toml: [clusters.w1] archive_days: "
@@ -271,7 +276,7 @@ def test_everything_that_is_wrong_is_reported_at_once(tmp_path: Path) -> None:
         "must be at most 63 letters, digits and hyphens, without a hyphen at either end, not 'w 2'",
     ]
     lines = refusal(tmp_path, {"TRACKER_CLUSTER": "w1"}, "[clusters.w2]").splitlines()
-    for way in ("TRACKER_API_KEY", str(tmp_path / "nothing" / "tracker_api_key"), "[clusters.w1]"):
+    for way in ("TRACKER_API_KEY", f"{tmp_path}/nothing/tracker_api_key_w1", "api_key_file"):
         assert way in lines[2]
 
 

@@ -361,7 +361,7 @@ class Settings(_Model):
     alert_urls: AlertUrls = ()  # of Apprise
     alert_after: Annotated[Duration, _with_effect("alert_urls")] = timedelta(minutes=15)  # a cluster is unreachable
     ping_url: SecretUrl | None = None  # of a service that speaks Healthchecks' protocol
-    receiver_ca_bundle: Annotated[CaBundle, _ON_RECEIVERS] | None = None  # as ca_bundle, for the last five
+    receiver_ca_bundle: Annotated[CaBundle, _ON_RECEIVERS] | None = None  # of checkpoints, alerts and pings
     receiver_proxy: Annotated[str, AfterValidator(_proxy), _ON_RECEIVERS] | None = None  # may hold a password
     lost_after_polls: Annotated[Count, _number(1, 10_000)] = 5  # ``not_found`` answers in a row that end a job …
     lost_after: Duration = timedelta(days=2)  # … over at least this long
@@ -479,10 +479,12 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
 
     tables = [where[1] for where in found if where[2:] == ("name",)]
     name = given["TRACKER_CLUSTER"][0] if "TRACKER_CLUSTER" in given else tables[0] if len(tables) == 1 else ""
-    for cluster in dict.fromkeys((*tables, name)) if keys and has_folder else ():
+    for cluster in filter(None, dict.fromkeys((*tables, name)) if keys and has_folder else ()):
         file = folder / f"tracker_api_key_{cluster.lower()}"
         if os.path.lexists(file) and (key := _text_of(file, str(file), problems)):
             _put(found, ("clusters", cluster, "api_key"), key, str(file), cwd)
+            if cluster == name and given.get("TRACKER_API_KEY", ("", ""))[1] == f"{folder}/tracker_api_key":
+                problems.append(f"{file}: tracker_api_key is also there; keep one of them")
     for variable in [one for one in given if one in _SETTINGS_BY_VARIABLE]:
         (value, place), setting = given[variable], _SETTINGS_BY_VARIABLE[variable]
         if setting in _GLOBAL:
@@ -646,10 +648,9 @@ def _read_keys(found: _Found, keys: bool, single: str, folder: Path, problems: l
             problems.append(f"{place}: must be the path of a file that holds the key")
         elif not found.get(where, ("", ""))[0]:
             ways = ["TRACKER_API_KEY"] if name == single else []
-            name = name[:80]
-            ways += [f"the file {folder}/tracker_api_key_{name.lower()}"]
-            ways += [f"api_key_file in [clusters.{name}] of tracker.toml"]
-            problems.append(f"cluster {name}: has no key; give it by {' or '.join(ways)}")
+            ways += [f"the file {folder}/tracker_api_key_{name[:80].lower()}"]
+            ways += ["api_key_file in its section of tracker.toml"]
+            problems.append(f"cluster {name[:80]}: has no key; give it by {' or '.join(ways)}")
 
 
 def _validate(found: _Found, problems: list[str]) -> Settings | None:

@@ -78,7 +78,7 @@ class Courier:
         file: Is made if it is missing; an empty line follows each checkpoint.
         url: Gets each checkpoint as the body of a POST. It may hold a secret, which is neither stored nor logged.
         clock: Monotonic seconds.
-        ca_bundle, proxy: For the URL, see `elevate.send`.
+        ca_bundle, proxy: For the URL, see `elevate.post`.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ def _post(url: str, ca_bundle: Path | None, proxy: str | None, signed: Signed) -
     """Send a checkpoint to a server, as the body of a POST."""
     headers = {"Content-Type": "text/plain; charset=utf-8", "Tracker-Checkpoint": str(signed.checkpoint.number)}
     try:
-        elevate.send(url, TIMEOUT, signed.text.encode(), headers, ca_bundle=ca_bundle, proxy=proxy)
+        elevate.post(url, signed.text.encode(), headers, TIMEOUT, ca_bundle=ca_bundle, proxy=proxy)
     except BadConfiguration as error:  # the file of authorities was good when the settings were read
         raise _CannotDeliver("BadConfiguration ca_bundle", str(error)) from None
 
