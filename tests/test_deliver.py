@@ -23,12 +23,11 @@ from tests.history import register
 from tests.hostile import Hostile
 from tests.test_checkpoint import KEY
 from tests.test_checks import unguarded
-from tracker import database, elevate
+from tracker import database
 from tracker.audit import deliver
 from tracker.audit.checkpoint import parse, split
 from tracker.audit.deliver import Courier
 from tracker.audit.seal import chain, seal
-from tracker.errors import Unavailable
 from tracker.models import DELIVERIES
 from tracker.settings import Settings
 
@@ -258,17 +257,6 @@ def test_authorities_that_went_away_are_named(engine: sa.Engine, certificate: Pa
     assert courier.deliver() == pytest.approx(15, abs=1)
     assert noted(engine, "http").last_error == "BadConfiguration ca_bundle"
     assert split((tmp_path / "c.txt").read_text()) == all_
-
-
-def test_a_ping_is_a_get_without_a_body() -> None:
-    """`elevate.post` sends that, too; only 2xx is good."""
-    with Hostile(lambda wire: wire.reply("OK", "200 OK" if wire.number == 0 else "500 X", kind="")) as server:
-        elevate.post(f"{server.url}/ping/s3cret", b"", {}, timedelta(seconds=5), method="GET")
-        with pytest.raises(Unavailable) as caught:
-            elevate.post(f"{server.url}/ping/s3cret", b"", {}, timedelta(seconds=5), method="GET")
-    assert server.requests[0].startswith(b"GET /ping/s3cret HTTP/1.1\r\n")
-    assert b"Api-Key" not in server.requests[0]
-    assert (caught.value.code, "s3cret" in str(caught.value)) == ("http_500", False)
 
 
 def test_a_server_that_does_not_answer_holds_nobody_up(
