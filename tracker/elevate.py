@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from time import monotonic
 from typing import Self
 from urllib.parse import quote
@@ -144,7 +145,16 @@ class Elevate:
             response.close()
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta) -> None:
+def post(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    timeout: timedelta,
+    *,
+    method: str = "POST",
+    ca_bundle: Path | None = None,
+    proxy: str | None = None,
+) -> None:
     """Hand *body* to a server of the operator's, and return once it answered with any 2xx; its words are not read.
 
     Args:
@@ -152,15 +162,20 @@ def post(url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta) 
         body: Arrives twice, perhaps, where an error said that it did not arrive.
         headers: Beside those of every request.
         timeout: For the whole of it.
+        method: A ping is a GET without a body.
+        ca_bundle: PEM file of the authorities to trust in place of the usual ones.
+        proxy: For ``https://``; this machine is asked without it.
 
     Raises:
         AskError: It was not taken; of the error only class and code are about that server, and neither has the URL.
+        BadConfiguration: The file of authorities cannot be used.
     """
-    adapter = Adapter(url, tls_context(None) if url.lower().startswith("https:") else None, None, 1)
+    is_tls = url.lower().startswith("https:")
+    adapter = Adapter(url, tls_context(ca_bundle) if is_tls else None, proxy if is_tls else None, 1)
     flight.deadline, flight.room = monotonic() + timeout.total_seconds(), CAP
     flight.sent_at, flight.reused = datetime.now(UTC), False
     try:
-        request = Request("POST", url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
+        request = Request(method, url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
         response: urllib3.HTTPResponse = adapter.send(
             request.prepare(), stream=True, timeout=timeout.total_seconds()
         ).raw

@@ -33,6 +33,8 @@ COMMANDS = {
     "show": ("Follow", "tracker.cli.look:show", "One job: its facts, its timeline, its next poll and why."),
     "clusters": ("Follow", "tracker.cli.status:clusters", "A row for each cluster: late polls, pause, gap."),
     "status": ("Follow", "tracker.cli.status:status", "One screen: what needs a person, and what runs."),
+    "alerts": ("Follow", "tracker.cli.alerts:alerts", "Send a test alert."),
+    "ack": ("Decide", "tracker.cli.alerts:ack", "Quiet a need that a person has in hand."),
     "withdraw": ("Decide", "tracker.cli.operate:withdraw", "Close jobs, with a reason."),
     "reopen": ("Decide", "tracker.cli.operate:reopen", "Follow jobs again that ended, but for done ones."),
     "attest": ("Decide", "tracker.cli.operate:attest", "Say that jobs were done, unseen by us."),
