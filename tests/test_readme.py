@@ -1,4 +1,4 @@
-"""What the README says is so: its commands, settings, examples and queries."""
+"""What the documents say is so: their commands, settings, examples, queries and links."""
 
 from __future__ import annotations
 
@@ -16,25 +16,22 @@ from tracker import cli, database
 from tracker.reports.views import comments
 from tracker.settings import DEFAULT_PATH, ClusterSettings, Settings, duration
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "tracker").rglob("*.md")))
+}
+README = DOCUMENTS["README.md"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def section(title: str) -> str:
-    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
-
-
-def rows(text: str) -> list[list[str]]:
-    """Return the cells of the tables in *text*, without their headings."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line, before in zip(lines[1:], lines, strict=False)
-        if not line.startswith("|---") and not line.startswith(("| command |", "| setting |", "| key |")) and before
-    ]
+def table(document: str, first: str) -> list[list[str]]:
+    """Return the cells of the table whose first heading is *first*, without its headings."""
+    rows = DOCUMENTS[document].split(f"\n| {first} |", 1)[1].split("\n\n", 1)[0].splitlines()
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -54,7 +51,9 @@ COMMANDS = dict(commands(cli.root))
 def test_every_command_is_in_the_table_and_no_other() -> None:
     """The table of commands is complete, and promises none that does not exist."""
     listed = [
-        cell.strip("`").removeprefix("tracker ") for row in rows(section("Commands")) for cell in row[0].split(" · ")
+        cell.strip("`").removeprefix("tracker ")
+        for row in table("tracker/cli/COMMANDS.md", "command")
+        for cell in row[0].split(" · ")
     ]
     assert sorted(tuple(command.split()) for command in listed) == sorted(COMMANDS)
 
@@ -67,54 +66,61 @@ def test_every_help_ends_with_an_example(path: tuple[str, ...]) -> None:
     assert re.search(r"\n  Examples?\b.*\n +tracker ", shown, re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "line", [line for block in blocks("sh") for line in re.sub(r"\\\n\s*", "", block).splitlines() if "tracker" in line]
-)
-def test_every_command_line_is_one(line: str) -> None:
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_line_is_one(document: str) -> None:
     """Each command and each option that a fenced block uses exists."""
-    for part in re.split(r"&&", line):
-        words = shlex.split(part, comments=True)
-        if not words or Path(words[0]).name != "tracker":
-            continue
-        path = next(tuple(words[1:n]) for n in (3, 2) if tuple(words[1:n]) in COMMANDS)
-        options = {name for parameter in COMMANDS[path].params for name in (*parameter.opts, *parameter.secondary_opts)}
-        assert {word for word in words if word.startswith("--")} <= options
+    for block in blocks("sh", DOCUMENTS[document]):
+        for part in re.split(r"&&|\n", re.sub(r"\\\n\s*", "", block)):
+            words = shlex.split(part, comments=True)
+            if not words or Path(words[0]).name != "tracker":
+                continue
+            path = next(tuple(words[1:n]) for n in (3, 2) if tuple(words[1:n]) in COMMANDS)
+            parameters = COMMANDS[path].params
+            options = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
+            assert {word for word in words if word.startswith("--")} <= options, part
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_to_a_file(document: str) -> None:
+    """Each link between documents leads somewhere."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", DOCUMENTS[document])
+    assert [link for link in links if not (ROOT / document).parent.joinpath(link).exists()] == []
 
 
 def test_every_setting_is_in_the_table_with_its_default() -> None:
     """The table of settings is complete, and its defaults are the program's."""
-    told = {row[0].strip("`"): row[1].strip("`") for row in rows(section("Settings")) if row[0].startswith("`TRACKER_")}
+    stated = {row[0].strip("`"): row[1].strip("`") for row in table("tracker/SETTINGS.md", "setting")}
     names = [name for name in Settings.model_fields if name != "clusters"]
-    assert set(told) == {f"TRACKER_{name.upper()}" for name in names}
+    assert set(stated) == {f"TRACKER_{name.upper()}" for name in names}
     for name in ("database_url", "timezone", "lost_after_polls"):
-        assert told[f"TRACKER_{name.upper()}"] == str(Settings.model_fields[name].default)
-    assert told["TRACKER_LOST_AFTER"] == f"{Settings.model_fields['lost_after'].default.days} days"
-    assert told["TRACKER_DELAY_PER_POLL"] == f"{Settings.model_fields['delay_per_poll'].default.seconds} s"
-    assert duration(told["TRACKER_SEAL_AFTER"]) == Settings.model_fields["seal_after"].default
-    assert told["TRACKER_REQUEST_TIMEOUT"] == f"{Settings.model_fields['request_timeout'].default.seconds} s"
+        assert stated[f"TRACKER_{name.upper()}"] == str(Settings.model_fields[name].default)
+    assert stated["TRACKER_LOST_AFTER"] == f"{Settings.model_fields['lost_after'].default.days} days"
+    assert stated["TRACKER_DELAY_PER_POLL"] == f"{Settings.model_fields['delay_per_poll'].default.seconds} s"
+    assert duration(stated["TRACKER_SEAL_AFTER"]) == Settings.model_fields["seal_after"].default
+    assert stated["TRACKER_REQUEST_TIMEOUT"] == f"{Settings.model_fields['request_timeout'].default.seconds} s"
 
 
 def test_every_key_of_a_cluster_is_in_the_table() -> None:
     """So is that of a cluster's settings."""
-    told = {row[0].strip("`"): row[2].strip("`") for row in rows(section("Settings")) if len(row) == 4}
-    assert set(told) == {name for name in ClusterSettings.model_fields if name != "name"} | {"api_key_file"}
-    assert told["path"] == DEFAULT_PATH
+    stated = {row[0].strip("`"): row[2].strip("`") for row in table("tracker/SETTINGS.md", "key")}
+    assert set(stated) == {name for name in ClusterSettings.model_fields if name != "name"} | {"api_key_file"}
+    assert stated["path"] == DEFAULT_PATH
     for name in ("archive_days", "max_concurrency"):
-        assert told[name] == str(ClusterSettings.model_fields[name].default)
-    assert float(told["max_requests_per_second"]) == ClusterSettings.model_fields["max_requests_per_second"].default
+        assert stated[name] == str(ClusterSettings.model_fields[name].default)
+    assert float(stated["max_requests_per_second"]) == ClusterSettings.model_fields["max_requests_per_second"].default
 
 
 def test_every_view_is_in_the_table() -> None:
     """So is that of the views, in the words of the comments on PostgreSQL."""
-    told = {row[0].strip("`"): row[1] for row in rows(section("Ask in SQL")) if row[0] != "view"}
-    assert told == comments.ROWS
+    stated = {row[0].strip("`"): row[1] for row in table("tracker/reports/SQL.md", "view")}
+    assert stated == comments.ROWS
 
 
 def test_the_configuration_of_several_clusters_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example of tracker.toml is valid."""
     from tracker import settings
 
-    (text,) = blocks("toml")
+    (text,) = blocks("toml", DOCUMENTS["tracker/SETTINGS.md"])
     for name in ("w1a2b3c4d", "w5e6f7a8b"):
         key = tmp_path / f"{name}.key"
         key.write_text("secret")
@@ -126,7 +132,7 @@ def test_the_configuration_of_several_clusters_loads(tmp_path: Path, monkeypatch
 def test_all_four_ways_register_a_job(
     url: str, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Command, CSV, SQL and Python as they stand register their jobs."""
+    """Command, CSV, SQL and Python as they stand register their jobs, and each question in SQL can be asked."""
     monkeypatch.setenv("TRACKER_DATABASE_URL", url)
     monkeypatch.setenv("TRACKER_CLUSTER", "w1a2b3c4d")
     monkeypatch.setenv("TRACKER_API_KEY", "secret")
@@ -135,12 +141,15 @@ def test_all_four_ways_register_a_job(
     for line in (next(line for line in lines if line.startswith(f"tracker {word}")) for word in ("add", "import")):
         assert cli.main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     with database.writing(engine) as connection:
-        connection.exec_driver_sql(blocks("sql")[0])
+        insert, *questions = blocks("sql")
+        connection.exec_driver_sql(insert)
     code = re.sub(r'create_engine\("[^"]*"\)', f'create_engine("{url}")', blocks("python")[0])
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102 - it is what a reader would run
     names["engine"].dispose()
     with database.reading(engine) as connection:
+        for question in questions:
+            connection.exec_driver_sql(question)
         jobs = connection.exec_driver_sql("SELECT jid, reference FROM report_jobs ORDER BY jid").all()
     assert [row.reference for row in jobs] == ["DSR-1042", "DSR-1044", "DSR-1043", "DSR-1042"]
 

@@ -270,7 +270,7 @@ def test_a_file_or_a_configuration_that_is_missing(
 
 
 def test_hostile_text_does_no_harm(engine: sa.Engine, run: Run) -> None:
-    """No control character reaches a terminal, and no cell becomes a formula."""
+    """No control character reaches a terminal, and no cell becomes a formula in a spreadsheet."""
     history.register(engine, "=1+1", reference="=gnp")
     history.register(engine, "+4")
     text = b"jid,reference\n=1+1,-3\n=2+2,\nb\x1b[2J,\nc\xff,\n"
@@ -278,7 +278,7 @@ def test_hostile_text_does_no_harm(engine: sa.Engine, run: Run) -> None:
         code, out, err = run(text, "--format", format)
         assert code == 1
         assert not set("\x1b") & set(out + err)
-    found = cells(run(text, "--format", "csv")[1])
+    found = cells(run(text, "--format", "csv", "--for-spreadsheet")[1])
     assert [(row[0], row[3]) for row in found] == [
         ("differs", "'=1+1"),
         ("missing_here", "'=2+2"),

@@ -45,9 +45,9 @@ DEFAULT_SECRETS_DIR = "/run/secrets"
 """Where Docker and Kubernetes conventionally mount secrets."""
 
 _MASK = "****"
-_UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
+_UNITS = {"w": 604800, "d": 86400, "h": 3600, "min": 60, "s": 1}
 _DURATION = re.compile(
-    r"(\d+(?:\.\d+)?)\s*(d|days?|h|hours?|m|min|minutes?|s|sec|seconds?)(?=[\s\d]|$)\s*", re.IGNORECASE
+    r"(\d+(?:\.\d+)?)\s*(w|weeks?|d|days?|h|hours?|m|min|minutes?|s|sec|seconds?)(?=[\s\d]|$)\s*", re.IGNORECASE
 )
 _LONGEST = timedelta(days=3650)
 """Beyond it, sums with today's date leave the calendar."""

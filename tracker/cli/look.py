@@ -8,14 +8,17 @@ rows waits in a file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracker.cli.output import Column, chosen, emit, example, format_option, human, plain, spooled, utc
+from tracker.cli import times
+from tracker.cli.destination import spooled
+from tracker.cli.output import Column, chosen, counted, emit, example, format_option, human, json_value, plain, utc
+from tracker.deadline import Verdict
 from tracker.reports import words
 from tracker.status import Action, Kind, State
 
@@ -23,12 +26,12 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tracker.cadence import Rhythm
-    from tracker.reports.jobs import AnyGap, Explained
+    from tracker.reports.jobs import AnyGap, ExplainedBounds
     from tracker.settings import Settings
     from tracker.status import Facts
 
 ROWS = 50
-"""Rows of ``tracker jobs`` in a table, unless told otherwise; ours: what a person scrolls through."""
+"""Rows of ``tracker jobs`` in a table, unless --limit says otherwise; ours: what a person scrolls through."""
 GAPS = 3
 """Gaps that are shown one by one in the bounds of one transition; more become one line. csv and json have all."""
 _LONG = 15
@@ -52,7 +55,7 @@ def opened() -> Iterator[tuple[Settings, sa.Engine]]:
     epilog=example(
         "tracker jobs",
         "tracker jobs --state failed --state lost",
-        "tracker jobs --past-deadline --cluster w1a2b3c4d",
+        "tracker jobs --due-within 7d --cluster w1a2b3c4d",
         "tracker jobs --reference DSR-1042 --format json",
     )
 )
@@ -61,6 +64,18 @@ def opened() -> Iterator[tuple[Settings, sa.Engine]]:
 @click.option("--cluster", multiple=True, metavar="NAME", help="Of this cluster.")
 @click.option("--kind", multiple=True, type=click.Choice([kind.value for kind in Kind]), help="As it was declared.")
 @click.option("--reference", multiple=True, metavar="TICKET", help="Of this request.")
+@click.option(
+    "--verdict",
+    multiple=True,
+    type=click.Choice([word.value for word in Verdict]),
+    help="What is known of its deadline.",
+)
+@click.option(
+    "--due-within",
+    callback=times.length,
+    metavar="TIME",
+    help="Not settled, and the deadline is ahead by no more than this: 7d, 36h.",
+)
 @click.option(
     "--past-deadline", is_flag=True, help="The deadline is past, and the verdict missed, overdue or undecidable."
 )
@@ -71,7 +86,13 @@ def opened() -> Iterator[tuple[Settings, sa.Engine]]:
     help=f"At most N jobs. Default: {ROWS} in a table, all in csv and json.",
 )
 @format_option
-def jobs(past_deadline: bool, limit: int | None, format: str | None, **wanted: tuple[str, ...]) -> None:
+def jobs(
+    due_within: timedelta | None,
+    past_deadline: bool,
+    limit: int | None,
+    format: str | None,
+    **wanted: tuple[str, ...],
+) -> None:
     """List jobs, the most urgent first.
 
     First those that somebody still waits for (open, failed, lost), the nearest deadline first; then the settled ones,
@@ -81,48 +102,45 @@ def jobs(past_deadline: bool, limit: int | None, format: str | None, **wanted: t
     """
     from tracker import database, text
     from tracker.reports import jobs as queries
-    from tracker.reports.tables import typed
 
     for name, values in wanted.items():
         if any(text.INVISIBLE.search(value) for value in values):
-            raise click.UsageError(f"--{name} has a control character, or bytes that are not UTF-8, in it.")
-    is_table = chosen(format) == "table"
-    most = limit or (ROWS if is_table else None)
-    is_more = False
-
-    def at_most(rows: Iterable[sa.Row[Any]]) -> Iterator[sa.Row[Any]]:
-        nonlocal is_more
-        for number, row in enumerate(rows):
-            if number == most:
-                is_more = True
-                return
-            yield row
-
+            raise click.UsageError(f"--{name} has an invisible character in it, or bytes that are not UTF-8")
+    if due_within is not None and past_deadline:
+        raise click.UsageError("--due-within and --past-deadline exclude each other: a deadline is ahead or past")
+    form = chosen(format)
+    most = limit or ROWS
     with spooled() as spool, opened() as (_, engine), database.reading(engine) as connection:
-        found = queries.jobs(connection, wanted, past_deadline=past_deadline, limit=most and most + 1)
-        with closing(found):
-            if is_table:
-                shown = list(at_most(found))
+        at_most = most + 1 if form == "table" else limit
+        with closing(
+            queries.jobs(connection, wanted, past_deadline=past_deadline, due_within=due_within, limit=at_most)
+        ) as found:
+            if form == "table":
+                rows = list(found)
             else:
                 with redirect_stdout(spool):
-                    emit(at_most(found), typed(connection, "report_jobs").c.keys(), format or "csv")
-    if is_table:
-        columns = [
-            Column("jid"),
-            Column("state"),
-            Column("verdict"),
-            Column("deadline_on", "deadline", optional=True),
-            Column("age_seconds", "age", optional=True),
-            Column("kind", optional=True),
-            Column("reference", optional=True),
-        ]
-        # Of one cluster only, its name is what a narrow terminal can best do without.
-        several = len({row.cluster for row in shown}) > 1
-        columns.insert(0 if several else len(columns), Column("cluster", optional=not several))
-        cells = [[_state(row) if one.name == "state" else getattr(row, one.name) for one in columns] for row in shown]
-        emit(cells, columns, "table", empty="No job is like that.")
-    if is_more:
-        click.echo(f"There are more than these {most}: narrow them down, or say --limit N.", err=True)
+                    emit(found, queries.columns(connection), form)
+    if form != "table":
+        return
+    # Of one cluster only, its name is what a narrow terminal can best do without.
+    several = len({row.cluster for row in rows}) > 1
+    first, last = ([Column("cluster")], []) if several else ([], [Column("cluster", optional=True)])
+    columns = [*first, *_JOBS, *last]
+    cells = [[_state(row) if one.name == "state" else getattr(row, one.name) for one in columns] for row in rows[:most]]
+    emit(cells, columns, "table", empty="No jobs match.")
+    if len(rows) > most:
+        click.echo(f"There are more than these {most}: add filters, or --limit N.", err=True)
+
+
+_JOBS = (
+    Column("jid"),
+    Column("state"),
+    Column("verdict"),
+    Column("deadline_on", "deadline", optional=True),
+    Column("age_seconds", "age", optional=True),
+    Column("kind", optional=True),
+    Column("reference", optional=True),
+)
 
 
 def _state(row: sa.Row[Any]) -> str:
@@ -158,6 +176,7 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
     from tracker import database, models, operate
     from tracker.reports import jobs as queries
 
+    form = chosen(format)
     with opened() as (settings, engine), database.reading(engine) as connection:
         found = operate.find(connection, jid, cluster)
         now = database.now(connection)
@@ -165,74 +184,56 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
         [seen] = queries.jobs(connection, {"cluster": [found.cluster], "jid": [jid]})
         changes = queries.timeline(connection, found.cluster, jid)
         clusters = sa.select(models.CLUSTERS).where(models.CLUSTERS.c.cluster == found.cluster)
-        standing = connection.execute(clusters).one_or_none()
+        cluster_row = connection.execute(clusters).one_or_none()
         rhythm = _rhythm(connection, settings, found.cluster)
         declared = queries.declared(connection, found.job_id)
         began_at = row.submitted_at or row.registered_at
         gaps = queries.gaps(connection, found.cluster, began_at)
     explained = [queries.explain(change, began_at, gaps) for change in changes]
     unseen_since = gaps[-1] if gaps and gaps[-1].ended_at is None and row.state is State.OPEN else None
-    why = _why(row, standing, rhythm, changes[-1])
+    why = _why(row, cluster_row, rhythm, changes[-1])
     meaning = words.verdict_meaning(seen.verdict, seen.state)
-    match chosen(format):
-        case "csv":
-            emit(
-                [[*change, *_explained(gaps)] for change, gaps in zip(changes, explained, strict=True)],
-                [*changes[0]._fields, "gaps", "gap_seconds"],
-                "csv",
-            )
-        case "json":
-            extra = {"deadline_at": row.deadline_at, "extended_on": row.extended_on, "status_polls": row.status_polls}
-            job = seen._asdict() | extra | {"verdict_meaning": meaning, "next_poll_why": why}
-            job["open_gap"] = unseen_since and asdict(unseen_since)
-            document = {
-                "job": job,
-                "timeline": [
-                    change._asdict()
-                    | {"declared": asdict(declared[change.seq]) if change.seq in declared else None}
-                    | {"gaps": [asdict(gap) for gap in its.gaps] if its else [], "gap_seconds": _explained(its)[1]}
-                    for change, its in zip(changes, explained, strict=True)
-                ],
-            }
-            click.echo(json.dumps(document, indent=2, default=_json))  # ASCII only: no text of a server's in it is raw
-        case _:
-            facts = _facts(row, seen, meaning, why, now, settings.timezone)
-            columns = [Column(name) for name in facts]
-            emit([list(facts.values())], columns, "table", title=plain(f"Job {jid}"), records=True)
-            click.echo()
-            lines = []
-            for change, its in zip(changes, explained, strict=True):
-                lines.append(_change(change, row.submitted_at, declared))
-                lines += [] if its is None else _gap_lines(its)
-            if unseen_since is not None:
-                lines.append(_gap_line(unseen_since, "nothing could be observed since"))
-            emit(
-                lines,
-                ["#", "not before", "no later than", "change", "note"],
-                "table",
-                title="Timeline",
-            )
+    if form == "csv":
+        rows = [
+            [*change, len(its.gaps), its.unobserved.total_seconds()]
+            for change, its in zip(changes, explained, strict=True)
+        ]
+        emit(rows, [*changes[0]._fields, "gaps", "gap_seconds"], "csv")
+    elif form == "json":
+        job = seen._asdict() | {"verdict_meaning": meaning, "next_poll_why": why}
+        job |= {"deadline_at": row.deadline_at, "extended_on": row.extended_on, "status_polls": row.status_polls}
+        job["open_gap"] = unseen_since and asdict(unseen_since)
+        timeline = [
+            change._asdict()
+            | {"declared": asdict(declared[change.seq]) if change.seq in declared else None}
+            | {"gaps": [asdict(gap) for gap in its.gaps], "gap_seconds": its.unobserved.total_seconds()}
+            for change, its in zip(changes, explained, strict=True)
+        ]
+        # ASCII only: no text of a server's in it is raw.
+        click.echo(json.dumps({"job": job, "timeline": timeline}, indent=2, default=json_value))
+    else:
+        facts = _facts(row, seen, meaning, why, now, settings.timezone)
+        emit([list(facts.values())], [*facts], "table", title=plain(f"Job {jid}"), records=True)
+        click.echo()
+        lines = []
+        for change, its in zip(changes, explained, strict=True):
+            lines += [_change(change, row.submitted_at, declared), *_gap_lines(its)]
+        if unseen_since is not None:
+            lines.append(_gap_line(unseen_since, "nothing could be observed since"))
+        emit(lines, ["#", "not before", "no later than", "change", "note"], "table", title="Timeline")
 
 
 def amended(was: Facts, now: Facts) -> list[str]:
     """Return in words how what was declared about a job differs from what is declared now."""
     from dataclasses import asdict
 
-    def told(value: object) -> str:
+    def worded(value: object) -> str:
         if isinstance(value, datetime):
             return utc(value).isoformat(" ")
-        return "none" if value is None else str(value)
+        return "unknown" if value is None else str(value)
 
     pairs = zip(asdict(was).items(), asdict(now).values(), strict=True)
-    return [f"{name} {told(old)} -> {told(new)}" for (name, old), new in pairs if old != new]
-
-
-def _json(value: object) -> str:
-    if isinstance(value, datetime):
-        return utc(value).isoformat(timespec="microseconds")
-    if isinstance(value, date):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    return [f"{name} {worded(old)} -> {worded(new)}" for (name, old), new in pairs if old != new]
 
 
 def _facts(
@@ -245,13 +246,13 @@ def _facts(
         "reference": _declared(row.reference),
         "request received": _declared(row.received_at),
         "submitted": _declared(row.submitted_at),
-        "registered": f"{_time(row.registered_at)} by {row.registered_by}",
+        "registered": f"{_time(row.registered_at)} by {row.registered_by}{_delay(row)}",
         "state": row.state.value,
         "status": "not answered yet",
     }
     if row.status is not None:
-        times = f"{row.status_polls} {'answer' if row.status_polls == 1 else 'answers'} in a row"
-        facts["status"] = f"{row.status}; began {_between(seen.status_after, row.status_by)}; {times}"
+        began = _between(seen.status_after, row.status_by)
+        facts["status"] = f"{row.status}; began {began}; {counted(row.status_polls, 'answer')} in a row"
         facts["last seen"] = row.seen_at
     if row.ended_by is not None:
         facts["ended"] = _between(seen.ended_after, row.ended_by)
@@ -274,6 +275,13 @@ def _facts(
     return {heading: value for heading, value in facts.items() if value is not None}
 
 
+def _delay(row: sa.Row[Any]) -> str:
+    """Return in words how long after its submission the job was registered."""
+    if row.submitted_at is None or row.registered_at < row.submitted_at:
+        return ""
+    return f", {words.exact(row.registered_at - row.submitted_at)} after its submission"
+
+
 def _change(change: sa.Row[Any], submitted_at: datetime | None, declared: dict[int, Facts]) -> list[object]:
     """Return a row of the timeline's table: number, both bounds, what changed, and what is to be said about it."""
     moved = change.from_state != change.to_state
@@ -288,9 +296,7 @@ def _change(change: sa.Row[Any], submitted_at: datetime | None, declared: dict[i
             notes.append("first seen not done after its deadline")
         if moved and change.to_status != change.to_state:
             what += f" ({change.to_state})"
-        after = change.last_seen_at
-        if after is None and submitted_at is not None:
-            after = f"{_time(submitted_at)} (declared)"
+        after = change.last_seen_at or (submitted_at and f"{_time(submitted_at)} (declared)")
     else:
         what = change.action
         if moved and change.from_state is not None:
@@ -300,31 +306,26 @@ def _change(change: sa.Row[Any], submitted_at: datetime | None, declared: dict[i
             notes.append(f"done by {_time(change.claimed_at)} (declared)")
         if change.action == Action.AMENDED and change.seq in declared:
             before = declared[max((seq for seq in declared if seq < change.seq), default=change.seq)]
-            notes += [f"{told} (declared)" for told in amended(before, declared[change.seq])]
+            notes += [f"{change_} (declared)" for change_ in amended(before, declared[change.seq])]
     return [change.seq, after, change.observed_at, what, "; ".join(notes)]
 
 
-def _explained(its: Explained | None) -> tuple[int, float]:
-    """Return how many gaps lie in the bounds of a change, and for how many seconds."""
-    return (0, 0.0) if its is None else (len(its.gaps), its.unobserved.total_seconds())
-
-
-def _gap_lines(its: Explained) -> list[list[object]]:
+def _gap_lines(its: ExplainedBounds) -> list[list[object]]:
     """Return what stands below a change in the timeline: each gap in its bounds, or in one line many of them."""
     after, by, width = its.after, its.by, human(its.by - its.after, up=True)
     if len(its.gaps) <= GAPS:
         return [_gap_line(gap, f"explains {human(gap.within(after, by))} of these {width}") for gap in its.gaps]
     longest = max(its.gaps, key=lambda gap: gap.within(after, by))
-    told = (
+    note = (
         f"explain {human(its.unobserved)} of these {width}; the longest {human(longest.within(after, by))}, from "
         f"{_time(longest.began_at)} ({_cause(longest)})"
     )
     ended_at = None if its.gaps[-1].ended_at is None else max(gap.ended_at for gap in its.gaps if gap.ended_at)
-    return [[None, its.gaps[0].began_at, ended_at or "still open", f"{len(its.gaps)} gaps", told]]
+    return [[None, its.gaps[0].began_at, ended_at or "still open", f"{len(its.gaps)} gaps", note]]
 
 
-def _gap_line(gap: AnyGap, told: str) -> list[object]:
-    return [None, gap.began_at, gap.ended_at or "still open", "gap", f"{told} ({_cause(gap)})"]
+def _gap_line(gap: AnyGap, note: str) -> list[object]:
+    return [None, gap.began_at, gap.ended_at or "still open", "gap", f"{note} ({_cause(gap)})"]
 
 
 def _cause(gap: AnyGap) -> str:
@@ -341,8 +342,8 @@ def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhyt
     from tracker.models import Source
 
     if cluster in settings.clusters:
-        configured = settings.clusters[cluster]
-        return Rhythm(configured.zone, configured.archive_days, settings.delay_per_poll)
+        its = settings.clusters[cluster]
+        return Rhythm(its.zone, its.archive_days, settings.delay_per_poll)
     query = sa.select(Source.timezone, Source.archive_days).where(Source.cluster == cluster).order_by(Source.id.desc())
     source = connection.execute(query.limit(1)).one_or_none()
     if source is None:
@@ -354,15 +355,8 @@ def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhyt
     return Rhythm(zone, source.archive_days, settings.delay_per_poll)
 
 
-def _why(row: sa.Row[Any], standing: sa.Row[Any] | None, rhythm: Rhythm, last: sa.Row[Any]) -> str:
-    """Return why the next poll of the job in *row* is planned as it is, or why there is none.
-
-    Args:
-        row: Of jobs.
-        standing: Of its cluster.
-        rhythm: Its cluster's.
-        last: Its last change.
-    """
+def _why(row: sa.Row[Any], cluster: sa.Row[Any] | None, rhythm: Rhythm, last: sa.Row[Any]) -> str:
+    """Return why the next poll of the job in *row* is planned as it is; *cluster*, *rhythm*, *last* change: its own."""
     from tracker import cadence, models
 
     job = models.job_of(row)
@@ -376,8 +370,8 @@ def _why(row: sa.Row[Any], standing: sa.Row[Any] | None, rhythm: Rhythm, last: s
     else:
         # As it was planned: after the last answer. What it comes to now would be another plan.
         why = cadence.next_poll(job, row.deadline_at, job.seen_at or job.registered_at, 0.5, rhythm).why
-    if standing is not None and standing.pause_cause is not None:
-        why += f"; but cluster {row.cluster} is paused: {_paused(standing)}"
+    if cluster is not None and cluster.pause_cause is not None:
+        why += f"; but cluster {row.cluster} is paused: {_paused(cluster)}"
     return why
 
 

@@ -1,18 +1,19 @@
 """What a report is about: which jobs were asked for, and what it says of itself.
 
-Owns the filters that all reports share, as a value and as conditions of a query. Reading what a person typed is the
-command line's.
+Owns the filters that all reports share: as a value, as conditions of a query and in words. Reading what a person typed
+is the command line's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from tracker.errors import InvalidField
+from tracker.reports.words import plain
 from tracker.status import Kind
 
 
@@ -55,6 +56,17 @@ class Filters:
         if self.kinds:
             found.append(columns["kind"].in_(self.kinds))
         return found
+
+    def in_words(self, of: str = "submitted (else registered)") -> str:
+        """Return which jobs were asked for, to be read by a person; empty: all. *of*: what the times are."""
+        found = [f"cluster {', '.join(self.clusters)}"] if self.clusters else []
+        if self.kinds:
+            found.append(f"kind {', '.join(self.kinds)}")
+        if self.since or self.until:
+            since = f" from {self.since.astimezone(UTC).isoformat(' ')}" if self.since else ""
+            until = f" before {self.until.astimezone(UTC).isoformat(' ')}" if self.until else ""
+            found.append(f"{of}{since}{until}")
+        return plain("; ".join(found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,10 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, facts_of
-from tracker.reports.tables import typed
-from tracker.status import UNSETTLED, Action, Cause, Facts
+from tracker.reports.tables import in_turn, typed, urgent
+from tracker.status import UNSETTLED, Action, Cause, Facts, State
 
-_BATCH: Final = 10_000
-"""Rows fetched at a time; ours: a few MB."""
+_DAY: Final = timedelta(days=1)
 
 
 def jobs(
@@ -26,39 +25,54 @@ def jobs(
     wanted: Mapping[str, Collection[str]],
     *,
     past_deadline: bool = False,
+    due_within: timedelta | None = None,
     limit: int | None = None,
 ) -> Generator[sa.Row[Any]]:
     """Yield rows of ``report_jobs``, the most urgent first, as they come from the database: any number fits.
 
     First those that somebody still waits for (open, failed, lost), the nearest deadline first; then those that are
-    settled, the last to end first.
+    settled, the last to end first. The row of ``jobs`` gives the order, by an index for each part; the view gives the
+    figures.
 
     Args:
         connection: In any transaction; it must last until all are read.
         wanted: By column of the view, the values that are wanted; an empty collection wants all.
         past_deadline: Only those whose deadline is past and the verdict missed, overdue or undecidable.
+        due_within: Only those that are not settled, and whose deadline is ahead by no more than this.
         limit: At most so many.
     """
-    view = typed(connection, "report_jobs")
-    j = view.c
-    unsettled = j.state.in_(UNSETTLED)
-    query = sa.select(*view.c).where(*(j[column].in_(values) for column, values in wanted.items() if values))
+    now, view = database.now(connection), typed(connection, "report_jobs")
+    j, r = JOBS.c, view.c
+    query = sa.select(*r).join_from(JOBS, view, sa.and_(r.cluster == j.cluster, r.jid == j.jid))
+    for column, values in wanted.items():
+        if values:
+            query = query.where((r if column == "verdict" else j)[column].in_(values))
     if past_deadline:
-        # A lost job is undecidable from the start: the view does not tell whether its deadline is past.
-        past = sa.select(JOBS.c.id).where(
-            JOBS.c.cluster == j.cluster, JOBS.c.jid == j.jid, JOBS.c.deadline_at <= database.now(connection)
-        )
-        query = query.where(j.verdict.in_(("missed", "overdue", "undecidable")), past.exists())
-    query = query.order_by(
-        sa.case((unsettled, 0), else_=1),
-        sa.case((unsettled, j.deadline_on)).nulls_last(),
-        j.ended_by.desc().nulls_last(),
-        j.registered_at.desc(),
-        j.cluster,
-        j.jid,
-    )
-    with connection.execute(query.limit(limit), execution_options={"yield_per": _BATCH}) as rows:
-        yield from rows
+        query = query.where(j.deadline_at <= now, r.verdict.in_(("missed", "overdue", "undecidable")))
+    if due_within is not None:
+        query = query.where(j.deadline_at > now, j.deadline_at <= now + due_within)
+        # The same by day, for the index; a day of the legal time zone may be the one before or after.
+        query = query.where(j.deadline_on.between((now - _DAY).date(), (now + due_within + _DAY).date()))
+    settled = sa.and_(_in([state for state in State if state not in UNSETTLED]), j.ended_by.is_not(None))
+    parts = urgent(_in(UNSETTLED), settled, (j.deadline_on, j.id), (j.ended_by.desc(), j.id.desc()))
+    return in_turn(connection, query, parts if due_within is None else parts[:1], limit)
+
+
+def _in(states: Collection[State]) -> sa.ColumnElement[bool]:
+    """Return the condition in literals: SQLite finds a partial index by no bound value."""
+    return JOBS.c.state.in_(sa.bindparam(None, list(states), expanding=True, literal_execute=True))
+
+
+def columns(connection: sa.Connection) -> list[str]:
+    """Return the columns of what `jobs` yields."""
+    return typed(connection, "report_jobs").c.keys()
+
+
+def timeline(connection: sa.Connection, cluster: str, jid: str) -> list[sa.Row[Any]]:
+    """Return a job's rows of ``report_transitions``, oldest first."""
+    view = typed(connection, "report_transitions")
+    t = view.c
+    return list(connection.execute(sa.select(*t).where(t.cluster == cluster, t.jid == jid).order_by(t.seq)))
 
 
 def declared(connection: sa.Connection, job_id: int) -> dict[int, Facts]:
@@ -68,17 +82,9 @@ def declared(connection: sa.Connection, job_id: int) -> dict[int, Facts]:
     return {row.seq: facts_of(row) for row in connection.execute(query.order_by(t.seq))}
 
 
-def timeline(connection: sa.Connection, cluster: str, jid: str) -> list[sa.Row[Any]]:
-    """Return a job's rows of ``report_transitions``, oldest first."""
-    view = typed(connection, "report_transitions")
-    t = view.c
-    query = sa.select(*view.c).where(t.cluster == cluster, t.jid == jid).order_by(t.seq)
-    return list(connection.execute(query))
-
-
 @dataclass(frozen=True, slots=True)
 class AnyGap:
-    """A stretch of time in which nothing could be observed of a cluster.
+    """A gap, on record or still open.
 
     Attributes:
         began_at: Of the whole gap, whatever part of it matters here.
@@ -99,7 +105,7 @@ class AnyGap:
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
+class ExplainedBounds:
     """What gaps have to do with the bounds of a transition.
 
     Attributes:
@@ -111,42 +117,36 @@ class Explained:
 
     after: datetime
     by: datetime
-    unobserved: timedelta
-    gaps: tuple[AnyGap, ...]
+    unobserved: timedelta = timedelta()
+    gaps: tuple[AnyGap, ...] = ()
 
 
 def gaps(connection: sa.Connection, cluster: str, since: datetime) -> list[AnyGap]:
     """Return the gaps of *cluster* that ended after *since*, oldest first, the open one last."""
-    closed = (
-        sa.select(Gap.began_at, Gap.ended_at, Gap.cause, Gap.detail)
-        .where(Gap.cluster == cluster, Gap.ended_at > since)
-        .order_by(Gap.began_at, Gap.id)
-    )
-    found = [AnyGap(*row) for row in connection.execute(closed)]
     c = CLUSTERS.c
-    standing = sa.select(c.gap_began_at, c.gap_cause, c.gap_detail)
-    standing = standing.where(c.cluster == cluster, c.gap_began_at.is_not(None))
-    for began_at, cause, detail in connection.execute(standing):
-        found.append(AnyGap(began_at, None, cause, detail))
-    return found
+    closed = sa.select(Gap.began_at, Gap.ended_at, Gap.cause, Gap.detail).order_by(Gap.began_at, Gap.id)
+    still = sa.select(c.gap_began_at, sa.null(), c.gap_cause, c.gap_detail).where(c.gap_began_at.is_not(None))
+    rows = [
+        *connection.execute(closed.where(Gap.cluster == cluster, Gap.ended_at > since)),
+        *connection.execute(still.where(c.cluster == cluster)),
+    ]
+    return [AnyGap(*row) for row in rows]
 
 
-def explain(change: sa.Row[Any], began_at: datetime, gaps: Iterable[AnyGap]) -> Explained | None:
-    """Return which of *gaps* explain how wide the bounds of *change* are; None: none does.
+def explain(change: sa.Row[Any], began_at: datetime, gaps: Iterable[AnyGap]) -> ExplainedBounds:
+    """Return which of *gaps* explain how wide the bounds of *change* are.
 
     Args:
-        change: A row of `timeline`. What an operator did has no bounds.
+        change: A row of `timeline`. What an operator did has no bounds, so no gap explains them.
         began_at: The job's submission, else its registration: the lower bound where no status had been seen before.
         gaps: Of the job's cluster, oldest first.
     """
-    if change.action != Action.OBSERVED:
-        return None
     after, by = change.last_seen_at or began_at, change.observed_at
-    within = [gap for gap in gaps if gap.within(after, by)]
-    if not within:
-        return None
+    if change.action != Action.OBSERVED:
+        return ExplainedBounds(after, by)
+    within = tuple(gap for gap in gaps if gap.within(after, by))
     unobserved, reached = timedelta(), after
     for gap in within:
         unobserved += gap.within(reached, by)
         reached = max(reached, gap.ended_at or by)
-    return Explained(after, by, unobserved, tuple(within))
+    return ExplainedBounds(after, by, unobserved, within)

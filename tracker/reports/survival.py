@@ -1,4 +1,4 @@
-"""Quantiles of durations of which some are only known to be at least so long: the Kaplan–Meier estimator.
+"""Quantiles of durations of which some are known by a lower bound only: the Kaplan–Meier estimator.
 
 Owns the curve and how a quantile is read off it. Pure: knows numbers, not jobs. Leaving the unended out would make
 every report made while jobs are open too rosy, since it is the long ones that are open.
@@ -26,7 +26,7 @@ class Curve:
 
     Args:
         ended: How long each took that has ended.
-        unended: How old each of the others was when last seen unended: it takes at least so long.
+        unended: How old each of the others was when last seen unended: it takes at least that long.
 
     Attributes:
         ends: How long each took that has ended, ascending.
@@ -60,7 +60,7 @@ class Curve:
         return self._share[run] * (at_risk - (ends - self._first[run])) / at_risk
 
     def quantiles(self, shares: Sequence[float]) -> list[float | None]:
-        """Return for each of *shares* the least duration by which so large a share has ended; None: not reached.
+        """Return for each of *shares* the shortest duration by which that share has ended; None: not reached.
 
         With none unended it is the nearest rank: the median of 1, 2, 3, 4 is 2. The share 1 gives the longest of all,
         which is known only if every unended one is younger.

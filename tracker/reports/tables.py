@@ -1,13 +1,14 @@
-"""The reports that are tables: the rows of a view, of the jobs that were asked for, now or as of an earlier time.
+"""The rows of the reports that are tables: a view's, of the jobs that were asked for, now or as of an earlier time.
 
-Owns which reports there are, the types and the order of their rows, and how filters reach the views: a view is read as
-if there were no other jobs than those asked for, so that its counts and verdicts are theirs. What a column means is the
-views'. ``durations`` here is a row for each done job; its quantiles are `durations.durations`.
+Owns the types and the order of the rows, and how filters reach the views: a view is read as if there were no other jobs
+than those asked for, so that its counts and verdicts are theirs. What a column means is the views'; which reports there
+are and what they are called is ``catalog``'s. ``durations`` here is a row for each done job; its quantiles are
+`durations.durations`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -20,26 +21,18 @@ from tracker import database
 from tracker.errors import InvalidField
 from tracker.models import JOBS, UtcDateTime
 from tracker.reports.about import About, Filters
-from tracker.reports.as_of import LEGAL_ZONE, shadows
-from tracker.status import UNSETTLED
+from tracker.reports.as_of import LEGAL_ZONE, AsOf, instant, shadows
+from tracker.reports.catalog import CHANGES, COUNTED, REPORTS
+from tracker.status import UNSETTLED, Action, State
 
-_ORDERS: Final = {
-    "durations": "done_by cluster jid",
-    "statuses": "cluster jid entered_by status",
-    "monthly": "cluster kind month",
-    "deadlines": "deadline_at cluster jid",
-    "requests": "deadline_on reference",
-    "anomalies": "id",
-    "gaps": "began_at cluster ended_at",
-    "coverage": "covered_share cluster jid",
-}
-"""By report: what its rows are sorted by, to the last tie, so that the same data come out as the same bytes."""
+NAMES: Final = tuple(REPORTS)
+"""The reports there are; `read` knows ``changes``, too."""
 
-NAMES: Final = tuple(_ORDERS)
-"""The reports there are."""
-
-_BATCH: Final = 10_000
+BATCH: Final = 10_000
 """Rows fetched at a time; ours: a few MB."""
+
+Part = tuple[sa.ColumnElement[bool], Sequence[sa.ColumnElement[Any]]]
+"""Which rows, and their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +44,13 @@ class Table:
         columns: Those of the view, in its order.
         rows: As long as *columns*: text, numbers, bools, dates, aware datetimes or None. To be read once, while the
             transaction lasts: they come from the database as they are read, so that any number fits into memory.
-        left_out: How many more there are.
+        has_more: There are more rows than were asked for.
     """
 
     about: About
     columns: tuple[str, ...]
     rows: Iterator[Sequence[Any]]
-    left_out: int = 0
+    has_more: bool = False
 
 
 def read(
@@ -65,51 +58,71 @@ def read(
     name: str,
     filters: Filters = Filters(),  # noqa: B008 - it is frozen
     *,
-    as_of: datetime | None = None,
+    as_of: AsOf = None,
     zone: ZoneInfo = LEGAL_ZONE,
     most: int | None = None,
+    is_kept: bool = False,
 ) -> Table:
     """Return the report *name*.
 
-    Of ``gaps`` the filters *since* and *until* choose those that overlap that stretch of time, and the cluster whose
-    they are; the cluster and the kind choose which jobs are counted as open meanwhile.
+    Of ``gaps`` the filters *since* and *until* choose those that overlap that stretch of time, of ``changes`` the
+    transitions of that time; the other filters choose the jobs that are counted.
 
     Args:
         connection: In a transaction of `database.reading`; what it sees is reported.
-        name: One of `NAMES`.
+        name: One of `NAMES`, or ``changes``.
         filters: Which jobs.
-        as_of: What could be known at this time (aware; see `tracker.reports.as_of`); None: what is known now.
+        as_of: What could be known at this time, or what a checkpoint closes (see `tracker.reports.as_of`); None: now.
         zone: The legal time zone (setting ``timezone``), by which *as_of* computes deadlines.
         most: So many rows, those first that a person looks for: what is not settled, and what is new. None: all, in an
             order that stays as it is.
+        is_kept: The jobs as they were then are in the table of `as_of.kept`.
 
     Raises:
         InvalidField: There is no such report, or *as_of* has no offset or is in the future.
         DatabaseUnavailable: The database did not answer.
     """
-    if name not in NAMES:
-        raise InvalidField("report", f"there is none {name[:80]!r}; there are: {', '.join(NAMES)}")
-    counted = filters if name != "gaps" else replace(filters, since=None, until=None)
-    view = typed(connection, f"report_{name}")
-    told_at = as_of or database.now(connection)
-    ctes = shadows(connection, counted, as_of, zone, view.name)
-    wanted = list(_overlapping(view, filters, told_at)) if name == "gaps" else []
-    first = [] if most is None else _urgent(view, name)
-    query = sa.select(*view.c).where(*wanted).order_by(*first, *_order(view, name, connection.dialect.name))
-    query = query.limit(most).add_cte(*ctes)
+    if name != CHANGES.name and name not in NAMES:
+        raise InvalidField("report", f"there is no report {name[:80]!r}; there are: {', '.join(NAMES)}")
+    view = typed(connection, "report_transitions" if name == CHANGES.name else f"report_{name}")
+    made_at = instant(as_of) or database.now(connection)
+    counted, wanted = _wanted(view, name, filters, made_at)
+    ctes = shadows(connection, counted, as_of, zone, view.name, is_kept=is_kept)
     jobs = connection.execute(sa.select(sa.func.count()).select_from(JOBS).add_cte(*ctes)).scalar_one()
-    about = About(told_at, version("tracker"), filters, jobs)
+    about = About(made_at, version("tracker"), filters, jobs)
+    order = _order(view, (REPORTS | {CHANGES.name: CHANGES})[name].order, connection.dialect.name)
+    query = sa.select(*view.c).where(*wanted).add_cte(*ctes)
     columns = tuple(view.c.keys())
     if most is None:
-        return Table(about, columns, _stream(connection, query))
-    rows = connection.execute(query).all()
-    count = sa.select(sa.func.count()).select_from(view).where(*wanted).add_cte(*ctes)
-    left_out = connection.execute(count).scalar_one() - most if len(rows) == most else 0
-    return Table(about, columns, iter(rows), left_out)
+        return Table(about, columns, in_turn(connection, query, [(sa.true(), order)]))
+    parts = [(which, [*first, *order]) for which, first in _urgent(view, name)]
+    rows = list(in_turn(connection, query, parts, most + 1))
+    return Table(about, columns, iter(rows[:most]), len(rows) > most)
+
+
+def changes(
+    connection: sa.Connection, filters: Filters, *, as_of: AsOf = None, zone: ZoneInfo = LEGAL_ZONE
+) -> list[Sequence[Any]]:
+    """Return cluster, kind and the counts of `COUNTED` of the transitions that ``read`` returns as ``changes``."""
+    view = typed(connection, "report_transitions")
+    jobs, wanted = _wanted(view, CHANGES.name, filters, None)
+    t = view.c
+    is_change = sa.or_(t.from_state.is_(None), t.from_state != t.to_state)
+    conditions: dict[str, sa.ColumnElement[bool]] = {
+        **{state: sa.and_(is_change, t.to_state == state) for state in State if state is not State.OPEN},
+        "registered": t.action == Action.REGISTERED,
+        "reopened": t.action == Action.REOPENED,
+        # The first sight of a job after its deadline is a row although nothing changed.
+        "overdue": sa.and_(t.action == Action.OBSERVED, t.from_status == t.to_status, t.from_state == t.to_state),
+    }
+    counts = [sa.func.count().filter(conditions[name]).label(name) for name in COUNTED]
+    query = sa.select(t.cluster, t.kind, *counts).where(*wanted).group_by(t.cluster, t.kind)
+    query = query.order_by(*_order(view, "cluster kind", connection.dialect.name))
+    return list(connection.execute(query.add_cte(*shadows(connection, jobs, as_of, zone, view.name))))
 
 
 def typed(connection: sa.Connection, view: str) -> sa.TableClause:
-    """Return *view* with the types that its columns have; on SQLite their names tell it."""
+    """Return *view* with the types that its columns have; SQLite has none, and their names say it."""
     names = connection.execute(sa.text(f"SELECT * FROM {view} LIMIT 0")).keys()
     return sa.table(view, *(sa.column(name, _type(name)) for name in names))
 
@@ -125,7 +138,7 @@ class _Flag(sa.TypeDecorator[bool]):
 
 
 def _type(name: str) -> sa.types.TypeEngine[Any]:
-    if name == "registered_by":
+    if name in _TEXTS:
         return sa.String()
     if name.endswith("_on"):
         return sa.Date()
@@ -133,55 +146,90 @@ def _type(name: str) -> sa.types.TypeEngine[Any]:
         return _Flag()
     if name.endswith(("_at", "_at_first", "_after", "_by", "_date")):
         return UtcDateTime()
-    if name in _TEXTS:
-        return sa.String()
     return sa.types.NullType()
 
 
-_TEXTS: Final = frozenset(("cluster", "jid", "kind", "reference", "status", "month"))
-"""Those that rows are sorted by."""
+_TEXTS: Final = frozenset(("cluster", "jid", "kind", "reference", "status", "month", "registered_by"))
+"""Those that rows are sorted by, and one whose name looks like a time's."""
 
 
-def _order(view: sa.TableClause, name: str, dialect: str) -> list[sa.ColumnElement[Any]]:
+def _order(view: sa.TableClause, names: str, dialect: str) -> list[sa.ColumnElement[Any]]:
     """Return what to sort by: NULLs last and text by its code points, so that both databases agree."""
-    columns: list[sa.ColumnElement[Any]] = [view.c[column] for column in _ORDERS[name].split()]
+    columns: list[sa.ColumnElement[Any]] = [view.c[column] for column in names.split()]
     if dialect == "postgresql":
         columns = [sa.collate(c, "C") if isinstance(c.type, sa.String) else c for c in columns]
     return [column.asc().nulls_last() for column in columns]
 
 
-def _urgent(view: sa.TableClause, name: str) -> list[sa.ColumnElement[Any]]:
+def urgent(
+    waiting: sa.ColumnElement[bool],
+    settled: sa.ColumnElement[bool],
+    deadline: Sequence[sa.ColumnElement[Any]],
+    newest: Sequence[sa.ColumnElement[Any]],
+) -> tuple[Part, Part]:
+    """Return the urgent order: those that somebody waits for by *deadline*, then the settled ones, the *newest* first.
+
+    Args:
+        waiting: Which rows somebody waits for.
+        settled: The others.
+        deadline: The deadline, and what else those that wait are sorted by.
+        newest: What the settled ones are sorted by.
+    """
+    first, *ties = deadline
+    return (waiting, [first.asc().nulls_last(), *ties]), (settled, newest)
+
+
+def in_turn(
+    connection: sa.Connection, query: sa.Select[Any], parts: Sequence[Part], limit: int | None = None
+) -> Generator[sa.Row[Any]]:
+    """Yield at most *limit* rows of *query*, part by part, as they come from the database.
+
+    So each part can use an index, and a part that is not needed is not read. PostgreSQL's driver would otherwise fetch
+    all rows at once.
+    """
+    for which, order in parts:
+        part = query.where(which).order_by(*order).limit(limit)
+        with connection.execute(part, execution_options={"yield_per": BATCH}) as rows:
+            for row in rows:
+                yield row
+                limit = None if limit is None else limit - 1
+        if limit == 0:
+            return
+
+
+def _urgent(view: sa.TableClause, name: str) -> Sequence[Part]:
     """Return what to sort by before all else where not all rows are seen."""
     c = view.c
     match name:
-        case "monthly":
-            return [c.month.desc()]
         case "deadlines":
-            return _waiting(c.state.in_(UNSETTLED), c.deadline_at)
+            waiting = c.state.in_(UNSETTLED)
+            return urgent(waiting, sa.not_(waiting), [c.deadline_at], [c.deadline_at.desc().nulls_last()])
         case "requests":
-            return _waiting(sa.and_(c.done_by.is_(None), c.verdict.not_in(("attested", "withdrawn"))), c.deadline_on)
-        case "anomalies":
-            return [c.id.desc()]
+            unanswered = sa.and_(c.done_by.is_(None), c.verdict.not_in(("attested", "withdrawn")))
+            return urgent(unanswered, sa.not_(unanswered), [c.deadline_on], [c.deadline_on.desc().nulls_last()])
+    newest = {"durations": "done_by", "statuses": "entered_by", "monthly": "month", "anomalies": "id"}
+    newest |= {"changes": "id", "gaps": "is_open began_at"}
+    return [(sa.true(), [c[column].desc() for column in newest.get(name, "").split()])]
+
+
+def _wanted(
+    view: sa.TableClause, name: str, filters: Filters, now: datetime | None
+) -> tuple[Filters, list[sa.ColumnElement[bool]]]:
+    """Return which jobs are counted for *filters*, and which rows are wanted."""
+    c, since, until = view.c, filters.since, filters.until
+    found: list[sa.ColumnElement[bool]] = []
+    match name:
         case "gaps":
-            return [c.is_open.desc(), c.began_at.desc()]
-    return []
-
-
-def _waiting(waits: sa.ColumnElement[bool], deadline: sa.ColumnElement[Any]) -> list[sa.ColumnElement[Any]]:
-    """Return what puts first whom somebody waits for, by the nearest deadline, and then the others, the last first."""
-    return [sa.case((waits, 0), else_=1), sa.case((waits, deadline)).nulls_last(), deadline.desc().nulls_last()]
-
-
-def _overlapping(gaps: sa.TableClause, filters: Filters, now: datetime) -> Iterator[sa.ColumnElement[bool]]:
-    if filters.clusters:
-        yield gaps.c.cluster.in_(filters.clusters)
-    if filters.since is not None:
-        yield sa.func.coalesce(gaps.c.ended_at, sa.literal(now, UtcDateTime())) >= filters.since
-    if filters.until is not None:
-        yield gaps.c.began_at < filters.until
-
-
-def _stream(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Sequence[Any]]:
-    """Yield the rows of *query*; PostgreSQL's driver would otherwise fetch them all at once."""
-    with connection.execute(query, execution_options={"yield_per": _BATCH}) as result:
-        yield from result
+            if filters.clusters:
+                found.append(c.cluster.in_(filters.clusters))
+            began: sa.ColumnElement[Any] = c.began_at
+            ended: sa.ColumnElement[Any] = sa.func.coalesce(c.ended_at, sa.literal(now, UtcDateTime()))
+        case "changes":
+            began = ended = c.observed_at
+        case _:
+            return filters, found
+    if since is not None:
+        found.append(ended >= since)
+    if until is not None:
+        found.append(began < until)
+    return replace(filters, since=None, until=None), found

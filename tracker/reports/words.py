@@ -14,10 +14,6 @@ from tracker.text import INVISIBLE
 
 _FORMULA: Final = frozenset(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
 """What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection)."""
-NOTE: Final = "<!--note-->"
-"""On the page: where whoever serves it may put a word of their own. Nothing else reads so: all text is escaped."""
-
-
 ANOMALIES: Final = {
     Anomaly.UNKNOWN_STATUS: "a status that nobody documented; the job stays open",
     Anomaly.BACKWARDS: "an earlier status after a later one",
@@ -73,14 +69,24 @@ def human(seconds: float | timedelta, *, up: bool = False) -> str:
     return f"{rounded(seconds)}s"
 
 
+def exact(length: timedelta) -> str:
+    """Return a duration that is known as it is: in seconds below 10 s, else as `human` does."""
+    seconds = length.total_seconds()
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s" if seconds < 10 else human(length)
+
+
 def plain(text: str) -> str:
     """Return *text* on one line and without control characters: they become spaces (blanks) or ``\\ufffd`` (others)."""
     return INVISIBLE.sub(lambda match: " " if match[0].isspace() else "\ufffd", text)
 
 
-def cell(text: str) -> str:
-    """Return *text* as a CSV file may hold it: no spreadsheet takes it for a formula, no terminal for a command."""
-    if not text.isprintable():
-        # A lone carriage return would end the row for many a reader, and csv quotes line ends of its own kind only.
-        text = INVISIBLE.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", text)
-    return f"'{text}" if text[:1] in _FORMULA else text
+def visible(text: str) -> str:
+    """Return *text* as a CSV file may hold it: no terminal takes it for a command, and no reader for the row's end."""
+    if text.isprintable():
+        return text
+    return INVISIBLE.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", text)
+
+
+def for_spreadsheet(text: str) -> str:
+    """Return *text* as `visible` does, and with ``'`` before it if a spreadsheet would take it for a formula."""
+    return f"'{visible(text)}" if text[:1] in _FORMULA else visible(text)

@@ -1,0 +1,89 @@
+"""How the quantiles of ``tracker report durations`` are printed. The figures are `tracker.reports.durations`'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tracker.cli.output import Column, human
+
+if TYPE_CHECKING:
+    from tracker.reports.durations import Durations, Quantiles
+
+HELP = """How long jobs take, by cluster and kind, or by what --by names.
+
+From submission (where that is unknown, registration) to done. Elevate gives no times, so each figure is a pair: at
+least, and at most. The median is the time by which half of the jobs are done, as estimated (Kaplan-Meier); p90 nine
+tenths, p95 nineteen twentieths, max all. A job that is not done counts as at least as old as when it was last seen not
+done, also a failed, lost or attested one. So where many fail, the figures are those of jobs that do not. Withdrawn jobs
+are left out. "not reached" (csv: empty, json: null): too few jobs are done to say.
+
+Above the table, and in csv and json by row, stands how late registrations came, in seconds after the declared
+submission (late_median_seconds, late_max_seconds), how many came more than a day late (late_over_1d), and how many jobs
+have no declared submission (submission_unknown); withdrawn jobs count there.
+
+The last row is the total: its groups are "all" in a table, empty in csv, null in json.
+"""
+
+_COUNTS = ("jobs", "done", "open", "failed", "lost", "attested", "withdrawn")
+_QUANTILES = ("median", "p90", "p95", "max")
+_LATE = ("late_median_seconds", "late_max_seconds", "late_over_1d", "submission_unknown")
+
+
+def columns(made: Durations) -> list[str]:
+    """Return the columns of CSV and JSON."""
+    bounds = [f"{name}_seconds_{bound}" for name in _QUANTILES for bound in ("min", "max")]
+    return [*made.by, *_COUNTS, *bounds, *_LATE]
+
+
+def rows(made: Durations) -> Iterator[list[object]]:
+    """Yield the rows of CSV and JSON, the total last; none where there are no jobs."""
+    for row in _with_total(made):
+        late = row.registered
+        pairs = [getattr(row, name) for name in _QUANTILES]
+        bounds = [bound for pair in pairs for bound in (pair.seconds_min, pair.seconds_max)]
+        head = [getattr(row, name) for name in (*made.by, *_COUNTS)]
+        yield [*head, *bounds, late.median, late.max, late.over_a_day, late.unknown]
+
+
+def table(made: Durations) -> tuple[list[Column], list[list[object]]]:
+    """Return columns and cells for people: a line a quantile, for both bounds of all would not fit 80 columns."""
+    # Those that are neither done nor open are rare, and there is little room: a column only where there are any.
+    counts = [*_COUNTS[:3], *(name for name in _COUNTS[3:6] if getattr(made.total, name))]
+    is_one = len({row.cluster for row in made.rows}) == 1
+    heads = [
+        *(Column(name, optional=is_one and name == "cluster") for name in made.by),
+        *(Column(name, optional=name not in _COUNTS[:3]) for name in counts),
+    ]
+    lines: list[list[object]] = []
+    for row in _with_total(made):
+        head = [*(getattr(row, name) or "all" for name in made.by), *(getattr(row, name) for name in counts)]
+        for name in _QUANTILES:
+            pair = getattr(row, name)
+            bounds = ["not reached" if bound is None else bound for bound in (pair.seconds_min, pair.seconds_max)]
+            lines.append([*head, name, *bounds])
+            head = [None] * len(head)
+    return [*heads, Column("quantile"), Column("seconds_min", "at least"), Column("seconds_max", "at most")], lines
+
+
+def note(made: Durations) -> str:
+    """Return what a person should know who reads the table."""
+    late = made.total.registered
+    lines = [
+        "Estimated (Kaplan-Meier): a job that is not done, also a failed, lost or",
+        "attested one, counts until last seen not done, and leaves the curve there.",
+    ]
+    if made.total.withdrawn:
+        lines.append(f"Withdrawn, and left out: {made.total.withdrawn}.")
+    if late.median is not None and late.max is not None:
+        lines.append(
+            f"Registered after submission: median {human(late.median, up=True)}, max {human(late.max, up=True)}; "
+            f"later than a day: {late.over_a_day}."
+        )
+    if late.unknown:
+        lines.append(f"Submission unknown: {late.unknown}.")
+    return "\n".join(lines)
+
+
+def _with_total(made: Durations) -> Sequence[Quantiles]:
+    return [*made.rows, made.total] if made.rows else []

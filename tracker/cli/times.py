@@ -1,0 +1,102 @@
+"""Times as people type them: a date, a time with its offset, ``today``, ``yesterday``, or how long ago.
+
+Owns how they are read. Days are those of the legal time zone; *now* is the database's time, and comes in as an
+argument.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import click
+
+HELP: Final = "a date, a time with its offset, yesterday, or how long ago (7d, 36h, 2 weeks)"
+_DAYS: Final = {"today": 0, "yesterday": 1}
+_LONGEST: Final = timedelta(days=3650)
+"""Sums with it stay in the calendar."""
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """A time, as it was typed.
+
+    Attributes:
+        text: For messages.
+        meant: An aware instant, a day, how many days before today, or how long before now.
+    """
+
+    text: str
+    meant: datetime | date | int | timedelta
+
+    @property
+    def is_day(self) -> bool:
+        """It is a whole day."""
+        return not isinstance(self.meant, datetime | timedelta)
+
+    def instant(self, now: datetime, zone: ZoneInfo, *, at_end: bool = False) -> datetime:
+        """Return the instant that is meant; of a day its beginning, or its end if *at_end*."""
+        from tracker.deadline import start_of_day
+
+        match self.meant:
+            case datetime():
+                return self.meant
+            case timedelta():
+                return now - self.meant
+            case int():
+                day = now.astimezone(zone).date() - timedelta(days=self.meant)
+            case _:
+                day = self.meant
+        return start_of_day(day + timedelta(days=at_end), zone)
+
+
+DAY_AGO: Final = When("1d", timedelta(days=1))
+
+
+def when(ctx: click.Context, param: click.Parameter, value: str | None) -> When | None:
+    """Read a time: the ``callback`` of an option."""
+    return None if value is None else When(value.strip(), _meant(value.strip()))
+
+
+def length(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
+    """Read a duration: the ``callback`` of an option."""
+    if value is None:
+        return None
+    found = _length(value.strip())
+    if found is None:
+        raise click.BadParameter(f"{value[:80]!r} is not a duration of at most ten years: write 7d, 36h or 2 weeks")
+    return found
+
+
+def _meant(text: str) -> datetime | date | int | timedelta:
+    if text in _DAYS:
+        return _DAYS[text]
+    if (ago := _length(text)) is not None:
+        return ago
+    found: date | None = None
+    for parse in (date.fromisoformat, datetime.fromisoformat):
+        try:
+            found = parse(text)
+            break
+        except ValueError:
+            continue
+    if found is None:
+        raise click.BadParameter(f"{text[:80]!r} is not a time: write {HELP}, as in 2026-11-24T10:00+01:00")
+    if isinstance(found, datetime) and found.tzinfo is None:
+        raise click.BadParameter(f"{text!r} has no offset: write {text}+01:00, for instance, or the date alone")
+    if not 1970 <= found.year <= 9998:  # what the database can hold
+        raise click.BadParameter(f"{text!r} is before 1970 or after 9998")
+    return found
+
+
+def _length(text: str) -> timedelta | None:
+    """Return *text* as a duration; None: it is not one of at most ten years. A bare number has no unit."""
+    from tracker.settings import duration
+
+    try:
+        found = None if text.replace(".", "").isdigit() else duration(text)
+    except ValueError:
+        return None
+    return found if found is not None and found <= _LONGEST else None
