@@ -61,6 +61,7 @@ PING_SECONDS: Final = 60.0
 PING_TIMEOUT: Final = timedelta(seconds=10)
 UNDELIVERED: Final = "alert_undelivered"
 STALE_SECONDS: Final = 60.0  # without a completed look at the clusters for this long, no ping is sent
+PASSING: Final = ("deadline_near", "download_closing", "anomaly")  # time ends these, whether or not anything was done
 MOST_LINES: Final = 20
 MOST_JIDS: Final = 5
 
@@ -176,7 +177,7 @@ def message(notices: Iterable[Notice], jids_of: Callable[[Need, int], list[str]]
     if len(ordered) > MOST_LINES:
         lines.append(f"{len(ordered) - MOST_LINES} more: `tracker status`")
     urgent, over = sum(one.is_urgent for one in ordered), sum(one.need is None for one in ordered)
-    numbers = {"urgent": urgent, "not urgent": len(ordered) - urgent - over, "resolved": over}
+    numbers = {"urgent": urgent, "not urgent": len(ordered) - urgent - over, "over": over}
     title = "tracker: " + ", ".join(f"{number} {what}" for what, number in numbers.items() if number)
     kind = "failure" if urgent else "success" if over == len(ordered) else "warning"
     return {"title": title, "body": "\n".join(lines), "notify_type": kind}
@@ -184,7 +185,8 @@ def message(notices: Iterable[Notice], jids_of: Callable[[Need, int], list[str]]
 
 def _line(one: Notice) -> str:
     if one.need is None:
-        return f"RESOLVED [{one.row.kind}] {one.row.subject} (since {one.row.since:%Y-%m-%d %H:%M} UTC)"
+        word = "OVER" if one.row.kind in PASSING else "RESOLVED"
+        return f"{word} [{one.row.kind}] {one.row.subject} (since {one.row.since:%Y-%m-%d %H:%M} UTC)"
     head = f"{'URGENT ' * one.need.is_urgent}{'still ' * one.is_again}[{one.need.kind}]"
     return f"{head} {one.need.what}. {one.need.action}"
 
@@ -405,13 +407,20 @@ def _enter(connection: sa.Connection, due: Iterable[Notice], now: datetime) -> N
 
 def _note(
     connection: sa.Connection,
-    told: Iterable[Notice],
+    told: Sequence[Notice],
     problems: Mapping[str, str],
     failing: Mapping[str, Alerted],
     began_at: datetime,
 ) -> None:
     """Note what was sent, and which destinations fail or work again."""
     now = database.now(connection)
+    sent = {one.row.subject for one in told if one.row.kind == UNDELIVERED}
+    for name, problem in problems.items():
+        if problem and name not in failing:
+            _open(connection, Alerted(UNDELIVERED, name, began_at, URGENT))
+        elif not problem and name in failing:  # its end is worth a message only if its beginning was
+            is_known = failing[name].told_at is not None or name in sent
+            _change(connection, UNDELIVERED, name, {"ended_at": now} | ({} if is_known else {"told_at": now}))
     for one in told:
         if one.need is not None:
             level = URGENT if one.is_urgent else one.row.level
@@ -420,12 +429,6 @@ def _note(
             its = (Alert.kind == one.row.kind, Alert.subject == one.row.subject, Alert.since == one.row.since)
             at = max(now, one.row.ended_at or now)  # where a clock was set back, its end is later than now
             connection.execute(sa.update(Alert).where(*its, Alert.ended_at.is_not(None)).values(told_at=at))
-    for name, problem in problems.items():
-        if problem and name not in failing:
-            _open(connection, Alerted(UNDELIVERED, name, began_at, URGENT))
-        elif not problem and name in failing:  # a short failure, of which nobody was told, needs no message
-            told_at = sa.func.coalesce(Alert.told_at, sa.literal(now, UtcDateTime()))
-            _change(connection, UNDELIVERED, name, {"ended_at": now, "told_at": told_at})
 
 
 def _open(connection: sa.Connection, row: Alerted) -> None:

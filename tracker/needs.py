@@ -373,8 +373,8 @@ def _in_hand(need: Need, ack: Alerted | None) -> Need:
     if ack is None or (need.is_urgent and ack.level != URGENT):
         return need
     until = "" if ack.acked_until is None else f" until {_time(ack.acked_until)}"
-    what = f"{need.what}. {_short(ack.acked_by or '')} has it in hand{until}{_note(ack.ack_reason)}"
-    return replace(need, is_urgent=False, is_acked=True, what=what)
+    hand = f"{ack.acked_by} has it in hand{until}{_note(ack.ack_reason)}"
+    return replace(need, is_urgent=False, is_acked=True, what=f"{need.what}. {_short(hand)}")
 
 
 def _count(number: int, noun: str) -> str:
