@@ -326,6 +326,11 @@ def test_a_destination_that_fails_gets_what_it_missed(
     made(receiver, "good", "bad").look(engine)
     assert "RESOLVED [alert_undelivered] json (" in receiver.bodies("/good")[-1]
     assert len(receiver.bodies("/good")) == 4
+    receiver.codes["/bad"] = 500
+    refused(engine)
+    made(receiver, "good", "bad").look(engine)
+    made(receiver, "good").look(engine)  # that destination is given up
+    assert [one.ended_at is None for one in table(engine) if one.kind == "alert_undelivered"] == [False, False]
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
@@ -419,7 +424,9 @@ def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsy
     assert "eve has it in hand until 2099-11-27 23:00 UTC (OPS-1)" in said
     assert "bob has it in hand (OPS-3)" in said
     refused(engine, is_over=True)
-    Alerts(Settings(), once=True).look(engine)  # without URLs, too
+    monkeypatch.setattr(alerts, "SETTLED_SECONDS", 0.0)
+    Alerts(Settings()).look(engine)  # without URLs, too
+    assert [one.told_at >= one.ended_at for one in table(engine) if one.ended_at] == [True]
     refused(engine)
     assert run("status")[0] == 1
 

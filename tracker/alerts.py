@@ -50,17 +50,15 @@ from tracker.settings import Settings
 LOOK_SECONDS: Final = 5.0  # between looks for what has changed
 AWAY_SECONDS: Final = 30.0  # after a failed one
 SETTLED_SECONDS: Final = 10.0  # a message is sent when it has not grown for this long …
-LONGEST_WAIT: Final = 60.0  # … or after this
-STANDBY_SECONDS: Final = 60.0  # by which a daemon waits longer for each that began before it
+LONGEST_SECONDS: Final = 60.0  # … or after this
+MINUTE: Final = 60.0  # between pings; and a daemon waits longer by this for each that began before it
 SEND_SECONDS: Final = 15.0  # for one message to one destination
 CLOSING_SECONDS: Final = 20.0  # how long the end waits for what is being sent
 FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
 LONGEST_PAUSE: Final = timedelta(minutes=5)
 AGAIN: Final = timedelta(days=1)  # an urgent need that stands is sent again
-PING_SECONDS: Final = 60.0
 PING_TIMEOUT: Final = timedelta(seconds=10)
 UNDELIVERED: Final = "alert_undelivered"
-STALE_SECONDS: Final = 60.0  # without a completed look at the clusters for this long, no ping is sent
 PASSING: Final = ("deadline_near", "download_closing", "anomaly")  # time ends these, whether or not anything was done
 MOST_LINES: Final = 20
 MOST_JIDS: Final = 5
@@ -146,7 +144,7 @@ class Gathering:
 
     def is_ripe(self, at: float, standby: float) -> bool:
         """Whether the message is sent now, by a daemon that waits *standby* seconds longer than others."""
-        return at >= min(self.grown_at + SETTLED_SECONDS, self.first_at + LONGEST_WAIT) + standby
+        return at >= min(self.grown_at + SETTLED_SECONDS, self.first_at + LONGEST_SECONDS) + standby
 
 
 def gathered(before: Gathering | None, due: Iterable[Notice], at: float) -> Gathering | None:
@@ -161,7 +159,7 @@ def gathered(before: Gathering | None, due: Iterable[Notice], at: float) -> Gath
 def standby(daemons: Sequence[Daemon], host: str, pid: int) -> float:
     """Return how many seconds the daemon *pid* on *host* leaves to those that began before it."""
     places = [place for place, one in enumerate(daemons) if (one.host, one.pid) == (host, pid)]
-    return STANDBY_SECONDS * (places[0] if places else len(daemons))
+    return MINUTE * (places[0] if places else len(daemons))
 
 
 def message(notices: Iterable[Notice], jids_of: Callable[[Need, int], list[str]]) -> dict[str, str]:
@@ -297,6 +295,7 @@ class Alerts:
         self._ping_url = ping_url
         self._way: dict[str, Any] = {"ca_bundle": ca_bundle, "proxy": proxy}
         self._waiting: Gathering | None = None
+        self._is_first = True
         self._pinged: tuple[bool, float] | None = None  # whether something was urgent, and when
 
     @contextmanager
@@ -304,9 +303,9 @@ class Alerts:
         """Run beside the block."""
         over, is_good = threading.Event(), False
         thread = threading.Thread(target=self._rounds, args=(engine, over), name="tracker-alerts", daemon=True)
+        if not self._once:
+            thread.start()
         try:
-            if not self._once:
-                thread.start()
             yield
             is_good = True
         finally:
@@ -340,35 +339,43 @@ class Alerts:
         due = decide(found, seen.alerts, seen.now, self._after)
         if not self._destinations:
             due = [one for one in due if one.need is None]
-        if any(one.is_new or not (one.need or one.row.ended_at) for one in due):
+        if changed := [one for one in due if one.is_new or (one.need is None and one.row.ended_at is None)]:
             with database.writing(engine) as connection:
-                _enter(connection, due, seen.now)
+                for one in changed:
+                    if one.is_new:
+                        _open(connection, one.row)
+                    else:
+                        _change(connection, one.row, ended_at=seen.now)
         wait = 0.0 if self._once else standby(seen.daemons, socket.gethostname(), os.getpid())
         self._waiting = gathered(self._waiting, due, at)
         if self._waiting is None or not (self._once or self._waiting.is_ripe(at, wait)):
             due = []
         failing = {row.subject: row for row in seen.alerts if row.kind == UNDELIVERED and row.ended_at is None}
-        problems: dict[str, str] = {}  # by destination; "": it has the message
-        for one in self._destinations:
-            row = failing.get(one.name)
-            if not one.is_ready(row is not None, wait) or not (due or row):
+        problems: dict[str, str] = {}  # by destination; "": it works
+        if self._is_first:  # another daemon that still uses such a destination notes it again
+            problems = dict.fromkeys(failing.keys() - {place.name for place in self._destinations}, "")
+        is_told = not self._destinations
+        for place in self._destinations:
+            row = failing.get(place.name)
+            if not place.is_ready(row is not None, wait) or not (due or row):
                 continue
             with database.reading(engine) as connection:
                 its = {each.key: each for each in [*(_missed(connection, row, found) if row else ()), *due]}
                 told = message(its.values(), partial(overview.jids, connection, now=seen.now))
             if its:
-                problems[one.name] = one.deliver(told, wait)
-        if problems or (due and not self._destinations):
-            is_told = "" in problems.values() or not self._destinations
+                problem = problems[place.name] = place.deliver(told, wait)
+                is_told = is_told or not problem
+        if problems or (due and is_told):
             with database.writing(engine) as connection:
                 _note(connection, due if is_told else [], problems, failing, seen.now)
-            self._waiting = None if is_told else self._waiting
+                self._waiting = None if due and is_told else self._waiting
+        self._is_first = False
         return any(need.is_urgent for need in found)
 
     def _ping(self, is_urgent: bool) -> None:
         """Say once a minute, and when it changes, whether all is well; nothing if polling does not go on."""
-        is_due = self._pinged is None or self._pinged[0] != is_urgent or monotonic() >= self._pinged[1] + PING_SECONDS
-        if self._ping_url is None or not is_due or self._age() > STALE_SECONDS:
+        is_due = self._pinged is None or self._pinged[0] != is_urgent or monotonic() >= self._pinged[1] + MINUTE
+        if self._ping_url is None or not is_due or self._age() > MINUTE:
             return
         self._pinged = is_urgent, monotonic()
         parts = urlsplit(self._ping_url.get_secret_value())
@@ -391,18 +398,10 @@ def ack(connection: sa.Connection, need: Need, actor: str, reason: str, until: d
     values["ack_reason"] = operate.check_reason(reason)
     if not need.is_acked:  # else it is shown as not urgent, and only its row says whether it is
         values["level"] = URGENT if need.is_urgent else NORMAL
-    if not _change(connection, *need.key, values):
-        _open(connection, Alerted(*need.key, need.since or now, NORMAL))
-        _change(connection, *need.key, values)
-
-
-def _enter(connection: sa.Connection, due: Iterable[Notice], now: datetime) -> None:
-    """Give each need that is to be sent a row, and end those that are over."""
-    for one in due:
-        if one.is_new:
-            _open(connection, one.row)
-        elif one.need is None and one.row.ended_at is None:
-            _change(connection, one.row.kind, one.row.subject, {"ended_at": now})
+    row = Alerted(*need.key, need.since or now, NORMAL)
+    if not _change(connection, row, **values):
+        _open(connection, row)
+        _change(connection, row, **values)
 
 
 def _note(
@@ -419,12 +418,11 @@ def _note(
         if problem and name not in failing:
             _open(connection, Alerted(UNDELIVERED, name, began_at, URGENT))
         elif not problem and name in failing:  # its end is worth a message only if its beginning was
-            is_known = failing[name].told_at is not None or name in sent
-            _change(connection, UNDELIVERED, name, {"ended_at": now} | ({} if is_known else {"told_at": now}))
+            told_at = failing[name].told_at or (None if name in sent else now)
+            _change(connection, failing[name], ended_at=now, told_at=told_at)
     for one in told:
         if one.need is not None:
-            level = URGENT if one.is_urgent else one.row.level
-            _change(connection, one.row.kind, one.row.subject, {"told_at": now, "level": level})
+            _change(connection, one.row, told_at=now, level=URGENT if one.is_urgent else one.row.level)
         else:
             its = (Alert.kind == one.row.kind, Alert.subject == one.row.subject, Alert.since == one.row.since)
             at = max(now, one.row.ended_at or now)  # where a clock was set back, its end is later than now
@@ -441,9 +439,9 @@ def _open(connection: sa.Connection, row: Alerted) -> None:
     connection.execute(statement, {"kind": row.kind, "subject": row.subject, "level": row.level})
 
 
-def _change(connection: sa.Connection, kind: str, subject: str, values: Mapping[str, object]) -> bool:
+def _change(connection: sa.Connection, row: Alerted, **values: object) -> bool:
     """Update the row of a need that stands; False: there is none."""
-    its = sa.update(Alert).where(Alert.kind == kind, Alert.subject == subject, Alert.ended_at.is_(None))
+    its = sa.update(Alert).where(Alert.kind == row.kind, Alert.subject == row.subject, Alert.ended_at.is_(None))
     return bool(connection.execute(its.values(values).returning(Alert.since)).all())
 
 
