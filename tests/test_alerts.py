@@ -27,7 +27,7 @@ from tests.hostile import wait_until
 from tracker import alerts, cli, database
 from tracker.alerts import Alerts, Gathering, Notice, decide, gathered, message, standby
 from tracker.errors import BadConfiguration
-from tracker.models import CLUSTERS, Alert
+from tracker.models import ALERTS, CLUSTERS
 from tracker.needs import KINDS, Alerted, Daemon, Need, Overview, needs
 from tracker.settings import Settings
 from tracker.status import Cause
@@ -243,7 +243,7 @@ def refused(engine: sa.Engine, cluster: str = "w1", *, is_over: bool = False) ->
 
 def table(engine: sa.Engine) -> list[Any]:
     with database.reading(engine) as connection:
-        return list(connection.execute(sa.select(*Alert.__table__.columns).order_by(Alert.since, Alert.kind)))
+        return list(connection.execute(sa.select(ALERTS).order_by(ALERTS.c.since, ALERTS.c.kind)))
 
 
 def test_a_need_and_its_end_are_sent_once(engine: sa.Engine, receiver: Receiver) -> None:
@@ -314,7 +314,7 @@ def test_a_destination_that_fails_gets_what_it_missed(
     made(receiver, "good", "bad").look(engine)
     assert (len(receiver.bodies("/good")), len(receiver.bodies("/bad"))) == (2, 2)
     with database.writing(engine) as connection:
-        earlier = sa.update(Alert).where(Alert.kind == "alert_undelivered")
+        earlier = sa.update(ALERTS).where(ALERTS.c.kind == "alert_undelivered")
         connection.execute(earlier.values(since=LONG_AGO))
     receiver.codes.clear()
     made(receiver, "good", "bad").look(engine)
@@ -423,6 +423,7 @@ def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsy
     assert code == 0
     assert "eve has it in hand until 2099-11-27 23:00 UTC (OPS-1)" in said
     assert "bob has it in hand (OPS-3)" in said
+    assert "in hand until 2" in run("ack", "key_refused", "w2", "--reason", "OPS-3", "--until", "2d")[1]
     refused(engine, is_over=True)
     monkeypatch.setattr(alerts, "SETTLED_SECONDS", 0.0)
     Alerts(Settings()).look(engine)  # without URLs, too

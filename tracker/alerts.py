@@ -38,14 +38,15 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from tracker import cadence, database, elevate, operate, text
+from tracker import cadence, database, elevate, text
 from tracker.errors import AskError, BadConfiguration, DatabaseUnavailable, InvalidField
-from tracker.logs import event
-from tracker.models import Alert, UtcDateTime
+from tracker.logs import DATABASE, event
+from tracker.models import ALERTS
 from tracker.needs import NORMAL, URGENT, Alerted, Daemon, Need, needs
 from tracker.reports import overview
 from tracker.reports.words import plain
 from tracker.settings import Settings
+from tracker.utc import UtcDateTime
 
 LOOK_SECONDS: Final = 5.0  # between looks for what has changed
 AWAY_SECONDS: Final = 30.0  # after a failed one
@@ -325,8 +326,10 @@ class Alerts:
             self._ping(self.look(engine) or not is_good)
             return LOOK_SECONDS
         except Exception as error:
-            name = "database_unavailable" if isinstance(error, DatabaseUnavailable) else "alerts_failed"
-            event(name, logging.ERROR, error=f"{type(error).__name__}: {error}", work="alerts")
+            if isinstance(error, DatabaseUnavailable):
+                DATABASE.went_away(error, work="alerts")
+            else:
+                event("alerts_failed", logging.ERROR, error=f"{type(error).__name__}: {error}")
             if self._once:
                 self._ping(is_urgent=True)
             return AWAY_SECONDS
@@ -395,7 +398,7 @@ def ack(connection: sa.Connection, need: Need, actor: str, reason: str, until: d
     if until is not None and until <= now:
         raise InvalidField("until", f"{until:%Y-%m-%d %H:%M} UTC is not in the future")
     values: dict[str, object] = {"acked_by": text.check("actor", actor), "acked_until": until}
-    values["ack_reason"] = operate.check_reason(reason)
+    values["ack_reason"] = text.check_reason(reason)
     if not need.is_acked:  # else it is shown as not urgent, and only its row says whether it is
         values["level"] = URGENT if need.is_urgent else NORMAL
     row = Alerted(*need.key, need.since or now, NORMAL)
@@ -424,9 +427,9 @@ def _note(
         if one.need is not None:
             _change(connection, one.row, told_at=now, level=URGENT if one.is_urgent else one.row.level)
         else:
-            its = (Alert.kind == one.row.kind, Alert.subject == one.row.subject, Alert.since == one.row.since)
+            its = (ALERTS.c.kind == one.row.kind, ALERTS.c.subject == one.row.subject, ALERTS.c.since == one.row.since)
             at = max(now, one.row.ended_at or now)  # where a clock was set back, its end is later than now
-            connection.execute(sa.update(Alert).where(*its, Alert.ended_at.is_not(None)).values(told_at=at))
+            connection.execute(sa.update(ALERTS).where(*its, ALERTS.c.ended_at.is_not(None)).values(told_at=at))
 
 
 def _open(connection: sa.Connection, row: Alerted) -> None:
@@ -441,14 +444,16 @@ def _open(connection: sa.Connection, row: Alerted) -> None:
 
 def _change(connection: sa.Connection, row: Alerted, **values: object) -> bool:
     """Update the row of a need that stands; False: there is none."""
-    its = sa.update(Alert).where(Alert.kind == row.kind, Alert.subject == row.subject, Alert.ended_at.is_(None))
-    return bool(connection.execute(its.values(values).returning(Alert.since)).all())
+    its = sa.update(ALERTS).where(
+        ALERTS.c.kind == row.kind, ALERTS.c.subject == row.subject, ALERTS.c.ended_at.is_(None)
+    )
+    return bool(connection.execute(its.values(values).returning(ALERTS.c.since)).all())
 
 
 def _missed(connection: sa.Connection, failing: Alerted, found: Iterable[Need]) -> Iterator[Notice]:
     """Yield what others were sent while a destination failed, but for its own failure."""
     standing = {need.key: need for need in found}
-    for values in connection.execute(sa.select(*Alert.__table__.columns).where(Alert.told_at >= failing.since)):
+    for values in connection.execute(sa.select(ALERTS).where(ALERTS.c.told_at >= failing.since)):
         row = Alerted(**values._asdict())
         key = row.kind, row.subject
         if key != (failing.kind, failing.subject) and (row.ended_at or key in standing):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
 from tracker.cli.look import opened
 from tracker.cli.output import example, plain
+from tracker.cli.times import When, when
 from tracker.errors import BadConfiguration, Refused
 
 if TYPE_CHECKING:
@@ -23,27 +25,32 @@ if TYPE_CHECKING:
 @click.argument("kind")
 @click.argument("subject", required=False)
 @click.option("--reason", required=True, metavar="R", help="Why: at most 1,000 characters, no @ (name a ticket).")
-@click.option("--until", metavar="TIME", help="A time with its offset, or a day (its end). Default: until it is over.")
+@click.option(
+    "--until",
+    callback=when,
+    metavar="TIME",
+    help="A day, a time with its offset, or for how long (2d). Default: its end.",
+)
 @click.option("--actor", metavar="WHO", help="Who has it in hand. Default: your login.")
-def ack(kind: str, subject: str | None, reason: str, until: str | None, actor: str | None) -> None:
+def ack(kind: str, subject: str | None, reason: str, until: When | None, actor: str | None) -> None:
     """Quiet a need that a person has in hand: KIND and SUBJECT are as `tracker status` and alerts show them.
 
     Until then it is no longer urgent: `tracker status` lists it, with who has it in hand, but does not exit with 1
     because of it, and no alert is sent about it. One that becomes urgent meanwhile is urgent, and is sent.
     """
-    from datetime import timedelta
-
     from tracker import alerts, database, intake
-    from tracker.deadline import start_of_day
     from tracker.needs import needs
     from tracker.reports.overview import overview
 
     with opened() as (settings, engine):
-        at, is_day = intake.parse_time("until", until, settings.zone) if until is not None else (None, False)
-        if at is not None and is_day:
-            at = start_of_day(at.astimezone(settings.zone).date() + timedelta(days=1), settings.zone)
         with database.reading(engine) as connection:
             seen = overview(connection, settings.clusters, settings.seal_after)
+        if until is None:
+            at = None
+        elif isinstance(until.meant, timedelta):
+            at = seen.now + until.meant
+        else:
+            at = until.instant(seen.now, settings.zone, at_end=True)
         need = _chosen(needs(seen), kind, subject)
         with database.writing(engine) as connection:
             alerts.ack(connection, need, intake.login() if actor is None else actor, reason, at, seen.now)
