@@ -411,7 +411,7 @@ def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsy
         1,
         "tracker: error: several needs are key_refused; name one of them: key_refused w1, key_refused w2\n",
     )
-    assert "no need is nonsense; these are: key_refused w1" in run("ack", "nonsense", "--reason", "x")[1]
+    assert "no need is nonsense; there are: key_refused w1" in run("ack", "nonsense", "--reason", "x")[1]
     assert "not in the future" in run("ack", "key_refused", "w1", "--reason", "x", "--until", "2020-01-01")[1]
     assert "@" in run("ack", "key_refused", "w1", "--reason", "a@b")[1]
     assert table(engine) == []

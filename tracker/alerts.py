@@ -6,8 +6,8 @@ Each need is sent at least once. It is noted afterwards, so a crash in between m
 beforehand: the daemon that began first sends, and each other waits a minute longer for every one before it, so that it
 sends only what those could not. `run --once` does not wait.
 
-What one destination has got is noted as told. A destination that fails has a row of its own since then (kind
-``alert_undelivered``) and gets what it missed as soon as it works again, also after a restart.
+A need is noted as told when one destination has it. A destination that fails has a row of its own since then (kind
+``alert_undelivered``); it gets what it missed as soon as it works again, also after a restart.
 
 Apprise runs in a child process for each message. So it ends in time however slowly a server answers, uses the proxy and
 the authorities of our settings, and logs no secret.
@@ -77,19 +77,12 @@ sys.exit(3 if not sender.add(url) else 0 if message is None or sender.notify(**m
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What is to be sent about a need.
-
-    Attributes:
-        row: Its row.
-        need: None: it is over.
-        is_new: The row is not in the table yet.
-        is_again: It was sent before.
-    """
+    """What is to be sent about a need."""
 
     row: Alerted
-    need: Need | None
-    is_new: bool = False
-    is_again: bool = False
+    need: Need | None  # None: it is over
+    is_new: bool = False  # the row is not in the table yet
+    is_again: bool = False  # the same was sent before
 
     @property
     def key(self) -> tuple[bool, str, str]:
@@ -198,7 +191,8 @@ class Destination:
         schema = re.match(r"[A-Za-z0-9]{1,30}(?=://)", self._url)
         self.name = f"{schema[0] if schema else 'alert'} ({hashlib.sha256(self._url.encode()).hexdigest()[:8]})"
         self._failures, self._retry_at = 0, 0.0  # in a row; not before (monotonic seconds)
-        self._environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        foreign = re.compile("TRACKER_|.*_PROXY$", re.IGNORECASE)
+        self._environment = {name: value for name, value in os.environ.items() if not foreign.match(name)}
         if proxy is not None:
             self._environment |= {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": "localhost,127.0.0.1,::1"}
         if ca_bundle is not None:
@@ -256,7 +250,9 @@ def destinations(urls: Iterable[SecretStr], ca_bundle: Path | None, proxy: str |
         raise BadConfiguration("TRACKER_ALERT_URLS needs Apprise: pip install 'tracker[alerts]'")
     for number, one in enumerate(made, 1):
         if problem := one.send(None):
-            what = "is not a valid Apprise URL, such as json://HOST/PATH" if problem == "bad_url" else problem
+            what = f"cannot be checked ({problem}): try again"
+            if problem == "bad_url":
+                what = "is not a valid Apprise URL, such as json://HOST/PATH, or needs a library that is missing"
             raise BadConfiguration(f"TRACKER_ALERT_URLS: URL {number} of {len(made)} {what}")
     return made
 
@@ -434,20 +430,19 @@ def _note(
 
 def _open(connection: sa.Connection, row: Alerted) -> None:
     """Enter a need; one that is over, and stands since the same time as before, begins again."""
-    statement = sa.text(
-        "INSERT INTO alerts (kind, subject, since, level) VALUES (:kind, :subject, :since, :level)"
-        " ON CONFLICT (kind, subject, since) DO UPDATE SET level = excluded.level, told_at = NULL, ended_at = NULL,"
-        " acked_by = NULL, acked_until = NULL, ack_reason = NULL WHERE alerts.ended_at IS NOT NULL"
-    ).bindparams(sa.bindparam("since", row.since, UtcDateTime()))
-    connection.execute(statement, {"kind": row.kind, "subject": row.subject, "level": row.level})
+    statement = """
+        INSERT INTO alerts (kind, subject, since, level) VALUES (:kind, :subject, :since, :level)
+        ON CONFLICT (kind, subject, since) DO UPDATE SET level = excluded.level, told_at = NULL, ended_at = NULL,
+            acked_by = NULL, acked_until = NULL, ack_reason = NULL
+        WHERE alerts.ended_at IS NOT NULL"""
+    values = {"kind": row.kind, "subject": row.subject, "since": row.since, "level": row.level}
+    connection.execute(sa.text(statement).bindparams(sa.bindparam("since", type_=UtcDateTime())), values)
 
 
 def _change(connection: sa.Connection, row: Alerted, **values: object) -> bool:
     """Update the row of a need that stands; False: there is none."""
-    its = sa.update(ALERTS).where(
-        ALERTS.c.kind == row.kind, ALERTS.c.subject == row.subject, ALERTS.c.ended_at.is_(None)
-    )
-    return bool(connection.execute(its.values(values).returning(ALERTS.c.since)).all())
+    its = (ALERTS.c.kind == row.kind, ALERTS.c.subject == row.subject, ALERTS.c.ended_at.is_(None))
+    return bool(connection.execute(sa.update(ALERTS).where(*its).values(values).returning(ALERTS.c.since)).all())
 
 
 def _missed(connection: sa.Connection, failing: Alerted, found: Iterable[Need]) -> Iterator[Notice]:

@@ -45,12 +45,9 @@ def ack(kind: str, subject: str | None, reason: str, until: When | None, actor: 
     with opened() as (settings, engine):
         with database.reading(engine) as connection:
             seen = overview(connection, settings.clusters, settings.seal_after)
-        if until is None:
-            at = None
-        elif isinstance(until.meant, timedelta):
+        at = until and until.instant(seen.now, settings.zone, at_end=True)
+        if until is not None and isinstance(until.meant, timedelta):
             at = seen.now + until.meant
-        else:
-            at = until.instant(seen.now, settings.zone, at_end=True)
         need = _chosen(needs(seen), kind, subject)
         with database.writing(engine) as connection:
             alerts.ack(connection, need, intake.login() if actor is None else actor, reason, at, seen.now)
@@ -59,20 +56,15 @@ def ack(kind: str, subject: str | None, reason: str, until: When | None, actor: 
 
 
 def _chosen(found: list[Need], kind: str, subject: str | None) -> Need:
-    """Return the need that is meant.
-
-    Raises:
-        Refused: There is none, or more than one; the message names those that there are.
-    """
+    """Return the need that is meant; raise Refused, with those that there are, if it is not exactly one."""
     of_kind = [need for need in found if need.kind == kind]
-    meant = [need for need in of_kind if subject is None or subject in need.key or subject == need.subject]
+    meant = [need for need in of_kind if subject is None or subject in (need.subject, need.key[1])]
     if len(meant) == 1:
         return meant[0]
-    names = ", ".join(" ".join([need.kind, need.subject]).strip() for need in (of_kind or found)[:20])
+    names = ", ".join(f"{need.kind} {need.subject}".strip() for need in (of_kind or found)[:20])
     if meant:
         raise Refused(f"several needs are {kind}; name one of them: {names}")
-    wanted = kind if subject is None else f"{kind} {subject}"
-    raise Refused(f"no need is {wanted[:200]}; these are: {names}" if names else "nothing needs a person")
+    raise Refused(f"no need is {kind[:80]} {subject or ''}".strip() + (f"; there are: {names}" if names else ""))
 
 
 @click.group()
