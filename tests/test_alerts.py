@@ -375,7 +375,7 @@ def test_the_dead_mans_switch(engine: sa.Engine, receiver: Receiver) -> None:
 
 def test_a_url_that_cannot_be_used_is_named_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message has the position and never the URL; without Apprise it says how to install it."""
-    for wrong in ("https://example.com/s3cret", "nonsense-s3cret", "slack://s3cret", "", "s3cret://x"):
+    for wrong in ("https://example.com/s3cret", "slack://s3cret", ""):
         with pytest.raises(BadConfiguration, match=r"TRACKER_ALERT_URLS: URL 2 of 2 is not a valid Apprise") as caught:
             Alerts(Settings(), urls=[SecretStr("json://localhost"), SecretStr(wrong)])
         assert "s3cret" not in str(caught.value)

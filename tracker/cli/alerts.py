@@ -67,7 +67,7 @@ def _chosen(found: list[Need], kind: str, subject: str | None) -> Need:
     raise Refused(f"no need is {kind[:80]} {subject or ''}".strip() + (f"; there are: {names}" if names else ""))
 
 
-@click.group()
+@click.group(epilog=example("tracker alerts test"))
 def alerts() -> None:
     """Send alerts about what needs a person (`tracker run` does, to TRACKER_ALERT_URLS)."""
 
