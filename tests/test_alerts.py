@@ -27,10 +27,11 @@ from tests.hostile import wait_until
 from tracker import alerts, cli, database
 from tracker.alerts import Alerts, Gathering, Notice, decide, gathered, message, standby
 from tracker.errors import BadConfiguration
-from tracker.models import ALERTS, CLUSTERS
+from tracker.models import ALERTS, CLUSTERS, WORKERS
 from tracker.needs import KINDS, Alerted, Daemon, Need, Overview, needs
 from tracker.settings import Settings
 from tracker.status import Cause
+from tracker.text import INVISIBLE
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -179,6 +180,15 @@ def test_what_a_person_has_in_hand_is_shown_and_not_urgent() -> None:
     assert seen(ended_at=NOW) == [(False, True)]
 
 
+@given(st.text(max_size=300))
+def test_any_subject_can_be_stored(subject: str) -> None:
+    """As a text that the database's CHECK accepts, whatever a file's name has in it."""
+    kind, stored = need(subject=subject).key
+    assert kind == "key_refused"
+    assert 1 <= len(stored) <= 255
+    assert not INVISIBLE.search(stored)
+
+
 class Receiver:
     """A real server on loopback; `codes` has what it answers below a path's first part, else 200."""
 
@@ -271,6 +281,26 @@ def test_a_need_and_its_end_are_sent_once(engine: sa.Engine, receiver: Receiver)
     made(receiver, "good").look(engine)
     assert "URGENT [key_refused]" in receiver.bodies()[2]
     assert len(receiver.bodies()) == 3
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_daemon_leaves_it_to_one_that_began_before(
+    engine: sa.Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until that one is dead; then it sends what is still to be sent."""
+    monkeypatch.setattr(alerts, "SETTLED_SECONDS", 0.0)
+    refused(engine)
+    with database.writing(engine) as connection:
+        now = database.now(connection)
+        facts = {"host": "other", "pid": 1, "version": "1", "started_at": now, "beat_at": now}
+        connection.execute(sa.insert(WORKERS).values(worker="other", **facts))
+    younger = made(receiver, "good", once=False)
+    younger.look(engine)
+    assert receiver.got == []
+    with database.writing(engine) as connection:
+        connection.execute(sa.update(WORKERS).values(beat_at=now - HOUR))
+    younger.look(engine)
+    assert len(receiver.got) == 1
 
 
 ONE_LOOK = """
