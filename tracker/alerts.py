@@ -32,7 +32,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -186,7 +186,7 @@ def _line(one: Notice) -> str:
 class Destination:
     """Where messages go: one Apprise URL. Its name has the schema, and a hash that is too short to find a secret by."""
 
-    def __init__(self, url: SecretStr, ca_bundle: Path | None = None, proxy: str | None = None) -> None:
+    def __init__(self, url: SecretStr, ca_bundle: Path | None, proxy: str | None) -> None:
         self._url = url.get_secret_value()
         schema = re.match(r"[A-Za-z0-9]{1,30}(?=://)", self._url)
         self.name = f"{schema[0] if schema else 'alert'} ({hashlib.sha256(self._url.encode()).hexdigest()[:8]})"
@@ -239,13 +239,13 @@ class Destination:
         return f"http_{code[1]}" if code else "no_connection" if "onnection error" in done.stderr else "not_sent"
 
 
-def destinations(urls: Iterable[SecretStr], ca_bundle: Path | None, proxy: str | None) -> list[Destination]:
+def destinations(settings: Settings) -> list[Destination]:
     """Return where alerts go.
 
     Raises:
         BadConfiguration: Apprise is missing, or cannot use a URL; the message says which one, and never the URL.
     """
-    made = [Destination(url, ca_bundle, proxy) for url in urls]
+    made = [Destination(url, settings.receiver_ca_bundle, settings.receiver_proxy) for url in settings.alert_urls]
     if made and find_spec("apprise") is None:
         raise BadConfiguration("TRACKER_ALERT_URLS needs Apprise: pip install 'tracker[alerts]'")
     for number, one in enumerate(made, 1):
@@ -263,11 +263,7 @@ class Alerts:
     For ``run --once`` it does so once, at the end. Without URLs it only pings, and ends what `tracker ack` began.
 
     Args:
-        settings: The clusters, and `Settings.seal_after`.
-        urls: Apprise's.
-        after: How long an `unreachable` need stands before its message.
-        ping_url: Gets a GET after each good minute, with ``/fail`` after its path while something is urgent.
-        ca_bundle, proxy: For all of these.
+        settings: Where to, and what `needs` judges by.
         once: For ``run --once``.
         age: Seconds since the daemon last completed a look at its clusters.
 
@@ -275,22 +271,9 @@ class Alerts:
         BadConfiguration: As `destinations`.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        urls: Sequence[SecretStr] = (),
-        after: timedelta = timedelta(minutes=15),
-        ping_url: SecretStr | None = None,
-        ca_bundle: Path | None = None,
-        proxy: str | None = None,
-        once: bool = False,
-        age: Callable[[], float] = lambda: 0.0,
-    ) -> None:
-        self._settings, self._after, self._once, self._age = settings, after, once, age
-        self._destinations = destinations(urls, ca_bundle, proxy)
-        self._ping_url = ping_url
-        self._way: dict[str, Any] = {"ca_bundle": ca_bundle, "proxy": proxy}
+    def __init__(self, settings: Settings, *, once: bool = False, age: Callable[[], float] = lambda: 0.0) -> None:
+        self._settings, self._once, self._age = settings, once, age
+        self._destinations = destinations(settings)
         self._waiting: Gathering | None = None
         self._is_first = True
         self._pinged: tuple[bool, float] | None = None  # whether something was urgent, and when
@@ -335,7 +318,7 @@ class Alerts:
         with database.reading(engine) as connection:
             seen = overview.overview(connection, self._settings.clusters, self._settings.seal_after)
         found, at = needs(seen), monotonic()
-        due = decide(found, seen.alerts, seen.now, self._after)
+        due = decide(found, seen.alerts, seen.now, self._settings.alert_after)
         if not self._destinations:
             due = [one for one in due if one.need is None]
         if changed := [one for one in due if one.is_new or (one.need is None and one.row.ended_at is None)]:
@@ -373,14 +356,15 @@ class Alerts:
 
     def _ping(self, is_urgent: bool) -> None:
         """Say once a minute, and when it changes, whether all is well; nothing if polling does not go on."""
+        ours = self._settings
         is_due = self._pinged is None or self._pinged[0] != is_urgent or monotonic() >= self._pinged[1] + MINUTE
-        if self._ping_url is None or not is_due or self._age() > MINUTE:
+        if ours.ping_url is None or not is_due or self._age() > MINUTE:
             return
         self._pinged = is_urgent, monotonic()
-        parts = urlsplit(self._ping_url.get_secret_value())
+        parts = urlsplit(ours.ping_url.get_secret_value())
         url = parts._replace(path=parts.path.rstrip("/") + "/fail").geturl() if is_urgent else parts.geturl()
         try:
-            elevate.post(url, b"", {}, PING_TIMEOUT, method="GET", **self._way)
+            elevate.send(url, PING_TIMEOUT, ca_bundle=ours.receiver_ca_bundle, proxy=ours.receiver_proxy)
         except (AskError, BadConfiguration) as error:
             event("ping_failed", logging.WARNING, error=f"{type(error).__name__} {getattr(error, 'code', error)}")
 

@@ -2,8 +2,8 @@
 
 Owns what is asked, and which of what comes back is an answer: the key that goes with each question can do far more than
 ask. Leaves alone: sockets, TLS and deadlines (`transport`), what an answer means (`status`), when to ask again
-(`cadence`), pauses, rates and records (`health`, `poller`). `post` sends other things, such as checkpoints, to other
-servers over the same sockets, without a key.
+(`cadence`), pauses, rates and records (`health`, `poller`). `send` sends other things, such as checkpoints, to
+receivers, which are servers of the operator's, over the same sockets and without a key.
 """
 
 from __future__ import annotations
@@ -148,37 +148,43 @@ class Elevate:
             response.close()
 
 
-def post(
+RECEIVER_HINTS = {
+    "tls_unverified": "the receiver's certificate is not trusted: check TRACKER_RECEIVER_CA_BUNDLE",
+    "proxy": "the proxy made no connection: check TRACKER_RECEIVER_PROXY",
+}
+"""What to do about an error of `send`, by its code; the words of the errors themselves are about Elevate."""
+
+
+def send(
     url: str,
-    body: bytes,
-    headers: Mapping[str, str],
     timeout: timedelta,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
     *,
-    method: str = "POST",
     ca_bundle: Path | None = None,
     proxy: str | None = None,
 ) -> None:
-    """Send *body* to a server of the operator's, and return once it answered with any 2xx; its answer is not read.
+    """Send a GET, or *body* by a POST, to a receiver; return once it answered with any 2xx. Its answer is not read.
 
     Args:
         url: A valid one, with ``https://``, or ``http://`` for this machine; may hold a secret.
+        timeout: For the whole of it.
         body: It can have arrived although an error is raised.
         headers: Beside those of every request.
-        timeout: For the whole of it.
-        method: A ping is a GET without a body.
-        ca_bundle: PEM file of the authorities to trust in place of the usual ones.
-        proxy: For ``https://``; this machine is asked without it.
+        ca_bundle: PEM, in place of the usual authorities.
+        proxy: For ``https://`` only: what goes to this machine, unencrypted, does not pass it.
 
     Raises:
         AskError: It was not accepted. Class and code of the error say why; neither has the URL in it.
         BadConfiguration: The file of authorities cannot be used.
     """
-    is_tls = url.lower().startswith("https:")
-    adapter = Adapter(url, tls_context(ca_bundle) if is_tls else None, proxy if is_tls else None, 1)
+    tls = tls_context(ca_bundle) if url.lower().startswith("https:") else None
+    adapter = Adapter(url, tls, proxy if tls else None, 1)
     flight.deadline, flight.room = monotonic() + timeout.total_seconds(), CAP
     flight.sent_at, flight.reused = datetime.now(UTC), False
     try:
-        request = Request(method, url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
+        every = {"User-Agent": "tracker", "Accept-Encoding": "identity", **(headers or {})}
+        request = Request("GET" if body is None else "POST", url, every, data=body)
         response = adapter.send(request.prepare(), stream=True, timeout=timeout.total_seconds()).raw
         response.close()
         if not 200 <= response.status < 300:

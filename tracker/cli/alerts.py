@@ -78,10 +78,7 @@ def test() -> int:
     from tracker import settings
     from tracker.alerts import destinations
 
-    effective = settings.load(keys=False)
-    names = ("alert_urls", "receiver_ca_bundle", "receiver_proxy")
-    urls, ca_bundle, proxy = (getattr(effective, name, None) for name in names)
-    made = destinations(urls or (), ca_bundle, proxy)
+    made = destinations(settings.load(keys=False))
     if not made:
         raise BadConfiguration("no destination is configured: set TRACKER_ALERT_URLS")
     body = "This is a test. Alerts about what needs a person will arrive here."
