@@ -18,7 +18,7 @@ from tests.test_deliver import texts
 from tests.test_poller import change, histories_are_whole, job, on_sqlite, stand
 from tracker import database
 from tracker.audit.keys import keygen
-from tracker.models import JOBS, Seal
+from tracker.models import JOBS, SEALS
 from tracker.status import Cause
 
 NOWHERE = "http://127.0.0.1:1"
@@ -151,10 +151,10 @@ def test_only_sealing_failed(engine: sa.Engine, script: Script, url: str, tmp_pa
     assert (code, script.asked, len(texts(engine))) == (1, ["a"], 1)
     assert lines[0].startswith("tracker: error: sealing has stopped: a key signs the chain")
     with database.writing(engine) as connection:
-        row = dict(connection.execute(sa.select(Seal.__table__)).one()._mapping) | {"id": 2}
+        row = dict(connection.execute(sa.select(SEALS)).one()._mapping) | {"id": 2}
         text = f"tracker checkpoint v2\nsha256 {row['checkpoint_sha256']}  checkpoints/garbage"
         row |= {"checkpoint": text, "checkpoint_sha256": "0" * 64}
-        connection.execute(sa.insert(Seal).values(row))
+        connection.execute(sa.insert(SEALS).values(row))
     code, lines = once(env)
     assert (code, lines[0].startswith("tracker: error: a checkpoint in the database is damaged")) == (1, True)
     script.default = 403

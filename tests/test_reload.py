@@ -23,7 +23,7 @@ from tests.test_daemon import TRACKER, environment, logged, until
 from tests.test_deliver import texts
 from tests.test_poller import histories_are_whole, job, on_sqlite
 from tracker import daemon, database
-from tracker.models import JOBS, Worker
+from tracker.models import JOBS, WORKERS
 from tracker.settings import Settings
 
 Serve: TypeAlias = Callable[..., subprocess.Popen[bytes]]
@@ -109,7 +109,7 @@ def test_clusters_and_addresses_change_without_a_restart(engine: sa.Engine, scri
     assert served.stop() == 0
     assert "late" not in script.asked
     with database.reading(engine) as connection:
-        assert connection.execute(sa.select(Worker.stopped_at.is_not(None))).scalars().all() == [True]
+        assert connection.execute(sa.select(WORKERS.c.stopped_at.is_not(None))).scalars().all() == [True]
     assert [len(served.logged(name)) for name in ("started", "reloaded", "stopped")] == [1, 1, 1]
     assert len(texts(engine)) >= 2  # sealed at the reload and at the stop
     histories_are_whole(engine)
@@ -192,7 +192,7 @@ def test_a_terminal_that_is_gone_stops_the_daemon(engine: sa.Engine, script: Scr
     os.close(terminal)  # the kernel sends SIGHUP
     until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
     with database.reading(engine) as connection:
-        assert connection.execute(sa.select(Worker.stopped_at)).scalar_one() is not None
+        assert connection.execute(sa.select(WORKERS.c.stopped_at)).scalar_one() is not None
     assert len(texts(engine)) == 1
 
 
