@@ -50,10 +50,10 @@ def run(once: bool) -> int:
     return 0
 
 
-def _beside(settings: Settings, sealing: Sealing, pulse: Pulse) -> list[Beside]:
+def _beside(settings: Settings, sealing: Sealing, pulse: Pulse, *, once: bool = False) -> list[Beside]:
     """Return all that runs beside the polling: here it is put together."""
     found: list[Beside] = [sealing]
-    if settings.http_port is not None:
+    if settings.http_port is not None and not once:
         found.append(_page(settings.http_port))
     return found
 
@@ -78,9 +78,10 @@ def _once(settings: Settings) -> int:
 
     is_watched = sys.stderr.isatty()  # else cron mails what is printed: nothing while all is well
     logs.setup(level=logging.INFO if is_watched else logging.WARNING)
-    sealing = Sealing(settings, once=True)
+    sealing, pulse = Sealing(settings, once=True), daemon.Pulse()
     try:
-        tally, troubles = daemon.run(settings, once=True, beside=lambda _: [sealing])
+        beside = _beside(settings, sealing, pulse, once=True)
+        tally, troubles = daemon.run(settings, once=True, beside=lambda _: beside, pulse=pulse)
     except DatabaseUnavailable as error:
         click.echo(f"tracker: error: {visible(str(error))}", err=True)
         return 75
