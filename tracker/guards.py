@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -136,26 +136,28 @@ def sqlite() -> dict[str, str]:
     return ddl
 
 
-# PostgreSQL: name -> (table, function, events, level); all BEFORE but register_job.
 _HERE = "quote_ident(current_schema())::regnamespace"
-_ROW, _BEFORE, _INSERT, _DELETE, _UPDATE, _TRUNCATE = 1, 2, 4, 8, 16, 32  # bits of pg_trigger.tgtype
-_EVENTS = {_INSERT: "INSERT", _DELETE: "DELETE", _UPDATE: "UPDATE", _TRUNCATE: "TRUNCATE"}
 
 
-def _postgresql_triggers() -> dict[str, tuple[str, str, int]]:
-    triggers: dict[str, tuple[str, str, int]] = {}
+def _postgresql_triggers(schema: str) -> dict[str, str]:
+    """Return what makes each trigger by name, word for word as ``pg_get_triggerdef`` prints it."""
+    ddl: dict[str, str] = {}
+
+    def trigger(name: str, when: str, table: str, function: str, level: str = "FOR EACH ROW") -> None:
+        ddl[name] = f"CREATE TRIGGER {name} {when} ON {schema}.{table} {level} EXECUTE FUNCTION {function}()"
+
     for table in APPEND_ONLY:
-        triggers[f"guard_{table}_change"] = (table, "tracker_refuse", _ROW | _BEFORE | _UPDATE | _DELETE)
-        triggers[f"guard_{table}_truncate"] = (table, "tracker_refuse", _BEFORE | _TRUNCATE)
+        trigger(f"guard_{table}_change", "BEFORE DELETE OR UPDATE", table, "tracker_refuse")
+    trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker_refuse")
+    for table in (*APPEND_ONLY, "jobs"):
+        trigger(f"guard_{table}_truncate", "BEFORE TRUNCATE", table, "tracker_refuse", "FOR EACH STATEMENT")
     for table in SEALED:
-        triggers[f"lock_{table}"] = (table, "tracker_share_seal_lock", _BEFORE | _INSERT)
+        trigger(f"lock_{table}", "BEFORE INSERT", table, "tracker_share_seal_lock", "FOR EACH STATEMENT")
     for rule, (table, event, _) in RULES.items():
-        bit = _INSERT if event == "INSERT" else _UPDATE
-        triggers[f"guard_{table}_{rule}"] = (table, f"tracker_refuse_{rule}", _ROW | _BEFORE | bit)
-    triggers["guard_jobs_delete"] = ("jobs", "tracker_refuse", _ROW | _BEFORE | _DELETE)
-    triggers["guard_jobs_truncate"] = ("jobs", "tracker_refuse", _BEFORE | _TRUNCATE)
-    triggers["register_job"] = ("jobs", "tracker_register", _INSERT)
-    return triggers
+        trigger(f"guard_{table}_{rule}", f"BEFORE {event}", table, f"tracker_refuse_{rule}")
+    level = "REFERENCING NEW TABLE AS registered FOR EACH STATEMENT"
+    trigger("register_job", "AFTER INSERT", "jobs", "tracker_register", level)
+    return ddl
 
 
 def _postgresql_functions(schema: str) -> dict[str, str]:
@@ -195,16 +197,9 @@ def postgresql(schema: str) -> list[str]:
         f" SET search_path = pg_catalog, pg_temp AS $guard${body}$guard$"
         for name, body in _postgresql_functions(schema).items()
     ]
-    for name, (table, function, kind) in _postgresql_triggers().items():
-        when = "BEFORE" if kind & _BEFORE else "AFTER"
-        events = " OR ".join(word for bit, word in _EVENTS.items() if kind & bit)
-        rows = " REFERENCING NEW TABLE AS registered" if name == "register_job" else ""
-        level = "ROW" if kind & _ROW else "STATEMENT"
-        statements += [
-            f"CREATE TRIGGER {name} {when} {events} ON {schema}.{table}{rows}"
-            f" FOR EACH {level} EXECUTE FUNCTION {schema}.{function}()",
-            f"ALTER TABLE {schema}.{table} ENABLE ALWAYS TRIGGER {name}",
-        ]
+    for name, statement in _postgresql_triggers(schema).items():
+        table = statement.split(" ON ", 1)[1].split()[0]
+        statements += [statement, f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}"]
     return statements
 
 
@@ -253,7 +248,7 @@ def problems(connection: sa.Connection) -> list[str]:
         rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
         found = _differences("guard", sqlite(), {row[0]: row[1] for row in rows})
     else:
-        found = _postgresql_differences(connection) + _bypasses(connection)
+        found = _postgresql_differences(connection)
     expected = json.loads(files(__package__).joinpath("tables.json").read_text(encoding="utf-8"))
     return found + _table_differences(expected[connection.dialect.name], definitions(connection))
 
@@ -277,34 +272,15 @@ def _postgresql_differences(connection: sa.Connection) -> list[str]:
     functions = {row[0]: (row[1], [one.replace('"', "") for one in row[2] or ()], *row[3:]) for row in rows}
     config = ["search_path=pg_catalog, pg_temp"]
     found = _differences("function", {name: (bodies[name], config, False, "plpgsql") for name in bodies}, functions)
+    # Its condition, columns and the schema of another function are in the text, too.
     query = (
-        "SELECT t.tgname, c.relname, p.proname, p.pronamespace = c.relnamespace, t.tgtype, t.tgenabled::text,"
-        " t.tgqual, t.tgattr::text"
-        " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid"
-        f" WHERE NOT t.tgisinternal AND c.relname IN :names AND c.relnamespace = {_HERE}"
+        "SELECT t.tgname, pg_get_triggerdef(t.oid), t.tgenabled::text FROM pg_trigger t"
+        f" JOIN pg_class c ON c.oid = t.tgrelid WHERE NOT t.tgisinternal AND c.relname IN :names"
+        f" AND c.relnamespace = {_HERE}"
     )
-    rows = _rows(connection, query, [*APPEND_ONLY, "jobs"])
-    expected = {
-        name: (table, function, True, kind, "A", None, "")
-        for name, (table, function, kind) in _postgresql_triggers().items()
-        if function in functions  # without the function there is no trigger
-    }
-    return found + _differences("guard", expected, {row[0]: tuple(row[1:]) for row in rows})
-
-
-def _bypasses(connection: sa.Connection) -> list[str]:
-    """Return a line for each object on our tables that lets PostgreSQL skip a guard."""
-    ours = f"(SELECT oid FROM pg_class WHERE relname IN :names AND relnamespace = {_HERE})"
-    queries = (
-        f"SELECT 'rule ' || rulename || ' is not tracker''s' FROM pg_rewrite WHERE ev_class IN {ours}",
-        "SELECT 'table ' || inhrelid::regclass || ' is not tracker''s, but inherits from a table of tracker'"
-        f" FROM pg_inherits WHERE inhparent IN {ours}",
-        "SELECT 'table ' || relname || ' has row security, which hides rows' FROM pg_class"
-        f" WHERE relrowsecurity AND oid IN {ours}",
-        "SELECT DISTINCT 'the foreign keys of table ' || tgrelid::regclass || ' are switched off' FROM pg_trigger"
-        f" WHERE tgisinternal AND tgenabled <> 'O' AND tgrelid IN {ours}",
-    )
-    return [row[0] for query in queries for row in _rows(connection, query, TABLES)]
+    triggers = {row[0]: (row[1], row[2]) for row in _rows(connection, query, [*APPEND_ONLY, "jobs"])}
+    expected = {name: (text, "A") for name, text in _postgresql_triggers(_schema(connection)).items()}
+    return found + _differences("guard", expected, triggers)
 
 
 def _table_differences(expected: dict[str, list[str]], actual: dict[str, list[str]]) -> list[str]:
@@ -354,40 +330,15 @@ def definitions(connection: sa.Connection) -> dict[str, list[str]]:
     return found
 
 
-_TOKEN = re.compile(r"""E?'(?:[^']|'')*'|"(?:[^"]|"")*"|::|[\w.]+|[(),\[\]]|[^\w\s'"(),\[\]]+""")
-_TYPE = re.compile(r"::(?:character varying|timestamp with(?:out)? time zone|double precision|\"?\w+\"?)(?:\[\])*")
+_CAST = re.compile(r"::(?:character varying|timestamp with(?:out)? time zone|double precision|\"?\w+\"?)(?:\[\])*")
 
 
 def normal(text: str) -> str:
-    """Return a definition that PostgreSQL prints without casts, quotes around names and redundant parentheses.
+    """Return the words of a definition that PostgreSQL prints, without casts, quotes around names, brackets and commas.
 
-    It is the same after a dump and a restore. PostgreSQL puts parentheses around every operation, so those that are
-    left still say what belongs together.
+    They are the same after a dump and a restore; the parentheses that it prints are not.
     """
-    return _joined(_nested(iter(_TOKEN.findall(_TYPE.sub("", text)))))
-
-
-_Tree: TypeAlias = "list[str | _Tree]"
-
-
-def _nested(tokens: Iterator[str]) -> _Tree:
-    """Return the tokens up to the closing parenthesis; tokens in parentheses are a list of their own."""
-    tree: _Tree = []
-    for word in tokens:
-        if word == ")":
-            break
-        tree.append(_nested(tokens) if word == "(" else word.strip('"'))
-    while len(tree) == 1 and isinstance(tree[0], list):
-        tree = tree[0]
-    for word in ("AND", "OR"):  # (a AND b) AND c is a AND b AND c
-        if word in tree:
-            tree = [part for one in tree for part in (one if isinstance(one, list) and word in one else [one])]
-    return tree
-
-
-def _joined(tree: _Tree) -> str:
-    parts = [one if isinstance(one, str) else _joined(one) if len(one) == 1 else f"({_joined(one)})" for one in tree]
-    return " ".join(parts)
+    return " ".join(re.sub(r'[][(),"]', " ", _CAST.sub("", text)).split())
 
 
 def check(connection: sa.Connection) -> None:
