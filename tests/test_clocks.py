@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from tests.scripted import Script, cluster_settings
 from tests.test_checks import found
-from tests.test_daemon import TRACKER, add, environment, tracker, until
+from tests.test_daemon import TRACKER, add, environment, until
 from tests.test_poller import change, cluster, gaps, histories_are_whole, job, on_sqlite, run, stand
 from tracker import clusters, database
 from tracker.audit.seal import seal
@@ -164,23 +164,6 @@ def test_a_clock_that_was_ahead_and_is_set_right_stops_nothing(
     assert steps[0][0] == steps[0][1]
     assert steps[0][3].startswith("the clock was ahead by 3 days")
     nothing_lies_ahead(engine, (last, len(gaps(engine)) - 1))
-
-
-def test_two_daemons_put_a_step_on_record_once(
-    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
-) -> None:
-    """Each finds it, on its own."""
-    clock.by = DAYS
-    with Poller(engine, cluster_settings(script.url), Settings(), "other", watch=clusters.Watch()) as other:
-        for by, jid in ((DAYS, "a"), (timedelta(), "b")):
-            clock.by = by
-            add(engine, jid)
-            for one in (polling, other):
-                clusters.look(engine, one._watch)
-                run(one)
-    assert [(cause, detail) for _, _, cause, detail in gaps(engine)] == [
-        (Cause.CLOCK_SET, "the clock was ahead by 3 days, 0:00:00")
-    ]
 
 
 @on_sqlite
@@ -400,31 +383,3 @@ def test_a_machine_that_is_suspended_while_requests_wait_records_nothing_too_ear
     assert daemon.memory() - before < 30
     daemon.stop()
     histories_are_whole(engine)
-
-
-@needs_faketime
-@on_sqlite
-def test_a_daemon_whose_clock_was_three_days_ahead_goes_on(
-    engine: sa.Engine, script: Script, daemon: Daemon, url: str
-) -> None:
-    """Polls resume at once when it is set right, nothing later lies in the future, and `report gaps` shows it."""
-    add(engine, "a")
-    until(answered(engine, "a"))
-    daemon.set("+3d")
-    until(lambda: len(gaps(engine)) == 1, 6)
-    until(lambda: job(engine, "a").seen_at > datetime.now(UTC) + timedelta(days=2))
-    with database.reading(engine) as connection:
-        last = connection.execute(sa.select(sa.func.max(TRANSITIONS.c.id))).scalar_one()
-    daemon.set("+0")
-    script.default = "running"
-    add(engine, "b")
-    until(lambda: {job(engine, jid).status for jid in "ab"} == {"running"}, 15)
-    daemon.stop()
-    assert [gap[2] for gap in gaps(engine)] == [Cause.NOT_RUNNING, Cause.CLOCK_SET]
-    with database.reading(engine) as connection:
-        for row in connection.execute(sa.select(TRANSITIONS).where(TRANSITIONS.c.id > last)):
-            assert row.observed_at <= datetime.now(UTC)
-    env = environment(url, script.url)
-    assert "ahead by 3 days" in tracker("report", "gaps", env=env).stdout
-    verified = tracker("audit", "verify", env=env)
-    assert verified.returncode == 0, verified.stdout

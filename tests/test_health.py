@@ -217,27 +217,6 @@ def test_an_answer_that_was_under_way_ends_no_pause(turn: Turn, ends: bool) -> N
     assert before.health.pause_cause is Cause.KEY_REFUSED
 
 
-def test_two_probes_make_no_gaps_that_overlap() -> None:
-    """A cluster that was resumed while a probe hung has answered the next one: what fails later is of before."""
-    story = Story(Health(pauses=1, pause_cause=Cause.UNREACHABLE, gap_began_at=at(0), gap_cause=Cause.UNREACHABLE))
-    story.answers(40, Turn.PROBE)
-    assert story.fails(30, turn=Turn.PROBE, took=20).health == story.health
-    assert (story.pause, story.gap) == (None, (None, None))
-    story.fails(30, KeyRefused, took=20)
-    assert story.gap == (at(41), Cause.KEY_REFUSED)
-    assert [gap.ended_at for gap in story.gaps] == [at(41)]
-
-
-def test_what_was_asked_before_an_absence_does_not_end_it() -> None:
-    """Nor does it while an operator's pause stands, whose words are in the gap."""
-    story = Story(health.absent(Health(), at(10)))
-    story.fails(9, took=70)
-    assert (story.gap, story.gaps) == ((at(10), Cause.NOT_RUNNING), [])
-    story.health = replace(story.health, pause_cause=Cause.PAUSED, gap_actor="ann")
-    story.fails(90, turn=Turn.PROBE)
-    assert (story.gap, story.health.gap_actor, story.gaps) == ((at(10), Cause.NOT_RUNNING), "ann", [])
-
-
 def test_an_absence_that_another_daemon_ended_is_over() -> None:
     """Two daemons that waited for the database find the same absence, the second after the first one's answer."""
     found = health.step(at(0), at(75), timedelta(seconds=75))
