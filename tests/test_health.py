@@ -287,27 +287,6 @@ def test_a_restart_asks_one_job_at_once(cause: Cause, may: May) -> None:
     assert health.restarted(Health(), at(10))[1] is May.DUE
 
 
-def test_nothing_of_a_clock_that_was_ahead_stays_in_the_future() -> None:
-    ahead = Health(
-        answered_at=at(9000),
-        failures=3,
-        failing_since=at(9010),
-        pauses=1,
-        paused_until=at(9100),
-        pause_cause=Cause.UNREACHABLE,
-        gap_began_at=at(9010),
-        gap_cause=Cause.UNREACHABLE,
-        next_request_at=at(9200),
-    )
-    found = health.step(at(9000), at(100), timedelta(seconds=1))
-    assert found is not None
-    change = health.stepped(ahead, found)
-    assert change.gap == EndedGap(at(100), at(100), Cause.CLOCK_SET, "the clock was ahead by 2:28:00")
-    for name in ("answered_at", "failing_since", "paused_until", "gap_began_at", "next_request_at"):
-        assert getattr(change.health, name) == at(100)
-    assert change.health.may_ask(at(100)) is May.PROBE
-
-
 def test_a_pause_that_is_longer_than_any_can_be_is_void() -> None:
     paused = Health(paused_until=T0 + timedelta(days=3), pause_cause=Cause.UNREACHABLE, gap_began_at=T0)
     assert paused.may_ask(T0) is May.PROBE

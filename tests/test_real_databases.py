@@ -175,17 +175,13 @@ def test_sql_ascii_is_refused(
 
 
 DEFAULTS = {
-    "array_nulls": "off",
-    "bytea_output": "escape",
     "client_encoding": "latin1",
     "datestyle": "'SQL, DMY'",
     "default_transaction_isolation": "serializable",
     "extra_float_digits": "-15",
-    "intervalstyle": "sql_standard",
     "quote_all_identifiers": "on",
     "standard_conforming_strings": "off",
     "timezone": "'Asia/Tokyo'",
-    "transform_null_equals": "on",
 }
 
 
