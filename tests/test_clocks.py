@@ -74,12 +74,6 @@ def other_daemon(engine: sa.Engine, at: datetime) -> None:
         connection.execute(sa.insert(WORKERS).values(worker="other", **facts))
 
 
-def coverage(engine: sa.Engine, jid: str) -> float:
-    with database.reading(engine) as connection:
-        query = sa.text("SELECT covered_share FROM report_coverage WHERE jid = :jid")
-        return float(connection.execute(query, {"jid": jid}).scalar_one())
-
-
 @pytest.mark.parametrize(("before", "after"), [(timedelta(), HOURS), (HOURS, timedelta())])
 def test_an_answer_over_a_moved_clock_is_asked_again(
     engine: sa.Engine, script: Script, clock: Moved, polling: Poller, before: timedelta, after: timedelta

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.replay import replay
+from tests.replay import replay, transition_of
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import database
 from tracker.clusters import LEASE, first_contact, take_up
@@ -26,7 +26,6 @@ from tracker.models import (
     WORKERS,
     job_of,
     observed_values,
-    transition_of,
     transition_values,
 )
 from tracker.poller import Poller, Tally
