@@ -291,7 +291,7 @@ def test_the_servers_date_is_aware_utc_or_none() -> None:
         "Tue, 24 Nov 2026 10:00:00 -0000": ten,
     }
     dates |= dict.fromkeys(("now", "", "0", "Tue, 31 Feb 2026 10:00:00 GMT", "\xe4\xf6"))
-    dates |= dict.fromkeys(("Tue, 24 Nov 2026 10:00:00 +99999999999", "Fri, 31 Dec 9999 23:00:00 -0200"))
+    dates |= dict.fromkeys(("Tue, 24 Nov 2026 10:00:00 +99999999999", "Fri, 31 Dec 9999 23:59:59 GMT"))
     dates |= dict.fromkeys(("Thu, 01 Jan 1900 00:00:00 GMT", "Tue, 24 Nov " + "9" * 5000 + " 10:00:00 GMT"))
     with asking() as (server, elevate):
         for text, date in dates.items():
@@ -337,7 +337,7 @@ PAUSES: dict[str, timedelta | None] = {
     "Tuesday, 24-Nov-26 10:00:30 GMT": timedelta(seconds=30),
     "Tue Nov 24 10:00:30 2026": timedelta(seconds=30),
     "Tue, 24 Nov 2026 09:00:00 GMT": timedelta(0),
-    "Fri, 31 Dec 9999 23:59:59 GMT": SIX_HOURS,
+    "Fri, 31 Dec 2100 23:59:59 GMT": SIX_HOURS,
     **dict.fromkeys(("-5", "1.5", "1e3", "5, 10", "\xb2", "soon", "", "Tue, 99 Nov 2026 10:00:30 GMT")),
 }
 

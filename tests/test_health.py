@@ -144,15 +144,6 @@ def test_a_request_that_hangs_while_others_are_answered_says_nothing_of_the_clus
     assert (story.health.failures, story.health.pauses, story.gaps) == (0, 0, [])
 
 
-def test_a_poisonous_job_pauses_its_cluster_once() -> None:
-    """It failed before, and the cluster has answered since: the error is its own, and it backs off."""
-    story = Story()
-    story.fails(0, KeyRefused)
-    story.answers(1000, Turn.PROBE)
-    assert story.fails(1010, KeyRefused, before=1).backs_off
-    assert story.health.may_ask(at(1011)) is May.DUE
-
-
 # --- how pauses grow --------------------------------------------------------------------------------------------------
 
 

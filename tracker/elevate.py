@@ -107,8 +107,6 @@ class Elevate:
         server_date = _http_date(response.headers.get("date", ""))
         if response.status != 200:
             raise _refusal(response, server_date or completed_at)
-        if server_date is not None and server_date.year >= 9999:
-            server_date = None  # the databases keep none so late, and the answer counts all the same
         return Answer(_status(jid, body), flight.sent_at, max(completed_at, flight.sent_at), server_date)
 
     def _exchange(self, request: PreparedRequest) -> tuple[urllib3.HTTPResponse, bytes]:
@@ -232,4 +230,4 @@ def _http_date(text: str) -> datetime | None:
         date = date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return date if date.year >= 1970 else None
+    return date if 1970 <= date.year < 9999 else None  # the databases keep no other
