@@ -36,7 +36,7 @@ def objects(url: str) -> set[tuple[str, str]]:
         inspector = sa.inspect(connection)
         found = {("table", name) for name in inspector.get_table_names()}
         found |= {("view", name) for name in inspector.get_view_names()}
-        found |= {("trigger", name) for name, _ in guards._present(connection)}
+        found |= {("trigger", name) for name in guards._triggers(connection)}
     engine.dispose()
     return found
 

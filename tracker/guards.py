@@ -216,7 +216,7 @@ def create(connection: sa.Connection) -> None:
 
 def drop(connection: sa.Connection) -> None:
     """Drop every existing guard."""
-    for name, table in _present(connection):
+    for name, (table, _) in _triggers(connection).items():
         on_table = "" if connection.dialect.name == "sqlite" else f" ON {_schema(connection)}.{table}"
         connection.exec_driver_sql(f'DROP TRIGGER "{name}"{on_table}')
     if connection.dialect.name != "sqlite":
@@ -231,24 +231,30 @@ def _rows(connection: sa.Connection, query: str, names: Iterable[str]) -> list[s
     return list(connection.execute(statement, {"names": [*names]}))
 
 
-def _present(connection: sa.Connection) -> list[tuple[str, str]]:
-    """Return (trigger, table) for each trigger on a table of ours."""
+def _triggers(connection: sa.Connection) -> dict[str, tuple[str, str]]:
+    """Return for each trigger on a table with history its table, and its definition as the database has it.
+
+    On PostgreSQL a letter at the end says when it is enabled (``pg_trigger.tgenabled``).
+    """
     query = (
-        "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN :names ORDER BY 1"
+        "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN :names ORDER BY 1"
         if connection.dialect.name == "sqlite"
-        else "SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
-        f" WHERE NOT t.tgisinternal AND c.relname IN :names AND c.relnamespace = {_HERE} ORDER BY 1"
+        else "SELECT t.tgname, c.relname, concat(pg_get_triggerdef(t.oid), ' ', t.tgenabled) FROM pg_trigger t"
+        " JOIN pg_class c ON c.oid = t.tgrelid WHERE NOT t.tgisinternal AND c.relname IN :names"
+        f" AND c.relnamespace = {_HERE} ORDER BY 1"
     )
-    return [(name, table) for name, table in _rows(connection, query, [*APPEND_ONLY, "jobs"])]
+    return {name: (table, text) for name, table, text in _rows(connection, query, [*APPEND_ONLY, "jobs"])}
 
 
 def problems(connection: sa.Connection) -> list[str]:
     """Return a line for each guard, table or CHECK that is missing, changed, disabled or not ours."""
+    actual = {name: text for name, (_, text) in _triggers(connection).items()}
     if connection.dialect.name == "sqlite":
-        rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-        found = _differences("guard", sqlite(), {row[0]: row[1] for row in rows})
+        found = _differences("guard", sqlite(), actual)
     else:
-        found = _postgresql_differences(connection)
+        schema = _schema(connection)
+        always = {name: f"{text} A" for name, text in _postgresql_triggers(schema).items()}
+        found = _function_differences(connection, schema) + _differences("guard", always, actual)
     expected = json.loads(files(__package__).joinpath("tables.json").read_text(encoding="utf-8"))
     return found + _table_differences(expected[connection.dialect.name], definitions(connection))
 
@@ -259,28 +265,21 @@ def _differences(what: str, expected: Mapping[str, object], actual: Mapping[str,
     return found + [f"trigger {name} is not tracker's" for name in actual if name not in expected]
 
 
-def _postgresql_differences(connection: sa.Connection) -> list[str]:
-    """Return a line for each function and trigger that is missing or altered, and each trigger that is not ours."""
-    bodies = _postgresql_functions(_schema(connection))
+def _function_differences(connection: sa.Connection, schema: str) -> list[str]:
+    """Return a line for each function that is missing or changed."""
+    bodies = _postgresql_functions(schema)
     query = (
         "SELECT p.proname, p.prosrc, p.proconfig, p.prosecdef, l.lanname FROM pg_proc p"
         f" JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace = {_HERE} AND p.pronargs = 0"
         " AND p.proname IN :names"
     )
-    rows = _rows(connection, query, bodies)
     # A dump of a database with quote_all_identifiers also puts quotes into the settings.
-    functions = {row[0]: (row[1], [one.replace('"', "") for one in row[2] or ()], *row[3:]) for row in rows}
+    actual = {
+        row[0]: (row[1], [one.replace('"', "") for one in row[2] or ()], *row[3:])
+        for row in _rows(connection, query, bodies)
+    }
     config = ["search_path=pg_catalog, pg_temp"]
-    found = _differences("function", {name: (bodies[name], config, False, "plpgsql") for name in bodies}, functions)
-    # Its condition, columns and the schema of another function are in the text, too.
-    query = (
-        "SELECT t.tgname, pg_get_triggerdef(t.oid), t.tgenabled::text FROM pg_trigger t"
-        f" JOIN pg_class c ON c.oid = t.tgrelid WHERE NOT t.tgisinternal AND c.relname IN :names"
-        f" AND c.relnamespace = {_HERE}"
-    )
-    triggers = {row[0]: (row[1], row[2]) for row in _rows(connection, query, [*APPEND_ONLY, "jobs"])}
-    expected = {name: (text, "A") for name, text in _postgresql_triggers(_schema(connection)).items()}
-    return found + _differences("guard", expected, triggers)
+    return _differences("function", {name: (bodies[name], config, False, "plpgsql") for name in bodies}, actual)
 
 
 def _table_differences(expected: dict[str, list[str]], actual: dict[str, list[str]]) -> list[str]:
