@@ -551,23 +551,6 @@ def test_a_server_that_breaks_every_connection_is_not_asked_without_end() -> Non
         assert len(server.requests) == 3
 
 
-def test_left_over_bytes_are_no_answer_to_the_next_question() -> None:
-    """What a server says unasked after an answer is thrown away with its connection."""
-
-    def play(wire: Wire) -> None:
-        wire.answer()
-        if wire.number == 0:
-            time.sleep(0.02)
-            body = json.dumps({"jid": "second", "status": "done"})
-            wire.send(response(body.encode(), "200 OK", f"Content-Length: {len(body)}"))
-
-    with asking(play) as (server, elevate):
-        elevate.ask("first", now)
-        time.sleep(0.05)
-        assert elevate.ask("second", now).status == "waiting"
-        assert server.connections == 2
-
-
 def test_connections_that_went_silent_while_idle_cost_no_answer() -> None:
     """A request that times out on a connection that had been idle is asked once more, on a new one."""
     at_once = 4

@@ -302,13 +302,13 @@ def require_schema(connection: sa.Connection) -> None:
     if found == HEAD:
         return
     if found is None:
-        _require_room(connection)
+        _refuse_taken_names(connection)
         raise SchemaMismatch("the database is empty: run `tracker db upgrade`")
     way_out = "run `tracker db upgrade`" if found < HEAD else "install a newer tracker"
     raise SchemaMismatch(f"the database has revision {found}, this version needs {HEAD}: {way_out}")
 
 
-def _require_room(connection: sa.Connection) -> None:
+def _refuse_taken_names(connection: sa.Connection) -> None:
     """Raise SchemaMismatch if a schema without a revision has tables with the names of ours."""
     from tracker.models import METADATA
 
@@ -364,7 +364,7 @@ def upgrade(url: str) -> str:
         with reading(engine) as connection:
             before = revision(connection)
             if before is None:
-                _require_room(connection)
+                _refuse_taken_names(connection)
             elif before > HEAD:
                 require_schema(connection)
         command.upgrade(config, "head")

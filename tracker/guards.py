@@ -139,12 +139,12 @@ def sqlite() -> dict[str, str]:
 _HERE = "quote_ident(current_schema())::regnamespace"
 
 
-def _postgresql_triggers(schema: str) -> dict[str, str]:
-    """Return what makes each trigger by name, word for word as ``pg_get_triggerdef`` prints it."""
-    ddl: dict[str, str] = {}
+def _postgresql_triggers(schema: str) -> dict[str, tuple[str, str]]:
+    """Return each trigger's table and what makes it, by name and word for word as ``pg_get_triggerdef`` prints it."""
+    ddl: dict[str, tuple[str, str]] = {}
 
     def trigger(name: str, when: str, table: str, function: str, level: str = "FOR EACH ROW") -> None:
-        ddl[name] = f"CREATE TRIGGER {name} {when} ON {schema}.{table} {level} EXECUTE FUNCTION {function}()"
+        ddl[name] = table, f"CREATE TRIGGER {name} {when} ON {schema}.{table} {level} EXECUTE FUNCTION {function}()"
 
     for table in APPEND_ONLY:
         trigger(f"guard_{table}_change", "BEFORE DELETE OR UPDATE", table, "tracker_refuse")
@@ -197,9 +197,8 @@ def postgresql(schema: str) -> list[str]:
         f" SET search_path = pg_catalog, pg_temp AS $guard${body}$guard$"
         for name, body in _postgresql_functions(schema).items()
     ]
-    for name, statement in _postgresql_triggers(schema).items():
-        table = statement.split(" ON ", 1)[1].split()[0]
-        statements += [statement, f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}"]
+    for name, (table, statement) in _postgresql_triggers(schema).items():
+        statements += [statement, f"ALTER TABLE {schema}.{table} ENABLE ALWAYS TRIGGER {name}"]
     return statements
 
 
@@ -253,7 +252,7 @@ def problems(connection: sa.Connection) -> list[str]:
         found = _differences("guard", sqlite(), actual)
     else:
         schema = _schema(connection)
-        always = {name: f"{text} A" for name, text in _postgresql_triggers(schema).items()}
+        always = {name: f"{text} A" for name, (_, text) in _postgresql_triggers(schema).items()}
         found = _function_differences(connection, schema) + _differences("guard", always, actual)
     expected = json.loads(files(__package__).joinpath("tables.json").read_text(encoding="utf-8"))
     return found + _table_differences(expected[connection.dialect.name], definitions(connection))

@@ -197,7 +197,7 @@ class Poller:
     def _work(self, stop: Event, wanted: set[int] | None, patient: bool) -> Tally:
         """Keep requests under way until there is nothing to claim, and record what comes of them as it comes."""
         results: SimpleQueue[_Request] = SimpleQueue()
-        under_way, landed, flush_at, again_at = 0, list[_Request](), math.inf, 0.0
+        under_way, ended, flush_at, again_at = 0, list[_Request](), math.inf, 0.0
         tally, failure = Tally(), None
         self._halt.clear()
         threads = self._cluster.max_concurrency
@@ -215,23 +215,23 @@ class Poller:
                         pool.submit(self._ask, request, stop, results)
                     under_way += len(claimed)
                 wait = max(0.0, min(flush_at, again_at if under_way <= low else math.inf) - monotonic())
-                if not under_way and not landed:
+                if not under_way and not ended:
                     if again_at < math.inf and (patient or wait <= AHEAD_SECONDS):
                         stop.wait(wait)
                         continue
                     if failure is not None:
                         raise failure
                     return tally
-                for request in _collect(results, min(under_way, BATCH - len(landed)), wait):
+                for request in _collect(results, min(under_way, BATCH - len(ended)), wait):
                     flush_at = min(flush_at, monotonic() + FLUSH_SECONDS)
-                    landed.append(request)
+                    ended.append(request)
                     under_way -= 1
-                is_full = len(landed) >= BATCH or not under_way
-                if landed and (is_full or self._halt.is_set() or monotonic() >= flush_at):
-                    tally += self._record(landed, stop)
-                    if landed[0].claim.turn is Turn.PROBE:
+                is_full = len(ended) >= BATCH or not under_way
+                if ended and (is_full or self._halt.is_set() or monotonic() >= flush_at):
+                    tally += self._record(ended, stop)
+                    if ended[0].claim.turn is Turn.PROBE:
                         again_at = 0.0
-                    landed, flush_at = [], math.inf
+                    ended, flush_at = [], math.inf
 
     def _ask(self, request: _Request, stop: Event, results: SimpleQueue[_Request]) -> None:
         """Ask about one job when its place has come; runs in a thread of the pool."""
