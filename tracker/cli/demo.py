@@ -49,7 +49,6 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     from tracker import database
     from tracker.cli.report import print_durations
     from tracker.demo import demo as scene
-    from tracker.reports.durations import durations
 
     log = logging.getLogger("tracker")
     level = log.level
@@ -79,7 +78,7 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     click.echo(f"That took {outcome.seconds:.0f} s.\n", err=True)
     engine = database.open_database(scene.url_of(path))
     with database.reading(engine) as connection:
-        print_durations(durations(connection))
+        print_durations(connection)
     engine.dispose()
     page = scene.write_page(path)
     click.echo(f"\n{_shown(outcome)}\n\n{_place(path, outcome)}", err=True)
