@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -9,12 +10,15 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from tracker import database
+from tracker import cli, database
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +126,27 @@ def engine(url: str) -> Iterator[sa.Engine]:
     engine = database.open_database(url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def now(engine: sa.Engine) -> datetime:
+    """The database's time."""
+    with database.reading(engine) as connection:
+        return database.now(connection)
+
+
+@pytest.fixture
+def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command line on the test's database, in 80 columns: exit code, stdout, stderr."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*args: str, stdin: str | bytes = b"") -> tuple[int, str, str]:
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        code = cli.main(args)
+        out, err = capsys.readouterr()
+        assert not {"\x1b", "\u202e"} & {*out, *err}, "a text drives the terminal"
+        return code, out, err
+
+    return run

@@ -124,10 +124,3 @@ def test_the_password_is_not_shown(
     out, err = capsys.readouterr()
     assert "secret-word" not in out + err
     assert str(sa.make_url(url).database) in out
-
-
-@pytest.mark.parametrize("command", [(), ("upgrade",), ("check",)])
-def test_help_has_examples(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command's help ends with a command line that can be copied."""
-    assert cli.main(["db", *command, "--help"]) == 0
-    assert "tracker db" in capsys.readouterr().out.split("Example")[1]

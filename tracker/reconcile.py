@@ -135,6 +135,7 @@ def reconcile(
 
         clusters = set() if cluster is None else {cluster_of(cluster)}
         jobs, findings = _in_file(listed, cluster_of, now)
+        clusters |= {cluster for cluster, _ in jobs}
         for row in listed:
             with suppress(InvalidField):  # it may be the cluster that is wrong
                 if row.jid or row.cluster:

@@ -84,7 +84,7 @@ def print_table(
         if widths or not optional:
             break
         shown.remove(optional[-1])
-    for line in title.splitlines():
+    for line in title.split("\n") if title else ():
         click.secho("\n".join(_fold(line, room)), bold=True)
     if not widths:
         left = max(map(len, headings))
