@@ -106,18 +106,6 @@ def test_each_fact_can_be_corrected_and_cleared(engine: sa.Engine) -> None:
         assert (after.state, after.status, after.polls) == (before.state, before.status, before.polls)
 
 
-def test_a_job_in_any_state_is_amended_and_stays_in_it(engine: sa.Engine) -> None:
-    """What is declared can be wrong about an ended job too; it is not polled again for that."""
-    words = {State.DONE: "done", State.FAILED: "error", State.OPEN: "waiting"}
-    for state, word in words.items():
-        job_id = register(engine, state, at=NOW - 9 * DAY)
-        answer(engine, job_id, (word, NOW - DAY))
-        before = row(engine, job_id)
-        amend(engine, job_id, kind="export")
-        after = row(engine, job_id)
-        assert (after.state, after.ended_by, after.due_at) == (state, before.ended_by, before.due_at)
-
-
 # Extensions
 
 
@@ -205,17 +193,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"jid": "b"}, "jid: cannot be amended; only these can: kind, reference, received_at"),
     ({"kind": "delete"}, "kind: 'delete': write export, removal or unknown"),
     ({"kind": None}, "kind: cannot be cleared"),
-    ({"reference": "jo@example.com"}, "reference: has an @ in it"),
-    ({"reference": "a\nb"}, "reference: has the invisible character"),
     ({"reference": " "}, "reference: is empty"),
-    ({"reference": "x" * 256}, "reference: has 256 characters"),
     ({"received_at": NOW + HOUR}, "received_at: .* is in the future"),
-    ({"received_at": datetime(2026, 1, 5)}, "received_at: .* has no time zone"),  # noqa: DTZ001 - refused
-    ({"received_at": "2026-01-05"}, "received_at: must be a datetime"),
-    ({"received_at": datetime(1969, 1, 1, tzinfo=UTC)}, "received_at: .* is before 1970"),
     ({"received_at": NOW - 9 * DAY}, "received_at: .* is after the job was registered, at"),
     ({"submitted_at": NOW - 9 * DAY}, "submitted_at: .* is after the job was registered, at"),
-    ({"submitted_at": NOW + HOUR}, "submitted_at: .* is in the future"),
     ({"extended_on": "2026-01-05"}, "extended_on: must be a date, not str"),
     ({"extended_on": NOW}, "extended_on: must be a date, not datetime"),
     ({"extended_on": months(NOW - 11 * DAY, 1)}, "extended_on: .* is not after .* the deadline without an extension"),
@@ -547,15 +528,11 @@ def test_attest_says_what_is_claimed(engine: sa.Engine, say: Say) -> None:
 
 MISUSED: list[tuple[str, int, str]] = [
     ("amend a", 2, "Say what is to be amended: --kind, --reference, --received-at"),
-    ("amend a --kind none", 1, "kind: 'none': write export"),
     ("amend a --kind unknown", 1, "there is nothing to amend"),
     ("amend a --reference ''", 1, "reference: is empty"),
-    ("amend a --received-at 2026-01-05T10:00", 1, "received_at: '2026-01-05T10:00' has no"),
     ("amend a --extended-until 2026-02-30", 1, "extended_until: '2026-02-30' is not a time"),
     ("amend --from - --received-at x", 1, "tracker: error: received_at: 'x' is not a time"),
     ("attest a", 2, "Missing option '--done-by'"),
-    ("attest a --done-by yesterday", 1, "done_by: 'yesterday' is not a time"),
-    ("attest a --done-by 2999-01-05T00:00:00Z", 1, "is in the future"),
     ("attest --from - --done-by x", 1, "tracker: error: done_by: 'x' is not a time"),
 ]
 

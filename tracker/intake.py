@@ -16,8 +16,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cache, lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
@@ -44,9 +45,6 @@ _LOOKED_UP: Final = 1_000
 """Jids in one statement: a database takes only so many parameters."""
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # the schema's CHECKs say the same
-_TIME = re.compile(
-    r"\d{4}-\d\d-\d\d(?P<time>[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?P<offset>Z|[+-]\d\d(?::?\d\d)?)?)?", re.ASCII
-)
 _TIME_FORM = "write it as 2026-01-31T14:00:00+01:00, or a day as 2026-01-31"
 
 
@@ -307,17 +305,28 @@ def parse_time(field: str, text: str, zone: ZoneInfo) -> tuple[datetime, bool]:
     Raises:
         InvalidField: It is not a time, or has no offset.
     """
-    match = _TIME.fullmatch(text)
-    if match is None:
-        raise InvalidField(field, f"{text[:60]!r} is not a time: {_TIME_FORM}")
-    is_day = match["time"] is None
-    if not is_day and match["offset"] is None:
-        raise InvalidField(field, f"{text!r} has no offset, so it can be several instants: {_TIME_FORM}")
     try:
-        at = datetime.fromisoformat(text)
-        return (start_of_day(at.date(), zone) if is_day else at.astimezone(UTC)), is_day
-    except (ValueError, OverflowError) as error:
-        raise InvalidField(field, f"{text!r} is not a time ({error}): {_TIME_FORM}") from None
+        found = day_or_instant(text)
+        if isinstance(found, datetime):
+            return found.astimezone(UTC), False
+        return start_of_day(found, zone), True
+    except ValueError as error:
+        raise InvalidField(field, str(error)) from None
+    except OverflowError as error:
+        raise InvalidField(field, f"{text[:60]!r} is not a time ({error}): {_TIME_FORM}") from None
+
+
+def day_or_instant(text: str) -> date | datetime:
+    """Return the day, or the aware instant, that *text* is in ISO 8601; raise ValueError with what is wrong."""
+    found: date | None = None
+    for parse in (date.fromisoformat, datetime.fromisoformat):
+        with suppress(ValueError):
+            found = found or parse(text)
+    if found is None:
+        raise ValueError(f"{text[:60]!r} is not a time: {_TIME_FORM}")
+    if isinstance(found, datetime) and found.tzinfo is None:
+        raise ValueError(f"{text!r} has no offset, so it can be several instants: {_TIME_FORM}")
+    return found
 
 
 @cache

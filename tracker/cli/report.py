@@ -19,7 +19,6 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from tracker import cli
 from tracker.cli import durations as quantiles
 from tracker.cli import times
 from tracker.cli.destination import format_of, output_to, spare_database
@@ -130,20 +129,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-class _Reports(click.Group):
-    """A group that names its reports when asked for one that is not there."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.commands:
-            hint = f" (you may mean: tracker {args[0]})" if args[0] in cli.COMMANDS else ""
-            ctx.fail(f"There is no report {args[0]!r}; there are: {', '.join(self.commands)}{hint}")
-        return super().resolve_command(ctx, args)
-
-
-@click.command(
-    cls=_Reports,
+@click.group(
     invoke_without_command=True,
     epilog=example(
         "tracker report durations --since 2026-11-01 --cluster w1a2b3c4d",

@@ -6,7 +6,6 @@ argument.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Final
@@ -61,18 +60,16 @@ def length(ctx: click.Context, param: click.Parameter, value: str | None) -> tim
 
 
 def _meant(text: str) -> datetime | date | int | timedelta:
+    from tracker.intake import day_or_instant
+
     if text in _DAYS:
         return _DAYS[text]
     if (ago := _length(text)) is not None:
         return ago
-    found: date | None = None
-    for parse in (date.fromisoformat, datetime.fromisoformat):
-        with suppress(ValueError):
-            found = found or parse(text)
-    if found is None:
-        raise click.BadParameter(f"{text[:80]!r} is not a time: write {HELP}, as in 2026-11-24T10:00+01:00")
-    if isinstance(found, datetime) and found.tzinfo is None:
-        raise click.BadParameter(f"{text!r} has no offset: write {text}+01:00, for instance, or the date alone")
+    try:
+        found = day_or_instant(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, or yesterday, or how long ago: 7d, 36h, 2 weeks") from None
     if not 1970 <= found.year <= 9998:  # what the database can hold
         raise click.BadParameter(f"{text!r} is before 1970 or after 9998")
     return found
