@@ -17,7 +17,7 @@ from tests.history import ZONE
 from tracker import database
 from tracker.audit import lines
 from tracker.audit.pack import _UNKNOWN
-from tracker.models import Seal
+from tracker.models import SEALS
 from tracker.reports import tables, views
 from tracker.reports.about import Filters
 from tracker.reports.as_of import Sealed, legal_days, shadows
@@ -52,7 +52,7 @@ def write(path: Path, columns: list[str], rows: Sequence[Sequence[Any]]) -> None
 def export(engine: sa.Engine, folder: Path) -> None:
     """Write the CSV files of a pack up to the last checkpoint."""
     with database.reading(engine) as connection:
-        seals = connection.execute(sa.select(Seal.__table__).order_by(Seal.id)).all()
+        seals = connection.execute(sa.select(SEALS).order_by(SEALS.c.id)).all()
         last = seals[-1]
         upto = Sealed(len(seals), last.sealed_at, last.last_transition_id, last.last_gap_id, last.last_source_id)
         for table, last_id in zip(lines.TABLES, (upto.transition_id, upto.gap_id, upto.source_id), strict=True):

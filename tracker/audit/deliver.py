@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import Final
+from typing import Final, Self
 
 import sqlalchemy as sa
 
@@ -33,10 +33,10 @@ from tracker import database, elevate
 from tracker.audit.checkpoint import Signed, parse
 from tracker.audit.keys import sync_folder
 from tracker.cadence import doubled
-from tracker.errors import AskError, BadCheckpoint
+from tracker.errors import AskError, BadCheckpoint, BadConfiguration
 from tracker.logs import event
-from tracker.models import Delivery, Seal, UtcDateTime
-from tracker.settings import mask_hook
+from tracker.models import DELIVERIES, SEALS, UtcDateTime
+from tracker.settings import Settings, mask_hook
 
 FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
 LONGEST_PAUSE: Final = timedelta(minutes=4)
@@ -78,6 +78,7 @@ class Courier:
         file: Is made if it is missing; an empty line follows each checkpoint.
         url: Gets each checkpoint as the body of a POST. It may hold a secret, which is neither stored nor logged.
         clock: Monotonic seconds.
+        ca_bundle, proxy: For the URL, see `elevate.post`.
     """
 
     def __init__(
@@ -86,6 +87,9 @@ class Courier:
         file: Path | None = None,
         url: str | None = None,
         clock: Callable[[], float] = monotonic,
+        *,
+        ca_bundle: Path | None = None,
+        proxy: str | None = None,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -95,8 +99,19 @@ class Courier:
         if url is not None:
             # The hash distinguishes two URLs on one host, and is too short to find a secret by.
             name = f"{mask_hook(url)} ({hashlib.sha256(url.encode()).hexdigest()[:8]})"
-            self._destinations.append(_Destination(name, partial(_post, url)))
+            self._destinations.append(_Destination(name, partial(_post, url, ca_bundle, proxy)))
         self._has_begun = False
+
+    @classmethod
+    def of(cls, engine: sa.Engine, settings: Settings) -> Self:
+        """Return one for the destinations in *settings*."""
+        return cls(
+            engine,
+            settings.checkpoint_file,
+            settings.checkpoint_url,
+            ca_bundle=settings.receiver_ca_bundle,
+            proxy=settings.receiver_proxy,
+        )
 
     def deliver(self, stop: Event | None = None, seconds: float = ROUND_SECONDS) -> float | None:
         """Deliver what is pending, and return in how many seconds to try again; None: nothing was refused.
@@ -129,18 +144,20 @@ class Courier:
 
     def _begin(self) -> None:
         """Forget that destinations fail which are not ours: a daemon that still uses one notes it again."""
-        ours = Delivery.destination.in_([to.name for to in self._destinations])
+        ours = DELIVERIES.c.destination.in_([to.name for to in self._destinations])
         with database.writing(self._engine) as connection:
-            stale = sa.update(Delivery).where(Delivery.failing_since.is_not(None), sa.not_(ours))
+            stale = sa.update(DELIVERIES).where(DELIVERIES.c.failing_since.is_not(None), sa.not_(ours))
             connection.execute(stale.values(failing_since=None, last_error=None))
-            since = dict(connection.execute(sa.select(Delivery.destination, Delivery.failing_since).where(ours)).all())
+            since = dict(
+                connection.execute(sa.select(DELIVERIES.c.destination, DELIVERIES.c.failing_since).where(ours)).all()
+            )
         for to in self._destinations:
             to.failing_since = since.get(to.name)
 
     def _hand_over(self, to: _Destination, is_enough: Callable[[], bool]) -> bool:
         """Deliver what a destination lacks; return False if another daemon is delivering there."""
         with database.reading(self._engine) as connection:
-            query = sa.select(Delivery.last_number).where(Delivery.destination == to.name)
+            query = sa.select(DELIVERIES.c.last_number).where(DELIVERIES.c.destination == to.name)
             noted = connection.execute(query).scalar_one_or_none()
         if noted is None:
             with database.writing(self._engine) as connection:
@@ -154,7 +171,7 @@ class Courier:
 
     def _following(self, number: int) -> Signed | None:
         """Return the checkpoint after *number*, as it is in the database; None: it is not made yet."""
-        query = sa.select(Seal.checkpoint).order_by(Seal.id).offset(number).limit(1)  # no number is missing
+        query = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id).offset(number).limit(1)  # no number is missing
         with database.reading(self._engine) as connection:
             text = connection.execute(query).scalar()
         if text is None:
@@ -173,26 +190,25 @@ class Courier:
 
         Then each looks again, so that no number is sent before the one below it has arrived.
         """
-        update = sa.update(Delivery).where(Delivery.destination == to.name)
+        update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
         if not isinstance(to, _File):
-            update = update.where(Delivery.last_number == number - 1)
+            update = update.where(DELIVERIES.c.last_number == number - 1)
         with database.writing(self._engine) as connection:
             noted = update.values(last_number=number, delivered_at=database.now(connection))
-            return bool(connection.execute(noted.returning(Delivery.destination)).all())
+            return bool(connection.execute(noted.returning(DELIVERIES.c.destination)).all())
 
     def _failed(self, to: _Destination, error: AskError | OSError | _CannotDeliver) -> None:
-        words = ""  # an AskError's are about Elevate
         if isinstance(error, _CannotDeliver):
             short, words = error.short, str(error)
         elif isinstance(error, OSError):
             short = f"{type(error).__name__} {errno.errorcode.get(error.errno or 0, 'unknown')}"
             words = error.strerror or ""
         else:
-            short = f"{type(error).__name__} {error.code}"
+            short, words = f"{type(error).__name__} {error.code}", elevate.RECEIVER_HINTS.get(error.code, "")
         with database.writing(self._engine) as connection:
             to.failing_since = to.failing_since or database.now(connection)
-            first = sa.func.coalesce(Delivery.failing_since, sa.literal(to.failing_since, UtcDateTime()))
-            update = sa.update(Delivery).where(Delivery.destination == to.name)
+            first = sa.func.coalesce(DELIVERIES.c.failing_since, sa.literal(to.failing_since, UtcDateTime()))
+            update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
             connection.execute(update.values(failing_since=first, last_error=short))
         pause = doubled(FIRST_PAUSE, to.failures, LONGEST_PAUSE).total_seconds()
         to.until, to.failures = self._clock() + pause, to.failures + 1
@@ -204,7 +220,7 @@ class Courier:
         if to.failing_since is None:
             return
         with database.writing(self._engine) as connection:
-            update = sa.update(Delivery).where(Delivery.destination == to.name)
+            update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
             connection.execute(update.values(failing_since=None, last_error=None))
         event("delivery_resumed", destination=to.name, failing_since=to.failing_since)
         to.failing_since, to.failures = None, 0
@@ -217,10 +233,13 @@ def _log(signed: Signed) -> None:
     event("checkpoint", logging.INFO, **facts, key=one.key.id if one.key else "unsigned")
 
 
-def _post(url: str, signed: Signed) -> None:
+def _post(url: str, ca_bundle: Path | None, proxy: str | None, signed: Signed) -> None:
     """Send a checkpoint to a server, as the body of a POST."""
     headers = {"Content-Type": "text/plain; charset=utf-8", "Tracker-Checkpoint": str(signed.checkpoint.number)}
-    elevate.post(url, signed.text.encode(), headers, TIMEOUT)
+    try:
+        elevate.post(url, signed.text.encode(), headers, TIMEOUT, ca_bundle=ca_bundle, proxy=proxy)
+    except BadConfiguration as error:  # the file of authorities was good when the settings were read
+        raise _CannotDeliver("BadConfiguration ca_bundle", str(error)) from None
 
 
 class _File(_Destination):

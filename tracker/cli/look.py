@@ -333,10 +333,11 @@ def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhyt
     import sqlalchemy as sa
 
     from tracker.cadence import Rhythm
-    from tracker.models import Source
+    from tracker.models import SOURCES
 
-    query = sa.select(Source.timezone, Source.archive_days).where(Source.cluster == cluster).order_by(Source.id.desc())
-    its = settings.clusters.get(cluster) or connection.execute(query.limit(1)).one_or_none()
+    s = SOURCES.c
+    query = sa.select(s.timezone, s.archive_days).where(s.cluster == cluster).order_by(s.id.desc()).limit(1)
+    its = settings.clusters.get(cluster) or connection.execute(query).one_or_none()
     if its is None:
         return Rhythm(settings.zone, delay_per_poll=settings.delay_per_poll)
     return Rhythm(ZoneInfo(its.timezone), its.archive_days, settings.delay_per_poll)
