@@ -28,6 +28,7 @@ from tracker import cli, database
 from tracker.errors import TrackerError
 
 Run = Callable[..., tuple[int, str, str]]
+Say = Callable[..., tuple[int, str]]
 SharedEngine = Callable[[str], sa.Engine]
 
 
@@ -187,6 +188,18 @@ def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def say(run: Run) -> Say:
+    """Return a function that runs a command line as `run` does, and returns exit code and what it says."""
+
+    def say(*args: str, stdin: str | bytes = b"") -> tuple[int, str]:
+        code, out, err = run(*args, stdin=stdin)
+        assert out == "" or args[0] in ("show", "jobs"), "there is no data, only messages"
+        return code, out + err
+
+    return say
 
 
 @pytest.fixture(scope="session")

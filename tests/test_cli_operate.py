@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import shlex
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,26 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from tests import history
-from tests.conftest import Run
+from tests.conftest import Say
 from tests.history import register
 from tracker import database, operate
 from tracker.errors import DatabaseUnavailable
 from tracker.models import CLUSTERS
 from tracker.status import State
-
-Say = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def say(run: Run) -> Say:
-    """Return a function that runs a command line on the test's database and returns exit code and messages."""
-
-    def say(*args: str, stdin: bytes = b"") -> tuple[int, str]:
-        code, out, err = run(*args, stdin=stdin)
-        assert out == "", "there is no data, only messages"
-        return code, err
-
-    return say
 
 
 def state(engine: sa.Engine, job_id: int) -> State:

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests import history
-from tests.conftest import Run
+from tests.conftest import Say
 from tests.history import ZONE, answer, register
 from tests.replay import replay
 from tests.scripted import Script, SetClock, polling
@@ -342,21 +342,6 @@ def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) ->
 # The command line
 
 
-Say = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def say(run: Run) -> Say:
-    """Return a function that runs a command line on the test's database and returns exit code and messages."""
-
-    def say(*args: str, stdin: str = "") -> tuple[int, str]:
-        code, out, err = run(*args, stdin=stdin)
-        assert out == "" or args[0] in ("show", "jobs"), "there is no data, only messages"
-        return code, out + err
-
-    return say
-
-
 def midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=ZONE).astimezone(UTC)
 
@@ -446,7 +431,7 @@ def test_amend_reads_csv(engine: sa.Engine, say: Say) -> None:
                 (5, "'d': received_at: '2026-13-01' is not a time"),
                 (6, "'e': kind: 'delete': write export, removal or unknown"),
                 (7, "'f': extended_until: '2026-2-1' is not a time"),
-                (8, "'g': there is nothing to amend: give one of kind, reference, received_at"),
+                (8, "'g': the job has these facts already: there is nothing to amend"),
                 (9, "'h': received_at: '2026-01-05T10:00:00' has no offset"),
                 (10, "no job has the jid 'none'"),
                 (11, "'c': the same job as in line 4"),

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -462,31 +459,3 @@ def test_times_in_text() -> None:
     ):
         with pytest.raises(InvalidField, match="write it as 2026-01-31T14:00:00"):
             parse_time("submitted_at", wrong, ZONE)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_million_rows_in_bounded_memory(tmp_path: Path) -> None:
-    """A process that imports a million rows takes hardly more memory than for twenty thousand."""
-    url = f"sqlite:///{tmp_path / 'million.db'}"
-    database.upgrade(url)
-    environment = os.environ | {"TRACKER_DATABASE_URL": url, "TRACKER_CLUSTER": "w1"}
-    command = [sys.executable, "-c", "import sys; from tracker.cli import main; sys.exit(main())", "import"]
-
-    def kilobytes(count: int, *options: str) -> int:
-        path = tmp_path / f"{count}.csv"
-        with path.open("w") as file:
-            file.write("jid,kind,received_at,reference\n")
-            for n in range(count):
-                file.write(f"{n * 7_919 % 1_000_003:08x}-34ab-406a-a4db-{n:012x},export,2026-01-30,T-{n // 2}\n")
-        process = subprocess.Popen([*command, str(path), *options], env=environment)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
-        return used.ru_maxrss
-
-    assert kilobytes(1_000_000) < kilobytes(20_000, "--dry-run") + 30_000
-    engine = database.open_database(url)
-    with database.reading(engine) as connection:
-        assert connection.execute(sa.select(sa.func.count()).select_from(JOBS)).scalar_one() == 1_000_000
-    engine.dispose()

@@ -482,18 +482,11 @@ def known_clusters(connection: sa.Connection, configured: Iterable[str]) -> list
     return sorted({*configured, *connection.scalars(query)})
 
 
-def check_clusters(connection: sa.Connection, names: Iterable[str], configured: Collection[str]) -> None:
-    """Raise InvalidField for the first of *names* that is neither configured nor in the database."""
-    if unsure := [name for name in names if name not in configured]:
-        known = known_clusters(connection, configured)
-        for name in unsure:
-            if name not in known:
-                raise InvalidField("cluster", unknown_cluster(name, known))
-
-
-def unknown_cluster(name: str, known: Iterable[str]) -> str:
-    """Return what to say about a cluster that is not one of *known*."""
-    return f"there is no cluster {name[:80]!r}; there are: {', '.join(known) or 'none yet'}"
+def check_cluster(name: str, known: Collection[str]) -> str:
+    """Return *name*; raise InvalidField if it is not one of *known*."""
+    if name not in known:
+        raise InvalidField("cluster", f"there is no cluster {name[:80]!r}; there are: {', '.join(known) or 'none yet'}")
+    return name
 
 
 def compare(recorded: Facts, declared: Facts) -> dict[str, tuple[Value, Value]]:

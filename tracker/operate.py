@@ -319,5 +319,6 @@ def _detail(row: sa.Row[Any], more: str) -> str:
 
 def _lock_cluster(connection: sa.Connection, cluster: str, configured: Collection[str]) -> sa.Row[Any]:
     """Return the cluster's row, made if there was none, and locked."""
-    intake.check_clusters(connection, [cluster], configured)
+    if cluster not in configured:
+        intake.check_cluster(cluster, intake.known_clusters(connection, configured))
     return clusters.made(connection, cluster)

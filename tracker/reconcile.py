@@ -129,9 +129,7 @@ def reconcile(
         def cluster_of(name: str | None) -> str:
             if name is None or not known:
                 return settings.cluster(name).name
-            if name not in known:
-                raise InvalidField("cluster", intake.unknown_cluster(name, known))
-            return name
+            return intake.check_cluster(name, known)
 
         clusters = set() if cluster is None else {cluster_of(cluster)}
         jobs, findings = _in_file(listed, cluster_of, now)

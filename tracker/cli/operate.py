@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeVar
+from zoneinfo import ZoneInfo
 
 import click
 
@@ -23,27 +24,22 @@ if TYPE_CHECKING:
 
     from tracker.files import Notes
     from tracker.operate import Amendment, Fact
-    from tracker.settings import Settings
     from tracker.status import Decision
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Texts: TypeAlias = Mapping[str, str]
 """What is said about a job besides its jid, by column."""
-_Parse: TypeAlias = Callable[[_Texts, "Settings", "Notes"], Any]
-"""Returns what `_Act` needs of the options and of a row of a file; raises Refused."""
-_Act: TypeAlias = Callable[["sa.Connection", int, str, str, Any], str]
-"""Decides about a job (connection, job_id, actor, reason, what was parsed); returns what else to say of it."""
+_Act: TypeAlias = Callable[["sa.Connection", int, str, str, "dict[str, Fact]", ZoneInfo], str]
+"""Decides about a job (connection, job_id, actor, reason, what is said about it, legal time zone); returns what else to
+say of it."""
 
 CLEARED: Final = "none"
 """What is written where a declared fact is to be cleared."""
 _AMENDED: Final = ("kind", "reference", "received_at", "submitted_at", "extended_until")
 
 
-def _saying_what_it_was(decide: Callable[..., Decision]) -> _Act:
-    def act(connection: sa.Connection, job_id: int, actor: str, reason: str, parsed: None) -> str:
-        return _was(decide(connection, job_id, actor, reason))
-
-    return act
+def _closing_or_opening(decide: Callable[[sa.Connection, int, str, str], Decision]) -> _Act:
+    return lambda connection, job_id, actor, reason, said, zone: _was(decide(connection, job_id, actor, reason))
 
 
 def _was(decision: Decision) -> str:
@@ -98,7 +94,7 @@ def withdraw(**given: Any) -> int:
     """
     from tracker import operate
 
-    return _carry_out("withdrawn", _saying_what_it_was(operate.withdraw), **given)
+    return _carry_out("withdrawn", _closing_or_opening(operate.withdraw), **given)
 
 
 @click.command(
@@ -115,7 +111,7 @@ def reopen(**given: Any) -> int:
     """
     from tracker import operate
 
-    return _carry_out("reopened", _saying_what_it_was(operate.reopen), **given)
+    return _carry_out("reopened", _closing_or_opening(operate.reopen), **given)
 
 
 @click.command(
@@ -133,30 +129,26 @@ def attest(done_by: str | None, **given: Any) -> int:
     before Elevate was last seen to say otherwise is refused. A day is taken as its end in the legal time zone, or as
     now if that is still ahead. `tracker reopen` takes it back. A file may have a column done_by.
     """
-    from tracker import database, intake, operate
+    from tracker import database, operate
     from tracker.deadline import start_of_day
 
     if done_by is None and given["source"] is None:
         raise click.UsageError("Missing option '--done-by'.")
 
-    def parse(texts: _Texts, settings: Settings, notes: Notes) -> tuple[datetime, bool] | None:
-        if "done_by" not in texts:
-            return None
-        at, is_day = intake.parse_time("done_by", texts["done_by"].strip(), settings.zone)
-        if is_day:
-            at = start_of_day(at.astimezone(settings.zone).date() + timedelta(days=1), settings.zone)
-        return at, is_day
-
-    def act(connection: sa.Connection, job_id: int, actor: str, reason: str, parsed: Any) -> str:
-        if parsed is None:
+    def act(
+        connection: sa.Connection, job_id: int, actor: str, reason: str, said: dict[str, Fact], zone: ZoneInfo
+    ) -> str:
+        at = said.get("done_by")
+        if at is None:
             raise InvalidField("done_by", "is left out; say it for all jobs with --done-by")
-        at, is_day = parsed
-        at = min(at, database.now(connection)) if is_day else at
+        if not isinstance(at, datetime):
+            assert isinstance(at, date)  # noqa: S101 - a day
+            at = min(start_of_day(at + timedelta(days=1), zone), database.now(connection))
         decision = operate.attest(connection, job_id, actor, reason, at)
         return f": done by {utc(at).isoformat(' ')} (declared){_was(decision)}"
 
     options = {} if done_by is None else {"done_by": done_by}
-    return _carry_out("attested", act, parse, options, ("done_by",), **given)
+    return _carry_out("attested", act, options, ("done_by",), **given)
 
 
 @click.command(
@@ -196,16 +188,12 @@ def amend(**given: Any) -> int:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in _AMENDED)
         raise click.UsageError(f"Say what is to be amended: {names}.")
 
-    def parse(texts: _Texts, settings: Settings, notes: Notes) -> tuple[dict[str, Fact], Settings]:
-        return _facts(texts, settings, notes), settings
+    def act(
+        connection: sa.Connection, job_id: int, actor: str, reason: str, said: dict[str, Fact], zone: ZoneInfo
+    ) -> str:
+        return f": {_amendment(operate.amend(connection, job_id, actor, reason, said, zone=zone))}"
 
-    def act(connection: sa.Connection, job_id: int, actor: str, reason: str, parsed: Any) -> str:
-        changes, settings = parsed
-        if not changes:
-            raise Refused(f"there is nothing to amend: give one of {', '.join(_AMENDED)}")
-        return f": {_amendment(operate.amend(connection, job_id, actor, reason, changes, zone=settings.zone))}"
-
-    return _carry_out("amended", act, parse, options, _AMENDED, others=False, **given)
+    return _carry_out("amended", act, options, _AMENDED, others=False, **given)
 
 
 def _amendment(done: Amendment) -> str:
@@ -221,34 +209,32 @@ def _amendment(done: Amendment) -> str:
     return "; ".join(changes)
 
 
-def _facts(texts: _Texts, settings: Settings, notes: Notes) -> dict[str, Fact]:
-    """Return what is to be amended, by column of jobs; raise InvalidField for a value that cannot be read."""
+def _said(texts: _Texts, zone: ZoneInfo, notes: Notes) -> dict[str, Fact]:
+    """Return what is said about a job, as `operate` takes it; raise InvalidField for a value that cannot be read."""
     from tracker import intake
 
-    facts: dict[str, Fact] = {}
-    for name in _AMENDED:
-        if name not in texts:
-            continue
-        text = texts[name].strip()
-        if name != "kind" and text.lower() == CLEARED:
-            facts["extended_on" if name == "extended_until" else name] = None
-        elif name in ("kind", "reference"):
-            facts[name] = text
-        else:
-            at, is_day = intake.parse_time(name, text, settings.zone)
-            if name != "extended_until":
-                facts[name], notes.plain_dates = at, notes.plain_dates + is_day
-            elif is_day:
-                facts["extended_on"] = at.astimezone(settings.zone).date()
-            else:
-                raise InvalidField(name, f"{text[:60]!r} is not a day: write it as 2026-03-31")
-    return facts
+    said: dict[str, Fact] = {}
+    for name, text in texts.items():
+        if name not in ("jid", "cluster", "kind") and text.strip().lower() == CLEARED:
+            said[name] = None
+        elif name in ("received_at", "submitted_at"):
+            said[name], is_day = intake.parse_time(name, text.strip(), zone)
+            notes.plain_dates += is_day
+        elif name in ("done_by", "extended_until"):
+            try:
+                said[name] = intake.day_or_instant(text.strip())
+            except ValueError as error:
+                raise InvalidField(name, str(error)) from None
+        elif name in _AMENDED:
+            said[name] = text.strip()
+    if "extended_until" in said:
+        said["extended_on"] = said.pop("extended_until")
+    return said
 
 
 def _carry_out(
     done: str,
     act: _Act,
-    parse: _Parse = lambda texts, settings, notes: None,
     options: _Texts = MappingProxyType({}),
     columns: tuple[str, ...] = (),
     others: bool = True,
@@ -264,7 +250,7 @@ def _carry_out(
 
     Args:
         done: What a job then is.
-        act, parse: What sets a command apart from the others.
+        act: What sets a command apart from the others.
         options: What is said of all jobs, by column.
         columns: What a row of a file may say besides jid and cluster; if anything, each job of a file is named.
         others: Whether further columns are ignored; else they are refused.
@@ -283,7 +269,7 @@ def _carry_out(
         records = files.read(source, ("jid", "cluster", *columns), notes, others=others)
     early = "This ended early: "
     with opened() as (settings, engine):
-        parse(options, settings, files.Notes())  # what is wrong for all jobs is said once
+        _said(options, settings.zone, files.Notes())  # what is wrong for all jobs is said once
         try:
             for line, values, problem in records:
                 jid, where = values.get("jid", ""), f"line {line}: " if source else ""
@@ -293,12 +279,12 @@ def _carry_out(
                     if both := sorted(options.keys() & values.keys()):
                         option = f"--{both[0].replace('_', '-')}"
                         raise Refused(f"has {both[0]}, which {option} says for all jobs: leave one of them out")
-                    parsed = parse({**options, **values}, settings, notes)
+                    said = _said({**options, **values}, settings.zone, notes)
                     with database.writing(engine) as connection:
                         job = operate.find(connection, text.check("jid", jid), values.get("cluster", cluster))
                         if (first := first_lines.setdefault(job.job_id, line)) != line:
                             raise Refused(f"the same job as in line {first}")
-                        more = act(connection, job.job_id, actor, reason, parsed)
+                        more = act(connection, job.job_id, actor, reason, said, settings.zone)
                         if dry_run:
                             connection.rollback()
                 except Refused as error:

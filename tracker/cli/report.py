@@ -184,7 +184,9 @@ def _reading(
             begin = since.instant(then or now, zone) if since else None
             end = until.instant(then or now, zone, at_end=True) if until else None
             try:
-                intake.check_clusters(connection, cluster, settings.clusters)
+                if set(cluster) - set(settings.clusters):
+                    known = intake.known_clusters(connection, settings.clusters)
+                    cluster = tuple(intake.check_cluster(name, known) for name in cluster)
                 filters = Filters(begin, end, cluster, tuple(map(Kind, kind)))
                 yield _Asked(connection, filters, then, zone, most, by), settings
             except InvalidField as error:
