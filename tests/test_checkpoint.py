@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -212,9 +212,3 @@ def test_a_file_of_many_is_split() -> None:
     assert split(f"{one}\n{two}\n") == [one, two]
     assert split(f"\n\n{one}\n\n\n{two}") == [one, two]
     assert split("") == split("\n\n") == []
-
-
-def test_a_time_zone_changes_nothing() -> None:
-    """The text is in UTC, whatever offset the instant came with."""
-    east = FIRST.sealed_at.astimezone(timezone(timedelta(hours=5, minutes=30)))
-    assert replace(FIRST, sealed_at=east).body() == FIRST.body()

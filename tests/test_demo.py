@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shlex
 import signal
 import sqlite3
@@ -26,7 +25,7 @@ from tracker.demo import demo
 from tracker.demo.simulator import Fate
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
-from tracker.status import Anomaly, Cause, Kind, State, Status
+from tracker.status import Anomaly, Cause, State, Status
 
 START = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 
@@ -109,18 +108,6 @@ def test_its_figures(played: tuple[Path, demo.Outcome], connection: sa.Connectio
     assert outcome.delay_seconds
     assert 0 < outcome.delay_seconds < 3600
     assert outcome.fixed_polls > 3 * outcome.ended_polls
-
-
-def test_a_plan_has_as_many_as_asked_for_in_order_and_a_day_between_copy_and_removal() -> None:
-    """Whatever the numbers: exactly as many, within the span, received before; the removal a day after its export."""
-    for jobs, days in ((1, 1), (2, 1), (301, 7), (50, 30)):
-        planned = demo.plan(random.Random(jobs), jobs, START, timedelta(days=days))
-        assert len(planned) == jobs
-        assert [one.at for one in planned] == sorted(one.at for one in planned)
-        assert all(one.received_at < one.at < START + timedelta(days=days) for one in planned)
-    exports = {one.reference: one.at for one in planned if one.kind is Kind.EXPORT}
-    removals = [one for one in planned if one.kind is Kind.REMOVAL and one.reference in exports]
-    assert {one.at - exports[one.reference] for one in removals} == {timedelta(days=1)}
 
 
 def test_no_file_but_a_demos_own_is_replaced(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import subprocess
 from pathlib import Path
 
@@ -75,31 +74,6 @@ def test_the_independent_verifier_accepts_an_honest_pack(pack: Path) -> None:
     assert list(problems(pack, NEW.public.id)) == []
     assert len(list((pack / "segments").iterdir())) == 5
     assert list(problems(pack, OLD.public.id)) == ["no checkpoint, or the last one is not signed with the key given"]
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"])
-def test_the_independent_verifier_finds_each_change(pack: Path) -> None:
-    """Whatever is changed, removed, added or cut off, it says so, also where the sums were made again."""
-    changes = [
-        ("segments/000001-transitions-1.csv", rb'"registered"', b'"observed"'),
-        ("segments/000001-transitions-2.csv", rb"(?s)\n.*", b"\n"),
-        ("checkpoints/000002.txt", rb"rows 1\n", b"rows 2\n"),
-        ("checkpoints/000002.txt", rb"next_key .*\n", b""),
-        ("checkpoints/000003.txt", rb"(?s).*", b""),
-        ("checkpoints/000001.txt", rb"sealed_at 2", b"sealed_at 3"),
-        ("segments/000009-gaps-1.csv", rb"", b"id\n"),
-    ]
-    for name, pattern, text in changes:
-        path = pack / name
-        before = path.read_bytes() if path.is_file() else None
-        for key in (None, NEW):
-            path.write_bytes(re.sub(pattern, text, before or b"", count=1))
-            if key is not None:
-                sums(pack, key)
-            assert list(problems(pack)) != [], name
-        path.unlink() if before is None else path.write_bytes(before)
-        sums(pack, NEW)
-        assert list(problems(pack)) == []
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])

@@ -134,14 +134,6 @@ def test_the_columns_are_those_of_the_tables() -> None:
         assert lines.header(table) == (",".join(names) + "\n").encode()
 
 
-def test_format_md_shows_the_columns() -> None:
-    """The page that other verifiers are written from has the headers, and the example's line is a database's."""
-    page = (Path(lines.__file__).parent / "FORMAT.md").read_text()
-    for table in lines.TABLES:
-        shown = page.split(f"    {table}:", 1)[1].split(":" if table != "sources" else "\n\n", 1)[0]
-        assert "".join(shown.split()).startswith(lines.header(table).decode().strip())
-
-
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_row_forced_past_the_checks_crashes_nothing(engine: sa.Engine) -> None:
     """Bytes that are not UTF-8, a BLOB, another type in any column, a job that is gone: some line, another one."""

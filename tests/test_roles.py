@@ -351,21 +351,6 @@ def test_an_upgrade_by_the_owner_leaves_the_rights_as_they_are(
         connection.exec_driver_sql("DROP TABLE later")
 
 
-def test_only_the_owner_upgrades(stand: Stand, tracker: Callable[..., tuple[int, str]]) -> None:
-    """It owns all, and nothing is left to the role that made it; the writer is refused, and changes nothing."""
-    code, said = tracker("writer", "db", "upgrade")
-    assert code == 78
-    assert re.search("must be owner|permission denied", said)
-    assert tracker("writer", "db", "check") == (0, "")
-    query = (
-        "SELECT DISTINCT owner::regrole::text FROM (SELECT relowner FROM pg_class WHERE relnamespace = n.oid"
-        " UNION ALL SELECT proowner FROM pg_proc WHERE pronamespace = n.oid UNION ALL SELECT n.nspowner) t (owner)"
-    )
-    query = f"SELECT o.* FROM pg_namespace n, LATERAL ({query}) o WHERE nspname = 'public'"
-    with database.reading(stand.engine("superuser")) as connection:
-        assert connection.exec_driver_sql(query).scalars().all() == [quoted(stand.names["owner"])]
-
-
 def test_rights_that_are_too_many_are_named_and_taken_away(stand: Stand) -> None:
     """What the roles or PUBLIC may do beyond what the writer needs is a finding, and gone after the SQL was run."""
     expected = rights(stand)

@@ -18,15 +18,14 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.history import register
-from tests.test_checks import unguarded
-from tracker import database, guards, models
+from tracker import database, models
 from tracker.audit import lines
 from tracker.audit import seal as sealer
 from tracker.audit.checkpoint import Signed, sign
 from tracker.audit.keys import PublicKey, SigningKey
 from tracker.audit.lines import TABLES
 from tracker.audit.seal import chain, head, seal
-from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable
+from tracker.errors import BadConfiguration, DatabaseUnavailable
 
 OLD, NEW, THIRD = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([n] * 32))) for n in range(3))
 HOUR = timedelta(hours=1)
@@ -182,30 +181,6 @@ def test_a_key_is_changed_by_the_one_before_it(engine: sa.Engine) -> None:
     assert sealed(engine, OLD, GAP % "w1").checkpoint.key == OLD.public, "it is the right one again"
     assert sealed(engine, THIRD, GAP % "w1").checkpoint.key == THIRD.public, "the key was lost; verify reports it"
     assert len(whole(engine)) == 10
-
-
-def test_what_was_damaged_is_left_to_verify(engine: sa.Engine) -> None:
-    """Deleted rows, bytes that are not text, a time that is not one are sealed; a damaged checkpoint stops sealing."""
-    sealed(engine, None, *(GAP % "w1" for _ in range(3)))
-    with unguarded(engine) as connection:
-        connection.exec_driver_sql("DELETE FROM gaps WHERE id > 1")
-        guards.create(connection)
-    assert seal(engine, None) is None
-    jobs(engine, 1)
-    second = sealed(engine, None).checkpoint
-    assert (second.ids["gaps"], second.rows) == ((3, 3), 1)
-    run(engine, GAP % "w1", GAP % "w1")
-    if engine.dialect.name == "sqlite":
-        with unguarded(engine) as connection:
-            forced = "detail = CAST(x'61ff00' AS TEXT), began_at = x'00', ended_at = 'never'"
-            connection.exec_driver_sql(f"UPDATE gaps SET {forced} WHERE id = 4")
-            guards.create(connection)
-    assert sealed(engine, None, after=HOUR).checkpoint.rows == 2
-    with unguarded(engine) as connection:
-        connection.exec_driver_sql("UPDATE seals SET checkpoint = replace(checkpoint, 'rows ', 'row ')")
-    run(engine, GAP % "w1")
-    with pytest.raises(BadCheckpoint, match="tracker audit verify"):
-        seal(engine, None)
 
 
 # Writers and sealers at once

@@ -28,7 +28,7 @@ from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.verify import verify
 from tracker.cli.audit import verify as command
 from tracker.errors import BadConfiguration
-from tracker.models import JOBS, TRANSITIONS, Seal
+from tracker.models import JOBS, TRANSITIONS
 
 HOUR = timedelta(hours=1)
 on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
@@ -126,20 +126,6 @@ def test_only_the_succession_of_the_keys_is_right(
 
 
 @on_sqlite
-def test_in_an_unsigned_chain_a_changed_checkpoint_accuses_no_segment(engine: sa.Engine) -> None:
-    """Without signatures the next checkpoint says which text was sealed."""
-    one = sealed(engine, None, "a").checkpoint
-    sealed(engine, None, "b")
-    changed = sign(replace(one, segments=(replace(one.segments[0], sha256="0" * 64),)), None)
-    with unguarded(engine) as connection:
-        values = {"checkpoint": changed.text, "checkpoint_sha256": changed.sha256}
-        connection.execute(sa.update(Seal).where(Seal.id == 1).values(values))
-        connection.exec_driver_sql(f"UPDATE segments SET sha256 = '{'0' * 64}' WHERE seal_id = 1")
-    accused = [(finding.what, finding.checkpoint) for finding in verified(engine).findings]
-    assert accused == [(What.CHECKPOINT, 1), (What.CHECKPOINT, 2)]
-
-
-@on_sqlite
 def test_a_value_that_no_program_stores_is_a_finding_and_not_an_error(
     engine: sa.Engine, run: Callable[..., Result]
 ) -> None:
@@ -209,23 +195,6 @@ def run(url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
         return CliRunner().invoke(command, [str(argument) for argument in arguments], standalone_mode=False)
 
     return run
-
-
-@on_sqlite
-def test_a_simulators_ok_is_not_the_same_as_a_good_one(
-    engine: sa.Engine, run: Callable[..., Result], keys: list[SigningKey], tmp_path: Path
-) -> None:
-    """What the result does not rest on stands in its line, and what OK means stands below."""
-    with database.writing(engine) as connection:
-        history.source(connection, "w1", database.now(connection), base_url="http://127.0.0.1:8080")
-    sealed(engine, None)
-    result = run("--format", "table")
-    ok = next(line for line in result.stdout.splitlines() if line.startswith("OK"))
-    assert result.return_value == 0
-    for words in ("NOT SIGNED", "NOTHING TRUSTED GIVEN", "A SIMULATOR MAY HAVE ANSWERED"):
-        assert words in ok
-        assert f"\n{words}: " in result.stdout
-    assert "no row sealed up to checkpoint 1 was changed, removed or added since it was sealed" in result.stdout
 
 
 def test_a_good_record_gets_a_plain_ok(
