@@ -241,19 +241,6 @@ def test_two_daemons_deliver_each_number_after_the_one_below(engine: sa.Engine, 
     assert list(dict.fromkeys(receiver.taken)) == all_
 
 
-def test_a_stop_ends_it_after_the_one_under_way(engine: sa.Engine, receiver: Receiver) -> None:
-    """A stop, or the end of the time, waits for no long chain; the next call goes on."""
-    all_ = sealed(engine, "a b c")
-    stop = threading.Event()
-    receiver.watch = stop.set
-    courier = Courier(engine, url=receiver.url)
-    courier.deliver(stop)
-    courier.deliver(seconds=0)
-    assert receiver.taken == all_[:1]
-    courier.deliver()
-    assert receiver.taken == all_
-
-
 def test_a_file_is_completed(engine: sa.Engine, tmp_path: Path) -> None:
     """Another host's, a deleted one, one that a crash cut off anywhere: all is in it, and nothing twice."""
     path = tmp_path / "c.txt"

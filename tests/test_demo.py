@@ -99,17 +99,6 @@ def test_the_week_ends_now(played: tuple[Path, demo.Outcome], connection: sa.Con
         history.job(engine, row.id)
 
 
-def test_its_figures(played: tuple[Path, demo.Outcome], connection: sa.Connection) -> None:
-    """Polls are those of the database, ends are seen soon, and a fixed interval would have taken far more polls."""
-    outcome = played[1]
-    assert outcome.polls == connection.execute(sa.select(sa.func.sum(JOBS.c.polls))).scalar_one()
-    assert outcome.ended_polls
-    assert outcome.fixed_polls
-    assert outcome.delay_seconds
-    assert 0 < outcome.delay_seconds < 3600
-    assert outcome.fixed_polls > 3 * outcome.ended_polls
-
-
 def test_no_file_but_a_demos_own_is_replaced(tmp_path: Path) -> None:
     """A file of somebody else's, a database with other jobs or in use, or another page is refused with the way out."""
     stop = Event()

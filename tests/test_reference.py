@@ -252,11 +252,8 @@ def flat(rows: Iterable[Any]) -> list[Row]:
     """Return rows of Python's durations as the commands name their columns."""
     found: list[Row] = []
     for row in map(asdict, rows):
-        late = row.pop("registered")
         del row["month"], row["week"]
-        found.append({f"late_{name}_seconds": late[name] for name in ("median", "p95", "max")})
-        found[-1] |= {"late_jobs": late["jobs"], "late_over_1d": late["over_a_day"]}
-        found[-1] |= {"submission_unknown": late["unknown"]}
+        found.append({})
         for name, value in row.items():
             pair = isinstance(value, dict)
             found[-1] |= {f"{name}_{bound}": its for bound, its in value.items()} if pair else {name: value}

@@ -18,7 +18,7 @@ from http.client import HTTPConnection
 from itertools import count
 from math import ceil
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from threading import Event
 from time import monotonic
 from urllib.parse import quote, urlsplit
@@ -107,11 +107,6 @@ class Outcome:
         wrong: A line for each whose bounds do not contain it.
         gap_seconds: How long nothing could be observed in the second cluster; None if no poll fell into its outage.
         uncertainty_seconds: Median width of the bounds of `done`.
-        ended: Jobs of the first cluster, which had no outage, that were done or failed; the next three are about them.
-        ended_polls: Requests for each (mean).
-        delay_seconds: From the true end until it was known (mean).
-        fixed_polls: Requests for each (mean) at a fixed interval with that same delay: twice the delay, since an end
-            falls anywhere between two polls, from the registration until the end was known.
         example: A jid worth looking at.
     """
 
@@ -126,10 +121,6 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
     gap_seconds: float | None = None
     uncertainty_seconds: float | None = None
-    ended: int = 0
-    ended_polls: float | None = None
-    delay_seconds: float | None = None
-    fixed_polls: float | None = None
     example: str | None = None
 
 
@@ -332,14 +323,6 @@ def _judge(connection: sa.Connection, outcome: Outcome) -> None:
         if row.to_status == Status.NOT_FOUND:
             outcome.example = outcome.example or row.jid
 
-    ended = [job for job in jobs if job.cluster == NORTH and job.state in (State.DONE, State.FAILED)]
-    outcome.ended = len(ended)
-    if ended:
-        outcome.ended_polls = fmean(job.polls for job in ended)
-        ends = [(job, outcome.elevates[NORTH].truth(job.jid).ends_at) for job in ended]
-        outcome.delay_seconds = fmean((job.ended_by - end).total_seconds() for job, end in ends)
-        followed = fmean((job.ended_by - job.registered_at).total_seconds() for job in ended)
-        outcome.fixed_polls = followed / (2 * outcome.delay_seconds)
     outcome.gap_seconds = connection.exec_driver_sql("SELECT sum(seconds) FROM report_gaps").scalar_one()
     widths = connection.exec_driver_sql("SELECT uncertainty_seconds FROM report_durations").scalars().all()
     outcome.uncertainty_seconds = median(widths) if widths else None
