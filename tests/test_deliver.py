@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import socket
 import stat
@@ -286,23 +285,6 @@ def test_a_file_with_something_else_in_it_is_left_alone(
         assert noted(engine, "file").last_error == f"CheckpointFile {code}"
         (failed,) = events(caplog, "delivery_failed")
         assert "move it away" in failed["note"]
-
-
-def test_places_that_cannot_be_written(engine: sa.Engine, tmp_path: Path) -> None:
-    """A folder that is missing, a pipe, a folder in its place: noted with class and code, and nothing hangs."""
-    sealed(engine, "a")
-    os.mkfifo(tmp_path / "pipe")
-    for path, code in (
-        (tmp_path / "missing" / "c.txt", "FileNotFoundError ENOENT"),
-        (tmp_path / "pipe", "CheckpointFile not_a_file"),
-        (tmp_path / "", "IsADirectoryError EISDIR"),
-    ):
-        Courier(engine, path).deliver()
-        assert noted(engine, f"file {path}").last_error == code
-        Courier(engine).deliver()  # the setting was changed because it failed: no alarm stays
-        assert (noted(engine, f"file {path}").failing_since, noted(engine, f"file {path}").last_error) == (None, None)
-        with database.writing(engine) as connection:
-            connection.execute(sa.delete(Delivery))  # emptied by somebody: it is filled again
 
 
 def test_a_damaged_chain_is_delivered_up_to_there(engine: sa.Engine, receiver: Receiver, tmp_path: Path) -> None:

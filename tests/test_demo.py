@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -160,33 +158,3 @@ def test_a_bound_without_the_truth_fails_it(capfd: pytest.CaptureFixture[str], m
     monkeypatch.setattr(Fate, "status_at", lambda fate, at: Status.WAITING)
     assert cli.main(["demo", "--jobs", "4", "--days", "1"]) == 1
     assert "recorded changes of status were not between their bounds" in " ".join(capfd.readouterr().err.split())
-
-
-def is_under_way(path: Path) -> bool:
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            return bool(connection.execute("SELECT count(*) > 20 FROM jobs").fetchone()[0])
-    except sqlite3.Error:  # not made yet
-        return False
-
-
-def test_a_signal_ends_it_and_says_where_things_are(tmp_path: Path) -> None:
-    """Exit 128 and the signal's number; the database is whole, no job is leased, and commands to try are printed."""
-    program, path = Path(sys.executable).with_name("tracker"), tmp_path / "tracker-demo.db"
-    process = subprocess.Popen(
-        [program, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ}
-    )
-    try:
-        while not is_under_way(path):
-            assert process.poll() is None, "it ended by itself"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.communicate()
-    assert (process.returncode, out) == (128 + signal.SIGINT, "")
-    assert "Interrupted; nothing is left running." in err.splitlines()
-    assert f"The database is {path}. Try on it:" in err.splitlines()
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert connection.execute("SELECT count(*) FROM jobs WHERE leased_by IS NOT NULL").fetchone() == (0,)

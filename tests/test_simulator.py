@@ -231,18 +231,6 @@ def test_slow_answers() -> None:
         assert time.monotonic() - asked_at >= 0.2
 
 
-def test_faults_come_in_their_shares_and_can_change_meanwhile() -> None:
-    """Of many answers each fault has about its share; no more faults come once they are taken away."""
-    simulator = Simulator(SetClock(), seed=1, faults=[Fault("503", 0.1), Fault("unknown", 0.2), Fault("404", 0.0)])
-    with served(simulator) as client:
-        got = [client.ask("GET", f"{STATUS_PATH}?jid=1")[:2] for _ in range(1000)]
-        assert 70 <= sum(code == 503 for code, _ in got) <= 130
-        assert 160 <= sum(b"postponed" in body for _, body in got) <= 240
-        assert not any(code == 404 for code, _ in got)
-        simulator.faults = ()
-        assert {client.status("1") for _ in range(50)} == {"not_found"}
-
-
 def test_a_fault_is_read() -> None:
     """KIND=SHARE and KIND=SHARE:SECONDS are understood; shares that make 1 but for rounding are accepted."""
     texts = ("503=0.1", "hang=1:12.5", "slow=.25", "429=0:0")

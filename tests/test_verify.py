@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
@@ -27,7 +26,6 @@ from tracker.audit.findings import AskedServer, Report, What
 from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.verify import verify
 from tracker.cli.audit import verify as command
-from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
 
 HOUR = timedelta(hours=1)
@@ -222,26 +220,3 @@ def test_a_good_record_gets_a_plain_ok(
     assert (row["what"], row["cluster"], row["jid"]) == ("job", "w1", "a")
     assert "NOT OK: 1 finding: 1 job, " in result.stderr
     assert "FOUND job: job a of cluster w1: reference is R" in run("--format", "table").stdout
-
-
-@on_sqlite
-def test_a_bad_file_is_an_error_in_words(
-    engine: sa.Engine, run: Callable[..., Result], keys: list[SigningKey], tmp_path: Path
-) -> None:
-    """Rubbish, CR LF, a cut file, an empty one, the wrong kind of key: the message names file and line."""
-    signed = sealed(engine, keys[0], "a")
-    file = tmp_path / "file"
-    for content, words in (
-        (b"\xff\x00 rubbish", "checkpoint 1 in this file: not a checkpoint: line 1 is"),
-        (b"\n\n" + signed.text.encode() + b"\nrubbish\n", "checkpoint 2 in this file: not a checkpoint: line 1"),
-        (signed.text.replace("\n", "\r\n").encode(), "its lines end in CR LF"),
-        (signed.text[:200].encode(), "not a checkpoint: line"),
-        (b"\n", "not a checkpoint: line 1 is ''"),
-    ):
-        file.write_bytes(content)
-        result = run("--trusted", file)
-        assert isinstance(result.exception, click.UsageError), result
-        assert words in str(result.exception)
-    for wrong in (file, tmp_path / "first"):
-        assert isinstance(run("--public-key", wrong).exception, BadConfiguration)
-    assert isinstance(run("--trusted", tmp_path / "missing").exception, click.UsageError)
