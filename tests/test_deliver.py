@@ -24,7 +24,7 @@ from tracker.audit import deliver
 from tracker.audit.checkpoint import parse, split
 from tracker.audit.deliver import Courier
 from tracker.audit.seal import chain, seal
-from tracker.models import Delivery
+from tracker.models import DELIVERIES
 
 
 class Receiver:
@@ -114,7 +114,7 @@ def texts(engine: sa.Engine) -> list[str]:
 def noted(engine: sa.Engine, beginning: str = "") -> Any:
     """Return the row of the destination whose name begins so."""
     with database.reading(engine) as connection:
-        query = sa.select(Delivery.__table__).where(Delivery.destination.startswith(beginning))
+        query = sa.select(DELIVERIES).where(DELIVERIES.c.destination.startswith(beginning))
         return connection.execute(query).one()
 
 

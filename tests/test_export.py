@@ -31,7 +31,7 @@ from tracker.audit.keys import SigningKey
 from tracker.audit.seal import seal
 from tracker.cli.audit import export as export_command
 from tracker.errors import Refused
-from tracker.models import Gap, Seal, Segment
+from tracker.models import GAPS, SEALS, SEGMENTS
 from tracker.reports import as_of
 from tracker.reports.views import VIEWS
 
@@ -44,11 +44,11 @@ def history(engine: sa.Engine, at: datetime) -> None:
     """Write whole lives of jobs, and later, *at*, one more job and a gap with awkward text."""
     lives.write(engine, 3, [*lives.told(), *lives.drawn(3, 20)])
     with unguarded(engine) as connection:
-        connection.execute(sa.delete(Seal))  # they hold no real checkpoints
+        connection.execute(sa.delete(SEALS))  # they hold no real checkpoints
         guards.create(connection)
     register(engine, 'late "job", 1', at=at, reference=NOTE)
     with database.writing(engine) as connection:
-        connection.execute(sa.insert(Gap).values(cluster="w1", began_at=at, ended_at=at, cause="paused", detail=NOTE))
+        connection.execute(sa.insert(GAPS).values(cluster="w1", began_at=at, ended_at=at, cause="paused", detail=NOTE))
 
 
 @dataclass
@@ -75,7 +75,7 @@ def packs(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         seal(engine, KEY)
     pack.export(engine, folder / "signed", zone=ZONE, key=KEY)
     with database.reading(engine) as connection:
-        rows = [[dict(row._mapping) for row in connection.execute(sa.select(t.__table__))] for t in (Seal, Segment)]
+        rows = [[dict(row._mapping) for row in connection.execute(sa.select(t))] for t in (SEALS, SEGMENTS)]
     with database.writing(other) as connection:
         source(connection, "w1", at, base_url="http://127.0.0.1:8080")
     register(other, "a")
@@ -165,8 +165,8 @@ def test_both_databases_give_the_same_bytes(
         register(engine, name, at=packs.at)
     with database.writing(engine) as connection:
         for row in packs.seals:
-            connection.execute(sa.insert(Seal).values({column: row[column] for column in row if column != "id"}))
-        connection.execute(sa.insert(Segment), packs.segments)
+            connection.execute(sa.insert(SEALS).values({column: row[column] for column in row if column != "id"}))
+        connection.execute(sa.insert(SEGMENTS), packs.segments)
     pack.export(engine, tmp_path / "pack", zone=ZONE, key=KEY)
     for path in sorted(path for path in packs.signed.rglob("*") if path.is_file()):
         assert (tmp_path / "pack" / path.relative_to(packs.signed)).read_bytes() == path.read_bytes(), path.name
@@ -219,8 +219,8 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(engine: sa.Engin
         connection.exec_driver_sql("UPDATE transitions SET observed_at = '9999-12-31 23:59:59.999999' WHERE id = 1")
     refused(place / "pack", "rows of segments/000001-transitions-1.csv are not those that were sealed: run `tracker")
     with database.writing(engine) as connection:
-        connection.execute(sa.delete(Segment))
-        connection.execute(sa.delete(Seal))
+        connection.execute(sa.delete(SEGMENTS))
+        connection.execute(sa.delete(SEALS))
     seal(engine, KEY)
     refused(place / "pack", "a value that is not valid .*: run `tracker audit verify`")
 

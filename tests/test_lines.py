@@ -18,7 +18,7 @@ from tests.history import register, source
 from tests.test_checks import unguarded
 from tracker import database
 from tracker.audit import lines
-from tracker.models import Gap, Source, TransitionRow
+from tracker.models import GAPS, SOURCES, TRANSITIONS
 from tracker.text import INVISIBLE
 
 AWKWARD = [*"\",'\\ #é😀", '""', '","', "\\N", "%s", ":x", "$1", "NULL", " a ", "=1+1", "e\u0301"]
@@ -100,10 +100,10 @@ def test_hostile_rows_have_the_same_line_from_both_databases_and_python(engine: 
         amended |= {"observed_at": taken_at, "polls": number, "actor": next(text), "reason": next(text)}
         amended |= {"kind": "export", "reference": maybe(text), "received_at": maybe(at), "submitted_at": maybe(at)}
         rows["transitions"].append(amended | {"extended_on": (day := maybe(at)) and day.date()})
-    for table, model in (("transitions", TransitionRow), ("gaps", Gap), ("sources", Source)):
+    for table, model in (("transitions", TRANSITIONS), ("gaps", GAPS), ("sources", SOURCES)):
         with database.writing(engine) as connection:
             for row in rows[table]:
-                id_ = connection.execute(sa.insert(model).values(row).returning(model.id)).scalar_one()
+                id_ = connection.execute(sa.insert(model).values(row).returning(model.c.id)).scalar_one()
                 known = row | {"id": id_} | (job if table == "transitions" else {})
                 wanted[table].append(expected([known.get(column) for column in lines.COLUMNS[table]]))
         found = [line for _, line in streamed(engine, table)]
@@ -127,8 +127,8 @@ def test_a_report_s_number_has_six_decimals_however_big_it_is(engine: sa.Engine)
 
 def test_the_columns_are_those_of_the_tables() -> None:
     """Every column of the three tables is sealed; a transition's line begins with its job's cluster and jid."""
-    for table, model in (("gaps", Gap), ("sources", Source), ("transitions", TransitionRow)):
-        names = [*(["cluster", "jid"] if table == "transitions" else []), *model.__table__.c.keys()]
+    for table, model in (("gaps", GAPS), ("sources", SOURCES), ("transitions", TRANSITIONS)):
+        names = [*(["cluster", "jid"] if table == "transitions" else []), *model.c.keys()]
         assert list(lines.COLUMNS[table]) == names
         assert lines.header(table) == (",".join(names) + "\n").encode()
 
@@ -140,7 +140,7 @@ def test_a_row_forced_past_the_checks_crashes_nothing(engine: sa.Engine) -> None
     with database.writing(engine) as connection:
         source(connection, "w1", EXTREMES[2])
         values = {"cluster": "w1", "began_at": EXTREMES[2], "ended_at": EXTREMES[2], "cause": "paused", "detail": "x"}
-        connection.execute(sa.insert(Gap).values(values))
+        connection.execute(sa.insert(GAPS).values(values))
     for value in (
         *("CAST(x'61ff22' AS TEXT)", "x'61ff00'", "5", "1.5", "'a' || char(0) || 'b'", "'a' || char(10) || 'b'", "''"),
         *("CAST('2026-01-05 10:00:00.000000' AS BLOB)", "'infinity'", "zeroblob(10)"),
@@ -167,7 +167,7 @@ def test_the_example_of_format_md(engine: sa.Engine) -> None:
     began, ended = datetime(2026, 1, 5, 10, 0, 0, 123456, tzinfo=UTC), datetime(2026, 1, 5, 10, 1, tzinfo=UTC)
     for _ in range(7):
         with database.writing(engine) as connection:
-            connection.execute(sa.insert(Gap).values(values | {"began_at": began, "ended_at": ended}))
+            connection.execute(sa.insert(GAPS).values(values | {"began_at": began, "ended_at": ended}))
     [(id_, line)] = streamed(engine, "gaps", 6)
     assert id_ == 7
     assert f"'{line.decode().strip()}'" in (Path(lines.__file__).parent / "FORMAT.md").read_text()

@@ -17,7 +17,7 @@ from tests.history import register, stand
 from tests.scripted import Script, SetClock, polling
 from tracker import database, operate, status, text
 from tracker.errors import AmbiguousJob, InvalidField, Refused, UnknownJob
-from tracker.models import CLUSTERS, Gap
+from tracker.models import CLUSTERS, GAPS
 from tracker.poller import Tally
 from tracker.status import Action, Cause, State
 
@@ -280,6 +280,6 @@ def test_a_paused_cluster_is_not_asked_and_its_gap_ends_with_the_first_answer(en
         resume(engine)
         assert poller.run(Event()).asked == 1
     with database.reading(engine) as connection:
-        [gap] = connection.execute(sa.select(Gap.__table__)).all()
+        [gap] = connection.execute(sa.select(GAPS)).all()
     assert (gap.began_at, gap.ended_at, gap.cause, gap.detail) == (began_at, clock.now, Cause.PAUSED, WHY)
     assert standing(engine) == (None,) * 6

@@ -19,12 +19,12 @@ from tests.scripted import Script
 from tracker import cli, database, guards
 from tracker.audit import roles, seal
 from tracker.errors import BadConfiguration, InvalidField
-from tracker.models import CLUSTERS, JOBS, Base, Gap
+from tracker.models import CLUSTERS, GAPS, JOBS, METADATA
 from tracker.reports.tables import NAMES
 from tracker.reports.views import VIEWS
 
 PASSWORD = "only for tests"  # noqa: S105
-TABLES = sorted(Base.metadata.tables)
+TABLES = sorted(METADATA.tables)
 
 
 @dataclass
@@ -156,7 +156,7 @@ def test_the_writer_runs_every_command(stand: Stand, tracker: Callable[..., tupl
     with database.reading(stand.engine("auditor")) as connection:
         polled = sa.select(JOBS.c.jid).where(JOBS.c.polls > 0, JOBS.c.jid.like("w%")).order_by(JOBS.c.jid)
         assert connection.execute(polled).scalars().all() == ["w1", "w2", "w3", "w4"]
-        assert connection.execute(sa.select(Gap.cause)).scalars().all() == ["paused"]
+        assert connection.execute(sa.select(GAPS.c.cause)).scalars().all() == ["paused"]
         stopped = connection.exec_driver_sql("SELECT count(*), count(stopped_at) FROM workers").one()
         assert stopped[0] == stopped[1] >= 1
 
@@ -188,7 +188,7 @@ def test_the_auditor_reads_everything_and_writes_nothing(
 def everything(stand: Stand) -> list[object]:
     """Return all rows of all tables."""
     with database.reading(stand.engine("superuser")) as connection:
-        return [sorted(map(str, connection.execute(sa.select(Base.metadata.tables[name])))) for name in TABLES]
+        return [sorted(map(str, connection.execute(sa.select(METADATA.tables[name])))) for name in TABLES]
 
 
 DDL = [
@@ -222,7 +222,7 @@ DDL = [
 HISTORY = [
     *(f"TRUNCATE {table} CASCADE" for table in TABLES),
     *(f"DELETE FROM {table}" for table in TABLES if table != "workers"),
-    *(f"UPDATE {table} SET {next(iter(Base.metadata.tables[table].c)).name} = DEFAULT" for table in guards.APPEND_ONLY),
+    *(f"UPDATE {table} SET {next(iter(METADATA.tables[table].c)).name} = DEFAULT" for table in guards.APPEND_ONLY),
     *(
         f"INSERT INTO {name} (id) OVERRIDING SYSTEM VALUE VALUES (77)"
         for name in ("jobs", "transitions", "gaps", "seals")
@@ -237,7 +237,7 @@ HISTORY = [
 ]
 CHANGES = [  # the rights that the writer has and the auditor has not
     *(f"INSERT INTO {table} DEFAULT VALUES" for table in TABLES),
-    *(f"UPDATE {table} SET {column.name} = DEFAULT" for table in TABLES for column in Base.metadata.tables[table].c),
+    *(f"UPDATE {table} SET {column.name} = DEFAULT" for table in TABLES for column in METADATA.tables[table].c),
     "DELETE FROM workers",
     "SELECT 1 FROM jobs FOR UPDATE",
     "COPY jobs FROM STDIN",

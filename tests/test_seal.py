@@ -68,8 +68,8 @@ def whole(engine: sa.Engine) -> list[Signed]:
     with database.reading(engine) as connection:
         found = list(chain(connection))
         rows = {table: list(lines.stream(connection, table, 0)) for table in TABLES}
-        seals = connection.execute(sa.select(models.Seal).order_by(models.Seal.id)).all()
-        segments = connection.execute(sa.select(models.Segment)).all()
+        seals = connection.execute(sa.select(models.SEALS).order_by(models.SEALS.c.id)).all()
+        segments = connection.execute(sa.select(models.SEGMENTS)).all()
         assert head(connection) == (found[-1] if found else None)
     assert [signed.checkpoint.number for signed in found] == list(range(1, len(found) + 1))
     assert len({signed.checkpoint.origin for signed in found}) <= 1
@@ -104,7 +104,7 @@ def unsealed(engine: sa.Engine) -> int:
     """Return how many rows no checkpoint holds, whatever their ids."""
     with database.reading(engine) as connection:
         rows = sum(connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one() for table in TABLES)
-        held = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(models.Seal.rows), 0))).scalar_one()
+        held = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(models.SEALS.c.rows), 0))).scalar_one()
     return int(rows - held)
 
 

@@ -29,11 +29,11 @@ from tracker.audit.findings import AuditFinding, Report, What
 from tracker.audit.keys import SigningKey
 from tracker.audit.seal import columns, seal
 from tracker.audit.verify import verify
-from tracker.models import JOBS, TRANSITIONS, Base, Gap, facts_values, observed_values, transition_of
+from tracker.models import GAPS, JOBS, METADATA, TRANSITIONS, facts_values, observed_values, transition_of
 from tracker.reports import views
 from tracker.status import Decision, Facts, Job, Kind, Past
 
-TABLES = Base.metadata.tables
+TABLES = METADATA.tables
 SEALS, SEGMENTS = TABLES["seals"], TABLES["segments"]
 
 
@@ -102,7 +102,7 @@ def build(engine: sa.Engine, old: SigningKey, new: SigningKey) -> list[Signed]:
                     "detail": "x",
                 }
                 with database.writing(engine) as connection:
-                    connection.execute(sa.insert(Gap).values(values))
+                    connection.execute(sa.insert(GAPS).values(values))
             elif what == "registered":
                 declared = facts_values(facts if name in ("a1", "a2", "a3", "b1") else Facts())
                 ids[name] = register(engine, name, "w2" if name[0] == "b" else "w1", at=at, **declared)

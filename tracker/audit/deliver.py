@@ -35,7 +35,7 @@ from tracker.audit.keys import sync_folder
 from tracker.cadence import doubled
 from tracker.errors import AskError, BadCheckpoint
 from tracker.logs import event
-from tracker.models import Delivery, Seal, UtcDateTime
+from tracker.models import DELIVERIES, SEALS, UtcDateTime
 from tracker.settings import mask_hook
 
 FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
@@ -129,18 +129,20 @@ class Courier:
 
     def _begin(self) -> None:
         """Forget that destinations fail which are not ours: a daemon that still uses one notes it again."""
-        ours = Delivery.destination.in_([to.name for to in self._destinations])
+        ours = DELIVERIES.c.destination.in_([to.name for to in self._destinations])
         with database.writing(self._engine) as connection:
-            stale = sa.update(Delivery).where(Delivery.failing_since.is_not(None), sa.not_(ours))
+            stale = sa.update(DELIVERIES).where(DELIVERIES.c.failing_since.is_not(None), sa.not_(ours))
             connection.execute(stale.values(failing_since=None, last_error=None))
-            since = dict(connection.execute(sa.select(Delivery.destination, Delivery.failing_since).where(ours)).all())
+            since = dict(
+                connection.execute(sa.select(DELIVERIES.c.destination, DELIVERIES.c.failing_since).where(ours)).all()
+            )
         for to in self._destinations:
             to.failing_since = since.get(to.name)
 
     def _hand_over(self, to: _Destination, is_enough: Callable[[], bool]) -> bool:
         """Deliver what a destination lacks; return False if another daemon is delivering there."""
         with database.reading(self._engine) as connection:
-            query = sa.select(Delivery.last_number).where(Delivery.destination == to.name)
+            query = sa.select(DELIVERIES.c.last_number).where(DELIVERIES.c.destination == to.name)
             noted = connection.execute(query).scalar_one_or_none()
         if noted is None:
             with database.writing(self._engine) as connection:
@@ -154,7 +156,7 @@ class Courier:
 
     def _following(self, number: int) -> Signed | None:
         """Return the checkpoint after *number*, as it is in the database; None: it is not made yet."""
-        query = sa.select(Seal.checkpoint).order_by(Seal.id).offset(number).limit(1)  # no number is missing
+        query = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id).offset(number).limit(1)  # no number is missing
         with database.reading(self._engine) as connection:
             text = connection.execute(query).scalar()
         if text is None:
@@ -173,12 +175,12 @@ class Courier:
 
         Then each looks again, so that no number is sent before the one below it has arrived.
         """
-        update = sa.update(Delivery).where(Delivery.destination == to.name)
+        update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
         if not isinstance(to, _File):
-            update = update.where(Delivery.last_number == number - 1)
+            update = update.where(DELIVERIES.c.last_number == number - 1)
         with database.writing(self._engine) as connection:
             noted = update.values(last_number=number, delivered_at=database.now(connection))
-            return bool(connection.execute(noted.returning(Delivery.destination)).all())
+            return bool(connection.execute(noted.returning(DELIVERIES.c.destination)).all())
 
     def _failed(self, to: _Destination, error: AskError | OSError | _CannotDeliver) -> None:
         words = ""  # an AskError's are about Elevate
@@ -191,8 +193,8 @@ class Courier:
             short = f"{type(error).__name__} {error.code}"
         with database.writing(self._engine) as connection:
             to.failing_since = to.failing_since or database.now(connection)
-            first = sa.func.coalesce(Delivery.failing_since, sa.literal(to.failing_since, UtcDateTime()))
-            update = sa.update(Delivery).where(Delivery.destination == to.name)
+            first = sa.func.coalesce(DELIVERIES.c.failing_since, sa.literal(to.failing_since, UtcDateTime()))
+            update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
             connection.execute(update.values(failing_since=first, last_error=short))
         pause = doubled(FIRST_PAUSE, to.failures, LONGEST_PAUSE).total_seconds()
         to.until, to.failures = self._clock() + pause, to.failures + 1
@@ -204,7 +206,7 @@ class Courier:
         if to.failing_since is None:
             return
         with database.writing(self._engine) as connection:
-            update = sa.update(Delivery).where(Delivery.destination == to.name)
+            update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
             connection.execute(update.values(failing_since=None, last_error=None))
         event("delivery_resumed", destination=to.name, failing_since=to.failing_since)
         to.failing_since, to.failures = None, 0

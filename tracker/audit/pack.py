@@ -32,7 +32,7 @@ from tracker.audit.checkpoint import instant
 from tracker.audit.keys import SigningKey, sync_folder
 from tracker.audit.verify import Progress
 from tracker.errors import Refused
-from tracker.models import Segment
+from tracker.models import SEGMENTS
 from tracker.reports import page
 from tracker.reports.about import Filters
 from tracker.reports.as_of import Sealed, kept, legal_days, shadows
@@ -183,7 +183,7 @@ def _put_segments(connection: sa.Connection, folder: _Folder, last: checkpoint.C
 
 def _sizes(connection: sa.Connection, table: str) -> Generator[int, None, None]:
     """Yield how many rows each segment of *table* has."""
-    s = Segment.__table__.c
+    s = SEGMENTS.c
     query = sa.select(s.rows).where(s.name == table).order_by(s.seal_id, s.part)
     with closing(connection.execute(query, execution_options=_STREAM)) as result:
         yield from result.scalars()

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tracker import database, guards
 from tracker.errors import BadConfiguration, InvalidField
-from tracker.models import Base
+from tracker.models import METADATA
 from tracker.reports.views import VIEWS
 
 LONGEST = 63  # bytes; PostgreSQL cuts a longer name, so two could become one
@@ -24,7 +24,7 @@ RESERVED = ("public", "none")  # `GRANT … TO "public"` grants to everybody, qu
 
 
 def _columns(table: str, *but: str) -> tuple[str, ...]:
-    return tuple(column.name for column in Base.metadata.tables[table].columns if column.name not in but)
+    return tuple(column.name for column in METADATA.tables[table].columns if column.name not in but)
 
 
 WRITER: dict[str, dict[str, tuple[str, ...]]] = {
@@ -67,7 +67,7 @@ def problems(connection: sa.Connection) -> list[str]:
     """
     if connection.dialect.name == "sqlite":
         return []
-    ours = [*Base.metadata.tables, database.VERSION_TABLE, *VIEWS]
+    ours = [*METADATA.tables, database.VERSION_TABLE, *VIEWS]
     found: dict[str, None] = {}  # in order, each once
     for role, right, relation, column in connection.execute(sa.text(_GIVEN), {"ours": ours}):
         allowed = WRITER.get(relation, {}).get(right)
@@ -123,13 +123,13 @@ def _literal(text: str) -> str:
 def _script(connection: sa.Connection, owner: str, writer: str, auditor: str) -> str:
     """Return the SQL of `grants`."""
     here = "quote_ident(current_schema())\\:\\:regnamespace"
-    ours = [*sorted(Base.metadata.tables), database.VERSION_TABLE]
+    ours = [*sorted(METADATA.tables), database.VERSION_TABLE]
     others = sa.text(
         f"SELECT FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND relnamespace = {here}"
         " AND relname <> ALL (:ours) LIMIT 1"
     )
     is_shared = connection.execute(others, {"ours": [*ours, *VIEWS]}).first() is not None
-    with_id = [name for name, table in Base.metadata.tables.items() if "id" in table.c]
+    with_id = [name for name, table in METADATA.tables.items() if "id" in table.c]
     own = sa.text("SELECT pg_get_serial_sequence(name, 'id') FROM unnest(CAST(:with_id AS text[])) name ORDER BY 1")
     sequences = ", ".join(connection.execute(own, {"with_id": with_id}).scalars())
     names = connection.exec_driver_sql("SELECT current_database(), current_schema()").one()

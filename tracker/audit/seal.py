@@ -40,9 +40,9 @@ TRIES: Final = 12  # to get the lock, so about 5 s; to be faster than other seal
 PAUSE_SECONDS: Final = 0.25  # between tries, while the writers go on
 
 WRITTEN: Final = {
-    "transitions": (models.TransitionRow.id, models.TransitionRow.observed_at),
-    "gaps": (models.Gap.id, models.Gap.ended_at),
-    "sources": (models.Source.id, models.Source.recorded_at),
+    "transitions": (models.TRANSITIONS.c.id, models.TRANSITIONS.c.observed_at),
+    "gaps": (models.GAPS.c.id, models.GAPS.c.ended_at),
+    "sources": (models.SOURCES.c.id, models.SOURCES.c.recorded_at),
 }
 """By table: the id of a row, and when it says that it was written."""
 Ids = dict[str, int]  # by table
@@ -92,13 +92,13 @@ def seal(
 
 def head(connection: sa.Connection) -> Signed | None:
     """Return the newest checkpoint; None: nothing is sealed yet. Raise BadCheckpoint if its text is damaged."""
-    text = connection.execute(sa.select(models.Seal.checkpoint).order_by(models.Seal.id.desc()).limit(1)).scalar()
+    text = connection.execute(sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id.desc()).limit(1)).scalar()
     return None if text is None else _parsed(text)
 
 
 def chain(connection: sa.Connection) -> Generator[Signed, None, None]:
     """Yield the checkpoints, oldest first, in bounded memory. Raise BadCheckpoint if the text of one is damaged."""
-    query = sa.select(models.Seal.checkpoint).order_by(models.Seal.id)
+    query = sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id)
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
 
@@ -208,10 +208,10 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: l
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEALER_LOCK})")
         if head(connection) != before:
             return False
-        insert = sa.insert(models.Seal).values(checkpoint=signed.text, **columns(signed)).returning(models.Seal.id)
+        insert = sa.insert(models.SEALS).values(checkpoint=signed.text, **columns(signed)).returning(models.SEALS.c.id)
         seal_id = connection.execute(insert).scalar_one()
         if segments:
-            connection.execute(sa.insert(models.Segment), [{"seal_id": seal_id} | segment for segment in segments])
+            connection.execute(sa.insert(models.SEGMENTS), [{"seal_id": seal_id} | segment for segment in segments])
     return True
 
 
@@ -219,8 +219,8 @@ def _require_key(engine: sa.Engine, key: SigningKey | None, before: Signed) -> N
     """Raise BadConfiguration if the chain expects another key than *key*, and *key* is not new."""
     if key is not None and before.checkpoint.signs_next == key.public:
         return
-    its = models.Seal.key_id.is_not(None) if key is None else models.Seal.key_id == key.public.id
-    query = sa.select(models.Seal.checkpoint).where(its).order_by(models.Seal.id.desc()).limit(1)
+    its = models.SEALS.c.key_id.is_not(None) if key is None else models.SEALS.c.key_id == key.public.id
+    query = sa.select(models.SEALS.c.checkpoint).where(its).order_by(models.SEALS.c.id.desc()).limit(1)
     with database.reading(engine) as connection:
         text = connection.execute(query).scalar()
     if text is None:

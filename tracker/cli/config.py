@@ -17,8 +17,8 @@ def config() -> None:
 def check(format: str | None) -> None:
     """Check all settings and show each effective value, secrets masked, and where it came from.
 
-    What is wrong is told all at once, each with its place and the way out; then the exit code is 78. Asks neither
-    Elevate nor the database.
+    Names every wrong setting, its place and what to do; then the exit code is 78. Asks neither Elevate nor the
+    database.
     """
     from tracker import settings
 
@@ -27,8 +27,5 @@ def check(format: str | None) -> None:
     if effective.clusters:
         click.echo("The settings are good.", err=True)
     else:
-        click.echo(
-            "The settings are good, but no cluster is configured, so tracker run has nothing to poll: set "
-            "TRACKER_CLUSTER and TRACKER_API_KEY, or write [clusters.NAME] into tracker.toml.",
-            err=True,
-        )
+        hint = f"no cluster is configured, so tracker run has nothing to poll: {settings.NO_CLUSTER_HINT}."
+        click.echo(f"The settings are good, but {hint}", err=True)
