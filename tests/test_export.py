@@ -158,7 +158,6 @@ def test_both_databases_give_the_same_bytes(
     engine: sa.Engine, packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same history has the same pack, whether SQLite or PostgreSQL holds it, and however much is done at once."""
-    monkeypatch.setattr(pack, "_SORTED_AT_ONCE", 10)
     monkeypatch.setattr(as_of, "_KEPT_AT_ONCE", 7)
     history(engine, packs.at)
     for name in ("b", "c"):

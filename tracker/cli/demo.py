@@ -99,8 +99,6 @@ def _shown(outcome: Outcome) -> str:
     if outcome.gap_seconds:
         gap = human(outcome.gap_seconds)
         lines.append(f"{SOUTH} had an outage: a gap of {gap} is on record, and the bounds across it are that wide.")
-    if outcome.uncertainty_seconds is not None:
-        lines.append(f"The bounds of a `done` are {human(outcome.uncertainty_seconds)} apart (median).")
     width = min(shutil.get_terminal_size().columns, 100) - 1
     return "\n".join(["What this showed:", *(click.wrap_text(line, width, "- ", "  ") for line in lines)])
 

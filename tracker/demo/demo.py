@@ -18,7 +18,6 @@ from http.client import HTTPConnection
 from itertools import count
 from math import ceil
 from pathlib import Path
-from statistics import median
 from threading import Event
 from time import monotonic
 from urllib.parse import quote, urlsplit
@@ -106,7 +105,6 @@ class Outcome:
         bounds: Recorded changes of status whose bounds were checked against the truth.
         wrong: A line for each whose bounds do not contain it.
         gap_seconds: How long nothing could be observed in the second cluster; None if no poll fell into its outage.
-        uncertainty_seconds: Median width of the bounds of `done`.
         example: A jid worth looking at.
     """
 
@@ -120,7 +118,6 @@ class Outcome:
     bounds: int = 0
     wrong: list[str] = field(default_factory=list)
     gap_seconds: float | None = None
-    uncertainty_seconds: float | None = None
     example: str | None = None
 
 
@@ -324,5 +321,3 @@ def _judge(connection: sa.Connection, outcome: Outcome) -> None:
             outcome.example = outcome.example or row.jid
 
     outcome.gap_seconds = connection.exec_driver_sql("SELECT sum(seconds) FROM report_gaps").scalar_one()
-    widths = connection.exec_driver_sql("SELECT uncertainty_seconds FROM report_durations").scalars().all()
-    outcome.uncertainty_seconds = median(widths) if widths else None

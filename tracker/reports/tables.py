@@ -42,7 +42,7 @@ class Table:
     Attributes:
         about: When, with which filters and over how many jobs it was made.
         columns: Those of the view, in its order.
-        rows: As long as *columns*: text, numbers, bools, dates, aware datetimes or None. To be read once, while the
+        rows: As long as *columns*: text, numbers, dates, aware datetimes or None. To be read once, while the
             transaction lasts: they come from the database as they are read, so that any number fits into memory.
         has_more: There are more rows than were asked for.
     """
@@ -127,23 +127,11 @@ def typed(connection: sa.Connection, view: str) -> sa.TableClause:
     return sa.table(view, *(sa.column(name, _type(name)) for name in names))
 
 
-class _Flag(sa.TypeDecorator[bool]):
-    """A bool that a view says as 0 or 1, since SQLite has no other."""
-
-    impl = sa.Integer
-    cache_ok = True
-
-    def process_result_value(self, value: int | None, dialect: sa.Dialect) -> bool | None:
-        return None if value is None else bool(value)
-
-
 def _type(name: str) -> sa.types.TypeEngine[Any]:
     if name in _TEXTS:
         return sa.String()
     if name.endswith("_on"):
         return sa.Date()
-    if name.startswith("is_"):
-        return _Flag()
     if name.endswith(("_at", "_at_first", "_after", "_by", "_date")):
         return UtcDateTime()
     return sa.types.NullType()
