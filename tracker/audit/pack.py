@@ -34,12 +34,10 @@ from tracker.models import SEGMENTS
 from tracker.reports import page
 from tracker.reports.about import Filters
 from tracker.reports.as_of import Sealed, kept, legal_days, shadows
+from tracker.reports.tables import column_type
 from tracker.reports.views import VIEWS
 
 SUMS: Final = "SHA256SUMS"
-_TEXTS: Final = {"state", "status", "registered_by", "verdict", "basis", "month", "pause_cause"} | {
-    name for columns in lines.COLUMNS.values() for name, type_ in columns.items() if type_ == "text"
-}
 _UNKNOWN: Final = frozenset(("next_poll_at", "failures", "last_error"))  # in no sealed row, so always NULL
 _STREAM: Final = {"yield_per": 1000}  # rows that are fetched together: some hundred kB
 
@@ -220,17 +218,6 @@ def _report(connection: sa.Connection, view: str, sealed: Sealed, zone: ZoneInfo
 def report_line(columns: Sequence[str], dialect: str) -> str:
     """Return the SQL of a line of a published report, without LF, from the columns of a view."""
     return " || ',' || ".join(
-        "''" if column in _UNKNOWN else f"coalesce({lines.field(column, _type(column), dialect)}, '')"
+        "''" if column in _UNKNOWN else f"coalesce({lines.field(column, column_type(column), dialect)}, '')"
         for column in columns
     )
-
-
-def _type(column: str) -> str:
-    """Return the type of a view's column for `lines.field`, by its name."""
-    if column in _TEXTS:
-        return "text"
-    if column.endswith("_on"):
-        return "date"
-    if column.endswith(("_at", "_at_first", "_after", "_by", "_date")):
-        return "instant"
-    return "double" if column.endswith(("seconds", "seconds_min", "seconds_max", "_share")) else "integer"

@@ -124,21 +124,29 @@ def changes(
 def typed(connection: sa.Connection, view: str) -> sa.TableClause:
     """Return *view* with the types that its columns have; SQLite has none, and their names say it."""
     names = connection.execute(sa.text(f"SELECT * FROM {view} LIMIT 0")).keys()
-    return sa.table(view, *(sa.column(name, _type(name)) for name in names))
+    return sa.table(view, *(sa.column(name, _TYPES.get(column_type(name), sa.types.NullType())) for name in names))
 
 
-def _type(name: str) -> sa.types.TypeEngine[Any]:
+def column_type(name: str) -> str:
+    """Return the type of a view's column, by its name: text, date, instant, double or integer."""
     if name in _TEXTS:
-        return sa.String()
+        return "text"
     if name.endswith("_on"):
-        return sa.Date()
+        return "date"
     if name.endswith(("_at", "_at_first", "_after", "_by", "_date")):
-        return UtcDateTime()
-    return sa.types.NullType()
+        return "instant"
+    return "double" if name.endswith(("seconds", "seconds_min", "seconds_max", "_share")) else "integer"
 
 
-_TEXTS: Final = frozenset(("cluster", "jid", "kind", "reference", "status", "month", "registered_by"))
-"""Those that rows are sorted by, and one whose name looks like a time's."""
+_TEXTS: Final = frozenset(
+    (
+        *("cluster", "jid", "kind", "reference", "state", "status", "registered_by", "last_error", "verdict", "basis"),
+        *("month", "action", "from_status", "to_status", "from_state", "to_state", "base_url", "actor", "anomaly"),
+        *("reason", "cause", "detail", "pause_cause"),
+    )
+)
+_TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {"text": sa.String(), "date": sa.Date(), "instant": UtcDateTime()}
+"""SQLAlchemy's types, where the database's own do not do."""
 
 
 def _order(view: sa.TableClause, names: str, dialect: str) -> list[sa.ColumnElement[Any]]:
