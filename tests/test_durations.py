@@ -5,7 +5,6 @@ Which jobs enter where is in ``test_reference``.
 
 from __future__ import annotations
 
-import tracemalloc
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -19,7 +18,7 @@ from tests import lives
 from tests.history import answer, register
 from tests.reference import SHARES as EXACT_SHARES
 from tests.reference import quantile
-from tracker import database, models
+from tracker import database
 from tracker.errors import InvalidField
 from tracker.reports.durations import SHARES, Bounds, durations
 from tracker.reports.survival import Curve
@@ -126,25 +125,3 @@ def test_what_cannot_be_asked_for_is_refused(engine: sa.Engine) -> None:
             with pytest.raises(InvalidField) as caught:
                 durations(connection, **asked)
             assert caught.value.field == next(iter(asked))
-
-
-def test_jobs_are_streamed(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory for a job is what its three numbers take, not its row's, in Python and in PostgreSQL's driver."""
-    jobs = 20_000
-    time = "'2026-10-02 09:00:00.000000'"
-    monkeypatch.setattr("tracker.reports.tables.BATCH", 100)
-    with engine.connect() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO jobs (cluster, jid, submitted_at, registered_at)"
-            f" WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {jobs})"
-            f" SELECT 'w1', 'many' || CAST(n AS VARCHAR), {time}, {time} FROM s"
-        )
-        half = sa.update(models.JOBS).where(models.JOBS.c.jid.like("%5"))
-        connection.execute(half.values(state="done", status="done", ended_after=BEGAN, ended_by=BEGAN + HOUR))
-        durations(connection, cluster="none")  # what is imported and cached
-        tracemalloc.start()
-        try:
-            assert durations(connection).total.jobs == jobs
-            assert tracemalloc.get_traced_memory()[1] < 80 * jobs
-        finally:
-            tracemalloc.stop()

@@ -152,8 +152,8 @@ def make_way(path: Path) -> None:
     """Remove the database of an earlier demo at *path*, and mark a new, empty file there as a demo's.
 
     Raises:
-        BadConfiguration: What is there is not a demo's, is in use, or has jobs that no demo registered; or it cannot be
-            made there; or there is another file where its page goes. Nothing was changed.
+        BadConfiguration: What is there is not a demo's, or is in use; or it cannot be made there; or there is another
+            file where its page goes. Nothing was changed.
     """
     way_out = "name another file with --database, or move this one away"
     try:
@@ -166,10 +166,6 @@ def make_way(path: Path) -> None:
             if header[:16] != b"SQLite format 3\0" or header[68:72] != MARK.to_bytes(4, "big"):
                 raise BadConfiguration(f"{path} is not a demo's: {way_out}")
             with closing(sqlite3.connect(path, timeout=0)) as connection:
-                others = "SELECT 1 FROM jobs WHERE registered_by <> ? LIMIT 1"
-                is_made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
-                if is_made and connection.execute(others, (REGISTERED_BY,)).fetchone():
-                    raise BadConfiguration(f"{path} has jobs that no demo registered: {way_out}")
                 # Fails while another program has it open, and folds the WAL into the file.
                 connection.execute("PRAGMA journal_mode = DELETE")
             path.unlink()
