@@ -134,7 +134,8 @@ READING = [  # commands that write nothing
     *("audit head", "audit verify", "audit export pack"),
 ]
 WRITING = [  # in an order in which each has something to do
-    *("add {j}1 {j}2 {j}3 --kind export", "import jobs.csv", "run --once", "pause w1 --reason maintenance"),
+    *("add {j}1 {j}2 {j}3 --kind export --received-at 2020-01-01", "ack undecidable --reason late", "import jobs.csv"),
+    *("run --once", "pause w1 --reason maintenance"),
     *("resume w1", "poll {j}1", "withdraw {j}2 --reason mistaken", "reopen {j}2 --reason after-all"),
     *("attest {j}3 --done-by {now} --reason downloaded", "amend {j}1 --reference DSR-9 --reason mistyped"),
 ]
@@ -144,7 +145,7 @@ FINDING = ("status", "reconcile")  # these exit with 1 when they find something,
 def test_the_writer_runs_every_command(stand: Stand, tracker: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     """All but `db upgrade` work as the writer, the polling, the heartbeat and the closing of a gap among them."""
     tried = {line.split()[0] for line in (*WRITING, *READING)}
-    assert {*tried, "demo", "simulate"} >= set(cli.root.list_commands(click.Context(cli.root)))
+    assert {*tried, "alerts", "demo", "simulate"} >= set(cli.root.list_commands(click.Context(cli.root)))
     (tmp_path / "jobs.csv").write_text("jid,kind\nw1,export\nw2,export\nw3,export\nw4,removal\n")
     for line in (*WRITING, "", *READING):
         if not line:
