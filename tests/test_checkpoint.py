@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -63,23 +61,6 @@ def test_the_text_is_as_specified() -> None:
         "checkpoints/1234567.txt",
         "segments/1234567-sources-1.csv",
     )
-
-
-def test_openssl_agrees(tmp_path: Path) -> None:
-    """The signature is over all bytes before its line, the id is the hash of the key's DER: openssl finds the same."""
-    signed = sign(FIRST, KEY)
-    (tmp_path / "body").write_text(signed.checkpoint.body())
-    assert signed.text.startswith(signed.checkpoint.body())
-    assert signed.signature is not None
-    (tmp_path / "sig").write_bytes(signed.signature)
-    (tmp_path / "pem").write_text(KEY.public.pem())
-
-    def openssl(*words: str) -> bytes:
-        return subprocess.run(["openssl", *words], cwd=tmp_path, capture_output=True, check=True, timeout=10).stdout
-
-    openssl("pkeyutl", "-verify", "-pubin", "-inkey", "pem", "-rawin", "-in", "body", "-sigfile", "sig")
-    assert openssl("pkey", "-pubin", "-in", "pem", "-outform", "DER") == KEY.public.der
-    assert openssl("pkey", "-pubin", "-in", "pem", "-pubout").decode() == KEY.public.pem()
 
 
 @st.composite

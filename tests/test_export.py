@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -222,6 +223,24 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(engine: sa.Engin
         connection.execute(sa.delete(SEALS))
     seal(engine, KEY)
     refused(place / "pack", "a value that is not valid .*: run `tracker audit verify`")
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_full_disk_leaves_nothing(engine: sa.Engine, url: str, tmp_path: Path) -> None:
+    """A disk that is full in the middle: a sentence, and no part of a pack."""
+    history(engine, datetime.now(UTC))
+    seal(engine, KEY)
+    (place := tmp_path / "place").mkdir()
+    engine.dispose()
+    limited = (
+        "import resource, sys; from tracker.cli import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", limited, "audit", "export", str(place / "pack")]
+    run = subprocess.run(words, env=os.environ | {"TRACKER_DATABASE_URL": url}, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "File too large; nothing is left there" in run.stderr
+    assert list(place.iterdir()) == []
 
 
 # -- verify.sh -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from tracker.demo.simulator import (
     KEPT,
     RUNNING,
     STATUS_PATHS,
-    CannotListen,
     Fault,
     Simulator,
 )
@@ -164,18 +163,6 @@ def test_the_customer_key_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> N
     for kept in (body.decode(), refused.decode(), caplog.text, repr(vars(simulator))):
         assert "ann" not in kept
         assert "example.com" not in kept
-
-
-def test_a_taken_port_is_named() -> None:
-    """A port that is in use, or does not exist, is a clear error with the exit code for an unavailable service."""
-    with Simulator(SetClock()).serve() as url:
-        port = urlsplit(url).port or 0
-        taken = f"127.0.0.1 port {port}: .* in use; choose another port"
-        with pytest.raises(CannotListen, match=taken) as caught, Simulator(SetClock()).serve(port):
-            pytest.fail("two servers on one port")
-    assert caught.value.exit_code == 69
-    with pytest.raises(CannotListen), Simulator(SetClock()).serve(70_000):
-        pytest.fail("there is no such port")
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ The table of `CASES` is in TAMPERING.md, which a test compares. Segments have fo
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from tests.replay import replay
 from tracker import database, guards, status
 from tracker.audit import keys as keys_module
 from tracker.audit import lines
-from tracker.audit.checkpoint import Signed, parse, sign
+from tracker.audit.checkpoint import SealedSegment, Signed, parse, sign
 from tracker.audit.findings import AuditFinding, Report, What
 from tracker.audit.keys import SigningKey
 from tracker.audit.seal import columns, seal
@@ -517,6 +518,85 @@ def test_what_is_falsified_is_found_where_it_was(case: Case, sealed: Record) -> 
     expected = {*case.found.split(", "), *case.outside.split(", ")} - {""}
     assert found == expected, [finding.message for finding in report.findings]
     assert not case.without_checks or any(finding.what in ignored for finding in report.findings)
+
+
+# Changes drawn at random
+
+DRAWN = (
+    ("transitions", "UPDATE transitions SET polls = 77 WHERE id = {}"),
+    ("transitions", "UPDATE transitions SET observed_at = coalesce(last_seen_at, observed_at) WHERE id = {}"),
+    ("transitions", "DELETE FROM transitions WHERE id = {}"),
+    ("gaps", "UPDATE gaps SET detail = detail || '!' WHERE id = {}"),
+    ("gaps", "DELETE FROM gaps WHERE id = {}"),
+    ("sources", "UPDATE sources SET version = version || '.1' WHERE id = {}"),
+    ("jobs", "UPDATE jobs SET reference = coalesce(reference, '') || '!' WHERE id = {}"),
+    ("jobs", "UPDATE jobs SET jid = jid || '!' WHERE id = {}"),
+    ("segments", f"UPDATE segments SET sha256 = '{'0' * 64}'"),
+    ("segments", "UPDATE segments SET rows = 9"),
+    ("segments", "UPDATE segments SET first_id = CASE first_id WHEN 1 THEN 0 ELSE first_id - 1 END"),
+    ("seals", ""),
+)
+
+
+def contents(connection: sa.Connection, segments: list[Any]) -> dict[str, bytes]:
+    """Return each segment's rows, by the ids that it was sealed with."""
+    return {
+        path_of(one): b"".join(line for _, line in lines.stream(connection, one.name, one.first_id - 1, one.last_id))
+        for one in segments
+    }
+
+
+def path_of(row: Any) -> str:
+    return SealedSegment(row.name, row.part, "").path(row.seal_id)
+
+
+def test_no_unchanged_segment_or_job_is_accused(sealed: Record) -> None:
+    """Whichever one, two or three changes are made together, each is found, and nothing else is accused."""
+    with database.reading(sealed.engine) as connection:
+        segments = list(connection.execute(sa.select(SEGMENTS)))
+        before = contents(connection, segments)
+    for seed in range(30):
+        jobs: set[str] = set()
+        own: set[str] = set()
+        numbers: set[int] = set()
+
+        def do(hand: Hand, seed: int = seed, jobs: Any = jobs, own: Any = own, numbers: Any = numbers) -> None:
+            r = random.Random(seed)
+            for table, statement in r.sample(DRAWN, 1 + seed % 3):
+                if table == "seals":
+                    numbers.add(number := r.choice((1, 2, 3)))
+                    hand.damage(number, rehash=r.random() < 0.5)
+                elif table == "segments":
+                    own.add(path_of(one := r.choice(segments)))
+                    hand.sql(f"{statement} WHERE seal_id = {one.seal_id} AND name = '{one.name}' AND part = {one.part}")
+                else:
+                    ids = hand.connection.exec_driver_sql(f"SELECT id FROM {table} ORDER BY id").scalars().all()
+                    id_ = r.choice(ids)
+                    of_job = {"jobs": "id = {}", "transitions": "id = (SELECT job_id FROM transitions WHERE id = {})"}
+                    if table in of_job:
+                        query = f"SELECT jid FROM jobs WHERE {of_job[table].format(id_)}"
+                        jid = hand.connection.exec_driver_sql(query).scalar_one()
+                        jobs.update((jid, f"{jid}!", jid.rstrip("!")))
+                    hand.sql(statement.format(id_))
+
+        with falsified(sealed, Case("", do, "")) as connection:
+            after = contents(connection, segments)
+            report = checked(sealed, connection)
+        changed = {path for path, content in before.items() if after[path] != content}
+        messages = [finding.message for finding in report.findings]
+        accused: dict[What, set[object]] = {what: set() for what in What}
+        for finding in report.findings:
+            where = {What.HISTORY: finding.jid, What.JOB: finding.jid, What.CHECKPOINT: finding.checkpoint}
+            accused[finding.what].add(where.get(finding.what, finding.segment))
+        uncertain = tuple(f"segments/{number:06}-" for number in numbers)
+        for path in changed | own:
+            is_found = path in accused[What.ROWS] | accused[What.SEGMENTS]
+            assert is_found or path.startswith(uncertain), (seed, path, messages)
+        assert accused[What.ROWS] <= changed | own, (seed, messages)
+        assert accused[What.SEGMENTS] <= own, (seed, messages)
+        assert accused[What.HISTORY] | accused[What.JOB] <= jobs, (seed, messages)
+        near = {number + 1 for number in numbers}
+        assert numbers <= accused[What.CHECKPOINT] <= numbers | near, (seed, messages)
 
 
 if __name__ == "__main__":

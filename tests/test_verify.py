@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
@@ -26,6 +27,7 @@ from tracker.audit.findings import AskedServer, Report, What, may_be_loopback
 from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.verify import verify
 from tracker.cli.audit import verify as command
+from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
 
 HOUR = timedelta(hours=1)
@@ -235,3 +237,26 @@ def test_this_machine_is_known_however_it_is_spelled() -> None:
         *("::ffff:10.0.0.1", "fe80::1", "2001:db8::1", "128.0.0.1", "1", "é.example", "999999999999", "0x"),
     ):
         assert not may_be_loopback(other), other
+
+
+@on_sqlite
+def test_a_bad_file_is_an_error_in_words(
+    engine: sa.Engine, run: Callable[..., Result], keys: list[SigningKey], tmp_path: Path
+) -> None:
+    """Rubbish, CR LF, a cut file, an empty one, the wrong kind of key: the message names file and line."""
+    signed = sealed(engine, keys[0], "a")
+    file = tmp_path / "file"
+    for content, words in (
+        (b"\xff\x00 rubbish", "checkpoint 1 in this file: not a checkpoint: line 1 is"),
+        (b"\n\n" + signed.text.encode() + b"\nrubbish\n", "checkpoint 2 in this file: not a checkpoint: line 1"),
+        (signed.text.replace("\n", "\r\n").encode(), "its lines end in CR LF"),
+        (signed.text[:200].encode(), "not a checkpoint: line"),
+        (b"\n", "not a checkpoint: line 1 is ''"),
+    ):
+        file.write_bytes(content)
+        result = run("--trusted", file)
+        assert isinstance(result.exception, click.UsageError), result
+        assert words in str(result.exception)
+    for wrong in (file, tmp_path / "first"):
+        assert isinstance(run("--public-key", wrong).exception, BadConfiguration)
+    assert isinstance(run("--trusted", tmp_path / "missing").exception, click.UsageError)
