@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing is clipped or scrolls by itself.
+"""The page in a real browser: nothing is clipped or scrolls, and every text can be read.
 
 Needs a chromium; skipped where it is missing. A chromium without a window is at least 500 pixels wide, so the page is
 in a frame of the width that is tested, and a script beside the frame measures it.
@@ -34,7 +34,7 @@ pytestmark = [
 
 MEASURE = """
 const inner = frame.contentWindow, page = inner.document;
-const wide = [], scrolling = [];
+const wide = [], scrolling = [], contrasts = {};
 for (const element of page.querySelectorAll("body *")) {
   const box = element.getBoundingClientRect(), style = inner.getComputedStyle(element);
   const head = element.closest("thead"), is_hidden = head && inner.getComputedStyle(head).position === "absolute";
@@ -44,9 +44,39 @@ for (const element of page.querySelectorAll("body *")) {
   if (element.scrollWidth > element.clientWidth + 1 && element.clientWidth && !element.closest("svg")) wide.push(what);
   if (style.overflowX !== "visible" && style.overflowX !== "hidden") scrolling.push(what);
 }
-document.body.textContent = "RESULT" + JSON.stringify({wide, scrolling, height: page.body.scrollHeight}) + "RESULT";
+const parse = (colour) => (colour.match(/[\\d.]+/g) || []).map(Number);
+const luminance = (colour) => {
+  const part = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  return 0.2126 * part(colour[0]) + 0.7152 * part(colour[1]) + 0.0722 * part(colour[2]);
+};
+const behind = (element) => {
+  for (let one = element; one; one = one.parentElement) {
+    const colour = parse(inner.getComputedStyle(one).backgroundColor);
+    if (colour.length === 3) return colour;
+  }
+};
+const contrast = (ink, element) => {
+  const [a, b] = [luminance(parse(ink)), luminance(behind(element))].sort((x, y) => y - x);
+  return (a + 0.05) / (b + 0.05);
+};
+const note = (what, ratio, least) => {
+  if (ratio < least) contrasts[what] = ratio;
+};
+const walker = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
+let texts = 0;
+for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+  const element = node.parentElement;
+  if (!node.data.trim() || element.closest("title, desc, style")) continue;
+  const style = inner.getComputedStyle(element);
+  note(element.outerHTML.slice(0, 80), contrast(element.closest("svg") ? style.fill : style.color, element), 4.5);
+  texts += 1;
+}
+for (const [select, property] of [[".edge", "stroke"], [".bar", "fill"], [".worry", "fill"]])
+  for (const shape of page.querySelectorAll(`figure ${select}`))
+    note(select, contrast(inner.getComputedStyle(shape)[property], shape.closest("figure")), 3);
+document.body.textContent = "RESULT" + JSON.stringify({wide, scrolling, contrasts, texts}) + "RESULT";
 """
-"""What is beyond the window, and what scrolls by itself."""
+"""What is beyond the window, what scrolls, and what has a contrast below that of WCAG 2.2, AA (1.4.3 and 1.4.11)."""
 
 
 def content(engine: sa.Engine, is_full: bool) -> str:
@@ -76,16 +106,17 @@ def content(engine: sa.Engine, is_full: bool) -> str:
 
 @pytest.mark.parametrize("is_full", [True, False], ids=["full", "empty"])
 def test_it_fits_and_can_be_read(engine: sa.Engine, tmp_path: Path, is_full: bool) -> None:
-    """At 1280 and 390 pixels nothing is beyond the window or scrolls by itself."""
+    """At 1280 and 390 pixels nothing is beyond the window or scrolls, and every contrast is that of WCAG AA."""
     source = html.escape(content(engine, is_full))
     for width in (1280, 390):
         harness = tmp_path / "harness.html"
         frame = f'<iframe id="frame" width="{width}" height="900" style="border:0" srcdoc="{source}"></iframe>'
         harness.write_text(f"<body>{frame}<script>frame.onload = () => {{ {MEASURE} }}</script>", encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000", "--dump-dom"]
-        options += [f"--user-data-dir={tmp_path / 'profile'}"]
-        command = [str(CHROMIUM), *options, harness.as_uri()]
-        made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        result = json.loads(html.unescape(made.stdout.split("RESULT")[1]))
-        assert result.pop("height") > 900
-        assert result == {"wide": [], "scrolling": []}
+        for scheme in (0, 1):  # dark and light
+            options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000", "--dump-dom"]
+            options += [f"--blink-settings=preferredColorScheme={scheme}", f"--user-data-dir={tmp_path / 'profile'}"]
+            command = [str(CHROMIUM), *options, harness.as_uri()]
+            made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            result = json.loads(html.unescape(made.stdout.split("RESULT")[1]))
+            assert result.pop("texts") > 10
+            assert result == {"wide": [], "scrolling": [], "contrasts": {}}

@@ -18,6 +18,9 @@ tenths, p95 nineteen twentieths, max all. A job that is not done counts as at le
 done, also a failed, lost or attested one. So where many fail, the figures are those of jobs that do not. Withdrawn jobs
 are left out. "not reached" (csv: empty, json: null): too few jobs are done to say.
 
+In csv and json each row also has how many jobs were registered more than a day after their submission (late), and how
+many have no declared submission (unknown); withdrawn jobs count there.
+
 The last row is the total: its groups are "all" in a table, empty in csv, null in json.
 """
 
@@ -28,7 +31,7 @@ _QUANTILES = ("median", "p90", "p95", "max")
 def columns(made: Durations) -> list[str]:
     """Return the columns of CSV and JSON."""
     bounds = [f"{name}_seconds_{bound}" for name in _QUANTILES for bound in ("min", "max")]
-    return [*made.by, *_COUNTS, *bounds]
+    return [*made.by, *_COUNTS, *bounds, "late", "unknown"]
 
 
 def rows(made: Durations) -> Iterator[list[object]]:
@@ -37,7 +40,7 @@ def rows(made: Durations) -> Iterator[list[object]]:
         pairs = [getattr(row, name) for name in _QUANTILES]
         bounds = [bound for pair in pairs for bound in (pair.seconds_min, pair.seconds_max)]
         head = [getattr(row, name) for name in (*made.by, *_COUNTS)]
-        yield [*head, *bounds]
+        yield [*head, *bounds, row.late, row.unknown]
 
 
 def table(made: Durations) -> tuple[list[Column], list[list[object]]]:
@@ -68,6 +71,10 @@ def note(made: Durations) -> str:
     ]
     if made.total.withdrawn:
         lines.append(f"Withdrawn, and left out: {made.total.withdrawn}.")
+    if made.total.late:
+        lines.append(f"Registered more than a day after submission: {made.total.late}.")
+    if made.total.unknown:
+        lines.append(f"Submission unknown: {made.total.unknown}.")
     return "\n".join(lines)
 
 

@@ -367,6 +367,10 @@ def _durations(data: _Data) -> Section:
         "least as old as when it was last seen not done, and leaves the curve there, also a failed, lost or attested "
         "one. So where many fail, the curve lies above the share that is done. Withdrawn jobs are left out."
     )
+    section.texts.append(
+        "A job is observed only from its registration on. Registered more than a day after submission: "
+        f"{total.late:,}; submission unknown: {total.unknown:,}."
+    )
     end = max(1.03 * max((*early.ends[-1:], *sure.ends[-1:]), default=0.0), 60.0)
     if not early.ends:
         end = max(everything.unended, default=end)
