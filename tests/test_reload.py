@@ -7,7 +7,6 @@ import pty
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -120,28 +119,6 @@ def test_clusters_and_addresses_change_without_a_restart(engine: sa.Engine, scri
     assert [len(served.logged(name)) for name in once] == [1] * 5
     assert len(texts(engine)) >= 2  # sealed at the reload and at the stop
     histories_are_whole(engine)
-
-
-@on_sqlite
-def test_a_request_under_way_is_recorded_before_the_reload(engine: sa.Engine, script: Script, served: Served) -> None:
-    """What was asked with the old settings counts; it is not asked twice."""
-    asked, go_on = threading.Event(), threading.Event()
-
-    def hold(jid: str) -> None:
-        asked.set()
-        go_on.wait(10)
-
-    script.hold = hold
-    served.write(w1=script.url)
-    served.start()
-    add(engine, "w1", "a")
-    assert asked.wait(20)
-    served.process.send_signal(signal.SIGHUP)
-    served.process.send_signal(signal.SIGHUP)  # a second one is no second signal to stop
-    go_on.set()
-    until(lambda: bool(served.logged("reloaded")))
-    assert (job(engine, "a").status, script.asked) == ("waiting", ["a"])
-    assert served.stop() == 0
 
 
 @on_sqlite
