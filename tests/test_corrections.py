@@ -20,12 +20,12 @@ import sqlalchemy as sa
 from tests import history
 from tests.conftest import Say
 from tests.history import ZONE, answer, register
-from tests.replay import replay
+from tests.replay import replay, transition_of
 from tests.scripted import Script, SetClock, polling
 from tracker import database, operate
 from tracker.deadline import add_months
 from tracker.errors import InvalidField, Refused
-from tracker.models import JOBS, facts_of, transition_of
+from tracker.models import JOBS, facts_of
 from tracker.operate import Amendment
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows

@@ -82,7 +82,7 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
 
 def _shown(outcome: Outcome) -> str:
     """Return what the demo has shown, a few lines each."""
-    from tracker.demo.demo import NORTH, SOUTH
+    from tracker.demo.demo import SOUTH
 
     checked = f"{outcome.bounds:,} recorded changes of status"
     lines = [f"All {checked} truly happened between their two bounds, as the simulators, which made them, know."]
@@ -91,15 +91,6 @@ def _shown(outcome: Outcome) -> str:
     if outcome.gap_seconds:
         gap = human(outcome.gap_seconds)
         lines.append(f"{SOUTH} had an outage: a gap of {gap} is on record, and the bounds across it are that wide.")
-    if outcome.uncertainty_seconds is not None:
-        lines.append(f"The bounds of a `done` are {human(outcome.uncertainty_seconds)} apart (median).")
-    if outcome.ended_polls and outcome.delay_seconds and outcome.fixed_polls:
-        delay = outcome.delay_seconds
-        lines.append(
-            f"The {outcome.ended} jobs of {NORTH} that ended took {outcome.ended_polls:.0f} polls each, and the end "
-            f"was seen {human(delay)} after it (means). A poll every {human(2 * delay)} has the same mean delay, and "
-            f"would have taken {outcome.fixed_polls:.0f} polls each from registration to end."
-        )
     width = min(shutil.get_terminal_size().columns, 100) - 1
     return "\n".join(["What this showed:", *(click.wrap_text(line, width, "- ", "  ") for line in lines)])
 
