@@ -34,12 +34,15 @@ class Systemd:
     def running(self) -> Iterator[None]:
         """Report READY after the first look, STOPPING at the end; feed the watchdog while looks are completed."""
         over = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(over,), name="systemd", daemon=True)
         if os.environ.get("NOTIFY_SOCKET"):
-            threading.Thread(target=self._watch, args=(over,), name="systemd", daemon=True).start()
+            thread.start()
         try:
             yield
         finally:
             over.set()
+            if thread.is_alive():
+                thread.join()
 
     def reloading(self) -> None:
         """Report that the settings are read again; READY follows after the next look, with the new ones or the old."""
