@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
+import subprocess
 import tempfile
 import uuid
 import warnings
@@ -203,3 +205,25 @@ def refused(connection: sa.Connection, words: str = "") -> Iterator[None]:
     with pytest.raises((sa.exc.DBAPIError, TrackerError)) as caught, connection.begin_nested():
         yield
     assert words in str(caught.value)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PEM file with a self-signed certificate for localhost, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    both = folder / "both.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    files = ["-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "crt.pem"]
+    try:
+        subprocess.run([*command.split(), *files], check=True, capture_output=True, cwd=folder)
+    except FileNotFoundError:
+        pytest.skip("there is no openssl command")
+    both.write_bytes((folder / "crt.pem").read_bytes() + (folder / "key.pem").read_bytes())
+    return both
+
+
+@pytest.fixture
+def tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context

@@ -1,12 +1,20 @@
-"""`tracker config check`: every effective value and where it came from, secrets masked; what is wrong, all at once."""
+"""`tracker config check`: every effective value and where it came from, secrets masked; what is wrong, all at once.
+
+And whether each cluster answers, and a start in the odd places that containers are.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.hostile import Hostile, free_port
 from tracker import cli
 
 KEY = "hush-hush-0123456789"
@@ -78,3 +86,76 @@ def test_an_odd_password_is_used_and_not_shown(
         more = capsys.readouterr()
         for part in ("hu", "sh="):
             assert part not in out + err + more.out + more.err
+
+
+def test_each_cluster_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line a cluster says what came of it; a refused key counts most; without --ask nobody is asked."""
+    with (
+        Hostile(lambda wire: wire.answer("not_found")) as good,
+        Hostile(lambda wire: wire.answer("done")) as odd,
+        Hostile(lambda wire: wire.reply("", "401 Unauthorized")) as refusing,
+    ):
+        urls = {"good": good.url, "odd": odd.url, "refusing": refusing.url}
+        urls["away"] = f"http://127.0.0.1:{free_port()}"
+
+        def ask(*names: str) -> tuple[int, dict[str, str]]:
+            tables = [f"[clusters.{name}]\napi_key = '{KEY}'\nbase_url = '{urls[name]}'" for name in names]
+            (tmp_path / "tracker.toml").write_text("\n".join(tables))
+            code = cli.main(["config", "check", "--ask"])
+            out, err = capsys.readouterr()
+            assert out.startswith("name,value,source")
+            assert KEY not in out + err
+            assert err.startswith("The settings are good")
+            return code, dict(line.split(": ", 1) for line in err.splitlines()[1:])
+
+        assert ask("good") == (0, {"good": "good: it answers, and the key is accepted"})
+        code, said = ask("good", "odd", "away")
+        assert code == 69
+        assert "'done', not 'not_found'" in said["odd"]
+        assert "refused" in said["away"]
+        code, said = ask("refusing", "away", "good")
+        assert code == 78
+        assert "check api_key" in said["refusing"]
+        assert said["good"].startswith("good")
+        asked = [request.split()[1].decode().partition("jid=")[2] for request in good.requests]
+        assert len(set(asked)) == 3
+        assert cli.main(["config", "check"]) == 0
+        assert len(good.requests) == 3
+    (tmp_path / "tracker.toml").write_text("")
+    assert cli.main(["config", "check", "--ask"]) == 78
+    assert "no cluster is configured" in capsys.readouterr().err
+
+
+ODD_PLACE = """
+mount --bind "$1" "$1" && mount -o remount,bind,ro / && cd / && shift &&
+exec unshare --user --map-user=12345 --map-group=23456 "$@"
+"""
+"""Run $2 and so on as a user without an entry in passwd, where only the folder $1 can be written to."""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare(1)")
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"LANG": "C", "TZ": "Nowhere/Land"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": ":/no/such/file"},
+        {"LC_ALL": "xx_YY.nothing", "TZ": ""},
+    ],
+)
+def test_an_odd_place_is_good_enough(tmp_path: Path, environ: dict[str, str]) -> None:
+    """A read-only root, a user that nobody knows, no HOME, an odd locale and TZ: all is as elsewhere."""
+    odd = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", ODD_PLACE, "sh", str(tmp_path)]
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        every = {"PATH": os.environ["PATH"], "TRACKER_DATABASE_URL": f"sqlite:///{tmp_path}/t.db"}
+        return subprocess.run([*odd, *command], env=every | environ, capture_output=True, text=True)
+
+    if run("true").returncode != 0:
+        pytest.skip("this machine allows no namespaces")
+    there = run("sh", "-c", "id -u; touch /x")
+    assert (there.stdout, there.returncode) == ("12345\n", 1)
+    tracker = str(Path(sys.executable).with_name("tracker"))
+    for command in (("config", "check"), ("db", "upgrade"), ("db", "check"), ("status",)):
+        done = run(tracker, *command)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr

@@ -497,7 +497,7 @@ def test_a_database_that_cannot_be_read_is_named_and_no_file_is_lost(
     before = set(tmp_path.iterdir())
     for url, code, problem in (
         ("sqlite:///none.db", 78, "there is no database at none.db: make it with `tracker db upgrade`"),
-        ("sqlite:///newer.db", 78, "newer than this version's: install a newer tracker"),
+        ("sqlite:///newer.db", 78, "install a newer tracker"),
         ("sqlite:///text.db", 78, "the file is not a SQLite database, or damaged"),
         ("postgresql+psycopg://nobody@127.0.0.1:1/none", 69, "the database is not available"),
     ):

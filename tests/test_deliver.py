@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import ssl
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.history import register
+from tests.hostile import Hostile
 from tests.test_checkpoint import KEY
 from tests.test_checks import unguarded
 from tracker import database
@@ -27,6 +29,7 @@ from tracker.audit.checkpoint import parse, split
 from tracker.audit.deliver import Courier
 from tracker.audit.seal import chain, seal
 from tracker.models import DELIVERIES
+from tracker.settings import Settings
 
 
 class Receiver:
@@ -38,7 +41,7 @@ class Receiver:
         watch: Is called during each request.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.codes: list[int] = []
         self.always: int | None = None
         self.got: list[tuple[str, str, str, str, int]] = []
@@ -61,7 +64,11 @@ class Receiver:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/take/s3cret-path"
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/take/s3cret-path"
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+            self.url = f"https://localhost:{self.port}/take/s3cret-path"
 
     def __enter__(self) -> Receiver:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -210,6 +217,46 @@ def test_only_2xx_means_delivered(
     receiver.codes = [201, 202, 204]
     assert Courier(engine, url=receiver.url).deliver() is None
     assert receiver.taken == all_
+
+
+def test_a_receiver_of_a_company_with_its_own_authority(
+    engine: sa.Engine, tls: ssl.SSLContext, certificate: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its certificate is trusted by `receiver_ca_bundle`; the way to it leads through `receiver_proxy`, encrypted."""
+    all_ = sealed(engine, "a b")
+    with Receiver(tls) as receiver, Hostile(lambda wire: wire.tunnel(receiver.port)) as proxy:
+        Courier.of(engine, Settings(checkpoint_url=receiver.url)).deliver()
+        assert noted(engine, "http").last_error == "WrongTarget tls_unverified"
+        assert "TRACKER_RECEIVER_CA_BUNDLE" in events(caplog, "delivery_failed")[-1]["note"]
+        trusting = Settings(checkpoint_url=receiver.url, receiver_ca_bundle=certificate)
+        assert Courier.of(engine, trusting).deliver() is None
+        assert receiver.taken == all_
+        by_proxy = trusting.model_copy(update={"receiver_proxy": proxy.url.replace("//", "//user:pass@")})
+        all_ = sealed(engine, "c")
+        assert Courier.of(engine, by_proxy).deliver() is None
+        assert receiver.taken == all_
+        assert proxy.requests[0].startswith(f"CONNECT localhost:{receiver.port} ".encode())
+        assert b"Proxy-Authorization: Basic dXNlcjpwYXNz" in proxy.requests[0]
+        assert b"s3cret" not in b"".join(proxy.passed + proxy.requests)
+        proxy.play = lambda wire: wire.reply("", "403 no")
+        all_ = sealed(engine, "d")
+        Courier.of(engine, by_proxy).deliver()
+        assert noted(engine, "http").last_error == "Unavailable proxy"
+        assert "TRACKER_RECEIVER_PROXY" in events(caplog, "delivery_failed")[-1]["note"]
+    with Receiver() as receiver:  # this machine is reached without it
+        Courier.of(engine, by_proxy.model_copy(update={"checkpoint_url": receiver.url})).deliver()
+        assert receiver.taken == all_
+
+
+def test_authorities_that_went_away_are_named(engine: sa.Engine, certificate: Path, tmp_path: Path) -> None:
+    """Their file was good when the settings were read; the other destinations get theirs."""
+    all_ = sealed(engine, "a")
+    authorities = Path(shutil.copy(certificate, tmp_path))
+    courier = Courier(engine, tmp_path / "c.txt", "https://localhost:9/", ca_bundle=authorities)
+    authorities.unlink()
+    assert courier.deliver() == pytest.approx(15, abs=1)
+    assert noted(engine, "http").last_error == "BadConfiguration ca_bundle"
+    assert split((tmp_path / "c.txt").read_text()) == all_
 
 
 def test_a_server_that_does_not_answer_holds_nobody_up(

@@ -6,9 +6,9 @@ import gzip
 import http.client
 import json
 import logging
+import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 import traceback
@@ -718,28 +718,6 @@ def test_a_busy_connection_that_hangs_is_not_asked_twice() -> None:
 # TLS and proxies
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PEM file with a self-signed certificate for localhost, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    both = folder / "both.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    files = ["-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "crt.pem"]
-    try:
-        subprocess.run([*command.split(), *files], check=True, capture_output=True, cwd=folder)
-    except FileNotFoundError:
-        pytest.skip("there is no openssl command")
-    both.write_bytes((folder / "crt.pem").read_bytes() + (folder / "key.pem").read_bytes())
-    return both
-
-
-@pytest.fixture
-def tls(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
-
-
 def test_a_dripping_tls_server_ends_at_the_deadline(tls: ssl.SSLContext, certificate: Path) -> None:
     """The deadline holds under TLS as well, in the head and in the body."""
     with Hostile(drip_body, tls=tls) as server:
@@ -842,10 +820,13 @@ def test_a_proxy_that_makes_no_connection(play: Play, code: str, words: str) -> 
 # Configuration
 
 
-def test_a_file_that_is_not_of_certificates_is_refused_at_once() -> None:
-    """Everything else that cannot be used is refused by the settings."""
+def test_a_file_that_no_longer_holds_certificates_is_refused_at_once(certificate: Path, tmp_path: Path) -> None:
+    """It was good when the settings were read."""
+    authorities = Path(shutil.copy(certificate, tmp_path))
+    cluster = ClusterSettings(name="w1", ca_bundle=authorities)
+    authorities.write_text("empty")
     with pytest.raises(BadConfiguration, match=r"ca_bundle.*PEM") as caught:
-        client("https://example.com", ca_bundle=Path(__file__))
+        Elevate(cluster, SHORT)
     assert caught.value.__cause__ is None
 
 

@@ -23,7 +23,7 @@ from tests.test_checks import unguarded as unchecked
 from tracker import database, guards
 from tracker.audit import seal as sealer
 from tracker.audit.checkpoint import Signed, sign
-from tracker.audit.findings import AskedServer, Report, What
+from tracker.audit.findings import AskedServer, Report, What, may_be_loopback
 from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.verify import verify
 from tracker.cli.audit import verify as command
@@ -276,3 +276,18 @@ def test_a_bad_file_is_an_error_in_words(
     for wrong in (file, tmp_path / "first"):
         assert isinstance(run("--public-key", wrong).exception, BadConfiguration)
     assert isinstance(run("--trusted", tmp_path / "missing").exception, click.UsageError)
+
+
+def test_this_machine_is_known_however_it_is_spelled() -> None:
+    """Each leads here, or may: what a name with a dot at its end means is up to the resolver."""
+    for host in (
+        *("localhost", "LocalHost", "localhost.", "a.localhost", "a.LOCALHOST.", "127.0.0.1", "127.0.0.1."),
+        *("0.0.0.0", "127.1", "2130706433", "0x7f000001", "0x7F.1", "0177.0.0.1", "017700000001", "0"),  # noqa: S104
+        *("::1", "0:0:0:0:0:0:0:1", "::", "::ffff:127.0.0.1", "::FFFF:7f00:1", "::ffff:0.0.0.0", "::1%lo"),
+    ):
+        assert may_be_loopback(host), host
+    for other in (
+        *("", None, "example.com", "localhost.evil.com", "notlocalhost", "127.evil.com", "10.0.0.1", "3232235777"),
+        *("::ffff:10.0.0.1", "fe80::1", "2001:db8::1", "128.0.0.1", "1", "é.example", "999999999999", "0x"),
+    ):
+        assert not may_be_loopback(other), other

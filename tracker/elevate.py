@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from time import monotonic
 from typing import Self
 from urllib.parse import quote
@@ -29,6 +30,12 @@ from tracker.transport import CAP, IDLE_SECONDS, Adapter, bad_answer, flight, tl
 
 _LONGEST_PAUSE = timedelta(hours=6)
 """The longest wait that a server can ask for: a typing error of its owner must not stop polling for weeks."""
+
+RECEIVER_HINTS = {
+    "tls_unverified": "the receiver's certificate is not trusted: check TRACKER_RECEIVER_CA_BUNDLE",
+    "proxy": "the proxy made no connection: check TRACKER_RECEIVER_PROXY",
+}
+"""What to do about an error of `post`, by its code; the words of the errors themselves are about Elevate."""
 
 
 class _Key(str):
@@ -147,7 +154,16 @@ class Elevate:
             response.close()
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta) -> None:
+def post(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    timeout: timedelta,
+    *,
+    method: str = "POST",
+    ca_bundle: Path | None = None,
+    proxy: str | None = None,
+) -> None:
     """Send *body* to a server of the operator's, and return once it answered with any 2xx; its answer is not read.
 
     Args:
@@ -155,15 +171,20 @@ def post(url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta) 
         body: It can have arrived although an error is raised.
         headers: Beside those of every request.
         timeout: For the whole of it.
+        method: A ping is a GET without a body.
+        ca_bundle: PEM file of the authorities to trust in place of the usual ones.
+        proxy: For ``https://``; this machine is asked without it.
 
     Raises:
         AskError: It was not accepted. Class and code of the error say why; neither has the URL in it.
+        BadConfiguration: The file of authorities cannot be used.
     """
-    adapter = Adapter(url, tls_context(None) if url.lower().startswith("https:") else None, None, 1)
+    is_tls = url.lower().startswith("https:")
+    adapter = Adapter(url, tls_context(ca_bundle) if is_tls else None, proxy if is_tls else None, 1)
     flight.deadline, flight.room = monotonic() + timeout.total_seconds(), CAP
     flight.sent_at, flight.reused = datetime.now(UTC), False
     try:
-        request = Request("POST", url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
+        request = Request(method, url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
         response = adapter.send(request.prepare(), stream=True, timeout=timeout.total_seconds()).raw
         response.close()
         if not 200 <= response.status < 300:

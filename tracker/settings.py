@@ -14,12 +14,9 @@ import difflib
 import ipaddress
 import os
 import re
-import socket
 import tomllib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import unquote_plus, urlsplit
@@ -37,6 +34,7 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from tracker.errors import BadConfiguration, InvalidField
 
@@ -85,24 +83,6 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def may_be_loopback(host: str | None) -> bool:
-    """Return whether *host* may lead to this machine, however it is spelled: a superset of `is_loopback`.
-
-    The resolver decides about a name below ``localhost`` or with a dot at its end, the system about 0.0.0.0. So no key
-    goes there without TLS, and the lists of sources mark such a host.
-    """
-    bare = (host or "").casefold().rstrip(".")
-    if bare == "localhost" or bare.endswith(".localhost"):
-        return True
-    with suppress(ValueError):
-        address = ipaddress.ip_address(bare)
-        address = getattr(address, "ipv4_mapped", None) or address
-        return address.is_loopback or address.is_unspecified
-    with suppress(OSError):  # a resolver also reads 127.1 and 2130706433
-        return may_be_loopback(socket.inet_ntoa(socket.inet_aton(bare)))
-    return False
-
-
 _HOST = r"(?:[\w.%-]*|\[[\da-fA-F:.%]+\])(?::\d{1,5})?"
 _URL = re.compile(
     r"(?is)(?P<scheme>[a-z][\w+.-]*://)(?:(?P<user>(?:(?!%3a)[^\s:/?#@])*)(?P<password>:.*)?(?P<at>@))?"
@@ -138,6 +118,11 @@ def mask_hook(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}/{_MASK}" if parts.path.strip("/") or parts.query else f"{parts.scheme}://{host}"
+
+
+def _mask_alerts(urls: tuple[SecretStr, ...]) -> str:
+    """Return the scheme of each URL: the token of a service may stand where other URLs have the host."""
+    return " ".join(f"{url.get_secret_value().partition(':')[0]}://{_MASK}" for url in urls)
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
@@ -214,12 +199,52 @@ def _api_key(value: SecretStr) -> SecretStr:
     return value
 
 
-def _file(value: Path, *, exists: bool = False) -> Path:
+def _file(value: Path) -> Path:
     if os.path.isdir(value):  # unlike Path.is_dir never raises
         raise ValueError("is a folder; must be the path of a file")
-    if exists and not os.path.isfile(value):
-        raise ValueError(f"there is no file {value}")
     return value
+
+
+def _authorities(value: Path) -> Path:
+    import ssl  # here: it takes some milliseconds, and few settings need it
+
+    if not os.path.isfile(value):
+        raise ValueError(f"there is no file {value}")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+    except ssl.SSLError:
+        raise ValueError(f"{value} is not a PEM file of certificates") from None
+    except OSError:  # this account may not read it; commands that use it say so
+        pass
+    return value
+
+
+def _address(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ValueError("must be an IP address of this machine, such as 127.0.0.1, or 0.0.0.0 for all") from None
+
+
+def _alert_urls(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    """Check only the form: Apprise knows its schemes, and is needed by the daemon alone."""
+    for number, url in enumerate(urls, 1):
+        if not re.match(r"[A-Za-z][\w+.-]*://\S", url.get_secret_value()):  # never repeated
+            raise ValueError(f"URL {number} must look like SCHEME://..., as Apprise has them, with a blank between two")
+    return urls
+
+
+def _with_effect(*needed: str) -> AfterValidator:
+    """Refuse a setting that does nothing unless one of *needed*, which stand before it in `Settings`, is set."""
+
+    def check(value: object, info: ValidationInfo) -> object:
+        # One that is wrong is missing in `data`, and is reported by itself.
+        if not any(info.data.get(name, "wrong") for name in needed):
+            others = " or ".join(f"TRACKER_{name.upper()}" for name in needed)
+            raise PydanticCustomError("no_effect", f"has no effect without {others}: set that too, or remove this one")
+        return value
+
+    return AfterValidator(check)
 
 
 def checked_database_url(value: str) -> str:
@@ -266,7 +291,16 @@ DurationOrZero = Annotated[
 Duration = Annotated[DurationOrZero, Field(gt=timedelta(0), description="a duration above 0 such as '2 days'")]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 File = Annotated[Path, AfterValidator(_file)]
+CaBundle = Annotated[Path, AfterValidator(_authorities)]
 HookUrl = Annotated[str, AfterValidator(_url)]
+SecretUrl = Annotated[SecretStr, AfterValidator(lambda value: SecretStr(_url(value.get_secret_value())))]
+AlertUrls = Annotated[
+    tuple[SecretStr, ...],
+    BeforeValidator(lambda value: value.split() if isinstance(value, str) else value),
+    AfterValidator(_alert_urls),
+]
+_ON_HTTP = _with_effect("http_port")
+_ON_RECEIVERS = _with_effect("checkpoint_url", "alert_urls", "ping_url")
 
 
 class _Model(BaseModel):
@@ -293,9 +327,7 @@ class ClusterSettings(_Model):
         float, BeforeValidator(_no_bool), _number(0.001, 1_000_000, "a number")
     ] = 10.0
     max_concurrency: Annotated[Count, _number(1, 1000)] = 4  # requests under way at once, in one daemon
-    ca_bundle: Annotated[Path, AfterValidator(partial(_file, exists=True))] | None = (
-        None  # PEM, in place of the usual authorities
-    )
+    ca_bundle: CaBundle | None = None  # PEM, in place of the usual authorities
     proxy: Annotated[str, AfterValidator(_proxy)] | None = None  # may hold a password
 
     @property
@@ -317,11 +349,20 @@ class Settings(_Model):
 
     timezone: Zone = DEFAULT_TIMEZONE  # of the legal clock
     database_url: Annotated[str, AfterValidator(checked_database_url)] = "sqlite:///tracker.db"  # may hold a password
-    http_port: Annotated[Count | None, _number(1, 65535, "a port number")] = None  # on 127.0.0.1; None is off
+    http_port: Annotated[Count | None, _number(1, 65535, "a port number")] = None  # None is off
+    http_bind: Annotated[str, AfterValidator(_address), _ON_HTTP] = "127.0.0.1"
+    http_page: Annotated[bool, _ON_HTTP, Field(description="on or off")] = Field(  # off beyond this machine
+        default_factory=lambda data: is_loopback(data["http_bind"])
+    )
     signing_key_file: File | None = None
     checkpoint_file: File | None = None
     checkpoint_url: HookUrl | None = None
     seal_after: DurationOrZero = timedelta(hours=1)  # how old the oldest unsealed row may get; 0: seal each new row
+    alert_urls: AlertUrls = ()  # of Apprise
+    alert_after: Annotated[Duration, _with_effect("alert_urls")] = timedelta(minutes=15)  # a cluster is unreachable
+    ping_url: SecretUrl | None = None  # of a service that speaks Healthchecks' protocol
+    receiver_ca_bundle: Annotated[CaBundle, _ON_RECEIVERS] | None = None  # of checkpoints, alerts and pings
+    receiver_proxy: Annotated[str, AfterValidator(_proxy), _ON_RECEIVERS] | None = None  # may hold a password
     lost_after_polls: Annotated[Count, _number(1, 10_000)] = 5  # ``not_found`` answers in a row that end a job …
     lost_after: Duration = timedelta(days=2)  # … over at least this long
     delay_per_poll: Duration = timedelta(seconds=60)  # how much mean delay one poll may save
@@ -364,8 +405,15 @@ class Settings(_Model):
 
 
 _GLOBAL = tuple(name for name in Settings.model_fields if name != "clusters")
-_PATHS = frozenset({"signing_key_file", "checkpoint_file", "ca_bundle", "api_key_file"})
-_SECRET_URLS = {"database_url": mask_url, "proxy": mask_url, "checkpoint_url": mask_hook}
+_PATHS = frozenset({"signing_key_file", "checkpoint_file", "ca_bundle", "receiver_ca_bundle", "api_key_file"})
+_SECRET_URLS: dict[str, Callable[[Any], str]] = {
+    "database_url": mask_url,
+    "proxy": mask_url,
+    "receiver_proxy": mask_url,
+    "checkpoint_url": mask_hook,
+    "ping_url": lambda url: mask_hook(url.get_secret_value()),
+    "alert_urls": _mask_alerts,
+}
 
 GLOBAL_KEYS = (*_GLOBAL, "clusters")
 """Every key at the top of tracker.toml."""
@@ -431,6 +479,12 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
 
     tables = [where[1] for where in found if where[2:] == ("name",)]
     name = given["TRACKER_CLUSTER"][0] if "TRACKER_CLUSTER" in given else tables[0] if len(tables) == 1 else ""
+    for cluster in filter(None, dict.fromkeys((*tables, name)) if keys and has_folder else ()):
+        file = folder / f"tracker_api_key_{cluster.lower()}"
+        if os.path.lexists(file) and (key := _text_of(file, str(file), problems)):
+            _put(found, ("clusters", cluster, "api_key"), key, str(file), cwd)
+            if cluster == name and given.get("TRACKER_API_KEY", ("", ""))[1] == f"{folder}/tracker_api_key":
+                problems.append(f"{file}: tracker_api_key is also there; keep one of them")
     for variable in [one for one in given if one in _SETTINGS_BY_VARIABLE]:
         (value, place), setting = given[variable], _SETTINGS_BY_VARIABLE[variable]
         if setting in _GLOBAL:
@@ -476,6 +530,10 @@ def _shown(model: BaseModel) -> dict[str, str]:
         value = getattr(model, name)
         if value is None:
             text = ""
+        elif name in _SECRET_URLS:
+            text = _SECRET_URLS[name](value)
+        elif isinstance(value, bool):
+            text = "on" if value else "off"
         elif isinstance(value, SecretStr):
             text = _MASK if value.get_secret_value() else ""
         elif isinstance(value, timedelta):
@@ -484,8 +542,6 @@ def _shown(model: BaseModel) -> dict[str, str]:
             text = f"{seconds / _UNITS[unit]:.15g} {unit}"
         elif isinstance(value, dict):
             text = ", ".join(value)
-        elif name in _SECRET_URLS:
-            text = _SECRET_URLS[name](value)
         else:
             text = str(value)
         shown[name] = text
@@ -565,7 +621,7 @@ def _from_secrets(folder: Path, left_out: set[str], problems: list[str]) -> dict
     """Return by variable what the files of the secrets folder say: (value, place).
 
     A file is called as the variable in lower case: ``tracker_api_key``. Others are left alone: the folder is shared,
-    and may hold files that ``api_key_file`` names.
+    and may hold files that ``api_key_file`` names, and a key for each of several clusters (`load`).
     """
     secrets: dict[str, tuple[str, str]] = {}
     for variable in _SETTINGS_BY_VARIABLE:
@@ -591,9 +647,9 @@ def _read_keys(found: _Found, keys: bool, single: str, folder: Path, problems: l
         elif file is not None:
             problems.append(f"{place}: must be the path of a file that holds the key")
         elif not found.get(where, ("", ""))[0]:
-            ways = [f"api_key_file in [clusters.{name}] of tracker.toml"]
-            if name == single:
-                ways = ["TRACKER_API_KEY", f"the file {folder / 'tracker_api_key'}", *ways]
+            ways = ["TRACKER_API_KEY"] if name == single else []
+            ways += [f"the file {folder}/tracker_api_key_{name[:80].lower()}"]
+            ways += ["api_key_file in its section of tracker.toml"]
             problems.append(f"cluster {name[:80]}: has no key; give it by {' or '.join(ways)}")
 
 
@@ -609,12 +665,15 @@ def _validate(found: _Found, problems: list[str]) -> Settings | None:
     except ValidationError as error:
         for one in error.errors(include_url=False):
             where = tuple(map(str, one["loc"]))
+            where = where if where[:1] == ("clusters",) else where[:1]  # not the place in a list
             if where and where not in found:  # it follows from an error that is reported by itself
                 continue
             fields = ClusterSettings.model_fields if where[1:] else Settings.model_fields
             wanted = fields[where[-1]].description if where else ""
             text = f"must be {wanted}, not {str(one['input'])[:40]!r}"
-            if not wanted:
+            if one["type"] == "no_effect":
+                text = one["msg"]
+            elif not wanted:
                 text = str(one.get("ctx", {}).get("error", "must be text"))
             problems.append(f"{found[where][1]}: {text}" if where else text)
     return None

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import Final
+from typing import Final, Self
 
 import sqlalchemy as sa
 
@@ -33,10 +33,10 @@ from tracker import database, elevate
 from tracker.audit.checkpoint import Signed, parse
 from tracker.audit.keys import sync_folder
 from tracker.cadence import doubled
-from tracker.errors import AskError, BadCheckpoint
+from tracker.errors import AskError, BadCheckpoint, BadConfiguration
 from tracker.logs import event
 from tracker.models import DELIVERIES, SEALS, UtcDateTime
-from tracker.settings import mask_hook
+from tracker.settings import Settings, mask_hook
 
 FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
 LONGEST_PAUSE: Final = timedelta(minutes=4)
@@ -78,6 +78,7 @@ class Courier:
         file: Is made if it is missing; an empty line follows each checkpoint.
         url: Gets each checkpoint as the body of a POST. It may hold a secret, which is neither stored nor logged.
         clock: Monotonic seconds.
+        ca_bundle, proxy: For the URL, see `elevate.post`.
     """
 
     def __init__(
@@ -86,6 +87,9 @@ class Courier:
         file: Path | None = None,
         url: str | None = None,
         clock: Callable[[], float] = monotonic,
+        *,
+        ca_bundle: Path | None = None,
+        proxy: str | None = None,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -95,8 +99,19 @@ class Courier:
         if url is not None:
             # The hash distinguishes two URLs on one host, and is too short to find a secret by.
             name = f"{mask_hook(url)} ({hashlib.sha256(url.encode()).hexdigest()[:8]})"
-            self._destinations.append(_Destination(name, partial(_post, url)))
+            self._destinations.append(_Destination(name, partial(_post, url, ca_bundle, proxy)))
         self._has_begun = False
+
+    @classmethod
+    def of(cls, engine: sa.Engine, settings: Settings) -> Self:
+        """Return one for the destinations in *settings*."""
+        return cls(
+            engine,
+            settings.checkpoint_file,
+            settings.checkpoint_url,
+            ca_bundle=settings.receiver_ca_bundle,
+            proxy=settings.receiver_proxy,
+        )
 
     def deliver(self, stop: Event | None = None, seconds: float = ROUND_SECONDS) -> float | None:
         """Deliver what is pending, and return in how many seconds to try again; None: nothing was refused.
@@ -183,14 +198,13 @@ class Courier:
             return bool(connection.execute(noted.returning(DELIVERIES.c.destination)).all())
 
     def _failed(self, to: _Destination, error: AskError | OSError | _CannotDeliver) -> None:
-        words = ""  # an AskError's are about Elevate
         if isinstance(error, _CannotDeliver):
             short, words = error.short, str(error)
         elif isinstance(error, OSError):
             short = f"{type(error).__name__} {errno.errorcode.get(error.errno or 0, 'unknown')}"
             words = error.strerror or ""
         else:
-            short = f"{type(error).__name__} {error.code}"
+            short, words = f"{type(error).__name__} {error.code}", elevate.RECEIVER_HINTS.get(error.code, "")
         with database.writing(self._engine) as connection:
             to.failing_since = to.failing_since or database.now(connection)
             first = sa.func.coalesce(DELIVERIES.c.failing_since, sa.literal(to.failing_since, UtcDateTime()))
@@ -219,10 +233,13 @@ def _log(signed: Signed) -> None:
     event("checkpoint", logging.INFO, **facts, key=one.key.id if one.key else "unsigned")
 
 
-def _post(url: str, signed: Signed) -> None:
+def _post(url: str, ca_bundle: Path | None, proxy: str | None, signed: Signed) -> None:
     """Send a checkpoint to a server, as the body of a POST."""
     headers = {"Content-Type": "text/plain; charset=utf-8", "Tracker-Checkpoint": str(signed.checkpoint.number)}
-    elevate.post(url, signed.text.encode(), headers, TIMEOUT)
+    try:
+        elevate.post(url, signed.text.encode(), headers, TIMEOUT, ca_bundle=ca_bundle, proxy=proxy)
+    except BadConfiguration as error:  # the file of authorities was good when the settings were read
+        raise _CannotDeliver("BadConfiguration ca_bundle", str(error)) from None
 
 
 class _File(_Destination):

@@ -5,13 +5,14 @@ Owns the words and the values; ``verify`` and ``checks`` find. Pure.
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
-
-from tracker.settings import may_be_loopback
 
 LONGEST_LIST: Final = 1000
 """Most findings that are kept. The rest is only counted, so that a damaged database does not fill the memory."""
@@ -65,6 +66,24 @@ class AskedServer:
         except ValueError:
             return ("no address",)
         return tuple(flag for flag, is_so in flags if is_so)
+
+
+def may_be_loopback(host: str | None) -> bool:
+    """Return whether *host* may lead to this machine, however it is spelled: a superset of `is_loopback`.
+
+    The resolver decides about a name below ``localhost`` or with a dot at its end, the system about 0.0.0.0. So no key
+    goes there without TLS, and the lists of sources mark such a host.
+    """
+    bare = (host or "").casefold().rstrip(".")
+    if bare == "localhost" or bare.endswith(".localhost"):
+        return True
+    with suppress(ValueError):
+        address = ipaddress.ip_address(bare)
+        address = getattr(address, "ipv4_mapped", None) or address
+        return address.is_loopback or address.is_unspecified
+    with suppress(OSError):  # a resolver also reads 127.1 and 2130706433
+        return may_be_loopback(socket.inet_ntoa(socket.inet_aton(bare)))
+    return False
 
 
 @dataclass(slots=True)

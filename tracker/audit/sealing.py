@@ -68,7 +68,7 @@ class Sealing:
             raise self._failure
 
     def _run(self, engine: sa.Engine, over: threading.Event) -> None:
-        courier = Courier(engine, self._settings.checkpoint_file, self._settings.checkpoint_url)
+        courier = Courier.of(engine, self._settings)
         seal_at = monotonic()
         while not over.is_set():
             if monotonic() >= seal_at:

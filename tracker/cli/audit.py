@@ -293,7 +293,7 @@ def _rotated(file: Path) -> PublicKey:
             if newest is None or newest.checkpoint.next_key != public:
                 file.unlink()
                 raise
-        courier = Courier(engine, settings.checkpoint_file, settings.checkpoint_url)
+        courier = Courier.of(engine, settings)
         with suppress(TrackerError):  # the checkpoint is in the chain: the next daemon delivers it
             courier.deliver()
     return public
