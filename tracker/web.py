@@ -47,7 +47,9 @@ MOST_CONNECTIONS: Final = 100  # with one more, the oldest is closed
 
 _REQUEST: Final = re.compile(rb"([A-Z]{1,20}) ([!-~]{1,4000}) HTTP/1\.[01]\r\n(.*)", re.DOTALL)
 _HOST: Final = re.compile(rb"^host:[ \t]*(.*?)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
-_OURS: Final = re.compile(rb"(127\.0\.0\.1|\[::1\]|localhost)(:\d{1,5})?", re.IGNORECASE)  # a tunnel has its own port
+_OURS: Final = re.compile(
+    rb"(127(\.\d{1,3}){3}|\[::1\]|localhost)(:\d{1,5})?", re.IGNORECASE
+)  # a tunnel has its own port
 _HEADERS: Final = {
     "Server": "tracker",
     "Connection": "close",
@@ -94,15 +96,13 @@ class Web:
         self._metrics = metrics
         self._sockets: dict[tuple[str, int], socket.socket] = {}
 
-    def beside(
-        self, settings: Settings, bind: str, with_page: bool
-    ) -> Callable[[sa.Engine], AbstractContextManager[None]]:
+    def beside(self, settings: Settings) -> Callable[[sa.Engine], AbstractContextManager[None]]:
         """Listen, if there is an `http_port`, and return what serves beside the polling.
 
         Raises:
             BadConfiguration: The port is in use, or the address is not ours. What was served before still is.
         """
-        place = None if settings.http_port is None else (bind, settings.http_port)
+        place = None if settings.http_port is None else (settings.http_bind, settings.http_port)
         if place is not None and place not in self._sockets:
             self._sockets[place] = listen(*place)
 
@@ -113,7 +113,7 @@ class Web:
             stored, page = Stored(engine, settings), PageProcess(self._page_command)
             self._metrics.expect(settings.clusters)
             routes: Routes = {
-                "/": page.response if with_page else lambda: _PAGE_IS_OFF,
+                "/": page.response if settings.http_page else lambda: _PAGE_IS_OFF,
                 "/healthz": lambda: healthz(self._age()),
                 "/readyz": lambda: readyz(stored),
                 "/metrics": lambda: Response(self._metrics.text(stored), CONTENT_TYPE),
@@ -159,7 +159,7 @@ def listen(bind: str, port: int) -> socket.socket:
         name, action = "TRACKER_HTTP_BIND", "set an address of this machine; 0.0.0.0 is all of them"
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             name, action = "TRACKER_HTTP_PORT", "set another port, or stop the program that uses this one"
-        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        why = os.strerror(error.errno or 0)
         raise BadConfiguration(f"{name}: cannot listen on {shown}:{port} ({why}): {action}") from error
 
 

@@ -31,7 +31,7 @@ def run(once: bool) -> None:
 
         page = [sys.executable, "-P", "-c", _PAGE]  # -P: import nothing from the current folder
         port = web.Web(page, lambda: 0.0, metrics.Metrics())
-        beside.insert(0, port.beside(effective, "127.0.0.1", True))
+        beside.insert(0, port.beside(effective))
     tally = daemon.run(effective, once=once, beside=beside)
     if once:
         click.echo(
