@@ -143,7 +143,8 @@ READING: dict[tuple[str, ...], str] = {  # by command, the rest of the line; not
     ("audit", "export"): "pack",
 }
 WRITING: dict[tuple[str, ...], str] = {  # in an order in which each has something to do
-    ("add",): "{j}1 {j}2 {j}3 --kind export",
+    ("add",): "{j}1 {j}2 {j}3 --kind export --received-at 2020-01-01",
+    ("ack",): "undecidable --reason late",
     ("import",): "jobs.csv",
     ("run",): "--once",
     ("pause",): "w1 --reason maintenance",
@@ -155,7 +156,13 @@ WRITING: dict[tuple[str, ...], str] = {  # in an order in which each has somethi
     ("amend",): "{j}1 --reference DSR-9 --reason mistyped",
 }
 FINDING = {("status",), ("reconcile",)}  # these exit with 1 when they find something, as they may here
-ELSEWHERE = {("demo",), ("simulate",), ("db", "upgrade"), ("audit", "keygen")}  # no database of ours, or the owner's
+ELSEWHERE = {
+    ("demo",),
+    ("simulate",),
+    ("db", "upgrade"),
+    ("audit", "keygen"),
+    ("alerts", "test"),
+}  # no database of ours, or the owner's
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

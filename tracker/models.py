@@ -253,10 +253,10 @@ ALERTS = sa.Table(
     "alerts",
     METADATA,
     _key("kind", TEXT),
-    _key("subject", TEXT),  # a cluster, a destination, a group of jobs
+    _key("subject", TEXT),  # a cluster, a destination, a group of jobs; a hyphen where there is none
     _key("since", INSTANT),
-    _not_null("level", TEXT),  # how urgent it was when it was sent
-    sa.Column("told_at", INSTANT),
+    _not_null("level", TEXT),  # how urgent it was when it was sent or taken in hand
+    sa.Column("told_at", INSTANT),  # last sent; not before ended_at: its end was sent, too
     sa.Column("ended_at", INSTANT),
     sa.Column("acked_by", TEXT),
     sa.Column("acked_until", INSTANT),

@@ -34,6 +34,8 @@ COMMANDS = {
     "show": ("Follow", "tracker.cli.look:show", "Show one job: facts, timeline, next poll."),
     "clusters": ("Follow", "tracker.cli.status:clusters", "List clusters: late polls, pauses, gaps."),
     "status": ("Follow", "tracker.cli.status:status", "Show what runs, and what needs a person."),
+    "alerts": ("Follow", "tracker.cli.alerts:alerts", "Send a test alert."),
+    "ack": ("Decide", "tracker.cli.alerts:ack", "Quiet a need that a person has in hand."),
     "withdraw": ("Decide", "tracker.cli.operate:withdraw", "Close jobs, with a reason."),
     "reopen": ("Decide", "tracker.cli.operate:reopen", "Resume failed, lost, attested or withdrawn jobs."),
     "attest": ("Decide", "tracker.cli.operate:attest", "Declare that jobs were done, unseen by tracker."),
