@@ -138,7 +138,7 @@ def test_a_slow_client_has_limited_time(monkeypatch: pytest.MonkeyPatch) -> None
         assert len(b"".join(iter(lambda: taker.recv(1_000_000), b""))) < size
 
 
-def test_a_slow_response_is_made_once_and_holds_up_no_other(port: int) -> None:
+def test_a_slow_response_is_made_once_and_holds_up_no_other() -> None:
     """Those who ask meanwhile get the same one; it holds up no other path, and not the server's end."""
     go, made, answers = threading.Event(), list[int](), list[str]()
 
@@ -172,7 +172,7 @@ Serve = Callable[..., AbstractContextManager[None]]
 
 @pytest.fixture
 def serve(engine: sa.Engine) -> Iterator[Serve]:
-    """Return a function that serves what a daemon does, by the port, the address and whether the page is on."""
+    """Return a function that serves what a daemon does, with these settings."""
     made = Web([sys.executable, "-c", "print('page')"], lambda: 0.0, Metrics())
 
     def serve(port: int, **more: object) -> AbstractContextManager[None]:
@@ -188,14 +188,10 @@ def test_what_cannot_be_listened_at_is_a_clear_error(serve: Serve) -> None:
     """The message names the setting and says what to do; what is served already is not disturbed."""
     held, free = free_port(), free_port()
     with socket.create_server(("127.0.0.1", held)), serve(free):
-        with pytest.raises(
-            BadConfiguration, match=rf"^TRACKER_HTTP_PORT: .* 127\.0\.0\.1:{held} \(Address already in use"
-        ):
+        with pytest.raises(BadConfiguration, match=rf"^TRACKER_HTTP_PORT: .*:{held} \(.* in use\): set another port"):
             serve(held)
         for bind in ("192.0.2.1", "2001:db8::1"):
-            with pytest.raises(
-                BadConfiguration, match=rf"^TRACKER_HTTP_BIND: .*{bind}.*\(Cannot assign.*an address of this"
-            ):
+            with pytest.raises(BadConfiguration, match=rf"^TRACKER_HTTP_BIND: .*{bind}.*: set an address of this"):
                 serve(free, http_bind=bind)
         assert get(free, "/healthz")[0].status == 200
 
