@@ -9,7 +9,6 @@ import signal
 import sys
 from pathlib import Path
 from threading import Event
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -49,22 +48,15 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     from tracker import database
     from tracker.cli.report import print_durations
     from tracker.demo import demo as scene
-    from tracker.reports.durations import durations
 
     log = logging.getLogger("tracker")
     level = log.level
     log.setLevel(logging.CRITICAL)  # a vanished job and an outage are part of the scene, not news
-    caught: list[int] = []
     stop = Event()
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        stop.set()
-        for each, action in before.items():
-            signal.signal(each, action)  # a second signal ends it at once
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number in before:
+            signal.signal(number, lambda *_: stop.set())
         with progress("hours") as tell:
             outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, tell=tell)
     finally:
@@ -73,13 +65,13 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
             signal.signal(number, action)
     states = ", ".join(f"{number} {state}" for state, number in outcome.states.items()) or "no jobs"
     click.echo(f"{outcome.now:%Y-%m-%d %H:%M} UTC: {states}; {outcome.polls:,} polls.", err=True)
-    if caught:
+    if stop.is_set():
         click.echo(f"Interrupted; nothing is left running.\n{_place(path, outcome)}", err=True)
-        ctx.exit(128 + caught[0])
+        ctx.exit(130)
     click.echo(f"That took {outcome.seconds:.0f} s.\n", err=True)
     engine = database.open_database(scene.url_of(path))
     with database.reading(engine) as connection:
-        print_durations(durations(connection))
+        print_durations(connection)
     engine.dispose()
     page = scene.write_page(path)
     click.echo(f"\n{_shown(outcome)}\n\n{_place(path, outcome)}", err=True)
