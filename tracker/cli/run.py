@@ -20,20 +20,19 @@ def run(once: bool) -> None:
     After the first signal the requests under way end and are recorded; a second one exits at once. Events go to stderr,
     one line each: key=value on a terminal, JSON otherwise.
     """
-    from contextlib import ExitStack
-
-    from tracker import daemon, logs, settings, web
+    from tracker import daemon, logs, settings
     from tracker.audit.sealing import Sealing
 
     effective = settings.load()
     logs.setup()
-    sealing = Sealing(effective, once=once)
-    with ExitStack() as stack:
-        if effective.http_port is not None and not once:
-            page = web.PageProcess([sys.executable, "-P", "-c", _PAGE])  # -P: import nothing from the current folder
-            stack.callback(page.close)
-            stack.enter_context(web.serving(effective.http_port, {"/": page.response}))
-        tally = daemon.run(effective, once=once, beside=[sealing])
+    beside: list[daemon.Beside] = [Sealing(effective, once=once)]
+    if not once:
+        from tracker import metrics, web
+
+        page = [sys.executable, "-P", "-c", _PAGE]  # -P: import nothing from the current folder
+        port = web.Web(page, lambda: 0.0, metrics.Metrics())
+        beside.insert(0, port.beside(effective))
+    tally = daemon.run(effective, once=once, beside=beside)
     if once:
         click.echo(
             f"{tally.asked} asked, {tally.failed} failed, {tally.transitions} transitions recorded"
