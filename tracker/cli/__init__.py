@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": ("Start", "tracker.cli.demo:demo", "See all of it on this machine, in about 20 seconds."),
     "config": ("Start", "tracker.cli.config:config", "What the settings are, and where each comes from."),
     "db": ("Start", "tracker.cli.db:db", "Make the database, bring it up to date, check it."),
+    "deploy": ("Start", "tracker.cli.deploy:deploy", "Print files for systemd, containers and Prometheus."),
     "add": ("Register", "tracker.cli.intake:add", "Register jobs by their jids."),
     "import": ("Register", "tracker.cli.intake:import_", "Register the jobs in a file: CSV or JSON Lines."),
     "run": ("Follow", "tracker.cli.run:run", "The daemon: poll open jobs, record each transition."),
