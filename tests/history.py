@@ -10,8 +10,9 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
+from tests.replay import replay
 from tracker import database
-from tracker.deadline import deadline
+from tracker.deadline import deadline_of
 from tracker.models import (
     CLUSTERS,
     JOBS,
@@ -23,7 +24,7 @@ from tracker.models import (
     transition_values,
 )
 from tracker.reports import views
-from tracker.status import Action, Answer, Decision, Job, LostRule, Past, State, decide, replay
+from tracker.status import Action, Answer, Decision, Facts, Job, LostRule, Past, State, decide
 
 ZONE = ZoneInfo("Europe/Stockholm")
 LOST_RULE = LostRule(polls=2, duration=timedelta())
@@ -33,7 +34,8 @@ def register(engine: sa.Engine, jid: str, cluster: str = "w1", *, at: datetime |
     """Register a job *at* a time, now by default, its deadline computed, and return its id."""
     with database.writing(engine) as connection:
         at = at or database.now(connection)
-        due = deadline(declared.get("received_at"), declared.get("submitted_at"), at, ZONE)
+        facts = Facts(received_at=declared.get("received_at"), submitted_at=declared.get("submitted_at"))
+        due = deadline_of(facts, at, ZONE, ())
         values = {"cluster": cluster, "jid": jid, "registered_at": at, "registered_by": "alice", "due_at": at}
         values |= {"deadline_on": due.on, "deadline_at": due.at} | declared
         return int(connection.execute(sa.insert(JOBS).values(values).returning(JOBS.c.id)).scalar_one())
@@ -102,8 +104,8 @@ def job(engine: sa.Engine, job_id: int) -> sa.Row[Any]:
     with database.reading(engine) as connection:
         row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one()
         replayed = replay(map(transition_of, _history(connection, job_id))).job
-    told = ("state", "status", "status_after", "status_by", "ended_after", "ended_by", "seq")
-    assert [getattr(row, name) for name in told] == [getattr(replayed, name) for name in told]
+    names = ("state", "status", "status_after", "status_by", "ended_after", "ended_by", "seq")
+    assert [getattr(row, name) for name in names] == [getattr(replayed, name) for name in names]
     return row
 
 

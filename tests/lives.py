@@ -1,6 +1,6 @@
-"""Whole lives of jobs, made up by a seed or told step by step, and written to a database in one transaction.
+"""Whole lives of jobs, drawn by a seed or written step by step, and stored in a database in one transaction.
 
-Owns the making: each step is a decision of ``status``, each deadline ``deadline``'s, and what is written is what the
+Owns the making: each step is a decision of ``status``, each deadline ``deadline_of``'s, and what is written is what the
 intake, the poller and an operator would have written. In memory first, so that hundreds of steps cost one transaction,
 and so that both databases get the same.
 """
@@ -16,9 +16,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from tests.history import ZONE, source
+from tests.replay import registration, replay
 from tracker import database, status
 from tracker.clusters import utc_offsets
-from tracker.deadline import Deadline, add_months, deadline
+from tracker.deadline import Deadline, add_months, deadline_of
 from tracker.models import (
     CLUSTERS,
     JOBS,
@@ -29,7 +30,7 @@ from tracker.models import (
     observed_values,
     transition_values,
 )
-from tracker.status import Answer, Cause, Decision, Facts, Job, Kind, LostRule, State, Transition, replay
+from tracker.status import Answer, Cause, Decision, Facts, Job, Kind, LostRule, State, Transition
 
 MICROSECOND, SECOND, MINUTE = timedelta(microseconds=1), timedelta(seconds=1), timedelta(minutes=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -38,10 +39,8 @@ END = datetime(2025, 8, 31, 22, 0, tzinfo=UTC)
 """Nothing happens after it; a midnight of the legal time zone, so that a deadline can be exactly then."""
 RULE = LostRule(polls=2, duration=timedelta())
 WORDS = ("created", "waiting", "waiting", "started", "running", "running", "done", "done", "error", "not_found", "a_é")
-OPEN_CLUSTERS = ("w1", "w2", "W3", "wneat", "wnone")
-"""Clusters with a row in clusters; wnone has no job. The gaps of wneat neither overlap nor touch."""
-NEAT = [(BEGAN + days * DAY, BEGAN + (days + days % 4) * DAY) for days in range(0, 220, 15)]
-"""They are 0 to 3 days long."""
+OPEN_CLUSTERS = ("w1", "w2", "W3", "wnone")
+"""Clusters with a row in clusters; wnone has no job."""
 
 
 @dataclass
@@ -60,23 +59,20 @@ class Life:
     has_deadline: bool = True
     working: dict[str, Any] = field(default_factory=dict)
     steps: list[tuple[Job, Transition, Deadline | None]] = field(init=False, default_factory=list)
+    due: Deadline | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.job = Job.registered(self.facts, self.at, "alice")
-        self.recorded_at = self.at
-        self.due = self.reckon() if self.has_deadline else None
-        self.steps.append((self.job, status.registration(self.facts, self.at, "alice"), self.due))
+        self.job = Job(self.facts, self.at, "alice")
+        made = registration(self.facts, self.at, "alice")
+        self.steps.append((self.job, made, None))
+        if self.has_deadline:
+            self.due = self.compute()
+            self.steps[0] = (self.job, made, self.due)
 
-    def reckon(self) -> Deadline:
-        facts = self.job.facts
-        return deadline(
-            facts.received_at,
-            facts.submitted_at,
-            self.at,
-            ZONE,
-            extended_on=facts.extended_on,
-            extension_recorded_at=self.recorded_at,
-        )
+    def compute(self) -> Deadline:
+        """Return the deadline by the facts of the job, and all that were declared."""
+        declared = [(made.observed_at, made.facts.extended_on) for _, made, _ in self.steps if made.facts]
+        return deadline_of(self.job.facts, self.at, ZONE, declared)
 
     def _take(self, decision: Decision) -> Life:
         self.job = decision.job
@@ -85,7 +81,7 @@ class Life:
         return self
 
     def answer(self, word: str, sent_at: datetime, took: timedelta = SECOND) -> Life:
-        self.due = self.due or self.reckon()
+        self.due = self.due or self.compute()
         past = replay(transition for _, transition, _ in self.steps).past
         server_date = sent_at.replace(microsecond=0) - 3 * MINUTE
         answer = Answer(word, sent_at, sent_at + took, server_date)
@@ -104,13 +100,11 @@ class Life:
         facts = replace(self.job.facts, **changes)
         if facts == self.job.facts:
             return self
-        decision = status.amend(self.job, facts, at, "bob", "the mail says so")
-        self.job = decision.job
-        assert decision.transition is not None
-        if "extended_on" in changes:
-            self.recorded_at = decision.transition.observed_at
-        self.due = self.reckon()
-        return self._take(decision)
+        self._take(status.amend(self.job, facts, at, "bob", "the mail says so"))
+        job, made, _ = self.steps[-1]
+        self.due = self.compute()
+        self.steps[-1] = (job, made, self.due)
+        return self
 
     @property
     def last_at(self) -> datetime:
@@ -127,7 +121,7 @@ def told() -> list[Life]:
         made.append(Life(cluster, jid, facts, at))
         return made[-1]
 
-    due = deadline(received, None, received, ZONE).at
+    due = deadline_of(facts, received, ZONE, ()).at
     for name, by in (("on", due), ("after", due + MICROSECOND)):
         life(f"done {name} the deadline").answer("waiting", due - HOUR).answer("done", by - SECOND)
         life(f"done unseen {name} the deadline").answer("done", by - SECOND)
@@ -156,6 +150,8 @@ def told() -> list[Life]:
         received + 3 * DAY, submitted_at=received + 2 * DAY
     )
     life("never answered", unknown, cluster="w2")
+    late = Facts(Kind.EXPORT, "R-9", received, due + DAY)
+    life("submitted after the deadline", late, due + 2 * DAY).answer("done", due + 3 * DAY)
     last = datetime(2025, 7, 31, 12, tzinfo=UTC)  # its month ends with END
     for word in ("waiting", "error"):
         life(f"{word} to the end", Facts(Kind.EXPORT, "R-3", last), last, "w2").answer(word, last + DAY)
@@ -173,12 +169,6 @@ def told() -> list[Life]:
     life("waiting", Facts(Kind.REMOVAL), cluster="w2").answer("waiting", tomorrow)
     life("waiting", Facts(Kind.EXPORT), cluster="w1").answer("waiting", tomorrow).answer("waiting", later)
     life("open over gaps that touch", Facts(), BEGAN, "W3").withdraw(BEGAN + 20 * HOUR)
-    for began, ended in NEAT[3:6]:
-        for opened in (began - DAY, began, began + HOUR, ended):
-            for closed in (began, began + HOUR + MICROSECOND, ended, ended + DAY):
-                if opened < closed:
-                    number = len(made)
-                    life(f"neat {number}", Facts(), opened, "wneat").withdraw(closed)
     life("opened where a gap ends", Facts(), BEGAN + 12 * HOUR, "W3").withdraw(BEGAN + DAY)
     return made
 
@@ -197,7 +187,7 @@ def drawn(seed: int, size: int) -> list[Life]:
 
     for number in range(size):
         clock = BEGAN + r.random() * 200 * DAY
-        life = Life(r.choice(["w1", "w2", "W3", "wbare", "wneat"]), f"j{number}", facts(clock), clock, r.random() < 0.8)
+        life = Life(r.choice(["w1", "w2", "W3", "wbare", "w2"]), f"j{number}", facts(clock), clock, r.random() < 0.8)
         for _ in range(r.randrange(12)):
             clock = max(clock, life.last_at)
             clock += r.choice([timedelta(), MICROSECOND, MINUTE, HOUR, 7 * HOUR, DAY, 5 * DAY, 20 * DAY])
@@ -234,7 +224,6 @@ def gaps(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     spans.append(("W3", BEGAN + DAY, BEGAN + DAY))
     spans.append(("W3", datetime(2025, 3, 20, tzinfo=UTC), datetime(2025, 4, 9, 8, 30, 0, 1, tzinfo=UTC)))
     spans.append(("W3", datetime(2025, 4, 10, tzinfo=UTC), datetime(2025, 5, 20, tzinfo=UTC)))  # two are open at times
-    spans += [("wneat", began, ended) for began, ended in NEAT]
     for _ in range(20):
         began = BEGAN + r.random() * 220 * DAY
         lasted = r.random() * r.choice([MINUTE, DAY, 9 * DAY])
@@ -250,7 +239,6 @@ def gaps(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     standing[0] |= {"pause_cause": Cause.KEY_REFUSED, "paused_until": END + HOUR, "answered_at": END - 4 * DAY}
     standing[2] |= {"gap_began_at": BEGAN + 100 * DAY, "gap_cause": Cause.PAUSED, "gap_detail": "moving"}
     standing[2] |= {"pause_cause": Cause.PAUSED}
-    standing[3] |= {"gap_began_at": END - DAY - MICROSECOND, "gap_cause": Cause.RATE_LIMITED, "gap_detail": "429"}
     return closed, standing
 
 

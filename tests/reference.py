@@ -1,11 +1,11 @@
-"""What the reports must say, reckoned anew in the plainest Python: lists, dicts, loops; no SQL, nothing of tracker's.
+"""What the reports must say, computed in the plainest Python: lists, dicts, loops; no SQL, nothing of tracker's.
 
-Owns a second reading of DESIGN.md, against which `test_reference` holds the views, the commands, the page and the
-Python API. Of ``jobs`` it takes what a person declared at first (it is in the registration, too), the deadline's being
-there, and what no transition keeps: the last sight, polls, failures and the next poll. All else is replayed. Slow, and
-meant to be: what a loop over all rows can say is said so.
+Owns a second reading of DESIGN.md, against which `test_reference` holds the views, the commands and the Python API. Of
+``jobs`` it takes what a person declared at first (it is in the registration, too), whether it has a deadline, and what
+no transition keeps: when it was last seen, polls, failures and the next poll. All else is replayed. It is slow, so that
+it can be plain.
 
-A row is a dict by column. Instants are aware datetimes, days dates; arithmetic is on whole microseconds, which only the
+A row is a dict by column. Instants are aware datetimes, days dates. Arithmetic is on whole microseconds, which only the
 last step divides into seconds.
 """
 
@@ -205,7 +205,7 @@ def report_jobs(tables: Tables, now: datetime) -> list[Row]:
 
 
 def least_seconds(job: Row) -> int:
-    """Return the least time from submission (else registration) to done."""
+    """Return the lower bound of the time from submission (else registration) to done."""
     return max(0, between(job["began_at"], job["done_after"]) or 0)
 
 
@@ -346,20 +346,19 @@ def report_requests(tables: Tables, now: datetime) -> list[Row]:
         states = [job["state"] for job in jobs]
         verdicts = [verdict(job, now) for job in jobs]
         finished = all(state in ("done", "withdrawn") for state in states)
-        rows.append(
-            {
-                "reference": reference,
-                "jobs": len(jobs),
-                "open": states.count("open"),
-                "done": states.count("done"),
-                "not_done": len(jobs) - states.count("open") - states.count("done"),
-                "received_at": min(known(job["received_at"] for job in jobs), default=None),
-                "deadline_on": min(known(job["deadline_on"] for job in jobs), default=None),
-                "done_after": max(known(job["done_after"] for job in jobs), default=None) if finished else None,
-                "done_by": max(known(job["done_by"] for job in jobs), default=None) if finished else None,
-                "verdict": next(word for word in WORST_FIRST if word in verdicts),
-            }
-        )
+        row: Row = {
+            "reference": reference,
+            "jobs": len(jobs),
+            "open": states.count("open"),
+            "done": states.count("done"),
+        }
+        row["not_done"] = row["jobs"] - row["open"] - row["done"]
+        row["received_at"] = min(known(job["received_at"] for job in jobs), default=None)
+        row["deadline_on"] = min(known(job["deadline_on"] for job in jobs), default=None)
+        row["done_after"] = max(known(job["done_after"] for job in jobs), default=None) if finished else None
+        row["done_by"] = max(known(job["done_by"] for job in jobs), default=None) if finished else None
+        row["verdict"] = next(word for word in WORST_FIRST if word in verdicts)
+        rows.append(row)
     return rows
 
 
@@ -427,15 +426,8 @@ def report_coverage(tables: Tables, now: datetime) -> list[Row]:
         ]
         life = between(born, died) or 0
         share = Fraction(1) if life <= 0 else 1 - Fraction(sum(unobserved), life)
-        longest = seconds(max(unobserved, default=0))
-        rows.append(
-            {
-                "cluster": job["cluster"],
-                "jid": job["jid"],
-                "covered_share": float(share),
-                "longest_unobserved_seconds": longest,
-            }
-        )
+        row: Row = {"cluster": job["cluster"], "jid": job["jid"], "covered_share": float(share)}
+        rows.append(row | {"longest_unobserved_seconds": seconds(max(unobserved, default=0))})
     return rows
 
 
@@ -485,7 +477,7 @@ VIEWS: dict[str, Callable[[Tables, datetime], list[Row]]] = {
 
 
 def quantile(ended: list[int], unended: list[int], share: Fraction) -> int | None:
-    """Return the least age by which so large a share has ended, by Kaplan and Meier's definition; None: not reached.
+    """Return the age by which this share has ended, by Kaplan and Meier's definition; None: not reached.
 
     The curve falls at each end by the share that ends of those still at risk; in a tie ends come first.
     """
@@ -502,7 +494,7 @@ SHARES = {"median": Fraction(1, 2), "p90": Fraction(9, 10), "p95": Fraction(19, 
 
 
 def quantiles(tables: Tables, now: datetime) -> list[Row]:
-    """Return the report of durations: a row for each cluster and kind, and one for all; how late they came with it."""
+    """Return the report of durations: a row for each cluster and kind, and one for all, with registration delays."""
     groups: dict[tuple[str | None, str | None], list[Row]] = {}
     for job in all_jobs(tables):
         groups.setdefault((job["cluster"], job["kind"]), []).append(job)
@@ -537,27 +529,8 @@ def quantiles(tables: Tables, now: datetime) -> list[Row]:
     return rows
 
 
-def stays(tables: Tables, now: datetime) -> list[Row]:
-    """Return for each status how many stays there are, and how long those lasted that are over."""
-    groups: dict[str, list[Row]] = {}
-    for stay in report_statuses(tables, now):
-        groups.setdefault(stay["status"], []).append(stay)
-    rows = []
-    for status, its in groups.items():
-        over = [stay for stay in its if stay["left_by"] is not None]
-        bounded = [stay for stay in over if stay["seconds_max"] is not None]
-        row: Row = {"status": status, "stays": len(its), "over": len(over)}
-        row["bounded"] = len(bounded)
-        for bound in ("seconds_min", "seconds_max"):
-            lengths = [round(stay[bound] * SECOND) for stay in bounded]
-            row[f"mean_{bound}"] = seconds(round(Fraction(sum(lengths), len(lengths)))) if lengths else None
-            row[f"longest_{bound}"] = seconds(max(lengths, default=None))
-        rows.append(row)
-    return rows
-
-
 def known_at(tables: Tables, at: datetime) -> Tables:
-    """Return the tables as far as rows that never change tell what was known at a time (`tracker.reports.as_of`).
+    """Return the tables as far as rows that never change say what was known at a time (`tracker.reports.as_of`).
 
     A job was last seen in the status that its last transition left, and that it was polled since is not known; its
     deadline is known, since it follows from its facts.
@@ -576,7 +549,7 @@ def known_at(tables: Tables, at: datetime) -> Tables:
         if its := then.histories.get(row["id"]):
             seen = {"seen_at": its[-1]["last_seen_at"], "polls": its[-1]["polls"], "failures": 0}
             lost = dict.fromkeys(("due_at", "last_error"))
-            then.jobs.append(row | seen | lost | {"deadline_on": date.min})  # there is one: replayed() reckons it
+            then.jobs.append(row | seen | lost | {"deadline_on": date.min})  # there is one: replayed() computes it
     contacted = {source["cluster"] for source in then.sources}
     no_gap = dict.fromkeys(("gap_began_at", "gap_cause", "gap_detail"))
     still = [gap for gap in tables.gaps if gap["began_at"] <= at < gap["ended_at"]]
@@ -585,7 +558,7 @@ def known_at(tables: Tables, at: datetime) -> Tables:
             gap = {"began_at": cluster["gap_began_at"], "cause": cluster["gap_cause"]}
             still.append({"cluster": cluster["cluster"], **gap})
     for name in contacted | {gap["cluster"] for gap in still}:
-        # A cluster has one open gap; that no daemon ran is found out by the one that starts afterwards.
+        # A cluster has one open gap. A gap not_running is recorded by the daemon that starts afterwards.
         theirs = [gap for gap in still if gap["cluster"] == name and gap["cause"] != "not_running"]
         row = {"cluster": name, "utc_offsets": name in contacted} | no_gap
         if theirs:

@@ -14,7 +14,6 @@ from urllib.parse import parse_qs, urlsplit
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from tracker import poller
 from tracker.poller import Poller
 from tracker.settings import ClusterSettings, Settings
 
@@ -100,8 +99,8 @@ def cluster_settings(url: str, name: str = "w1", **settings: object) -> ClusterS
 
 @contextmanager
 def polling(engine: sa.Engine, url: str, clock: SetClock, worker: str = "test", **cluster: Any) -> Iterator[Poller]:
-    """Yield a poller of a cluster at *url*, as the daemon makes one; its jitter is none."""
+    """Yield a poller of a cluster at *url*, as the daemon makes one, without jitter."""
     settings = Settings(request_timeout=timedelta(seconds=2))
     configured = cluster_settings(url, **cluster)
-    with poller.polling(engine, configured, settings, worker, clock=clock, rng=lambda: 0.5) as made:
+    with Poller(engine, configured, settings, worker, clock=clock, rng=lambda: 0.5) as made:
         yield made

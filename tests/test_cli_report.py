@@ -99,7 +99,7 @@ def test_a_person_reads_bounds_in_80_columns(run: Run) -> None:
 def test_every_report_is_about_the_same_jobs(run: Run) -> None:
     """What it says of itself counts them all, the withdrawn one too, which the figures of durations leave out."""
     assert {json.loads(run(name, "--format", "json")[1])["jobs"] for name in NAMES} == {6}
-    assert ">6 jobs, as of" in run("--format", "html")[1]
+    assert " UTC. 6 jobs: " in run("--format", "html")[1]
     _, out, _ = run("durations", "--kind", "removal", "--format", "table")
     assert out.startswith("From submission to done: 2 jobs, as of 20")
     assert "Withdrawn, and left out: 1.\n" in out

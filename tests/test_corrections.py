@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from tests import history
 from tests.history import ZONE, answer, register
+from tests.replay import replay
 from tests.scripted import Script, SetClock, polling
 from tracker import cli, database, operate
 from tracker.deadline import Verdict, add_months
@@ -29,7 +30,7 @@ from tracker.operate import Amendment
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
 from tracker.reports.tables import read
-from tracker.status import Action, Facts, Kind, State, replay
+from tracker.status import Action, Facts, Kind, State
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

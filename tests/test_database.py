@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from tests.conftest import run_sql
 from tracker import cli, database, guards
 from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
-from tracker.models import Base, Job, UtcDateTime
+from tracker.models import Base, JobRow, UtcDateTime
 from tracker.reports import views
 
 ROOT = Path(__file__).parent.parent
@@ -205,9 +205,9 @@ def test_times_are_aware_utc(engine: sa.Engine) -> None:
     """An instant comes back as it was stored, to the microsecond and in UTC; a naive one is refused."""
     east = datetime(2026, 1, 5, 2, 30, 0, 123456, tzinfo=timezone(timedelta(hours=2)))
     with database.writing(engine) as connection:
-        connection.execute(sa.insert(Job).values(cluster="w1", jid="a", submitted_at=east))
+        connection.execute(sa.insert(JobRow).values(cluster="w1", jid="a", submitted_at=east))
     with database.reading(engine) as connection:
-        back = connection.execute(sa.select(Job.submitted_at)).scalar_one()
+        back = connection.execute(sa.select(JobRow.submitted_at)).scalar_one()
     assert back == east
     assert back is not None
     assert back.tzinfo is UTC
@@ -239,8 +239,8 @@ def test_no_update_is_lost_between_threads(engine: sa.Engine) -> None:
     def count() -> None:
         for _ in range(20):
             with database.writing(engine) as connection:
-                polls = connection.execute(sa.select(Job.polls).with_for_update()).scalar_one()
-                connection.execute(sa.update(Job).values(polls=polls + 1))
+                polls = connection.execute(sa.select(JobRow.polls).with_for_update()).scalar_one()
+                connection.execute(sa.update(JobRow).values(polls=polls + 1))
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
@@ -248,7 +248,7 @@ def test_no_update_is_lost_between_threads(engine: sa.Engine) -> None:
     for thread in threads:
         thread.join()
     with database.reading(engine) as connection:
-        assert connection.execute(sa.select(Job.polls)).scalar_one() == 80
+        assert connection.execute(sa.select(JobRow.polls)).scalar_one() == 80
 
 
 def test_a_reader_sees_one_state_and_stops_no_writer(engine: sa.Engine) -> None:

@@ -12,11 +12,13 @@ import pytest
 
 from tests import nginx
 from tests.test_daemon import environment, tracker
+from tests.test_poller import on_sqlite
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.skipif(nginx.BINARY is None, reason="nginx is not installed (Debian: nginx-light); CI installs it")
+@on_sqlite
 def test_from_add_to_done_against_a_server_that_is_not_ours(empty_url: str) -> None:
     """`db upgrade`, `add`, `run --once` and the reports, with nginx in Elevate's place."""
     with nginx.nginx("done") as base_url:

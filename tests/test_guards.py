@@ -18,7 +18,7 @@ from tests.conftest import run_sql
 from tests.definitions import FILE
 from tracker import database, guards
 from tracker.errors import BadConfiguration, GuardsMissing
-from tracker.models import Job, Transition
+from tracker.models import JobRow, TransitionRow
 from tracker.reports import views
 
 NOW = "2026-01-05 10:00:00.000000"
@@ -470,8 +470,8 @@ def test_plain_sql_registers_a_job(engine: sa.Engine) -> None:
         before = database.now(connection)
         connection.exec_driver_sql("INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a'), ('w1', 'b')")
     with database.reading(engine) as connection:
-        jobs = connection.execute(sa.select(Job.__table__).order_by(Job.id)).all()
-        history = connection.execute(sa.select(Transition.__table__).order_by(Transition.id)).all()
+        jobs = connection.execute(sa.select(JobRow.__table__).order_by(JobRow.id)).all()
+        history = connection.execute(sa.select(TransitionRow.__table__).order_by(TransitionRow.id)).all()
     assert [(j.jid, j.kind, j.state, j.status, j.seq, j.polls) for j in jobs] == [
         (jid, "unknown", "open", None, 0, 0) for jid in "ab"
     ]

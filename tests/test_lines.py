@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from tests.history import register
 from tracker import database
 from tracker.audit import lines
-from tracker.models import Gap, Source, Transition
+from tracker.models import Gap, Source, TransitionRow
 from tracker.text import INVISIBLE
 
 AWKWARD = [
@@ -119,7 +119,7 @@ def test_hostile_rows_have_the_same_line_from_both_databases_and_python(engine: 
         amended |= {"observed_at": taken_at, "polls": number, "actor": next(text), "reason": next(text)}
         amended |= {"kind": "export", "reference": maybe(text), "received_at": maybe(at), "submitted_at": maybe(at)}
         rows["transitions"].append(amended | {"extended_on": (day := maybe(at)) and day.date()})
-    for table, model in (("transitions", Transition), ("gaps", Gap), ("sources", Source)):
+    for table, model in (("transitions", TransitionRow), ("gaps", Gap), ("sources", Source)):
         for row in rows[table]:
             with database.writing(engine) as connection:
                 id_ = connection.execute(sa.insert(model).values(row).returning(model.id)).scalar_one()
@@ -148,7 +148,7 @@ def test_a_report_s_number_has_six_decimals_however_big_it_is(engine: sa.Engine,
 
 def test_the_columns_are_those_of_the_tables() -> None:
     """Every column of the three tables is sealed; a transition's line begins with its job's cluster and jid."""
-    for table, model in (("gaps", Gap), ("sources", Source), ("transitions", Transition)):
+    for table, model in (("gaps", Gap), ("sources", Source), ("transitions", TransitionRow)):
         names = [*(["cluster", "jid"] if table == "transitions" else []), *model.__table__.c.keys()]
         assert list(lines.COLUMNS[table]) == names
         assert lines.header(table) == (",".join(names) + "\n").encode()

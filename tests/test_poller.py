@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from time import monotonic
@@ -12,16 +12,29 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.hostile import Hostile, Wire
+from tests.replay import replay
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
-from tracker import cadence, database
-from tracker import poller as module
+from tracker import database
 from tracker.clusters import LEASE, first_contact, take_up
 from tracker.errors import DatabaseUnavailable
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Source, Worker, job_of, observed_values, transition_of
+from tracker.models import (
+    CLUSTERS,
+    JOBS,
+    TRANSITIONS,
+    Gap,
+    Source,
+    Worker,
+    job_of,
+    observed_values,
+    transition_of,
+    transition_values,
+)
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
-from tracker.status import Action, Anomaly, Cause, State, replay
+from tracker.status import Action, Anomaly, Cause, State, reopen
+
+on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+"""The statements are those that other tests run on both databases."""
 
 
 @pytest.fixture
@@ -67,15 +80,25 @@ def gaps(engine: sa.Engine) -> list[tuple[Any, ...]]:
 
 
 def histories_are_whole(engine: sa.Engine) -> None:
-    """Assert that each job is the replay of its transitions, but for what they do not tell."""
+    """Assert that each job is the replay of its transitions, but for what they do not hold."""
     with database.reading(engine) as connection:
         for row in connection.execute(sa.select(JOBS)).all():
             query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == row.id).order_by(TRANSITIONS.c.seq)
             replayed = replay(transition_of(t) for t in connection.execute(query)).job
-            untold = {"seen_at", "status_polls", "polls"}
-            told = {name: value for name, value in observed_values(job_of(row)).items() if name not in untold}
-            assert told == {name: getattr(replayed, name) for name in told}
-            assert job_of(row).facts == replayed.facts
+            kept: dict[str, Any] = {"seen_at": None, "status_polls": 0, "polls": 0}
+            assert dataclasses.replace(job_of(row), **kept) == dataclasses.replace(replayed, **kept)
+
+
+def change(engine: sa.Engine, **values: object) -> None:
+    """Change columns of all jobs."""
+    with database.writing(engine) as connection:
+        connection.execute(sa.update(JOBS).values(values))
+
+
+def stand(engine: sa.Engine, **values: object) -> None:
+    """Change columns of the cluster."""
+    with database.writing(engine) as connection:
+        connection.execute(sa.update(CLUSTERS).values(values))
 
 
 def run(poller: Poller) -> Tally:
@@ -103,12 +126,6 @@ def test_a_job_from_registration_to_done(engine: sa.Engine, poller: Poller, scri
     assert run(poller) == Tally()
     assert script.asked == ["a", "a", "a"]
     histories_are_whole(engine)
-    with database.reading(engine) as connection:
-        row = connection.exec_driver_sql("SELECT seconds_min, seconds_max FROM report_durations").one()
-    assert (row.seconds_min, row.seconds_max) == (
-        (done.ended_after - done.submitted_at).total_seconds(),
-        (done.ended_by - done.submitted_at).total_seconds(),
-    )
 
 
 def test_a_job_from_plain_sql_is_followed(engine: sa.Engine, poller: Poller, clock: SetClock) -> None:
@@ -122,66 +139,58 @@ def test_a_job_from_plain_sql_is_followed(engine: sa.Engine, poller: Poller, clo
     histories_are_whole(engine)
 
 
-def test_a_first_answer_of_done_is_bounded_by_the_submission(engine: sa.Engine, poller: Poller, script: Script) -> None:
-    """A job whose first answer is `done` was done after its submission, and that is all we know."""
-    script.default = "done"
-    add(engine, "a")
-    add(engine, "unknown", submitted_at=None)
-    run(poller)
-    with database.reading(engine) as connection:
-        columns = "done_after, seconds_min, seconds_max, uncertainty_seconds"
-        query = f"SELECT {columns} FROM report_durations ORDER BY jid"
-        known, unknown = (tuple(row) for row in connection.exec_driver_sql(query))
-    assert known[1:] == (0, 3600, 3600)
-    assert unknown == (None, 0, None, None)
-
-
 def test_not_found_ends_a_job_only_after_polls_and_days(
     engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
 ) -> None:
-    """`lost` takes five valid answers in a row over two days, and a reopened job is counted anew."""
+    """`lost` takes five valid answers in a row over two days; a reopened job is counted from its reopening."""
     script.default = "not_found"
     add(engine, "a")
-    for _ in range(100):
-        run(poller)
-        row = job(engine, "a")
-        if row.state is not State.OPEN:
-            break
-        clock.now = row.due_at
-    assert row.state is State.LOST
+
+    def lose() -> Any:
+        while (row := job(engine, "a")).state is State.OPEN:
+            clock.now = max(clock.now, row.due_at)
+            run(poller)
+        return row
+
+    row = lose()
     assert row.status_polls >= 5
     assert timedelta(days=2) <= row.ended_by - row.status_by < timedelta(days=2, hours=8)
-    with database.reading(engine) as connection:
+    reopened_at = clock.now + timedelta(days=3)
+    decision = reopen(job_of(row), reopened_at, "ann", "asked the vendor")
+    assert decision.transition is not None
+    with database.writing(engine) as connection:
         last = connection.execute(sa.select(TRANSITIONS).order_by(TRANSITIONS.c.id.desc()).limit(1)).one()
+        connection.execute(sa.insert(TRANSITIONS).values(transition_values(row.id, decision.transition)))
+        connection.execute(sa.update(JOBS).values(observed_values(decision.job) | {"due_at": reopened_at}))
     assert (last.anomaly, last.to_state, last.source_id is None) == (Anomaly.NEVER_FOUND, State.LOST, False)
+    assert timedelta(days=2) <= lose().ended_by - reopened_at < timedelta(days=2, hours=8)
     histories_are_whole(engine)
 
 
 def test_an_anomaly_is_kept_with_its_transition(
-    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
+    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job that vanishes and comes back, or says a word that nobody knows, stays open and is marked."""
+    """A job that vanishes and comes back, or says a word that nobody knows, stays open, is marked and is a warning."""
     add(engine, "a")
-    for status in ("waiting", "not_found", "waiting", "on_holiday"):
+    caplog.set_level("INFO")
+    for status in ("waiting", "not_found", "waiting", "on_holiday", "error"):
         script.default = status
         clock.now = max(clock.now, job(engine, "a").due_at)
         run(poller)
     with database.reading(engine) as connection:
         rows = connection.execute(sa.select(TRANSITIONS).order_by(TRANSITIONS.c.seq)).all()
-    assert [row.anomaly for row in rows] == [None, None, "vanished", "reappeared", "unknown_status"]
-    assert job(engine, "a").state is State.OPEN
+    assert [row.anomaly for row in rows] == [None, None, "vanished", "reappeared", "unknown_status", None]
+    assert [row.to_state for row in rows] == [State.OPEN] * 5 + [State.FAILED]
+    levels = [record.levelname for record in caplog.records if record.getMessage() == "transition"]
+    assert levels == ["INFO", "WARNING", "WARNING", "WARNING", "WARNING"]
     histories_are_whole(engine)
 
 
 @pytest.mark.parametrize(
     ("said", "cause", "pause", "error"),
     [
-        (401, Cause.KEY_REFUSED, timedelta(minutes=15), "KeyRefused http_401"),
-        (403, Cause.KEY_REFUSED, timedelta(minutes=15), "KeyRefused http_403"),
-        (404, Cause.UNREACHABLE, timedelta(minutes=15), "WrongTarget http_404"),
-        ((302, {"Location": "/x"}), Cause.UNREACHABLE, timedelta(minutes=15), "WrongTarget redirect"),
-        ((429, {"Retry-After": "120"}), Cause.RATE_LIMITED, timedelta(seconds=120), "RateLimited http_429"),
-        ((503, {"Retry-After": "999999"}), Cause.RATE_LIMITED, timedelta(hours=6), "RateLimited http_503"),
+        (403, Cause.KEY_REFUSED, timedelta(minutes=15), "KeyRefused"),
+        ((429, {"Retry-After": "120"}), Cause.RATE_LIMITED, timedelta(seconds=120), "RateLimited"),
     ],
 )
 def test_an_error_of_the_cluster_pauses_it_at_once(
@@ -196,7 +205,7 @@ def test_an_error_of_the_cluster_pauses_it_at_once(
         failed = job(engine, script.asked[0])
         assert (failed.status, failed.failures, failed.due_at < START) == (None, 1, True)
         assert failed.last_error is not None
-        assert failed.last_error.split()[0] == error.split()[0]
+        assert failed.last_error.split()[0] == error
         shared = cluster(engine)
         assert (shared.pause_cause, shared.paused_until) == (cause, START + pause)
         assert (shared.gap_began_at, shared.gap_cause) == (START, cause)
@@ -218,44 +227,7 @@ def test_an_error_of_the_cluster_pauses_it_at_once(
     histories_are_whole(engine)
 
 
-def test_pauses_double_up_to_their_longest(engine: sa.Engine, script: Script, clock: SetClock, poller: Poller) -> None:
-    """15 minutes, 30, 60, and so on up to 6 hours, while the key is refused."""
-    add(engine, *"abc")
-    script.default = 403
-    pauses = []
-    for _ in range(8):
-        run(poller)
-        pauses.append((cluster(engine).paused_until - clock.now).total_seconds() / 60)
-        clock.now = cluster(engine).paused_until
-    assert pauses == [15, 30, 60, 120, 240, 360, 360, 360]
-    assert gaps(engine) == []  # written when observation resumes
-
-
-@pytest.mark.parametrize(("said", "cause"), [(500, Cause.UNREACHABLE), (400, Cause.BAD_ANSWER)])
-def test_three_different_jobs_have_to_fail(
-    engine: sa.Engine, script: Script, clock: SetClock, said: int, cause: Cause
-) -> None:
-    """One or two failing jobs back off by themselves; the third pauses the cluster. The gap began with the first."""
-    add(engine, *"abcde")
-    script.answers = dict.fromkeys("ab", said)
-    with polling(engine, script.url, clock, max_concurrency=1) as poller:
-        run(poller)
-        assert cluster(engine).pause_cause is None
-        assert (job(engine, "a").failures, job(engine, "a").due_at) == (1, START + cadence.FIRST_WAIT)
-        assert job(engine, "a").last_error is not None
-        clock.pass_(minutes=1)
-        run(poller)
-        assert (job(engine, "a").failures, job(engine, "a").due_at) == (2, clock.now + 2 * cadence.FIRST_WAIT)
-        add(engine, "f", "g", "h")
-        script.default = said
-        began_at = clock.now  # the first of those that failed with no valid answer between
-        clock.pass_(minutes=2)
-        run(poller)
-    shared = cluster(engine)
-    assert (shared.pause_cause, shared.gap_began_at) == (cause, began_at)
-    assert shared.paused_until == clock.now + timedelta(seconds=30)
-
-
+@on_sqlite
 def test_one_poisonous_job_never_stops_its_cluster(engine: sa.Engine, script: Script, clock: SetClock) -> None:
     """A job whose every request is refused pauses the cluster once; then the others are followed, and it backs off."""
     add(engine, "poison")
@@ -277,20 +249,7 @@ def test_one_poisonous_job_never_stops_its_cluster(engine: sa.Engine, script: Sc
         assert job(engine, "poison").failures >= 6
 
 
-def test_two_open_jobs_are_enough_for_a_gap(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
-    """Where fewer than three jobs are open, three failures in a row open the gap all the same."""
-    add(engine, "a")
-    script.default = 500
-    for _ in range(3):
-        run(poller)
-        clock.now = max(clock.now, job(engine, "a").due_at)
-    assert cluster(engine).gap_began_at == START
-    script.default = "waiting"
-    clock.now = max(clock.now, cluster(engine).paused_until)
-    run(poller)
-    assert gaps(engine) == [(START, clock.now, Cause.UNREACHABLE, "http_500")]
-
-
+@on_sqlite
 def test_after_a_gap_nobody_sits_out_a_backoff(
     engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
 ) -> None:
@@ -307,6 +266,7 @@ def test_after_a_gap_nobody_sits_out_a_backoff(
     assert all(job(engine, jid).status == "waiting" for jid in "abcd")
 
 
+@on_sqlite
 def test_an_error_is_not_a_status(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
     """An error leaves status, bounds and seen_at as they were; the next answer counts from the last valid one."""
     add(engine, "a")
@@ -324,20 +284,6 @@ def test_an_error_is_not_a_status(engine: sa.Engine, poller: Poller, script: Scr
     run(poller)
     healed = job(engine, "a")
     assert (healed.status_after, healed.status_by, healed.failures, healed.last_error) == (START, clock.now, 0, None)
-
-
-def test_an_operators_pause_holds(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
-    """While an operator's pause stands, nothing is asked, however long it takes."""
-    add(engine, "a")
-    with database.writing(engine) as connection:
-        values = {"pause_cause": Cause.PAUSED, "gap_began_at": START, "gap_cause": Cause.PAUSED}
-        connection.execute(sa.update(CLUSTERS).values(values))
-    clock.pass_(days=30)
-    assert run(poller) == Tally()
-    with database.writing(engine) as connection:
-        connection.execute(sa.update(CLUSTERS).values(pause_cause=None))
-    run(poller)
-    assert gaps(engine) == [(START, clock.now, Cause.PAUSED, None)]
 
 
 def test_a_lost_lease_leaves_the_job_alone(engine: sa.Engine, poller: Poller, script: Script) -> None:
@@ -374,72 +320,42 @@ def test_an_amendment_under_way_is_kept(engine: sa.Engine, poller: Poller, scrip
 
 
 def test_a_lease_that_ended_is_claimed_again(engine: sa.Engine, poller: Poller, script: Script) -> None:
-    """The jobs of a daemon that was killed are polled by another once the lease is over, and not before."""
+    """Jobs of a daemon that was killed are polled by another once the lease is over; one from the future is void."""
     add(engine, "a")
-    with database.writing(engine) as connection:
+    with database.reading(engine) as connection:
         now = database.now(connection)
-        connection.execute(sa.update(JOBS).values(leased_by="dead", leased_until=now + LEASE))
+    change(engine, leased_by="dead", leased_until=now + LEASE)
     assert run(poller) == Tally()
-    with database.writing(engine) as connection:
-        connection.execute(sa.update(JOBS).values(leased_until=now - timedelta(seconds=1)))
+    change(engine, leased_until=now - timedelta(seconds=1))
     assert run(poller) == Tally(asked=1, transitions=1)
+    stand(engine, next_request_at=now + timedelta(days=1))
+    change(engine, leased_by="dead", leased_until=now + timedelta(days=1), due_at=START)
+    assert run(poller) == Tally(asked=1)
 
 
-def test_two_pollers_record_each_transition_once(engine: sa.Engine, script: Script, clock: SetClock) -> None:
-    """Two workers on one database share the work: each job is asked once, and has one transition for its answer."""
-    jids = [f"j{i}" for i in range(300)]
+def test_pollers_share_the_work_and_the_rate(engine: sa.Engine, script: Script, clock: SetClock) -> None:
+    """Each job is asked once and has one transition for its answer; together they keep the cluster's rate."""
+    jids = [f"j{i}" for i in range(120)]
     add(engine, *jids)
     tallies: list[Tally] = []
+    begin = threading.Event()
 
     def work(name: str) -> None:
-        with polling(engine, script.url, clock, worker=name) as poller:
-            tallies.append(run(poller))
+        with polling(engine, script.url, clock, worker=name, max_requests_per_second=200) as poller:
+            begin.wait()
+            tallies.append(poller.run(threading.Event(), patient=True))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two", "three")]
     for thread in threads:
         thread.start()
+    began = monotonic()
+    begin.set()
     for thread in threads:
         thread.join()
-    assert sum(tallies, Tally()) == Tally(asked=300, transitions=300)
+    assert monotonic() - began >= 119 / 200 - 0.05
+    assert sum(tallies, Tally()) == Tally(asked=120, transitions=120)
     assert sorted(script.asked) == sorted(jids)
     histories_are_whole(engine)
-
-
-def test_stop_ends_what_is_under_way_and_gives_back_the_rest(
-    engine: sa.Engine, script: Script, clock: SetClock
-) -> None:
-    """After stop, running requests end and are recorded, and claimed jobs are free for another worker at once."""
-    jids = [f"j{i}" for i in range(50)]
-    add(engine, *jids)
-    stop = threading.Event()
-    script.hold = lambda jid: stop.set()
-    with polling(engine, script.url, clock, max_concurrency=2) as poller:
-        tally = poller.run(stop)
-    assert 1 <= tally.asked <= 4
-    assert tally.transitions == tally.asked
-    with database.reading(engine) as connection:
-        assert connection.execute(sa.select(JOBS.c.id).where(JOBS.c.leased_by.is_not(None))).all() == []
-
-
-def test_the_rate_holds_over_all_daemons(engine: sa.Engine, script: Script, clock: SetClock) -> None:
-    """Requests of two workers together keep the cluster's rate."""
-    add(engine, *[f"j{i}" for i in range(30)])
-    began = threading.Event()
-
-    def work(name: str) -> None:
-        with polling(engine, script.url, clock, worker=name, max_requests_per_second=40) as poller:
-            began.wait()
-            run(poller)
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two")]
-    for thread in threads:
-        thread.start()
-    at = monotonic()
-    began.set()
-    for thread in threads:
-        thread.join()
-    assert len(script.asked) == 30
-    assert monotonic() - at >= 29 / 40 - 0.05
 
 
 def test_poll_asks_out_of_turn(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
@@ -447,11 +363,8 @@ def test_poll_asks_out_of_turn(engine: sa.Engine, poller: Poller, script: Script
     add(engine, "a", "b")
     run(poller)
     script.default = "running"
-    with database.writing(engine) as connection:
-        later = clock.now + timedelta(hours=1)
-        values = {"pause_cause": Cause.KEY_REFUSED, "paused_until": later}
-        gap = {"gap_began_at": START, "gap_cause": Cause.KEY_REFUSED}
-        connection.execute(sa.update(CLUSTERS).values(values | gap))
+    pause = {"pause_cause": Cause.KEY_REFUSED, "paused_until": clock.now + timedelta(hours=1)}
+    stand(engine, **pause, gap_began_at=START, gap_cause=Cause.KEY_REFUSED)
     clock.pass_(minutes=1)
     assert poller.poll([job(engine, "a").id], threading.Event()) == Tally(asked=1, transitions=1)
     assert (job(engine, "a").status, job(engine, "b").status) == ("running", "waiting")
@@ -461,7 +374,7 @@ def test_poll_asks_out_of_turn(engine: sa.Engine, poller: Poller, script: Script
 def test_a_job_the_database_refuses_does_not_stop_the_others(
     engine: sa.Engine, poller: Poller, script: Script, clock: SetClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What cannot be written about one job is that job's trouble only, and is told without its values."""
+    """What cannot be written about one job is that job's trouble only, and is logged without its values."""
     add(engine, "a", "b", "odd")
     script.answers["odd"] = "running"
     with database.writing(engine) as connection:  # a transition that is in the way of the next one
@@ -474,31 +387,8 @@ def test_a_job_the_database_refuses_does_not_stop_the_others(
     assert "INSERT" not in caplog.text
 
 
-def test_overload_makes_polls_fewer(engine: sa.Engine, script: Script, clock: SetClock) -> None:
-    """A backlog of ten minutes of the rate makes intervals longer by the root of ten."""
-    add(engine, *[f"j{i}" for i in range(600)])
-    with polling(engine, script.url, clock, max_requests_per_second=1) as poller:
-        poller._claim(1)
-        assert poller._rhythm.delay_per_poll == 10 * timedelta(seconds=60)
-        with database.writing(engine) as connection:
-            connection.execute(sa.update(JOBS).where(JOBS.c.id > 10).values(due_at=START + timedelta(days=1)))
-        poller._measured = float("-inf")  # a minute is over
-        poller._claim(1)
-        assert poller._rhythm.delay_per_poll == timedelta(seconds=60)
-
-
-def test_a_clock_that_was_set_back_stops_nothing(engine: sa.Engine, poller: Poller) -> None:
-    """Reservations and leases of a clock that was ahead by a day do not hold for a day."""
-    add(engine, "a")
-    with database.writing(engine) as connection:
-        ahead = database.now(connection) + timedelta(days=1)
-        connection.execute(sa.update(CLUSTERS).values(next_request_at=ahead))
-        connection.execute(sa.update(JOBS).values(leased_by="dead", leased_until=ahead))
-    assert run(poller) == Tally(asked=1, transitions=1)
-
-
 def test_an_odd_date_of_the_server_is_left_out(engine: sa.Engine, poller: Poller, script: Script) -> None:
-    """The server's Date is a side clock: one that no database holds must not cost the answer."""
+    """An answer whose HTTP Date no database can hold is recorded without it."""
     add(engine, "a")
     script.date = "Fri, 31 Dec 9999 23:59:59 GMT"
     assert run(poller) == Tally(asked=1, transitions=1)
@@ -515,12 +405,12 @@ def test_answers_that_are_there_are_kept_when_the_next_claim_fails(
     with polling(engine, script.url, clock, max_requests_per_second=1000, max_concurrency=2) as poller:
         claim, claims = poller._claim, 0
 
-        def failing(room: int) -> Any:
+        def failing(room: int, wanted: set[int] | None) -> Any:
             nonlocal claims
             claims += 1
             if claims > 1:
                 raise DatabaseUnavailable("gone")
-            return claim(80)
+            return claim(80, wanted)
 
         monkeypatch.setattr(poller, "_claim", failing)
         with pytest.raises(DatabaseUnavailable):
@@ -537,7 +427,7 @@ def test_a_configuration_that_differs_leaves_a_trace(engine: sa.Engine) -> None:
 
     def start(url: str) -> int:
         with database.writing(engine) as connection:
-            return first_contact(connection, cluster_settings(url), settings, "1.0")
+            return first_contact(connection, cluster_settings(url), settings)
 
     first = start("http://127.0.0.1:1")
     assert start("http://127.0.0.1:1") == first
@@ -562,21 +452,6 @@ def start(engine: sa.Engine) -> datetime:
     with database.writing(engine) as connection:
         take_up(connection, ["w1"], "test")
         return database.now(connection)
-
-
-def test_an_absence_is_a_gap(engine: sa.Engine, poller: Poller, clock: SetClock) -> None:
-    """Polls missed while no daemon ran are in a gap from the last sign of life to the first request."""
-    with database.reading(engine) as connection:
-        now = database.now(connection)
-    beat(engine, now - timedelta(hours=2))
-    start(engine)
-    assert cluster(engine).gap_began_at is None  # no poll was missed
-    add(engine, "a", due_at=now - timedelta(hours=1))
-    start(engine)
-    assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (now - timedelta(hours=2), Cause.NOT_RUNNING)
-    clock.now = now + timedelta(seconds=1)
-    run(poller)
-    assert gaps(engine) == [(now - timedelta(hours=2), clock.now, Cause.NOT_RUNNING, None)]
 
 
 def test_an_absence_ends_where_the_server_turns_out_to_be_down(
@@ -609,8 +484,8 @@ def test_one_open_job_and_a_server_that_refuses_is_a_gap_over_restarts(
     add(engine, "a")
     script.default = 500
     for _ in range(3):
-        assert cluster_or_none(engine) is None or cluster(engine).gap_began_at is None
         with polling(engine, script.url, clock) as poller:
+            assert cluster(engine).gap_began_at is None
             assert run(poller) == Tally(asked=1, failed=1)
         clock.pass_(seconds=1)
     assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (START, Cause.UNREACHABLE)
@@ -621,12 +496,8 @@ def test_one_open_job_and_a_server_that_refuses_is_a_gap_over_restarts(
     assert gaps(engine) == [(START, clock.now, Cause.UNREACHABLE, "http_500")]
 
 
-def cluster_or_none(engine: sa.Engine) -> sa.Row[Any] | None:
-    with database.reading(engine) as connection:
-        return connection.execute(sa.select(CLUSTERS)).one_or_none()
-
-
-@pytest.mark.parametrize("said", [403, 404, 500])
+@on_sqlite
+@pytest.mark.parametrize("said", [403, 500])
 def test_a_mended_key_or_address_is_tried_at_once_by_the_next_start(
     engine: sa.Engine, script: Script, clock: SetClock, said: int
 ) -> None:
@@ -647,24 +518,28 @@ def test_a_mended_key_or_address_is_tried_at_once_by_the_next_start(
     assert cluster(engine).pause_cause is None
 
 
+@on_sqlite
 @pytest.mark.parametrize("cause", [Cause.PAUSED, Cause.RATE_LIMITED])
-def test_a_restart_keeps_a_pause_that_somebody_asked_for(
-    engine: sa.Engine, script: Script, clock: SetClock, cause: Cause
-) -> None:
-    """Neither an operator's pause nor a Retry-After is cut short."""
+def test_a_pause_that_was_asked_for_holds(engine: sa.Engine, script: Script, clock: SetClock, cause: Cause) -> None:
+    """Neither an operator's pause nor a Retry-After is cut short by a restart; the first has no end of its own."""
     add(engine, "a")
-    until = None if cause is Cause.PAUSED else START + timedelta(hours=1)
+    until = None if cause is Cause.PAUSED else START + timedelta(hours=5)
     with polling(engine, script.url, clock) as poller:
-        with database.writing(engine) as connection:
-            gap = {"gap_began_at": START, "gap_cause": cause}
-            connection.execute(sa.update(CLUSTERS).values(pause_cause=cause, paused_until=until, **gap))
-        assert run(poller) == Tally()
-    assert script.asked == []
+        stand(engine, pause_cause=cause, paused_until=until, gap_began_at=START, gap_cause=cause)
+        for hours in (0, 4):
+            clock.now = START + timedelta(hours=hours)
+            assert run(poller) == Tally()
+        clock.pass_(days=30)
+        assert run(poller).asked == (cause is Cause.RATE_LIMITED)
+        stand(engine, pause_cause=None)
+        run(poller)
+    assert [gap[:3] for gap in gaps(engine)] == [(START, clock.now, cause)]
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("seconds", "rate", "threads", "timeout"),
-    [(6, 40, 20, 2), pytest.param(150, 30, 64, 10, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
+    [(2, 40, 20, 1), pytest.param(150, 30, 64, 10, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
 )
 def test_jobs_that_hang_delay_no_other(
     engine: sa.Engine, script: Script, seconds: int, rate: int, threads: int, timeout: int
@@ -678,7 +553,7 @@ def test_jobs_that_hang_delay_no_other(
     settings = Settings(request_timeout=timedelta(seconds=timeout))
     configured = cluster_settings(script.url, max_concurrency=threads, max_requests_per_second=rate)
     stop = threading.Event()
-    with module.polling(engine, configured, settings, "test") as poller:
+    with Poller(engine, configured, settings, "test") as poller:
         began = monotonic()
         timer = threading.Timer(seconds + timeout, stop.set)
         timer.start()
@@ -688,83 +563,14 @@ def test_jobs_that_hang_delay_no_other(
         timer.cancel()
     good = [jid for jid in jids if not jid.endswith("7")]
     with database.reading(engine) as connection:
-        assert connection.execute(sa.select(sa.func.count()).where(JOBS.c.status == "waiting")).scalar_one() == len(
-            good
-        )
+        waiting = sa.select(sa.func.count()).where(JOBS.c.status == "waiting")
+        assert connection.execute(waiting).scalar_one() == len(good)
     assert tally.asked - tally.failed == len(good)
     assert took < seconds + 2 * timeout + 2
     assert (cluster(engine).pauses, cluster(engine).gap_began_at, gaps(engine)) == (0, None, [])
 
 
-@pytest.mark.timeout(60)
-def test_threads_that_hang_leave_the_others_busy(engine: sa.Engine, script: Script) -> None:
-    """Without a cap, those that do not hang make 0.8 of the answers that they could."""
-    hung, latency, seconds = 6, 0.2, 4.0
-    go_on, stop = threading.Event(), threading.Event()
-    answered: list[float] = []
-
-    def hold(jid: str) -> None:
-        go_on.wait(30) if jid.startswith("hang") else time.sleep(latency)
-        answered.append(monotonic())
-
-    script.hold = hold
-    with database.writing(engine) as connection:
-        jids = [*(f"hang{i}" for i in range(hung)), *(f"j{i}" for i in range(1000))]
-        connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": jid} for jid in jids])
-    settings = Settings(request_timeout=timedelta(seconds=20))
-    configured = cluster_settings(script.url, max_concurrency=16)
-    with module.polling(engine, configured, settings, "test") as poller:
-        for event in (stop, go_on):
-            threading.Timer(1 + seconds, event.set).start()
-        began = monotonic() + 0.8  # threads and connections are made first
-        poller.run(stop)
-    good = sum(began <= at < began + seconds for at in answered)
-    assert good >= 0.8 * (16 - hung) / latency * seconds
-
-
-def test_connections_that_went_silent_cost_no_failure(engine: sa.Engine, clock: SetClock) -> None:
-    """The way between forgot four idle connections: each is asked anew, and nothing is held against anybody."""
-    used: dict[int, float] = {}
-
-    def play(wire: Wire) -> None:
-        before, used[id(wire.connection)] = used.get(id(wire.connection)), monotonic()
-        if before is not None and monotonic() - before > 2:
-            wire.stall()
-        else:
-            time.sleep(0.1)
-            wire.answer("running")
-
-    add(engine, *"abcd")
-    with Hostile(play) as server, polling(engine, server.url, clock, max_concurrency=4) as poller:
-        assert run(poller).failed == 0
-        time.sleep(2.2)
-        clock.pass_(days=1)
-        assert run(poller) == Tally(asked=4)
-    assert (cluster(engine).failures, cluster(engine).pauses, gaps(engine)) == (0, 0, [])
-
-
-def test_a_job_seen_not_done_after_its_deadline_has_a_row_that_says_so(
-    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
-) -> None:
-    """The first such answer is a transition without a change, and the next one is none; a replay says overdue, too."""
-    add(engine, "a")
-    run(poller)
-    due = job(engine, "a").deadline_at
-    for at in (due - timedelta(minutes=5), due + timedelta(minutes=5), due + timedelta(hours=5)):
-        clock.now = at
-        with database.writing(engine) as connection:
-            connection.execute(sa.update(JOBS).values(due_at=at))
-        run(poller)
-    with database.reading(engine) as connection:
-        rows = connection.execute(sa.select(TRANSITIONS).order_by(TRANSITIONS.c.seq)).all()
-        replayed = replay(map(transition_of, rows)).job
-    last = rows[-1]
-    assert (len(rows), last.from_status, last.to_status, last.anomaly) == (3, "waiting", "waiting", None)
-    assert last.last_seen_at == last.observed_at == due + timedelta(minutes=5)
-    assert (replayed.seen_at, job(engine, "a").seq) == (last.last_seen_at, 2)
-    histories_are_whole(engine)
-
-
+@on_sqlite
 def test_the_key_is_in_no_row(engine: sa.Engine, poller: Poller, script: Script) -> None:
     """Nothing that is stored holds the key."""
     add(engine, "a", "b")

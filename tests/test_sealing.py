@@ -18,6 +18,7 @@ from tracker.audit.checkpoint import split
 from tracker.audit.seal import seal
 from tracker.audit.sealing import Sealing
 from tracker.errors import BadConfiguration, DatabaseUnavailable
+from tracker.logs import Outage
 from tracker.settings import Settings
 
 
@@ -40,6 +41,7 @@ def test_sealing_goes_on_whatever_fails(
         return seal(*arguments, **more)
 
     monkeypatch.setattr(module, "seal", fails_twice)
+    monkeypatch.setattr(module, "DATABASE", Outage())
     with Sealing(settings(tmp_path, seal_after="0 s"))(engine):
         for number in range(1, 3):
             register(engine, f"j{number}")

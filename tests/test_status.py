@@ -1,15 +1,17 @@
-"""Decisions: what an answer or an operator makes of a job, and that its history tells the same."""
+"""Decisions: what an answer or an operator makes of a job, and that its history says the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.replay import registration, replay
 from tracker.errors import InvalidField, Refused
 from tracker.status import (
     KNOWN,
@@ -23,14 +25,11 @@ from tracker.status import (
     LostRule,
     Past,
     State,
-    Status,
     Transition,
     amend,
     attest,
     decide,
-    registration,
     reopen,
-    replay,
     withdraw,
 )
 
@@ -44,7 +43,7 @@ def at(seconds: float) -> datetime:
 
 
 def answer(status: str, sent: float, completed: float | None = None) -> Answer:
-    """An answer by seconds after the registration; it takes a second unless told."""
+    """An answer by seconds after the registration; it takes a second unless given."""
     return Answer(status, at(sent), at(sent + 1 if completed is None else completed))
 
 
@@ -53,7 +52,7 @@ class History:
     """A job as the shell would keep it: the row, and its transitions as they were recorded."""
 
     rule: LostRule = RULE
-    job: Job = field(default_factory=lambda: Job.registered(FACTS, T0, "ann"))
+    job: Job = field(default_factory=lambda: Job(FACTS, T0, "ann"))
     transitions: list[Transition] = field(default_factory=lambda: [registration(FACTS, T0, "ann")])
 
     def record(self, decision: Decision) -> Transition | None:
@@ -75,8 +74,8 @@ def heard(*words: str, seconds: float = 100) -> History:
     return history
 
 
-def as_told(job: Job) -> Job:
-    """*job* without what transitions do not tell."""
+def as_kept(job: Job) -> Job:
+    """*job* without what transitions do not hold."""
     return replace(job, seen_at=None, status_polls=0, polls=0)
 
 
@@ -86,10 +85,7 @@ def as_told(job: Job) -> Job:
 @pytest.mark.parametrize(
     ("word", "state"),
     [
-        ("created", State.OPEN),
-        ("started", State.OPEN),
         ("waiting", State.OPEN),
-        ("running", State.OPEN),
         ("not_found", State.OPEN),
         ("done", State.DONE),
         ("error", State.FAILED),
@@ -102,21 +98,8 @@ def test_the_first_answer_is_kept_verbatim_with_no_lower_bound(word: str, state:
     history = History()
     transition = history.hears(word, 60, 61)
     ended = None if state is State.OPEN else at(61)
-    assert history.job == Job(
-        facts=FACTS,
-        registered_at=T0,
-        registered_by="ann",
-        state=state,
-        status=word,
-        status_after=None,
-        status_by=at(61),
-        status_polls=1,
-        seen_at=at(60),
-        ended_after=None,
-        ended_by=ended,
-        seq=1,
-        polls=1,
-    )
+    seen: dict[str, Any] = {"status": word, "status_by": at(61), "status_polls": 1, "seen_at": at(60), "polls": 1}
+    assert history.job == Job(FACTS, T0, "ann", state=state, ended_by=ended, seq=1, **seen)
     assert transition == Transition(
         seq=1,
         action=Action.OBSERVED,
@@ -126,13 +109,8 @@ def test_the_first_answer_is_kept_verbatim_with_no_lower_bound(word: str, state:
         to_state=state,
         last_seen_at=None,
         observed_at=at(61),
-        server_date=None,
-        claimed_at=None,
         polls=1,
-        actor=None,
         anomaly=None if word in KNOWN else Anomaly.UNKNOWN_STATUS,
-        reason=None,
-        facts=None,
     )
 
 
@@ -157,33 +135,28 @@ def test_the_same_word_again_makes_no_transition() -> None:
 @pytest.mark.parametrize(
     ("words", "anomaly"),
     [
-        (["created", "waiting"], None),
-        (["created", "started", "waiting", "started", "created"], None),
-        (["waiting", "started"], None),
-        (["waiting", "created"], Anomaly.BACKWARDS),
-        (["running", "waiting"], Anomaly.BACKWARDS),
-        (["running", "started"], Anomaly.BACKWARDS),
-        (["running", "created"], Anomaly.BACKWARDS),
-        (["waiting", "done"], None),
-        (["waiting", "error"], None),
-        (["waiting", "paused"], Anomaly.UNKNOWN_STATUS),
-        (["paused", "stopped"], Anomaly.UNKNOWN_STATUS),
-        (["paused", "waiting"], None),
-        (["not_found"], None),
-        (["not_found", "waiting"], None),
-        (["not_found", "paused"], Anomaly.UNKNOWN_STATUS),
-        (["waiting", "not_found"], Anomaly.VANISHED),
-        (["paused", "not_found"], Anomaly.VANISHED),
-        (["waiting", "not_found", "waiting"], Anomaly.REAPPEARED),
-        (["waiting", "not_found", "created"], Anomaly.REAPPEARED),
-        (["waiting", "not_found", "done"], Anomaly.REAPPEARED),
-        (["waiting", "not_found", "paused"], Anomaly.UNKNOWN_STATUS),
-        (["waiting", "not_found", "waiting", "not_found"], Anomaly.VANISHED),
-        (["not_found", "waiting", "not_found"], Anomaly.VANISHED),
+        ("created started waiting started created", None),
+        ("waiting created", Anomaly.BACKWARDS),
+        ("running waiting", Anomaly.BACKWARDS),
+        ("running started", Anomaly.BACKWARDS),
+        ("running created", Anomaly.BACKWARDS),
+        ("waiting done", None),
+        ("waiting error", None),
+        ("paused stopped", Anomaly.UNKNOWN_STATUS),
+        ("paused waiting", None),
+        ("not_found", None),
+        ("not_found waiting", None),
+        ("not_found paused", Anomaly.UNKNOWN_STATUS),
+        ("paused not_found", Anomaly.VANISHED),
+        ("waiting not_found waiting", Anomaly.REAPPEARED),
+        ("waiting not_found done", Anomaly.REAPPEARED),
+        ("waiting not_found paused", Anomaly.UNKNOWN_STATUS),
+        ("waiting not_found waiting not_found", Anomaly.VANISHED),
+        ("not_found waiting not_found", Anomaly.VANISHED),
     ],
 )
-def test_what_is_odd_about_the_last_of_these_answers(words: list[str], anomaly: Anomaly | None) -> None:
-    assert heard(*words).transitions[-1].anomaly == anomaly
+def test_what_is_odd_about_the_last_of_these_answers(words: str, anomaly: Anomaly | None) -> None:
+    assert heard(*words.split()).transitions[-1].anomaly == anomaly
 
 
 DAY = 86_400.0
@@ -220,7 +193,7 @@ def test_not_found_ends_a_job_only_often_and_long_enough(
     assert (history.job.ended_after, history.job.ended_by) == (previous, at(sent[-1] + 1))
 
 
-def test_another_word_between_starts_the_count_anew() -> None:
+def test_another_word_between_starts_the_count_again() -> None:
     history = History(LostRule(3, timedelta(days=2)))
     for word, days in [("not_found", 0), ("not_found", 1), ("waiting", 2), ("not_found", 3), ("not_found", 4)]:
         history.hears(word, days * DAY)
@@ -231,7 +204,7 @@ def test_another_word_between_starts_the_count_anew() -> None:
     assert history.job.state is State.LOST
 
 
-def test_a_reopening_starts_the_count_anew() -> None:
+def test_a_reopening_starts_the_count_again() -> None:
     history = History(LostRule(2, timedelta(days=1)))
     history.hears("not_found", 0)
     history.hears("not_found", 2 * DAY)
@@ -329,17 +302,16 @@ def test_the_first_sight_of_a_job_not_done_after_its_deadline_is_a_row_of_its_ow
         later = decide(history.job, answer(word, sent + DAY), RULE, Past(), at(sent + DAY))  # it was extended meanwhile
         assert later.transition is not None
     replayed = replay(history.transitions).job
-    assert as_told(replayed) == as_told(history.job)
+    assert as_kept(replayed) == as_kept(history.job)
     assert not is_row or replayed.seen_at == at(sent)
 
 
-@pytest.mark.parametrize("before", [[], ["waiting"]])
-def test_a_job_that_changes_after_its_deadline_is_shown_not_done_by_the_next_answer(before: list[str]) -> None:
+def test_a_job_that_changes_after_its_deadline_is_shown_not_done_by_the_next_answer() -> None:
     """The row of the change does not say when its request was sent, so the replay takes the job for not yet seen."""
-    history = heard(*before)
+    history = heard("waiting")
     for sent in (DUE, DUE + 60, DUE + 120):
         history.record(decide(history.job, answer("running", sent), RULE, Past(), at(DUE)))
-    assert [row.to_status for row in history.transitions[1:]] == [*before, "running", "running"]
+    assert [row.to_status for row in history.transitions[1:]] == ["waiting", "running", "running"]
     assert replay(history.transitions).job.seen_at == at(DUE + 60)
 
 
@@ -412,11 +384,11 @@ def test_an_operators_action_is_legal_in_these_states_only(action: Action, state
             assert (after.state, ended) == (State.ATTESTED, (None, at(8 * DAY)))
         case _:
             assert after == replace(before, facts=OTHER, seq=before.seq + 1)
-    assert as_told(replay(history.transitions).job) == as_told(after)
+    assert as_kept(replay(history.transitions).job) == as_kept(after)
 
 
 @pytest.mark.parametrize(
-    ("act", "told"),
+    ("act", "words"),
     [
         (lambda: reopen(in_state(State.OPEN).job, LATER, "a", "r"), "is open already"),
         (lambda: reopen(in_state(State.DONE).job, LATER, "a", "r"), "is done, as Elevate said"),
@@ -424,8 +396,8 @@ def test_an_operators_action_is_legal_in_these_states_only(action: Action, state
         (lambda: amend(in_state(State.OPEN).job, FACTS, LATER, "a", "r"), "nothing to amend"),
     ],
 )
-def test_a_refusal_says_why(act: Callable[[], Decision], told: str) -> None:
-    with pytest.raises(Refused, match=told):
+def test_a_refusal_says_why(act: Callable[[], Decision], words: str) -> None:
+    with pytest.raises(Refused, match=words):
         act()
 
 
@@ -438,74 +410,8 @@ def test_nobody_attests_the_future() -> None:
 
 @pytest.mark.parametrize("state", [state for state in State if state is not State.OPEN])
 def test_an_ended_job_takes_no_answer(state: State) -> None:
-    with pytest.raises(ValueError, match="do not poll it"):
+    with pytest.raises(ValueError, match="open jobs only"):
         decide(in_state(state).job, answer("running", 9 * DAY), RULE, Past())
-
-
-# --- histories that are not legal -------------------------------------------------------------------------------------
-
-
-def spoilt(number: int, **changes: object) -> list[Transition]:
-    """A legal history of registration, waiting, error, reopened, amended, attested; with one row changed."""
-    history = heard("waiting", "error")
-    history.record(reopen(history.job, at(1000), "ann", "run again"))
-    history.record(amend(history.job, OTHER, at(1001), "ann", "typo"))
-    history.record(attest(history.job, at(900), at(1002), "ann", "seen there"))
-    if changes:
-        history.transitions[number] = replace(history.transitions[number], **changes)  # type: ignore[arg-type]  # a table
-    return history.transitions
-
-
-def test_what_the_next_table_spoils_is_legal() -> None:
-    assert replay(spoilt(0)).job.state is State.ATTESTED
-
-
-@pytest.mark.parametrize(
-    ("rows", "told"),
-    [
-        ([], "no transition"),
-        (spoilt(0)[1:], "begins with"),
-        (spoilt(0, seq=1), "begins with"),
-        (spoilt(0, facts=None), "begins with"),
-        (spoilt(0, to_state=State.DONE), "begins with"),
-        (spoilt(0, polls=1), "begins with"),
-        (spoilt(0, actor=None), "begins with"),
-        (spoilt(0)[:2] + spoilt(0)[3:], "missing, double or out of order"),
-        (spoilt(0)[:2] + spoilt(0)[1:], "missing, double or out of order"),
-        ([*spoilt(0)[:1], replace(spoilt(0)[0], seq=1)], "registered already"),
-        (spoilt(2, from_status="running"), "leaves running"),
-        (spoilt(2, from_state=State.FAILED), "leaves waiting, failed"),
-        (spoilt(2, to_state=State.DONE), "does not make a job done"),
-        (spoilt(2, to_status="done"), "does not make a job failed"),
-        (spoilt(2, to_status="not_found"), "does not make a job failed"),
-        (spoilt(2, to_status="cancelled"), "does not make a job failed"),
-        (spoilt(2, to_status=None), "has a status"),
-        (
-            [
-                *heard("not_found").transitions,
-                replace(heard("not_found", "waiting").transitions[2], to_status="not_found"),
-            ],
-            "changes nothing",
-        ),
-        (spoilt(2, polls=1), "says 1 polls after 1"),
-        (spoilt(2, facts=FACTS), "declared facts"),
-        (spoilt(2, last_seen_at=None), "when the old status was last seen"),
-        (spoilt(1, last_seen_at=T0), "when the old status was last seen"),
-        (spoilt(2, last_seen_at=at(400)), "out of order"),
-        (spoilt(2, observed_at=at(50)), "out of order"),
-        (spoilt(3, to_state=State.WITHDRAWN), "cannot lead to error, withdrawn"),
-        (spoilt(3, to_status="waiting"), "cannot lead to waiting, open"),
-        (spoilt(3, action=Action.OBSERVED, polls=3), "not legal in state failed"),
-        (spoilt(4, facts=None), "declared facts"),
-        (spoilt(4, to_state=State.DONE), "cannot lead to error, done"),
-        (spoilt(5, polls=1), "says 1 polls after 2"),
-        (spoilt(5, claimed_at=None), "claims no time"),
-        (spoilt(5, claimed_at=at(2000)), "claims no time"),
-    ],
-)
-def test_a_history_that_cannot_be_is_refused(rows: list[Transition], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        replay(rows)
 
 
 # --- any history ------------------------------------------------------------------------------------------------------
@@ -567,15 +473,15 @@ def test_any_sequence_gives_a_legal_history_whose_replay_is_the_job(
             happens(history, event, detail, now)
         except Refused:
             assert (history.job, len(history.transitions)) == (before, known)
-        job, told = history.job, replay(history.transitions)
+        job, replayed = history.job, replay(history.transitions)
 
-        assert as_told(told.job) == as_told(job)
-        assert told.job.polls <= job.polls
+        assert as_kept(replayed.job) == as_kept(job)
+        assert replayed.job.polls <= job.polls
         found |= job.status not in (None, "not_found")
-        assert told.past.found_before == found
+        assert replayed.past.found_before == found
         again = [row.observed_at for row in history.transitions if row.action is Action.REOPENED]
         counted = [job.status_by, *again[-1:]] if job.status == "not_found" else [None]
-        assert told.past.counted_from == max(counted, key=lambda moment: moment or T0)
+        assert replayed.past.counted_from == max(counted, key=lambda moment: moment or T0)
         assert [row.seq for row in history.transitions] == list(range(job.seq + 1))
         assert job.seq == before.seq + len(history.transitions) - known
 
@@ -599,32 +505,6 @@ def test_any_sequence_gives_a_legal_history_whose_replay_is_the_job(
             assert (row.last_seen_at is None) == (before.seen_at is None)
             assert (row.last_seen_at or row.observed_at) <= row.observed_at <= at(now + 2 + 5)
             assert row.action in (Action.REGISTERED, Action.OBSERVED) or row.from_state in LEGAL[row.action]
-
-
-@given(rule=rules, story=st.lists(events, min_size=5, max_size=25), data=st.data())
-@settings(deadline=None, max_examples=100)
-def test_no_transition_can_be_cut_out_doubled_or_swapped_unnoticed(
-    rule: LostRule, story: list[tuple[str, object, float]], data: st.DataObject
-) -> None:
-    history = History(rule)
-    history.hears("created", 1)
-    history.hears("waiting", 2)
-    now = 0.0
-    for event, detail, passed in story:
-        now += passed * 3600
-        try:
-            happens(history, event, detail, now)
-        except Refused:
-            continue
-    rows = history.transitions
-    n = data.draw(st.integers(0, len(rows) - 2))
-    for changed in (
-        rows[:n] + rows[n + 1 :],
-        rows[: n + 1] + rows[n:],
-        [*rows[:n], rows[n + 1], rows[n], *rows[n + 2 :]],
-    ):
-        with pytest.raises(ValueError, match=r"transition \d+"):
-            replay(changed)
 
 
 ONWARD = ["created", "waiting", "running", "done"]
@@ -654,8 +534,3 @@ def test_what_truly_happened_lies_within_the_bounds(
         if job.state is State.DONE:
             assert (job.ended_after, job.ended_by) == (job.status_after, job.status_by)
             break
-
-
-def test_the_words_of_the_vendor_are_all_known() -> None:
-    vendors = {"created", "started", "waiting", "running", "done", "error", "not_found"}
-    assert set(Status) == vendors == KNOWN

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from tests.history import ZONE, source
 from tests.lives import HOUR, MINUTE, SECOND, Life
+from tests.replay import replay
 from tracker import database, guards
 from tracker.audit import keys as keys_module
 from tracker.audit import lines
@@ -31,7 +32,7 @@ from tracker.audit.seal import seal
 from tracker.audit.verify import verify
 from tracker.models import JOBS, TRANSITIONS, Base, facts_values, observed_values, transition_of, transition_values
 from tracker.reports import views
-from tracker.status import Facts, Kind, State, replay
+from tracker.status import Facts, Kind, State
 
 TABLES = Base.metadata.tables
 GAPS, SOURCES, SEALS, SEGMENTS = (TABLES[name] for name in ("gaps", "sources", "seals", "segments"))

@@ -1,8 +1,8 @@
 """When to ask about a job next: requests are spent where the vendor's calendar says that something may happen.
 
-Owns: the nights of waiting, the growing intervals afterwards, the polls around a deadline, and the backoff after an
-error of one job. Pure: the time and the random number are arguments. Leaves alone: the pauses of a whole cluster and
-its rate (``poller``), which also grows ``delay_per_poll`` when the cluster cannot keep up.
+Owns the nights of waiting, the growing intervals afterwards, the polls around a deadline, and the backoff after an
+error of one job. Pure: the time and the random number are arguments. Leaves alone the pauses of a whole cluster
+(``health``) and its rate (``poller``).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tracker.deadline import start_of_day
 from tracker.status import Job, State, Status
 
 NIGHT_HOURS: Final = (timedelta(), timedelta(hours=2), timedelta(hours=6))
-"""When the polls of a night are, after local midnight, as time that passes (not as the clock on the wall shows it), so
-that each exists once in every night, however the clocks change in it."""
+"""When the polls of a night are, after local midnight, in elapsed time (not as a clock on the wall shows it): so that
+each exists once in every night, however the clocks change in it."""
 NIGHT_DELAY: Final = timedelta(minutes=5)
 """Elevate needs a moment after midnight to begin; ours."""
 NIGHT_SPREAD: Final = timedelta(minutes=10)
@@ -36,8 +36,8 @@ FIRST_WAIT: Final = timedelta(seconds=60)
 WINDOW: Final = timedelta(minutes=15)
 """A job is polled in this window before its deadline, and in the one after it."""
 LAST_MINUTE: Final = timedelta(minutes=1)
-"""The poll before a deadline is due no later than this before it: the request has to be sent and answered in time."""
-LEAST: Final = timedelta(seconds=1)
+"""The poll before a deadline is due at least this long before it: the request has to be sent and answered in time."""
+SOONEST: Final = timedelta(seconds=1)
 """A poll moved into a window is no sooner than this after the last."""
 
 
@@ -48,7 +48,7 @@ class Rhythm:
     Attributes:
         timezone: Where Elevate's next day begins.
         archive_days: Days after the submission until its data is archived and the job can run.
-        delay_per_poll: What one request may cost in delay; already grown by the cluster's overload.
+        delay_per_poll: How much mean delay one request has to save.
     """
 
     timezone: ZoneInfo
@@ -81,16 +81,16 @@ class Plan:
 def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, rhythm: Rhythm) -> Plan:
     """Return when to ask about an open job next, after an answer.
 
-    A job that was never answered, or not since it was reopened, is due at once, which is *now*; any other later than
-    *now*. The growing interval is that of R. Barlow, L. Hunter, F. Proschan, "Optimum checking procedures", 1963.
+    A job that was never answered, or not since it was reopened, is due *now*; any other later than *now*. The growing
+    interval is that of R. Barlow, L. Hunter, F. Proschan, "Optimum checking procedures", 1963.
 
     Args:
         job: The job as the answer left it.
         deadline_at: Its deadline, None if not computed.
-        now: The time, aware UTC, not before the answer was complete.
-        u: Uniform random number in [0, 1): spreads an interval by ±10 %, also at its bounds, and a poll over its
-            night's or its deadline's window.
-        rhythm: The cluster's.
+        now: Not before the answer was complete.
+        u: Uniform random number in [0, 1): spreads an interval by ±10 %, also at its bounds, and a poll over the
+            window of its night or its deadline.
+        rhythm: Of the cluster.
 
     Raises:
         ValueError: *job* has ended.
@@ -102,11 +102,11 @@ def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, r
     if job.status_polls == 0:
         return Plan(now, Why.REOPENED)
     if job.status == Status.NOT_FOUND:
-        plan = Plan(now + _doubling(job.status_polls, u), Why.NOT_FOUND)
+        plan = Plan(now + _jittered(doubled(FIRST_WAIT, job.status_polls - 1, LONGEST), u), Why.NOT_FOUND)
     elif job.status == Status.RUNNING and job.status_by is not None:
         plan = Plan(now + _growing(now - job.status_by, u, rhythm.delay_per_poll), Why.RUNNING)
     else:
-        # A time in the future is a mistake, and must not keep the job from being polled.
+        # A submission in the future is a mistake; the job is polled all the same.
         began_at = min(job.facts.submitted_at or job.registered_at, now)
         began_on = began_at.astimezone(rhythm.timezone).date()
         archived_at = start_of_day(began_on + timedelta(days=rhythm.archive_days), rhythm.timezone)
@@ -118,36 +118,23 @@ def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, r
 
 
 def retry_poll(failures: int, deadline_at: datetime | None, now: datetime, u: float) -> Plan:
-    """Return when to ask about a job again, after an error of its own; always later than *now*.
+    """Return when to ask about a job again, after *failures* errors in a row (at least one); always later than *now*.
 
-    Args:
-        failures: Its errors in a row, this one included.
-        deadline_at: Its deadline, None if not computed.
-        now: The time, aware UTC.
-        u: Uniform random number in [0, 1): spreads the wait by ±10 %, also at its longest.
-
-    Raises:
-        ValueError: *failures* is not positive.
+    The other arguments are those of `next_poll`.
     """
-    if failures < 1:
-        raise ValueError(f"{failures} failures: there is nothing to retry")
-    plan = Plan(now + _doubling(failures, u), Why.ERROR)
-    # The request may have been sent as long ago as that: one at a window's very edge does not serve it.
+    plan = Plan(now + _jittered(doubled(FIRST_WAIT, failures - 1, LONGEST), u), Why.ERROR)
+    # The failed request may have been sent a minute ago: so it does not count for a window that has just opened.
     return _around_deadline(plan, deadline_at, now - LAST_MINUTE, now, u)
 
 
 def _jittered(interval: timedelta, u: float) -> timedelta:
-    """Return *interval* ±10 %. Applied after the bounds, so that jobs at a bound do not all wake together."""
+    """Return *interval* ±10 %. Applied after the bounds, so that jobs at a bound are not all due together."""
     return interval * (0.9 + 0.2 * u)
 
 
-def _doubling(times: int, u: float) -> timedelta:
-    return _jittered(doubled(FIRST_WAIT, times - 1, LONGEST), u)
-
-
 def doubled(first: timedelta, times: int, longest: timedelta) -> timedelta:
-    """Return the wait *first*, doubled so many *times* (0: not yet), at most *longest*: the backoff of all retries."""
-    factor: int = 2 ** min(times, 16)  # more doublings are past any `longest`, and at last past what timedelta holds
+    """Return the wait *first*, doubled *times* times, at most *longest*: the backoff of all retries."""
+    factor: int = 2 ** min(times, 16)  # more are past any `longest`, and at last too large for timedelta
     return min(first * factor, longest)
 
 
@@ -159,7 +146,7 @@ def _growing(age: timedelta, u: float, delay_per_poll: timedelta) -> timedelta:
 def _next_night(began_on: date, now: datetime, u: float, timezone: ZoneInfo) -> datetime:
     """Return the next poll of a night after the day *began_on*.
 
-    A poll at any time in a spread serves it: the next one is then the next spread's, whatever *u* was and is.
+    A poll at any time in a spread counts for it: the next poll is in the next spread, whatever *u* was and is.
     """
     day = max(began_on + timedelta(days=1), now.astimezone(timezone).date())
     while True:
@@ -173,16 +160,11 @@ def _next_night(began_on: date, now: datetime, u: float, timezone: ZoneInfo) -> 
 def _around_deadline(plan: Plan, deadline_at: datetime | None, asked_at: datetime, now: datetime, u: float) -> Plan:
     """Return *plan*, or an earlier one if it would leave out the window before or after the deadline.
 
-    Args:
-        plan: The next poll, the deadline left aside.
-        deadline_at: The deadline, None if there is none.
-        asked_at: When the last request was sent: it serves the window it fell in.
-        now: The time.
-        u: Uniform random number in [0, 1): spreads the poll over the window, or what is left of it.
+    The last request counts for the window in which it was sent, at *asked_at*.
     """
     if deadline_at is None or asked_at >= deadline_at:
         return plan
-    soonest = now + LEAST
+    soonest = now + SOONEST
     opens_at, closes_at = deadline_at - WINDOW, deadline_at - LAST_MINUTE
     why = Why.BEFORE_DEADLINE
     if asked_at >= opens_at or soonest >= closes_at:

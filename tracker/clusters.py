@@ -1,7 +1,7 @@
 """A cluster's row in ``clusters``, as the daemons on one database share it, and its rows in ``sources`` and ``gaps``.
 
 Owns reading, locking and writing them, what a daemon that starts finds, and the watch over the database's clock. Leaves
-alone: what becomes of a cluster (``health``), and asking it (``poller``). Lock order: clusters by name, then jobs.
+alone what becomes of a cluster (``health``), and asking it (``poller``). Lock order: clusters by name, then jobs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from threading import Lock
 from time import monotonic
 from typing import Any, Final
@@ -19,7 +20,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tracker import cadence, database, deadline, health
-from tracker.health import MISSED, Health, Step
+from tracker.health import MISSED, EndedGap, Health, Step
 from tracker.logs import event
 from tracker.models import CLUSTERS, JOBS, Gap, Source, Worker
 from tracker.settings import ClusterSettings, Settings
@@ -28,7 +29,7 @@ from tracker.status import CLOCK_STEP
 _INSTANT: Final = "%Y-%m-%d %H:%M:%S.%f"
 """How SQLite's tables have an instant."""
 LEASE: Final = timedelta(minutes=2)
-"""How long a claimed job is its worker's, at least: a crash delays its jobs by no more."""
+"""A claimed job is its worker's for at least this long: a crash delays its jobs by no more."""
 
 _HEALTH: Final = [one.name for one in fields(Health)]
 
@@ -38,60 +39,58 @@ class Watch:
 
     Attributes:
         steps: What was found; each poller puts it on its cluster's record once.
+
+    Args:
+        has_heartbeat: The process writes now and then; if it does not for a minute, it stood still.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_heartbeat: bool = True) -> None:
         self.steps: list[Step] = []
+        self._has_heartbeat = has_heartbeat
         self._last: tuple[datetime, float] | None = None
-        self._wrote_at: datetime | None = None
         self._lock = Lock()
 
     def read(self, connection: sa.Connection, *, writing: bool = False) -> tuple[datetime, float]:
         """Return the database's time and the monotonic time that belongs to it.
 
-        Args:
-            connection: The database.
-            writing: It is in a transaction that writes: a database that can only be read is no use for a minute either.
+        Each is compared with the last *writing* transaction: a database that can only be read is of no use either.
         """
         while True:
             began = monotonic()
             now = database.now(connection)
             ended = monotonic()
             if ended - began < CLOCK_STEP.total_seconds() / 5:
-                break  # else the database stood still, or we did: nobody knows when it read its clock
+                break  # else the database stood still, or we did: it may have read its clock at any moment
         tick = (began + ended) / 2
         with self._lock:
             if self._last is not None and tick <= self._last[1]:
                 return now, tick
-            found = (
-                None if self._last is None else health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
-            )
-            if found is None and writing and self._wrote_at is not None and now - self._wrote_at >= MISSED:
-                found = Step(self._wrote_at, now, timedelta())
+            found = self._last and health.step(self._last[0], now, timedelta(seconds=tick - self._last[1]))
+            if found is not None and not self._has_heartbeat and abs(found.by) <= CLOCK_STEP:
+                found = None
             if found is not None:
                 self.steps.append(found)
-                name = "clock_step" if abs(found.by) > CLOCK_STEP else "stood_still"
+                name = "clock_stepped" if abs(found.by) > CLOCK_STEP else "stood_still"
                 by = round(found.by.total_seconds(), 1)
                 event(name, logging.WARNING, before=found.before, now=now, by_seconds=by)
-            if writing or found is not None:
-                self._wrote_at = now
-            self._last = now, tick
+            if writing or found is not None or self._last is None:
+                self._last = now, tick
         return now, tick
 
 
 def made(connection: sa.Connection, cluster: str) -> sa.Row[Any]:
-    """Return the cluster's row, locked; it is made if there is none."""
+    """Return the cluster's row, locked; it is made if it is missing."""
     make = sa.text("INSERT INTO clusters (cluster) VALUES (:cluster) ON CONFLICT DO NOTHING")
     connection.execute(make, {"cluster": cluster})
     return connection.execute(sa.select(CLUSTERS).where(CLUSTERS.c.cluster == cluster).with_for_update()).one()
 
 
-def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings: Settings, release: str) -> int:
-    """Make the cluster's row if there is none, and return the id of the row in ``sources`` for this configuration.
+def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings: Settings) -> int:
+    """Make the cluster's row if it is missing, and return the id of the row in ``sources`` for this configuration.
 
     The cluster's row gets the UTC offsets of the legal time zone, from which the views know which day it is there.
     A row is written when the configuration differs from the last one's: pointing tracker at a fake server leaves a
-    trace. Called once by whatever is about to poll.
+    trace.
     """
     offsets = utc_offsets(settings.timezone, database.now(connection))
     if made(connection, cluster.name).utc_offsets != offsets:
@@ -105,11 +104,10 @@ def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings:
         "lost_after_polls": settings.lost_after_polls,
         "lost_after_seconds": int(settings.lost_after.total_seconds()),
         "legal_timezone": settings.timezone,
-        "version": release,
+        "version": version("tracker"),
     }
-    last = connection.execute(
-        sa.select(Source.__table__).where(Source.cluster == cluster.name).order_by(Source.id.desc()).limit(1)
-    ).one_or_none()
+    of_cluster = sa.select(Source.__table__).where(Source.cluster == cluster.name)
+    last = connection.execute(of_cluster.order_by(Source.id.desc()).limit(1)).one_or_none()
     if last is not None and all(getattr(last, name) == value for name, value in values.items()):
         return int(last.id)
     row = sa.insert(Source).values(**values, recorded_at=database.now(connection)).returning(Source.id)
@@ -134,23 +132,21 @@ def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> 
         sa.select(sa.func.max(life, type_=JOBS.c.due_at.type)).where(Worker.worker != worker)
     ).scalar()
     for name in sorted(clusters):
-        before = lock(connection, name)
+        before = after = lock(connection, name)
         seen = max((at for at in (last, before.answered_at) if at is not None), default=now)
         if seen > now + CLOCK_STEP:
-            change = health.set_back(before, now, seen - now)
-            put_gap(connection, name, change.gap)
-            put(connection, name, before, change.health)
-            set_right(connection, name, now)
+            after = catch_up(connection, name, worker, before, [Step(seen, now, now - seen)])
         elif last is not None and now - last >= MISSED:
             missed = sa.select(JOBS.c.id).where(JOBS.c.cluster == name, JOBS.c.due_at < now - MISSED).limit(1)
             if connection.execute(missed).first() is not None:
-                put(connection, name, before, health.absent(before, last))
+                after = health.absent(before, last)
+        put(connection, name, before, after)
         late = sa.update(JOBS).where(JOBS.c.cluster == name, JOBS.c.due_at > now + cadence.LONGEST_NIGHT)
         connection.execute(late.values(due_at=now))
 
 
-def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Health, steps: Iterable[Step]) -> Health:
-    """Put on record what the watch found, and return the cluster as it stands then; its row is locked by the caller."""
+def catch_up(connection: sa.Connection, cluster: str, worker: str, current: Health, steps: Iterable[Step]) -> Health:
+    """Put steps of the clock on record, and return the cluster as it stands then; its row is locked by the caller."""
     for step in steps:
         if step.by < -CLOCK_STEP:
             set_right(connection, cluster, step.now)
@@ -160,14 +156,14 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, standing: Hea
             open_job = sa.select(JOBS.c.id).where(JOBS.c.cluster == cluster, JOBS.c.due_at.is_not(None)).limit(1)
             if connection.execute(alive).first() is not None or connection.execute(open_job).first() is None:
                 continue  # another daemon was polling, or there was nothing to poll
-        change = health.stepped(standing, step)
+        change = health.stepped(current, step)
         if change.gap is not None and not _is_known(connection, cluster, change.gap):
             put_gap(connection, cluster, change.gap)
-        standing = change.health
-    return standing
+        current = change.health
+    return current
 
 
-def _is_known(connection: sa.Connection, cluster: str, gap: health.Gap) -> bool:
+def _is_known(connection: sa.Connection, cluster: str, gap: EndedGap) -> bool:
     """Whether another daemon has put the same step on record already."""
     near = Gap.ended_at.between(gap.ended_at - MISSED, gap.ended_at + MISSED)
     same = sa.select(Gap.id).where(Gap.cluster == cluster, Gap.cause == gap.cause, Gap.detail == gap.detail, near)
@@ -176,11 +172,10 @@ def _is_known(connection: sa.Connection, cluster: str, gap: health.Gap) -> bool:
 
 def look(engine: sa.Engine, watch: Watch) -> tuple[datetime, dict[str, tuple[Health, datetime | None]]]:
     """Return the database's time, and for each cluster how it stands and when its next poll is due: one query."""
-    c, j = CLUSTERS.c, JOBS.c
-    due_at = sa.select(sa.func.min(j.due_at)).where(j.cluster == c.cluster).scalar_subquery().label("due_at")
+    due_at = sa.select(sa.func.min(JOBS.c.due_at)).where(JOBS.c.cluster == CLUSTERS.c.cluster).scalar_subquery()
     with database.reading(engine) as connection:
         now, _ = watch.read(connection)
-        rows = connection.execute(sa.select(CLUSTERS, due_at)).all()
+        rows = connection.execute(sa.select(CLUSTERS, due_at.label("due_at"))).all()
     return now, {row.cluster: (_health_of(row), row.due_at) for row in rows}
 
 
@@ -202,7 +197,7 @@ def put(connection: sa.Connection, cluster: str, before: Health, after: Health) 
         connection.execute(sa.update(CLUSTERS).where(CLUSTERS.c.cluster == cluster).values(values))
 
 
-def put_gap(connection: sa.Connection, cluster: str, gap: health.Gap | None) -> None:
+def put_gap(connection: sa.Connection, cluster: str, gap: EndedGap | None) -> None:
     """Write a gap that has ended, if there is one."""
     if gap is not None:
         connection.execute(sa.insert(Gap).values(cluster=cluster, **asdict(gap)))

@@ -1,7 +1,8 @@
-"""The legal clock: the day by which a person must be informed, and what may be said about it.
+"""The legal clock: the day by which a person must be informed.
 
-Owns: the month of GDPR Article 12(3) as Regulation (EEC) 1182/71 counts it, its extension, and the verdicts. Pure.
-Leaves alone: weekends and holidays (``on`` is the careful, unrolled date) and when to poll around it (``cadence``).
+Owns the month of GDPR Article 12(3) as Regulation (EEC) 1182/71 counts it, its extension, and when a local day begins.
+Pure. Leaves alone weekends and holidays (``on`` is the careful, unrolled date), when to poll around it (``cadence``),
+and which verdict holds (SQL: ``reports/views``); here are only the verdicts' names.
 """
 
 from __future__ import annotations
@@ -80,14 +81,8 @@ def add_months(day: date, months: int) -> date:
     return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
 
 
-def deadline(
-    received_at: datetime | None,
-    submitted_at: datetime | None,
-    registered_at: datetime,
-    timezone: ZoneInfo,
-    *,
-    extended_on: date | None = None,
-    extension_recorded_at: datetime | None = None,
+def deadline_of(
+    facts: Facts, registered_at: datetime, timezone: ZoneInfo, declared: Iterable[tuple[datetime, date | None]]
 ) -> Deadline:
     """Return the deadline of a job: one calendar month after the first of receipt, submission, registration known.
 
@@ -96,42 +91,23 @@ def deadline(
     the receipt is corrected to an earlier day, counts up to their end.
 
     Args:
-        received_at: When the request reached the company (aware), None if unknown.
-        submitted_at: When the job was submitted to Elevate (aware), None if unknown.
-        registered_at: When the job was registered (aware).
+        facts: What is declared about the job now; its times are aware.
+        registered_at: When it was registered (aware).
         timezone: The legal time zone: it says which day that was, and when the last day ends.
-        extended_on: The day the deadline was moved to.
-        extension_recorded_at: When that was recorded (aware).
+        declared: When each declaration was made and the extension in it, the registration's first, today's last.
 
     Raises:
         ValueError: It would be outside the calendar (after the year 9999).
     """
-    basis, began_on = _begin(received_at, submitted_at, registered_at, timezone)
+    basis, began_on = _begin(facts.received_at, facts.submitted_at, registered_at, timezone)
     on = add_months(began_on, 1)
     at = _end_of(on, timezone)
-    if (
-        extended_on is not None
-        and extension_recorded_at is not None
-        and extension_recorded_at < at
-        and extended_on > on
-    ):
-        on = min(extended_on, add_months(began_on, 3))
+    recorded_at = extension_recorded_at(declared)
+    is_in_time = recorded_at is not None and recorded_at < at
+    if facts.extended_on is not None and is_in_time and facts.extended_on > on:
+        on = min(facts.extended_on, add_months(began_on, 3))
         at = _end_of(on, timezone)
     return Deadline(basis, on, at)
-
-
-def deadline_of(
-    facts: Facts, registered_at: datetime, timezone: ZoneInfo, declared: Iterable[tuple[datetime, date | None]]
-) -> Deadline:
-    """Return the deadline of a job with these facts, the last of those *declared* (see `extension_recorded_at`)."""
-    return deadline(
-        facts.received_at,
-        facts.submitted_at,
-        registered_at,
-        timezone,
-        extended_on=facts.extended_on,
-        extension_recorded_at=extension_recorded_at(declared),
-    )
 
 
 def latest_extension(
@@ -139,74 +115,23 @@ def latest_extension(
 ) -> date:
     """Return the last day that an extension may move the deadline to: two further months (GDPR Article 12(3)).
 
-    Arguments and errors are those of `deadline`.
+    Errors are those of `deadline_of`.
     """
     return add_months(_begin(received_at, submitted_at, registered_at, timezone)[1], 3)
 
 
 def extension_recorded_at(declared: Iterable[tuple[datetime, date | None]]) -> datetime | None:
-    """Return since when the extension that stands has stood; None if nothing was declared.
+    """Return when the extension that is in force now was recorded; None if nothing was declared.
 
-    An amendment of other facts repeats the extension, and does not record it anew; one that was cleared and is
-    declared again is recorded again.
-
-    Args:
-        declared: When each declaration was made and the extension in it, the registration's first.
+    An amendment of other facts repeats the extension, and does not record it again; one that was cleared and is
+    declared again is recorded again. *declared* is that of `deadline_of`.
     """
-    standing: date | None = None
+    current: date | None = None
     recorded_at: datetime | None = None
     for at, extended_on in declared:
-        if recorded_at is None or extended_on != standing:
-            recorded_at, standing = at, extended_on
+        if recorded_at is None or extended_on != current:
+            recorded_at, current = at, extended_on
     return recorded_at
-
-
-def verdict(
-    state: State,
-    status: str | None,
-    status_after: Instant | None,
-    seen_at: Instant | None,
-    done_after: Instant | None,
-    done_by: Instant | None,
-    deadline_at: Instant | None,
-    now: Instant,
-) -> Verdict:
-    """Return what can be said about a job's deadline at *now*; times are aware, or numbers on one scale.
-
-    Args:
-        state: The job's state.
-        status: The last word seen.
-        status_after: The lower bound of its entry: while it is ``not_found``, the last sight of a job that was there.
-        seen_at: When the request of the last valid answer was sent.
-        done_after: Done at or after this (of a first answer that is ``done``: the submission), None if unknown.
-        done_by: Done before this; None if not done.
-        deadline_at: The deadline, None if not computed yet.
-        now: The time of the question.
-    """
-    match state:
-        case State.ATTESTED:
-            return Verdict.ATTESTED
-        case State.WITHDRAWN:
-            return Verdict.WITHDRAWN
-        case State.LOST:
-            return Verdict.UNDECIDABLE
-        case State.DONE:
-            if deadline_at is None:
-                return Verdict.PENDING
-            if done_by is not None and done_by <= deadline_at:
-                return Verdict.MET
-            if done_after is not None and done_after >= deadline_at:
-                return Verdict.MISSED
-            return Verdict.UNDECIDABLE
-        case State.FAILED:
-            return Verdict.PENDING if deadline_at is None or now < deadline_at else Verdict.OVERDUE
-        case State.OPEN:
-            if deadline_at is None or now < deadline_at:
-                return Verdict.PENDING
-            # A job that is not found was perhaps done and forgotten: only a sight of it shows that it was not done.
-            not_done_at = status_after if status == Status.NOT_FOUND else seen_at
-            return Verdict.OVERDUE if not_done_at is not None and not_done_at >= deadline_at else Verdict.UNDECIDABLE
-    assert_never(state)
 
 
 def _begin(
@@ -255,3 +180,59 @@ def utc_offsets(timezone: ZoneInfo, since: datetime, until: datetime) -> list[tu
 
 def _end_of(day: date, timezone: ZoneInfo) -> datetime:
     return start_of_day(day + timedelta(days=1), timezone)
+
+
+def deadline(
+    received_at: datetime | None, submitted_at: datetime | None, registered_at: datetime, timezone: ZoneInfo
+) -> Deadline:
+    """Return the deadline of a job without an extension; see `deadline_of`."""
+    facts = Facts(received_at=received_at, submitted_at=submitted_at)
+    return deadline_of(facts, registered_at, timezone, ())
+
+
+def verdict(
+    state: State,
+    status: str | None,
+    status_after: Instant | None,
+    seen_at: Instant | None,
+    done_after: Instant | None,
+    done_by: Instant | None,
+    deadline_at: Instant | None,
+    now: Instant,
+) -> Verdict:
+    """Return what can be said about a job's deadline at *now*; times are aware, or numbers on one scale.
+
+    Args:
+        state: The job's state.
+        status: The last word seen.
+        status_after: The lower bound of its entry: while it is ``not_found``, the last sight of a job that was there.
+        seen_at: When the request of the last valid answer was sent.
+        done_after: Done at or after this (of a first answer that is ``done``: the submission), None if unknown.
+        done_by: Done before this; None if not done.
+        deadline_at: The deadline, None if not computed yet.
+        now: The time of the question.
+    """
+    match state:
+        case State.ATTESTED:
+            return Verdict.ATTESTED
+        case State.WITHDRAWN:
+            return Verdict.WITHDRAWN
+        case State.LOST:
+            return Verdict.UNDECIDABLE
+        case State.DONE:
+            if deadline_at is None:
+                return Verdict.PENDING
+            if done_by is not None and done_by <= deadline_at:
+                return Verdict.MET
+            if done_after is not None and done_after >= deadline_at:
+                return Verdict.MISSED
+            return Verdict.UNDECIDABLE
+        case State.FAILED:
+            return Verdict.PENDING if deadline_at is None or now < deadline_at else Verdict.OVERDUE
+        case State.OPEN:
+            if deadline_at is None or now < deadline_at:
+                return Verdict.PENDING
+            # A job that is not found was perhaps done and forgotten: only a sight of it shows that it was not done.
+            not_done_at = status_after if status == Status.NOT_FOUND else seen_at
+            return Verdict.OVERDUE if not_done_at is not None and not_done_at >= deadline_at else Verdict.UNDECIDABLE
+    assert_never(state)

@@ -1,8 +1,8 @@
 """What failures and answers make of a cluster: whether it is paused, until when, and which gap is open.
 
 Owns the rules of DESIGN.md, "The poll": what pauses a cluster, when one request is enough, how pauses grow, when a gap
-begins and ends, and what a restart and a clock that was set do to all that. Pure: rows and times are arguments. Leaves
-alone: reading and writing the rows (``poller``), when one job is asked again (``cadence``), and pausing by hand
+begins and ends, and what a restart and a clock that was set change in all that. Pure: rows and times are arguments.
+Leaves alone reading and writing the rows (``clusters``), when one job is asked again (``cadence``), and pausing by hand
 (``operate``).
 """
 
@@ -18,13 +18,13 @@ from tracker.errors import AskError, BadAnswer, KeyRefused, RateLimited, Unavail
 from tracker.status import CLOCK_STEP, Cause
 
 THREE: Final = 3
-"""Requests have to fail before an error is held against the cluster; ours."""
+"""So many requests have to fail before an error counts against the cluster; ours."""
 MISSED: Final = timedelta(seconds=60)
-"""A poll that comes later than this was missed; a process that does nothing for so long did not run."""
+"""A poll that is later than this was missed; a process that did nothing for this long did not run."""
 LONGEST_PAUSE: Final = timedelta(hours=6)
-"""However long a server asks to be left alone, and however often it failed."""
+"""However long a Retry-After is, and however often the cluster failed."""
 
-_PAUSES: Final = {  # the first pause, which doubles up to the second; and what it is on record as
+_PAUSES: Final = {  # the first pause, the longest that it doubles up to, and its cause on record
     KeyRefused: (timedelta(minutes=15), LONGEST_PAUSE, Cause.KEY_REFUSED),
     WrongTarget: (timedelta(minutes=15), LONGEST_PAUSE, Cause.UNREACHABLE),
     RateLimited: (timedelta(seconds=60), LONGEST_PAUSE, Cause.RATE_LIMITED),  # where the server does not say how long
@@ -32,7 +32,7 @@ _PAUSES: Final = {  # the first pause, which doubles up to the second; and what 
     BadAnswer: (timedelta(seconds=30), timedelta(minutes=15), Cause.BAD_ANSWER),
 }
 AT_ONCE: Final = (KeyRefused, WrongTarget, RateLimited)
-"""Errors that speak of the cluster, whichever job was asked about."""
+"""Errors of the cluster itself, whichever job was asked about."""
 
 
 class Turn(Enum):
@@ -42,7 +42,7 @@ class Turn(Enum):
     PROBE = "probe"
     """The one request that finds out whether a cluster answers again: only its failure makes the pause longer."""
     BY_HAND = "by hand"
-    """An operator asks now, whatever the pause; the answer ends it as a probe's does."""
+    """An operator asks now, whatever the pause; a valid answer ends the pause as a probe's does."""
 
 
 class May(Enum):
@@ -54,7 +54,7 @@ class May(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class EndedGap:
     """A row of ``gaps`` to write."""
 
     began_at: datetime
@@ -66,17 +66,16 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A row of ``clusters``, without its name. All times are aware UTC.
+    """A row of ``clusters``, without its name.
 
     Attributes:
-        answered_at: The last valid answer was complete.
+        answered_at: When the last valid answer was complete.
         failures: Failed requests since then that count against the cluster.
-        failing_since: The first request that failed since then was sent, whether it counts or not.
-        pauses: In a row; the next one is so often doubled.
-        paused_until: Nothing is asked until then; without a cause, since one job is being asked first.
-        pause_cause: Why; ``paused`` is by hand and has no end.
+        failing_since: When the first request that failed since then was sent, whether it counts or not.
+        pauses: How many in a row; each doubles the next one.
+        paused_until: Nothing is asked until then; without a cause, because one job is being asked first.
+        pause_cause: Why it is paused; ``paused``: by hand, until an operator resumes it.
         gap_began_at: Since when nothing could be observed; None: no gap is open.
-        gap_cause, gap_detail, gap_actor: Of the open gap.
         next_request_at: The next free place in the rate.
     """
 
@@ -98,7 +97,7 @@ class Health:
         return self.pause_cause is Cause.PAUSED
 
     def may_ask(self, now: datetime) -> May:
-        """Return what may be asked at *now*. A pause that is longer than any can be is of a clock that was ahead."""
+        """Return what may be asked at *now*; a pause longer than any can be is void: a clock was ahead."""
         if self.is_paused_by_hand:
             return May.NOTHING
         if self.paused_until is not None and now < self.paused_until <= now + LONGEST_PAUSE + MISSED:
@@ -108,16 +107,16 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What something makes of a cluster.
+    """What an event makes of a cluster.
 
     Attributes:
         health: As it is now.
         gap: The gap that has ended, to be written.
-        backs_off: The job that failed waits for itself; else it stays due until the cluster may be asked again.
+        backs_off: The job that failed waits; else it stays due until the cluster may be asked again.
     """
 
     health: Health
-    gap: Gap | None = None
+    gap: EndedGap | None = None
     backs_off: bool = True
 
 
@@ -126,12 +125,6 @@ def answered(health: Health, sent_at: datetime, completed_at: datetime, turn: Tu
 
     While the cluster is paused only a probe ends the pause: other answers were under way when it began. For the same
     reason no answer to a request sent before a gap began ends that gap.
-
-    Args:
-        health: Before.
-        sent_at: When the request was sent.
-        completed_at: When the answer was complete.
-        turn: Why the request was sent.
     """
     last = completed_at if health.answered_at is None else max(health.answered_at, completed_at)
     health = replace(health, answered_at=last)
@@ -150,23 +143,23 @@ def failed(
     """Return what a failed request makes of a cluster.
 
     One poisonous job must not stop its cluster, and jobs that always fail are no news. So a failure counts against the
-    cluster if the job had not failed since its last valid answer, or if there are too few such jobs to make up three;
-    and only if the cluster has answered nothing since the request was sent. An error that speaks of the cluster counts
-    all the same; its gap begins with the last answer then, since until that the cluster could be observed.
+    cluster if the job had not failed since its last valid answer, or if fewer than three such jobs are left; and only
+    if the cluster has answered nothing since the request was sent. An error of the cluster itself counts all the same;
+    its gap begins with the last answer then, since until that the cluster could be observed.
 
     Args:
         health: Before.
         error: What came instead of an answer.
         now: The time.
         job_failures: How often in a row the job had failed before.
-        unfailed: How many other open jobs have not failed since their last valid answer; three stand for more.
+        unfailed: How many other open jobs have not failed since their last valid answer, at most three.
         turn: Why the request was sent.
     """
     first, longest, cause = next(pause for kind, pause in _PAUSES.items() if isinstance(error, kind))
     gap = None
     is_older = health.gap_began_at is not None and error.sent_at < health.gap_began_at
     if health.gap_cause is Cause.NOT_RUNNING and not health.is_paused_by_hand and not is_older:
-        # That gap has ended: we run, and something else is wrong.
+        # That gap has ended: a daemon runs, and something else is wrong.
         ended = _closed(health, error.sent_at)
         health, gap = ended.health, ended.gap
         health = _opened(health, error.sent_at, cause, error.code)
@@ -190,7 +183,7 @@ def failed(
         return Change(health, gap, backs_off)
     asked_for = error.retry_after if isinstance(error, RateLimited) else None
     if health.pause_cause is not None and not is_probe:
-        # It was under way when the pause began: it makes it neither double nor longer, but for what a server asks for.
+        # It was under way when the pause began: only a Retry-After makes the pause longer.
         if asked_for is not None and health.paused_until is not None:
             until = max(health.paused_until, now + min(asked_for, LONGEST_PAUSE))
             health = replace(health, paused_until=until)
@@ -201,7 +194,7 @@ def failed(
 
 
 def restarted(health: Health, now: datetime) -> tuple[Health, May]:
-    """Return what a process makes of a cluster with its first request, and what it may ask.
+    """Return what the first look of a process makes of a cluster, and what it may ask.
 
     What failed may be mended, so one job is asked at once; but not where an operator or the server asked for a pause.
     """
@@ -212,7 +205,7 @@ def restarted(health: Health, now: datetime) -> tuple[Health, May]:
 
 
 def probing(health: Health, until: datetime) -> Health:
-    """Return a cluster of which one job is being asked: nobody else asks until then."""
+    """Return a cluster of which one job is being asked: no other daemon asks *until* then."""
     return replace(health, paused_until=until)
 
 
@@ -222,37 +215,17 @@ def unasked(health: Health, now: datetime) -> Health:
 
 
 def absent(health: Health, since: datetime) -> Health:
-    """Return a cluster of which nobody asked anything from *since* on; a gap that is open already covers that."""
+    """Return a cluster that no daemon has asked from *since* on; a gap that is open already covers that."""
     return health if health.gap_began_at is not None else _opened(health, since, Cause.NOT_RUNNING, None)
-
-
-def set_back(health: Health, now: datetime, by: timedelta) -> Change:
-    """Return a cluster after its clock was ahead by at least *by* and is right at *now*: nothing lies in the future.
-
-    The gap ``clock_set`` has no length: it explains to verifiers why times before it are later than those after it.
-    """
-
-    def past(at: datetime | None) -> datetime | None:
-        return None if at is None else min(at, now)
-
-    health = replace(
-        health,
-        answered_at=past(health.answered_at),
-        failing_since=past(health.failing_since),
-        gap_began_at=past(health.gap_began_at),
-        paused_until=past(health.paused_until),
-        next_request_at=past(health.next_request_at),
-    )
-    return Change(health, Gap(now, now, Cause.CLOCK_SET, f"the clock was ahead by {_about(by)}"))
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A stretch between two looks at the database's clock that is not what it should be.
+    """A stretch in which the database's clock did not move as time passed, or in which the process stood still.
 
     Attributes:
-        before: What the clock said at the look before.
-        now: What it says now.
+        before: What the clock said at its begin.
+        now: What the clock said at its end.
         by: How much more it moved than time passed; negative: it was set back.
     """
 
@@ -262,26 +235,34 @@ class Step:
 
 
 def step(before: datetime, now: datetime, elapsed: timedelta) -> Step | None:
-    """Return what is wrong between two looks at the clock, or None if nothing is.
+    """Return what is wrong between two looks at the database's clock, or None if nothing is.
 
-    Args:
-        before: What the clock said at the first.
-        now: What it says at the second.
-        elapsed: What passed between them on a clock that nobody sets (it stands still while a machine is suspended).
+    *elapsed* is by a clock that cannot be set; it stands still while a machine is suspended.
     """
     by = (now - before) - elapsed
     return Step(before, now, by) if abs(by) > CLOCK_STEP or now - before >= MISSED else None
 
 
 def stepped(health: Health, found: Step) -> Change:
-    """Return what *found* makes of a cluster. Until its last answer it was observed, perhaps by another daemon."""
+    """Return what *found* makes of a cluster, which was observed until its last answer, perhaps by another daemon."""
     if found.by < -CLOCK_STEP:
-        return set_back(health, found.now, -found.by)
+        return _set_back(health, found.now, -found.by)
     before = max(found.before, health.answered_at or found.before)
     if found.now - found.before >= MISSED:
         return Change(absent(health, before) if found.now - before >= MISSED else health)
     detail = f"the clock was set forward by {_about(found.by)}, or the machine was suspended"
-    return Change(health, Gap(found.before, found.now, Cause.CLOCK_SET, detail))
+    return Change(health, EndedGap(found.before, found.now, Cause.CLOCK_SET, detail))
+
+
+def _set_back(health: Health, now: datetime, by: timedelta) -> Change:
+    """Return a cluster after its clock was ahead by at least *by* and is right at *now*: nothing lies in the future.
+
+    The gap ``clock_set`` has no length: it explains to verifiers why times before it are later than those after it.
+    """
+    names = ("answered_at", "failing_since", "gap_began_at", "paused_until", "next_request_at")
+    times = {name: getattr(health, name) for name in names}
+    health = replace(health, **{name: min(at, now) for name, at in times.items() if at is not None})
+    return Change(health, EndedGap(now, now, Cause.CLOCK_SET, f"the clock was ahead by {_about(by)}"))
 
 
 def _about(long: timedelta) -> timedelta:
@@ -298,5 +279,5 @@ def _closed(health: Health, ended_at: datetime) -> Change:
     if health.gap_began_at is None or health.gap_cause is None:
         return Change(health)
     began_at = health.gap_began_at
-    gap = Gap(began_at, max(ended_at, began_at), health.gap_cause, health.gap_detail, health.gap_actor)
+    gap = EndedGap(began_at, max(ended_at, began_at), health.gap_cause, health.gap_detail, health.gap_actor)
     return Change(replace(health, gap_began_at=None, gap_cause=None, gap_detail=None, gap_actor=None), gap)

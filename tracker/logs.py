@@ -1,7 +1,7 @@
-"""How the daemon tells what it does: one line an event, key=value on a terminal, JSON otherwise.
+"""How the daemon reports what it does: one line an event, key=value on a terminal, JSON otherwise.
 
-Owns the shape of the lines. An event is a fixed word, and its facts are fields; no line holds a key, a body or a URL's
-secret, since those who log never have them.
+Owns the shape of the lines. An event is a fixed word, and its facts are fields. No line holds a key, a body or the
+secret in a URL: the rooms that log do not have them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ import logging
 import re
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import IO, Any
+from threading import Lock
+from time import monotonic
+from typing import IO, Any, Final
 
 logger = logging.getLogger("tracker")
+
+REPEAT_SECONDS: Final = 300  # how often the log repeats that the database is away
 
 _PLAIN = re.compile(r"[^\s\"=\\\x00-\x1f\x7f-\x9f]+")
 
@@ -26,16 +30,59 @@ def event(name: str, level: int = logging.INFO, **fields: object) -> None:
 def setup(stream: IO[str] = sys.stderr, level: int = logging.INFO) -> None:
     """Send tracker's events to *stream*, and warnings of the libraries too."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(KeyValueFormatter() if stream.isatty() else JsonFormatter())
+    handler.setFormatter(LineFormatter(as_json=not stream.isatty()))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logger.setLevel(level)
 
 
-def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    facts: dict[str, Any] = {name: _value(value) for name, value in getattr(record, "fields", {}).items()}
-    if record.exc_info and record.exc_info[1] is not None:
-        facts["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
-    return facts
+class Outage:
+    """Logs for all threads of a process that the database is away: once, now and then again, and when it is back."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._logged_at: float | None = None
+        self._is_reported = False
+
+    def went_away(self, error: Exception, **fields: object) -> None:
+        """Log that the database is away, unless that was logged a moment ago."""
+        with self._lock:
+            if self._logged_at is not None and monotonic() - self._logged_at < REPEAT_SECONDS:
+                return
+            self._logged_at, self._is_reported = monotonic(), True
+        event("database_unavailable", logging.ERROR, error=error, **fields)
+
+    def came_back(self) -> None:
+        """Log that the database is back, if it was reported away."""
+        with self._lock:
+            was_reported, self._is_reported = self._is_reported, False
+        if was_reported:
+            event("database_available")
+
+
+DATABASE: Final = Outage()
+
+
+class LineFormatter(logging.Formatter):
+    """Time, level and event, then the event's fields: a JSON object, or ``time level event key=value …``.
+
+    Without JSON a value is quoted where it needs to be, and holds no control character.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts: dict[str, Any] = {name: _value(value) for name, value in getattr(record, "fields", {}).items()}
+        if record.exc_info and record.exc_info[1] is not None:
+            facts["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        head = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
+        if self._as_json:
+            return json.dumps(head | facts, ensure_ascii=False)
+        texts = {name: str(value) for name, value in facts.items() if value is not None}
+        pairs = (f"{name}={text if _PLAIN.fullmatch(text) else json.dumps(text)}" for name, text in texts.items())
+        return " ".join([*head.values(), *pairs])
 
 
 def _value(value: object) -> object:
@@ -44,28 +91,3 @@ def _value(value: object) -> object:
     if isinstance(value, timedelta):
         return value.total_seconds()
     return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-
-
-class JsonFormatter(logging.Formatter):
-    """A JSON object a line: ``time``, ``level``, ``event``, then the event's fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
-        return json.dumps(line | _facts(record), ensure_ascii=False)
-
-
-class KeyValueFormatter(logging.Formatter):
-    """``time level event key=value …``; a value is quoted where it needs to be, and holds no control character."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        facts = (f"{name}={self._shown(value)}" for name, value in _facts(record).items() if value is not None)
-        return " ".join([_time(record), record.levelname.lower(), record.getMessage(), *facts])
-
-    @staticmethod
-    def _shown(value: object) -> str:
-        text = str(value)
-        return text if _PLAIN.fullmatch(text) else json.dumps(text)

@@ -66,7 +66,7 @@ def _id() -> Mapped[int]:
     return mapped_column(BigId, sa.Identity(always=True), primary_key=True)
 
 
-class Job(Base):
+class JobRow(Base):
     """A job: in its declared and observed columns the replay of its transitions (but for seen_at and status_polls)."""
 
     __tablename__ = "jobs"
@@ -118,7 +118,7 @@ class Job(Base):
     leased_until: Mapped[datetime | None]  # on the database's clock
 
 
-class Transition(Base):
+class TransitionRow(Base):
     """A change of a job's status, state or declared facts. Append-only; seq 0 is written by a trigger."""
 
     __tablename__ = "transitions"
@@ -299,8 +299,8 @@ def _table(model: type[Base]) -> sa.Table:
     return table
 
 
-JOBS = _table(Job)
-TRANSITIONS = _table(Transition)
+JOBS = _table(JobRow)
+TRANSITIONS = _table(TransitionRow)
 CLUSTERS = _table(Cluster)
 """The tables for SQLAlchemy Core, which the poller's and the intake's speed needs."""
 

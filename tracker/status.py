@@ -1,13 +1,12 @@
-"""The vocabulary of statuses and states, and the decision from an observation to the next state.
+"""The words of the record, and the decisions: what an answer or an operator makes of a job.
 
-Owns: what a status means, when a job ends, which transitions are legal, and the replay of a history. Pure: no clock, no
-database, no network; times come in as aware UTC arguments. Leaves alone: when to ask next (``cadence``), the legal date
-(``deadline``), errors (an error is not a status), and what a declared value may look like (``intake``, ``operate``).
+Owns what a status means, when a job ends, and which actions are legal in which state. Pure: times come in as aware UTC
+arguments. Leaves alone when to ask next (``cadence``), the legal date (``deadline``), errors (an error is not a
+status), what a declared value may look like (``intake``, ``operate``), and the replay of a history (SQL: ``reports/``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from enum import StrEnum
@@ -17,7 +16,7 @@ from tracker.errors import InvalidField, Refused
 
 
 class Kind(StrEnum):
-    """What a job does with a person's data; declared by whoever registers it."""
+    """What a job does with a person's data, as declared at its registration."""
 
     EXPORT = "export"
     REMOVAL = "removal"
@@ -53,13 +52,13 @@ class State(StrEnum):
     LOST = "lost"
     """Entered when Elevate says ``not_found`` often and long enough (`LostRule`); left as `FAILED` is."""
     ATTESTED = "attested"
-    """Entered when an operator says that it was done, unseen by us; left by reopen."""
+    """Entered when an operator says that it was done, which Elevate did not show us; left by reopen."""
     WITHDRAWN = "withdrawn"
     """Entered when an operator closes it; left by reopen."""
 
 
 UNSETTLED: Final = (State.OPEN, State.FAILED, State.LOST)
-"""The states in which somebody still waits for the job: it is polled, or a person has to decide."""
+"""The states in which a person still waits for the job: it is polled, or an operator has to decide."""
 
 CLOCK_STEP: Final = timedelta(seconds=5)
 """Clocks that differ by more than this were set, or stood still; ours: adjustments by NTP are smaller."""
@@ -111,8 +110,8 @@ class Answer:
     Attributes:
         status: The word, verbatim.
         sent_at: When the request was sent (aware UTC).
-        completed_at: When the answer was complete (aware UTC, not before *sent_at*).
-        server_date: The answer's HTTP Date, or None: a clock that is not ours.
+        completed_at: When the answer was complete (not before *sent_at*).
+        server_date: The answer's HTTP Date, if it has one: a clock that is not ours.
     """
 
     status: str
@@ -131,13 +130,12 @@ class LostRule:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What people declared about a job and may amend; each attribute is a column of ``jobs``.
+    """What people declared about a job and may amend; each attribute is a column of ``jobs``, None if unknown.
 
     Attributes:
-        kind: Export or removal.
         reference: The request's ticket; groups the jobs of one person's request.
-        received_at: When the request reached the company, None if unknown.
-        submitted_at: When the job was submitted to Elevate, None if unknown.
+        received_at: When the request reached the company.
+        submitted_at: When the job was submitted to Elevate.
         extended_on: The day the deadline was moved to, None if it was not.
     """
 
@@ -153,15 +151,11 @@ class Job:
     """The declared and observed columns of a row of ``jobs``.
 
     Attributes:
-        facts: What may be amended.
-        registered_at: When it was registered.
-        registered_by: Who registered it.
-        state: What we concluded.
         status: The last word seen, verbatim; None before the first answer.
         status_after: The status was entered at or after this; None if no other had been seen before it.
-        status_by: The status was entered before this; None before the first answer.
-        status_polls: Valid answers in a row that said so, since the last reopening; 0 right after one.
-        seen_at: When the request of the last valid answer was sent; None before the first answer.
+        status_by: The status was entered before this.
+        status_polls: Valid answers in a row that said so, since the last reopening.
+        seen_at: When the request of the last valid answer was sent.
         ended_after: It ended at or after this; None while open, or if unknown.
         ended_by: It ended before this; None while open.
         seq: Of its newest transition.
@@ -182,31 +176,21 @@ class Job:
     seq: int = 0
     polls: int = 0
 
-    @classmethod
-    def registered(cls, facts: Facts, registered_at: datetime, registered_by: str) -> Job:
-        """Return the job as it is right after its registration."""
-        return cls(facts, registered_at, registered_by)
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
     """A row of ``transitions``, without the keys that only the database knows.
 
     Attributes:
         seq: 0 for the registration, then without a hole.
-        action: What made it.
-        from_status: Status before; None before the first answer.
-        to_status: Status after.
-        from_state: State before; None on the registration.
-        to_state: State after.
+        from_status, to_status: Of the job before and after; None before the first answer.
+        from_state, to_state: Of the job before and after; None before the registration.
         last_seen_at: When the request that last saw *from_status* was sent; None if there was none.
         observed_at: When the answer that first showed *to_status* was complete; else when the action was taken.
-        server_date: The answer's HTTP Date: a clock that is not ours.
+        server_date: As in `Answer`.
         claimed_at: On ``attested``, the time by which it was done, as the operator says.
         polls: Polls so far, this one included.
-        actor: Who acted; None if it was observed.
-        anomaly: What is odd about it.
-        reason: An operator's words.
+        actor, reason: Of an operator's action: who, and why.
         facts: On ``registered`` and ``amended``, the declared facts from here on.
     """
 
@@ -218,18 +202,18 @@ class Transition:
     to_state: State
     last_seen_at: datetime | None
     observed_at: datetime
-    server_date: datetime | None
-    claimed_at: datetime | None
+    server_date: datetime | None = None
+    claimed_at: datetime | None = None
     polls: int
-    actor: str | None
-    anomaly: Anomaly | None
-    reason: str | None
-    facts: Facts | None
+    actor: str | None = None
+    anomaly: Anomaly | None = None
+    reason: str | None = None
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What a decision about a ``not_found`` job needs of its history; the default does for any other job.
+    """What `decide` needs of the history of a job whose status is ``not_found``; the default is enough for any other.
 
     Attributes:
         found_before: Any status but ``not_found`` was ever seen.
@@ -243,94 +227,42 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The job as it is now, and the transition to record with it (None: nothing changed but the last sight)."""
+    """The job as it is now, and the transition to record with it; None where only *seen_at* and counts changed."""
 
     job: Job
     transition: Transition | None
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What a history comes to.
-
-    Attributes:
-        job: Equal to the row of ``jobs`` but for what transitions do not tell: ``seen_at`` (here only a lower bound),
-            ``status_polls`` (here 0 after a reopening, else 1) and the ``polls`` since the last transition.
-        past: What `decide` needs of the history.
-    """
-
-    job: Job
-    past: Past
-
-
 _ENDING: Final = {str(Status.DONE): State.DONE, str(Status.ERROR): State.FAILED}
 
-_BACKWARDS: Final = frozenset(
-    {
-        (str(Status.RUNNING), str(Status.CREATED)),
-        (str(Status.RUNNING), str(Status.STARTED)),
-        (str(Status.RUNNING), str(Status.WAITING)),
-        (str(Status.WAITING), str(Status.CREATED)),
-    }
-)
-
-_FROM: Final = {
-    Action.OBSERVED: frozenset({State.OPEN}),
-    Action.WITHDRAWN: frozenset({State.OPEN, State.FAILED, State.LOST}),
-    Action.REOPENED: frozenset({State.FAILED, State.LOST, State.ATTESTED, State.WITHDRAWN}),
-    Action.ATTESTED: frozenset({State.OPEN, State.FAILED, State.LOST}),
-    Action.AMENDED: frozenset(State),
+_BACKWARDS: Final = {
+    (Status.RUNNING, Status.CREATED),
+    (Status.RUNNING, Status.STARTED),
+    (Status.RUNNING, Status.WAITING),
+    (Status.WAITING, Status.CREATED),
 }
-"""The states in which an action is legal; all but a registration, which begins a history."""
 
-_TO: Final = {
-    Action.WITHDRAWN: State.WITHDRAWN,
-    Action.REOPENED: State.OPEN,
-    Action.ATTESTED: State.ATTESTED,
+_ACTIONS: Final = {
+    Action.WITHDRAWN: (UNSETTLED, State.WITHDRAWN),
+    Action.REOPENED: ((State.FAILED, State.LOST, State.ATTESTED, State.WITHDRAWN), State.OPEN),
+    Action.ATTESTED: (UNSETTLED, State.ATTESTED),
+    Action.AMENDED: (tuple(State), None),
 }
-"""The state that an operator's action leads to; an amendment changes none."""
-
-
-def registration(facts: Facts, registered_at: datetime, registered_by: str) -> Transition:
-    """Return the transition with seq 0, as a trigger of the database writes it."""
-    return Transition(
-        seq=0,
-        action=Action.REGISTERED,
-        from_status=None,
-        to_status=None,
-        from_state=None,
-        to_state=State.OPEN,
-        last_seen_at=None,
-        observed_at=registered_at,
-        server_date=None,
-        claimed_at=None,
-        polls=0,
-        actor=registered_by,
-        anomaly=None,
-        reason=None,
-        facts=facts,
-    )
+"""For each action of an operator, the states in which it is legal, and the state that it leads to, if any."""
 
 
 def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: datetime | None = None) -> Decision:
-    """Return what *answer* makes of *job*.
+    """Return what *answer* makes of an open job.
 
     The first answer to a request sent at or after the deadline that shows the job not done makes a transition, although
     nothing changed: that the job is overdue must rest on a row of the history. After a change of status that is the
     next answer, since the row of a change says when its answer came, not when its request was sent.
 
-    Args:
-        job: An open job, as it is recorded.
-        answer: A valid answer about it, to a request sent after the one of its last answer.
-        rule: When ``not_found`` ends a job.
-        past: Its history, if its status is ``not_found``; else the default does.
-        deadline_at: Its deadline, None if not computed.
-
     Raises:
         ValueError: *job* is not open: an ended job is not polled, and ``done`` is never left.
     """
     if job.state is not State.OPEN:
-        raise ValueError(f"the job is {job.state}, and only an open job is decided by an answer: do not poll it")
+        raise ValueError(f"the job is {job.state}: an answer can change open jobs only")
     sent_at = _after(answer.sent_at, job.seen_at)
     completed_at = max(
         sent_at, _after(answer.completed_at, job.registered_at if job.status_by is None else job.status_by)
@@ -342,7 +274,7 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: da
     else:
         status_after, status_by, status_polls = last_seen_at, completed_at, 1
         counted_from = completed_at
-    # Certainly not found from the end of the first such answer to the start of this one.
+    # It was not found from the end of the first such answer, at the latest, to the start of this one.
     is_lost = (
         answer.status == Status.NOT_FOUND
         and status_polls >= rule.polls
@@ -352,7 +284,7 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: da
     has_ended = state is not State.OPEN
     has_changed = has_ended or answer.status != job.status
     shown_at = job.status_after if job.status_polls == 1 else last_seen_at
-    # While Elevate says not_found nobody sees that the job is not done.
+    # An answer not_found does not show that the job is not done.
     is_first_overdue = (
         not has_changed
         and answer.status != Status.NOT_FOUND
@@ -360,10 +292,8 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: da
         and sent_at >= deadline_at
         and (shown_at is None or shown_at < deadline_at)
     )
-    decided = Job(
-        facts=job.facts,
-        registered_at=job.registered_at,
-        registered_by=job.registered_by,
+    decided = replace(
+        job,
         state=state,
         status=answer.status,
         status_after=status_after,
@@ -387,41 +317,28 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: da
         last_seen_at=last_seen_at if has_changed else sent_at,  # the request that saw the old status is this one
         observed_at=completed_at,
         server_date=answer.server_date,
-        claimed_at=None,
         polls=decided.polls,
-        actor=None,
         anomaly=_anomaly(job.status, answer.status, state, past) if has_changed else None,
-        reason=None,
-        facts=None,
     )
     return Decision(decided, transition)
 
 
 def _after(at: datetime, earlier: datetime | None) -> datetime:
-    """Return *at*, or *earlier* if that is a little later: clocks are adjusted by moments, and times do not run back.
+    """Return *at*, or *earlier* if that is later by at most `CLOCK_STEP`: so times never run back.
 
-    Where it is much later, its clock was ahead, and *at* stands: nothing is recorded in the future.
+    Where it is later by more, its clock was ahead, and *at* stands: nothing is recorded in the future.
     """
     return earlier if earlier is not None and at < earlier <= at + CLOCK_STEP else at
 
 
 def _last_seen(job: Job, at: datetime) -> datetime | None:
-    """Return when the job's status was last seen, or where that lies after *at* the best lower bound that does not.
-
-    It lies after *at* if a clock was ahead then and is right now.
-    """
+    """Return when the job's status was last seen; or, if a clock was ahead then, the best lower bound before *at*."""
     bounds = (job.seen_at, job.status_after, job.registered_at, at)
     return None if job.seen_at is None else next(bound for bound in bounds if bound is not None and bound <= at)
 
 
 def withdraw(job: Job, at: datetime, actor: str, reason: str) -> Decision:
-    """Return *job* closed by an operator, and the transition that says so.
-
-    Args:
-        job: An open, failed or lost job.
-        at: When the operator acts.
-        actor: Who acts.
-        reason: Why.
+    """Return an open, failed or lost job closed by an operator who acts *at* this time.
 
     Raises:
         Refused: The job is in another state.
@@ -430,13 +347,7 @@ def withdraw(job: Job, at: datetime, actor: str, reason: str) -> Decision:
 
 
 def reopen(job: Job, at: datetime, actor: str, reason: str) -> Decision:
-    """Return *job* open again, its status kept and to be asked at once, and the transition that says so.
-
-    Args:
-        job: A failed, lost, attested or withdrawn job.
-        at: When the operator acts.
-        actor: Who acts.
-        reason: Why.
+    """Return a failed, lost, attested or withdrawn job open again; it keeps its status until the next answer.
 
     Raises:
         Refused: The job is open or done.
@@ -445,17 +356,11 @@ def reopen(job: Job, at: datetime, actor: str, reason: str) -> Decision:
 
 
 def attest(job: Job, done_by: datetime, at: datetime, actor: str, reason: str) -> Decision:
-    """Return *job* as an operator says it ended, unseen by us, and the transition that says so.
-
-    Args:
-        job: An open, failed or lost job.
-        done_by: The operator's word for when it was done at the latest.
-        at: When the operator acts.
-        actor: Who acts.
-        reason: How the operator knows.
+    """Return an open, failed or lost job that was done *done_by* a time at the latest, as an operator says.
 
     Raises:
-        Refused: The job is in another state, or *done_by* is after *at* (`InvalidField`).
+        Refused: The job is in another state.
+        InvalidField: *done_by* is after *at*.
     """
     if done_by > at:
         raise InvalidField("done_by", f"{done_by} is in the future; give the time by which it was done")
@@ -463,14 +368,7 @@ def attest(job: Job, done_by: datetime, at: datetime, actor: str, reason: str) -
 
 
 def amend(job: Job, facts: Facts, at: datetime, actor: str, reason: str) -> Decision:
-    """Return *job* with other declared facts, and the transition that keeps them in its history.
-
-    Args:
-        job: A job in any state.
-        facts: All its facts, the unchanged ones too.
-        at: When the operator acts.
-        actor: Who acts.
-        reason: Why.
+    """Return a job in any state with other declared *facts* (all of them, the unchanged ones too).
 
     Raises:
         Refused: The facts are as they were.
@@ -478,31 +376,6 @@ def amend(job: Job, facts: Facts, at: datetime, actor: str, reason: str) -> Deci
     if facts == job.facts:
         raise Refused("the job has these facts already: there is nothing to amend")
     return _act(job, Action.AMENDED, at, actor, reason, facts=facts)
-
-
-def replay(transitions: Iterable[Transition]) -> Replay:
-    """Return what a job's whole history comes to, in the order of ``seq``.
-
-    Raises:
-        ValueError: The history is not legal; the message names the transition.
-    """
-    job: Job | None = None
-    found_before = False
-    reopened_at: datetime | None = None
-    for transition in transitions:
-        problem = _problem(job, transition)
-        if problem is not None:
-            raise ValueError(f"transition {transition.seq} ({transition.action}): {problem}")
-        job = _step(job, transition)
-        found_before |= transition.to_status not in (None, Status.NOT_FOUND)
-        if transition.action is Action.REOPENED:
-            reopened_at = transition.observed_at
-    if job is None:
-        raise ValueError("there is no transition, not even the registration")
-    counted_from = job.status_by if job.status == Status.NOT_FOUND else None
-    if counted_from is not None and reopened_at is not None:
-        counted_from = max(counted_from, reopened_at)
-    return Replay(job, Past(found_before, counted_from))
 
 
 def _anomaly(from_status: str | None, to_status: str, to_state: State, past: Past) -> Anomaly | None:
@@ -529,7 +402,8 @@ def _act(
     facts: Facts | None = None,
 ) -> Decision:
     """Return what an operator's action makes of *job*."""
-    if job.state not in _FROM[action]:
+    legal, leads_to = _ACTIONS[action]
+    if job.state not in legal:
         raise Refused(_refusal(job.state, action))
     for earlier in (job.registered_at, job.status_by, job.seen_at):
         at = _after(at, earlier)
@@ -539,18 +413,23 @@ def _act(
         from_status=job.status,
         to_status=job.status,
         from_state=job.state,
-        to_state=_TO.get(action, job.state),
+        to_state=leads_to or job.state,
         last_seen_at=_last_seen(job, at),
         observed_at=at,
-        server_date=None,
         claimed_at=done_by,
         polls=job.polls,
         actor=actor,
-        anomaly=None,
         reason=reason,
         facts=facts,
     )
-    return Decision(_step(job, transition), transition)
+    acted = replace(job, state=transition.to_state, seq=transition.seq, seen_at=transition.last_seen_at)
+    if action is Action.AMENDED:
+        return Decision(replace(acted, facts=facts or job.facts), transition)
+    if action is Action.REOPENED:
+        return Decision(replace(acted, ended_after=None, ended_by=None, status_polls=0), transition)
+    if action is Action.ATTESTED:
+        return Decision(replace(acted, ended_after=None, ended_by=done_by), transition)
+    return Decision(replace(acted, ended_after=at, ended_by=at), transition)
 
 
 def _refusal(state: State, action: Action) -> str:
@@ -559,80 +438,3 @@ def _refusal(state: State, action: Action) -> str:
     if action is Action.REOPENED:
         return "the job is open already"
     return f"the job is {state} already: reopen it first"
-
-
-def _problem(job: Job | None, transition: Transition) -> str | None:
-    """Return why *transition* cannot follow on *job* (None: the history begins with it), or None if it can."""
-    action = transition.action
-    if job is None:
-        begun = transition.facts and registration(transition.facts, transition.observed_at, transition.actor or "")
-        return None if transition == begun else "a history begins with a plain registration, seq 0"
-    if transition.seq != job.seq + 1:
-        return f"follows on {job.seq}: a transition is missing, double or out of order"
-    if action is Action.REGISTERED:
-        return "the job is registered already"
-    if (transition.from_status, transition.from_state) != (job.status, job.state):
-        return f"leaves {transition.from_status}, {transition.from_state}, but the job was at {job.status}, {job.state}"
-    if job.state not in _FROM[action]:
-        return f"not legal in state {job.state}"
-    if transition.polls < job.polls + (action is Action.OBSERVED):
-        return f"says {transition.polls} polls after {job.polls}"
-    if (transition.facts is None) is (action is Action.AMENDED):
-        return "declared facts belong to a registration or an amendment, and to nothing else"
-    if (transition.last_seen_at is None) is not (job.status is None):
-        return "says when the old status was last seen if there was one, and only then"
-    if transition.last_seen_at is not None and transition.last_seen_at > transition.observed_at:
-        return "its times are out of order"
-    if action is Action.OBSERVED:
-        return _observed_problem(transition)
-    if transition.to_status != job.status or transition.to_state is not _TO.get(action, job.state):
-        return f"cannot lead to {transition.to_status}, {transition.to_state}"
-    if action is Action.ATTESTED and (transition.claimed_at is None or transition.claimed_at > transition.observed_at):
-        return "claims no time, or one in its future"
-    return None
-
-
-def _observed_problem(transition: Transition) -> str | None:
-    """Return why an observed transition from an open job cannot be, or None if it can."""
-    status, state = transition.to_status, transition.to_state
-    if status is None:
-        return "an answer has a status"
-    legal = {State.OPEN, State.LOST} if status == Status.NOT_FOUND else {_ENDING.get(status, State.OPEN)}
-    if state not in legal:
-        return f"{status!r} does not make a job {state}"
-    if status == transition.from_status == Status.NOT_FOUND and state is State.OPEN:
-        return "changes nothing"
-    return None
-
-
-def _step(job: Job | None, transition: Transition) -> Job:
-    """Return the job after a legal transition, as far as the transition tells."""
-    action = transition.action
-    if job is None:
-        facts = transition.facts or Facts()
-        return Job.registered(facts, transition.observed_at, transition.actor or "")
-    told = replace(
-        job,
-        state=transition.to_state,
-        seq=transition.seq,
-        polls=transition.polls,
-        seen_at=transition.last_seen_at,
-    )
-    if action is Action.AMENDED:
-        return replace(told, facts=transition.facts or job.facts)
-    if action is Action.REOPENED:
-        return replace(told, ended_after=None, ended_by=None, status_polls=0)
-    if action is Action.WITHDRAWN:
-        return replace(told, ended_after=transition.observed_at, ended_by=transition.observed_at)
-    if action is Action.ATTESTED:
-        return replace(told, ended_after=None, ended_by=transition.claimed_at)
-    if transition.to_status != job.status:
-        told = replace(
-            told,
-            status=transition.to_status,
-            status_after=transition.last_seen_at,
-            status_by=transition.observed_at,
-        )
-    if transition.to_state is not State.OPEN:
-        told = replace(told, ended_after=transition.last_seen_at, ended_by=transition.observed_at)
-    return replace(told, status_polls=1)

@@ -1,40 +1,37 @@
-"""The page over HTTP, on this machine alone.
+"""What the daemon serves over HTTP, on this machine alone.
 
-Owns the server on 127.0.0.1, whom it answers, and how fresh the page is. What is on the page is ``reports.page``'s; it
-is made by a process of its own, at low priority and only when somebody asks, so that polling never waits for it.
+Owns the server, which requests it answers, and how old the page may be. What is on the page is ``reports.page``'s. A
+process of its own makes it, only when somebody asks for it: at a million jobs that takes most of a minute of one core
+and some hundred megabytes, and in the daemon polling would wait for it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import monotonic
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
-from tracker.errors import BadConfiguration, DatabaseUnavailable, TrackerError
+from tracker.errors import BadConfiguration
 from tracker.logs import event
-from tracker.reports.words import NOTE
-from tracker.settings import Settings
 
 HOST: Final = "127.0.0.1"
-FRESH_SECONDS: Final = 60  # a page is shown for so long before another is made
-RETRY_SECONDS: Final = 10  # after a page that could not be made
-MAKING_SECONDS: Final = 300  # a page of a million jobs takes less than a tenth of that
-REQUEST_SECONDS: Final = 10  # for a client to send its request, or to take the next piece of the answer
+PAGE_SECONDS: Final = 60  # the page may be this old
+RETRY_SECONDS: Final = 10  # from a page that could not be made until the next attempt
+MAKING_SECONDS: Final = 300  # several times what a page of a million jobs takes
+CLIENT_SECONDS: Final = 10  # for a client to send its request, or to take the next piece of the answer
 
-_OURS: Final = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE)
-"""Names in a request by which this machine means itself, with any port: a tunnel may have another."""
+_OURS: Final = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE)  # a tunnel may have another port
 _HEADERS: Final = {
+    "Allow": "GET, HEAD",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -44,68 +41,42 @@ _HEADERS: Final = {
 }
 
 
-class Fresh:
-    """The page, made again when it is asked for and older than `FRESH_SECONDS`.
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What is answered to a request."""
 
-    Args:
-        make: Returns a page; raises TrackerError where none can be made.
-        clock: Seconds that only go forward.
-    """
+    body: str
+    content_type: str = "text/plain; charset=utf-8"
+    code: HTTPStatus = HTTPStatus.OK
 
-    def __init__(self, make: Callable[[], str], clock: Callable[[], float] = monotonic) -> None:
-        self._make = make
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._page: str | None = None
-        self._note = ""
-        self._next_at = -1.0
 
-    def get(self) -> str:
-        """Return the page; while none can be made the last one, which then says so.
-
-        Raises:
-            DatabaseUnavailable: There is no page yet, and it cannot be made; the message says why.
-        """
-        with self._lock:  # who comes while it is made waits for it
-            if self._next_at < 0 or self._clock() >= self._next_at:
-                try:
-                    self._page, self._note = self._make(), ""
-                    self._next_at = self._clock() + FRESH_SECONDS
-                except TrackerError as error:
-                    event("page_not_made", logging.WARNING, error=error)
-                    self._note = "This page is old: no newer one can be made just now, for reasons that are in the log."
-                    self._next_at = self._clock() + RETRY_SECONDS
-            if self._page is None:
-                raise DatabaseUnavailable("the page cannot be made just now, for reasons that are in the log")
-            if not self._note:
-                return self._page
-            return self._page.replace(NOTE, f'<p class="note" role="status">{self._note}</p>', 1)
+Routes = Mapping[str, Callable[[], Response]]
+"""By path, a function that returns the response; it is called in a thread of its own."""
 
 
 @contextmanager
-def serving(port: int, make: Callable[[], str]) -> Iterator[int]:
-    """Serve what *make* returns at ``/`` on 127.0.0.1, and yield the port.
+def serving(port: int, routes: Routes) -> Iterator[int]:
+    """Serve *routes* on 127.0.0.1, each connection in a thread of its own, and yield the port.
 
     Args:
         port: 0: any that is free.
-        make: As `Fresh` has it.
+        routes: Nothing else is found.
 
     Raises:
-        BadConfiguration: The port is in use, or not to be had.
+        BadConfiguration: The port is in use, or may not be used.
     """
-    fresh = Fresh(make)
 
     class Handler(_Handler):
-        page = fresh
+        served = routes
 
     try:
         server = ThreadingHTTPServer((HOST, port), Handler)
     except OSError as error:
         raise BadConfiguration(
-            f"TRACKER_HTTP_PORT: nothing can be served on {HOST}:{port} ({error.strerror}): "
-            "set another port, or end what has this one"
+            f"TRACKER_HTTP_PORT: cannot listen on {HOST}:{port} ({error.strerror}): "
+            "set another port, or stop the program that uses this one"
         ) from error
-    server.daemon_threads = True  # a client that dawdles does not hold up the end
+    server.daemon_threads = True  # a slow client does not delay the end
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     event("serving", url=f"http://{HOST}:{server.server_port}/")
@@ -117,58 +88,42 @@ def serving(port: int, make: Callable[[], str]) -> Iterator[int]:
         thread.join()
 
 
-@contextmanager
-def page(settings: Settings) -> Iterator[None]:
-    """Serve the page of a database, if a port is set.
-
-    Raises:
-        BadConfiguration: The port is in use.
-    """
-    if settings.http_port is None:
-        yield
-        return
-    maker = Maker(settings.database_url, settings.zone)
-    with serving(settings.http_port, maker):
-        try:
-            yield
-        finally:
-            maker.close()
-
-
 class _Handler(BaseHTTPRequestHandler):
-    page: Fresh
-    timeout = REQUEST_SECONDS
+    served: Routes
+    timeout = CLIENT_SECONDS
     server_version = "tracker"
     sys_version = ""
 
     def do_GET(self) -> None:
-        # A name of somebody else's that leads here (DNS rebinding) is not answered: its page could read ours.
-        if not _OURS.fullmatch(self.headers.get("Host", "")):
-            self._say(HTTPStatus.MISDIRECTED_REQUEST, f"This is served as {HOST} and localhost only.\n")
-        elif self.path.partition("?")[0] != "/":
-            self._say(HTTPStatus.NOT_FOUND, "There is a page at / and nothing else.\n")
-        else:
-            try:
-                self._say(HTTPStatus.OK, self.page.get(), "text/html")
-            except TrackerError as error:
-                self._say(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n")
+        self._send(self._response())
 
     do_HEAD = do_GET
 
+    def _response(self) -> Response:
+        # Another name that leads here (DNS rebinding) gets no answer: its page could read ours.
+        if not _OURS.fullmatch(self.headers.get("Host", "")):
+            return Response(f"Use {HOST} or localhost.\n", code=HTTPStatus.MISDIRECTED_REQUEST)
+        route = self.served.get(self.path.partition("?")[0])
+        if route is None:
+            return Response(f"Not found. Served are: {', '.join(self.served)}\n", code=HTTPStatus.NOT_FOUND)
+        try:
+            return route()
+        except Exception as error:  # one request that fails ends neither the server nor the daemon
+            event("request_failed", logging.ERROR, path=self.path, error=error)
+            return Response("This failed. The reason is in the log.\n", code=HTTPStatus.INTERNAL_SERVER_ERROR)
+
     def _refuse(self) -> None:
-        self._say(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD only: this page changes nothing.\n")
+        self._send(Response("GET and HEAD only.\n", code=HTTPStatus.METHOD_NOT_ALLOWED))
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
 
-    def _say(self, code: HTTPStatus, text: str, kind: str = "text/plain") -> None:
-        body = text.encode()
-        self.send_response(code)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+    def _send(self, response: Response) -> None:
+        body = response.body.encode()
+        self.send_response(response.code)
+        self.send_header("Content-Type", response.content_type)
         self.send_header("Content-Length", str(len(body)))
         for name, value in _HEADERS.items():
             self.send_header(name, value)
-        if code is HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET, HEAD")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -178,74 +133,68 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the log tells what became of jobs."""
+        """Log nothing: the log is about jobs."""
 
 
-class Maker:
-    """Makes the page of a database in a process of its own, one at a time."""
+class PageProcess:
+    """The page, made again by a process when it is asked for and older than `PAGE_SECONDS`.
 
-    def __init__(self, database_url: str, zone: ZoneInfo) -> None:
-        self._given = json.dumps([database_url, zone.key])
+    Args:
+        command: Writes the page to standard output.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(self, command: Sequence[str], clock: Callable[[], float] = monotonic) -> None:
+        self._command = command
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._response = Response("")
+        self._until = float("-inf")
         self._process: subprocess.Popen[str] | None = None
         self._is_closed = False
 
-    def __call__(self) -> str:
-        """Return the page.
+    def response(self) -> Response:
+        """Return the page, or 503 and where the reason is: an old page is never returned."""
+        with self._lock:  # other requests wait for the page that is being made
+            if self._clock() >= self._until:
+                page, problem = self._make()
+                self._response = Response(page, "text/html; charset=utf-8")
+                if problem:
+                    event("page_not_made", logging.WARNING, error=problem)
+                    text = "The page cannot be made now. The reason is in the log.\n"
+                    self._response = Response(text, code=HTTPStatus.SERVICE_UNAVAILABLE)
+                self._until = self._clock() + (RETRY_SECONDS if problem else PAGE_SECONDS)
+            return self._response
 
-        Raises:
-            DatabaseUnavailable: It could not be made; the message says why.
-        """
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tracker.web"],  # -P: no module of the folder it happens to be in
-            stdin=pipe,  # the URL may hold a password: no argument, which all can see
-            stdout=pipe,
-            stderr=pipe,
+    def _make(self) -> tuple[str, str]:
+        """Return the page and an empty text, or what is wrong."""
+        process = subprocess.Popen(  # noqa: S603 - the caller's command, and no shell
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for the daemon, which ends it
+            env=os.environ | {"PYTHONUTF8": "1"},
+            start_new_session=True,  # Ctrl-C goes to the daemon, which ends this process
         )
         self._process = process
+        with suppress(OSError):  # polling comes first
+            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
         if self._is_closed:
             process.terminate()
         try:
-            page, said = process.communicate(self._given, MAKING_SECONDS)
+            page, said = process.communicate(timeout=MAKING_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            raise DatabaseUnavailable(f"the page took longer than {MAKING_SECONDS} s") from None
+            return "", f"it took longer than {MAKING_SECONDS} s"
         if process.returncode:
-            last = said.strip().splitlines()[-1:] or [f"it ended with {process.returncode}"]
-            raise DatabaseUnavailable(f"the page could not be made: {last[0]}")
-        return page
+            return "", (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        return page, ""
 
     def close(self) -> None:
-        """End what is under way; no page is made any more."""
+        """End the process that makes the page, now and from now on."""
         self._is_closed = True
         if self._process is not None:
             self._process.terminate()
-
-
-def main() -> int:
-    """Write the page of the database named on standard input to standard output: what a `Maker` starts."""
-    from tracker import database
-    from tracker.reports.page import render
-
-    with suppress(OSError):
-        os.nice(10)
-    url, zone = json.loads(sys.stdin.read())
-    try:
-        engine = database.open_database(url)
-        with database.reading(engine) as connection:
-            page = render(connection, zone=ZoneInfo(zone))
-        engine.dispose()
-    except TrackerError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # it is a pipe of ours
-    sys.stdout.write(page)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,7 +27,7 @@ from tests.scripted import cluster_settings
 from tracker import database
 from tracker.clusters import first_contact
 from tracker.models import JOBS, TRANSITIONS
-from tracker.poller import polling
+from tracker.poller import Poller
 from tracker.settings import Settings
 from tracker.status import Action, State
 
@@ -62,7 +62,7 @@ def bare(url: str, jids: list[str], threads: int) -> float:
 def plain(url: str, engine: sa.Engine, jids: list[str]) -> float:
     """What one would write first: a loop with `Session.get` and a commit a poll."""
     with database.writing(engine) as connection:
-        source_id = first_contact(connection, cluster_settings(url), Settings(), "benchmark")
+        source_id = first_contact(connection, cluster_settings(url), Settings())
     with requests.Session() as session:
         began = monotonic()
         for jid in jids:
@@ -82,7 +82,7 @@ def plain(url: str, engine: sa.Engine, jids: list[str]) -> float:
 
 def ours(url: str, engine: sa.Engine, jids: list[str], threads: int) -> float:
     cluster = cluster_settings(url, max_concurrency=threads, max_requests_per_second=1e6)
-    with polling(engine, cluster, Settings(), "benchmark") as poller:
+    with Poller(engine, cluster, Settings(), "benchmark") as poller:
         began = monotonic()
         tally = poller.run(Event())
         took = monotonic() - began

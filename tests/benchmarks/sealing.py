@@ -29,7 +29,7 @@ from tracker.audit.deliver import Courier
 from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.seal import seal
 from tracker.models import TRANSITIONS, Seal
-from tracker.poller import polling
+from tracker.poller import Poller
 from tracker.settings import Settings
 
 POLLS_A_SEAL = 1000
@@ -39,7 +39,7 @@ AT_MOST = 0.05
 def polled(url: str, engine: sa.Engine, jids: list[str]) -> tuple[float, float]:
     """Return polls a second, and the seconds of processor time that each took."""
     cluster = cluster_settings(url, max_concurrency=4, max_requests_per_second=1e6)
-    with polling(engine, cluster, Settings(), "benchmark") as poller:
+    with Poller(engine, cluster, Settings(), "benchmark") as poller:
         began, used = monotonic(), process_time()
         tally = poller.run(Event())
         took, used = monotonic() - began, process_time() - used

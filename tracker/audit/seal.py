@@ -42,7 +42,7 @@ REBUILDS: Final = 10  # tries when other sealers were faster
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _WRITTEN: Final = {  # by table: the id, and when the row says it was written
-    "transitions": (models.Transition.id, models.Transition.observed_at),
+    "transitions": (models.TransitionRow.id, models.TransitionRow.observed_at),
     "gaps": (models.Gap.id, models.Gap.ended_at),
     "sources": (models.Source.id, models.Source.recorded_at),
 }

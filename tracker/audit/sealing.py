@@ -19,7 +19,7 @@ from tracker.audit.deliver import Courier
 from tracker.audit.keys import SigningKey
 from tracker.audit.seal import seal
 from tracker.errors import DatabaseUnavailable
-from tracker.logs import event
+from tracker.logs import DATABASE, event
 from tracker.settings import Settings
 
 LOOK_SECONDS: Final = 10.0  # how often to look for rows that have waited long enough
@@ -104,7 +104,7 @@ class Sealing:
             again = work()
             return LOOK_SECONDS if again is None else again
         except DatabaseUnavailable as error:
-            event("database_unavailable", logging.ERROR, error=error, work="sealing", again_in_seconds=AWAY_SECONDS)
+            DATABASE.went_away(error, work="sealing")
             return AWAY_SECONDS
         except Exception as error:
             event("sealing_failed", logging.ERROR, error=f"{type(error).__name__}: {error}")

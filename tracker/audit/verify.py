@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int | None], None]
 """Is called from time to time with the phase, the rows done, and all rows (None: unknown)."""
 
 _WRITTEN: Final = {
-    "transitions": models.Transition.observed_at,
+    "transitions": models.TransitionRow.observed_at,
     "gaps": models.Gap.ended_at,
     "sources": models.Source.recorded_at,
 }

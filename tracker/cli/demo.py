@@ -1,4 +1,4 @@
-"""``tracker demo``: all of it on this machine in seconds. Arguments and printing; the scene is `tracker.demo.demo`."""
+"""``tracker demo``: arguments and printing; the scene is `tracker.demo.demo`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -16,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tracker.cli.output import example, human
+from tracker.cli.output import example, human, progress
 
 if TYPE_CHECKING:
-    from tracker.demo.demo import Outcome, Progress
+    from tracker.demo.demo import Outcome
 
 
 @click.command(epilog=example("tracker demo", "tracker demo --jobs 50 --database /tmp/try.db"))
@@ -30,32 +28,32 @@ if TYPE_CHECKING:
     default="tracker-demo.db",
     show_default=True,
     metavar="FILE",
-    help="Where its database is made; an earlier demo's is replaced, any other file refused.",
+    help="Where its database is made. An earlier demo's is replaced, any other file refused.",
 )
 @click.option("--jobs", type=click.IntRange(1, 5000), default=300, show_default=True, help="How many jobs.")
 @click.option(
-    "--days",
-    type=click.IntRange(1, 60),
-    default=7,
-    show_default=True,
-    help="How many days pass; a job ends on its sixth at the earliest.",
+    "--days", type=click.IntRange(1, 60), default=7, show_default=True, help="A job ends on its 6th or later."
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Same seed, same scene.")
 @click.pass_context
 def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> None:
-    """See all of it on this machine, in about 20 seconds and without a key.
+    """Show all of it on this machine, in about 20 seconds and without a key.
 
-    A fake Elevate is started here, with a clock that began a week ago; a made-up company submits exports and removals
-    to it and registers their jids; the real client and the real poller follow them over HTTP until the clock has
-    reached the present. Then comes the durations report, what that showed, and what to try on the database.
+    Two fake Elevates are started here, with a clock that began a week ago. A made-up company submits exports and
+    removals to them and registers their jids. The real client and pollers follow the jobs over HTTP until the clock has
+    reached the present; one cluster has an outage. Then the durations report is printed, and what to try.
 
     Settings are not read, and no other host is asked. Ctrl-C ends it, leaves nothing running, and keeps the database.
     """
     click.echo(f"Simulating {days} days; Ctrl-C ends it.", err=True)
+    from tracker import database
+    from tracker.cli.report import print_durations
     from tracker.demo import demo as scene
+    from tracker.reports.durations import durations
 
-    level = logging.getLogger("tracker").level
-    logging.getLogger("tracker").setLevel(logging.ERROR)  # a vanished job is part of the scene, not news
+    log = logging.getLogger("tracker")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # a vanished job and an outage are part of the scene, not news
     caught: list[int] = []
     stop = Event()
 
@@ -67,18 +65,22 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _telling() as told:
-            outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, told=told)
+        with progress("hours") as tell:
+            outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, tell=tell)
     finally:
-        logging.getLogger("tracker").setLevel(level)
+        log.setLevel(level)
         for number, action in before.items():
             signal.signal(number, action)
+    states = ", ".join(f"{number} {state}" for state, number in outcome.states.items()) or "no jobs"
+    click.echo(f"{outcome.now:%Y-%m-%d %H:%M} UTC: {states}; {outcome.polls:,} polls.", err=True)
     if caught:
-        click.echo(f"{_line(outcome.progress)}\nInterrupted; nothing is left running.", err=True)
-        click.echo(_place(path, outcome), err=True)
+        click.echo(f"Interrupted; nothing is left running.\n{_place(path, outcome)}", err=True)
         ctx.exit(128 + caught[0])
-    click.echo(f"{_line(outcome.progress)}\nThat took {outcome.seconds:.0f} s.\n", err=True)
-    _report(path)
+    click.echo(f"That took {outcome.seconds:.0f} s.\n", err=True)
+    engine = database.open_database(scene.url_of(path))
+    with database.reading(engine) as connection:
+        print_durations(durations(connection))
+    engine.dispose()
     page = scene.write_page(path)
     click.echo(f"\n{_shown(outcome)}\n\n{_place(path, outcome)}", err=True)
     click.echo(f"All reports as a page, for a browser: {page.absolute().as_uri()}", err=True)
@@ -86,75 +88,25 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
         ctx.exit(1)
 
 
-def _line(progress: Progress) -> str:
-    return f"{progress.now:%Y-%m-%d %H:%M} UTC: {_counts(progress)}"
-
-
-def _counts(progress: Progress) -> str:
-    states = ", ".join(f"{number} {state}" for state, number in sorted(progress.states.items()))
-    return f"{states or 'no jobs'}; {progress.polls:,} polls"
-
-
-@contextmanager
-def _telling() -> Iterator[Callable[[Progress], None]]:
-    """Yield what tells the progress: a live line on a terminal, else a line for each simulated day."""
-    if not sys.stderr.isatty():
-        told_on = None
-
-        def tell(progress: Progress) -> None:
-            nonlocal told_on
-            if progress.now.date() != told_on:
-                told_on = progress.now.date()
-                click.echo(_line(progress), err=True)
-
-        yield tell
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = bars.TextColumn("{task.fields[date]}"), bars.BarColumn(None), bars.TextColumn("{task.fields[counts]}")
-    with bars.Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task("", total=1, date="making the database", counts="")
-
-        def show(progress: Progress) -> None:
-            date = f"{progress.now:%Y-%m-%d %H:%M}"
-            bar.update(task, completed=progress.share, date=date, counts=_counts(progress))
-
-        yield show
-
-
-def _report(path: Path) -> None:
-    """Print the durations report on standard output."""
-    from tracker import database
-    from tracker.cli.report import print_durations
-    from tracker.demo.demo import url_of
-    from tracker.reports.durations import durations
-
-    engine = database.open_database(url_of(path))
-    with database.reading(engine) as connection:
-        made = durations(connection)
-    engine.dispose()
-    print_durations(made)
-
-
 def _shown(outcome: Outcome) -> str:
     """Return what the demo has shown, a few lines each."""
+    from tracker.demo.demo import NORTH, SOUTH
+
+    checked = f"{outcome.bounds:,} recorded changes of status"
+    lines = [f"All {checked} truly happened between their two bounds, as the simulators, which made them, know."]
     if outcome.wrong:
-        lines = [f"{len(outcome.wrong)} of {outcome.bounds:,} recorded changes were not between their bounds:"]
-        lines += outcome.wrong
-    else:
-        lines = [
-            f"All {outcome.bounds:,} recorded changes of status truly happened between their two bounds: checked "
-            "against the simulator, which made them."
-        ]
+        lines = [f"{len(outcome.wrong)} of {checked} were not between their bounds:", *outcome.wrong]
+    if outcome.gap_seconds:
+        gap = human(outcome.gap_seconds)
+        lines.append(f"{SOUTH} had an outage: a gap of {gap} is on record, and the bounds across it are that wide.")
     if outcome.uncertainty_seconds is not None:
         lines.append(f"The bounds of a `done` are {human(outcome.uncertainty_seconds)} apart (median).")
     if outcome.ended_polls and outcome.delay_seconds and outcome.fixed_polls:
         delay = outcome.delay_seconds
         lines.append(
-            f"The {outcome.ended} jobs that ended took {outcome.ended_polls:.0f} polls each, and the end was seen "
-            f"{human(delay)} after it (means). A poll every {human(2 * delay)} has the same mean delay, half its "
-            f"interval, and would have taken {outcome.fixed_polls:.0f} polls each from registration to end."
+            f"The {outcome.ended} jobs of {NORTH} that ended took {outcome.ended_polls:.0f} polls each, and the end "
+            f"was seen {human(delay)} after it (means). A poll every {human(2 * delay)} has the same mean delay, and "
+            f"would have taken {outcome.fixed_polls:.0f} polls each from registration to end."
         )
     width = min(shutil.get_terminal_size().columns, 100) - 1
     return "\n".join(["What this showed:", *(click.wrap_text(line, width, "- ", "  ") for line in lines)])
@@ -164,9 +116,9 @@ def _place(path: Path, outcome: Outcome) -> str:
     """Return where the database is, and commands to try on it, ready to be pasted into a shell."""
     from tracker.demo.demo import url_of
 
-    commands = ["jobs --past-deadline", "report durations --kind removal", "audit verify"]
-    commands.insert(1, f"show {outcome.example}" if outcome.example else "jobs --state open")
-    # Whoever started it as .venv/bin/tracker has no `tracker` on the PATH.
+    example = f"show {outcome.example}" if outcome.example else "jobs --state open"
+    commands = ["jobs --past-deadline", example, "report durations --kind removal", "report gaps", "audit verify"]
+    # Started as .venv/bin/tracker, there is no `tracker` on the PATH.
     started = sys.argv[0] if Path(sys.argv[0]).name == "tracker" and not shutil.which("tracker") else "tracker"
     prefix = f"TRACKER_DATABASE_URL={shlex.quote(url_of(path))} {shlex.quote(started)}"
     lines = [f"The database is {path.absolute()}. Try on it:", *(f"{prefix} {command}" for command in commands)]

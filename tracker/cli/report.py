@@ -197,9 +197,14 @@ def _page(names: Sequence[str] | None, output: str | None, **given: Any) -> None
         destination(file) as place,
         _reading(file, **given, temporary=True) as (connection, filters, then, settings),
     ):
+        from tracker.reports.about import Filters
+        from tracker.reports.overview import overview
         from tracker.reports.page import render
 
-        place.write(render(connection, filters, as_of=then, zone=settings.zone, names=names))
+        seen = None
+        if names is None and then is None and filters == Filters():
+            seen = overview(connection, settings.clusters, settings.seal_after)
+        place.write(render(connection, filters, as_of=then, zone=settings.zone, names=names, overview=seen))
 
 
 def _subcommand(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from tracker.cli.output import Column, emit, example, format_option
+
+_PAGE = "from tracker import cli; raise SystemExit(cli.main(['report', '--format', 'html']))"
+"""Python that writes the page of all reports to standard output."""
 
 
 @click.command(epilog=example("tracker run", "tracker run --once   # for cron"))
@@ -15,7 +20,7 @@ def run(once: bool) -> None:
     After the first signal the requests under way end and are recorded; a second one exits at once. Events go to stderr,
     one line each: key=value on a terminal, JSON otherwise.
     """
-    from contextlib import nullcontext
+    from contextlib import ExitStack
 
     from tracker import daemon, logs, settings, web
     from tracker.audit.sealing import Sealing
@@ -23,7 +28,11 @@ def run(once: bool) -> None:
     effective = settings.load()
     logs.setup()
     sealing = Sealing(effective, once=once)
-    with nullcontext() if once else web.page(effective):
+    with ExitStack() as stack:
+        if effective.http_port is not None and not once:
+            page = web.PageProcess([sys.executable, "-P", "-c", _PAGE])  # -P: import nothing from the current folder
+            stack.callback(page.close)
+            stack.enter_context(web.serving(effective.http_port, {"/": page.response}))
         tally = daemon.run(effective, once=once, beside=[sealing])
     if once:
         click.echo(
@@ -47,14 +56,14 @@ def poll(jids: tuple[str, ...], cluster: str | None, format: str | None) -> int:
 
     effective = settings.load()
     logs.setup()
-    asked = daemon.poll_now(effective, jids, cluster)
+    polled = daemon.poll_now(effective, jids, cluster)
     columns = ("cluster", "jid", "before", "status", "state", "next_poll_at", "last_error")
     emit(
-        [(job.cluster, job.jid, job.before, job.status, job.state, job.next_poll_at, job.last_error) for job in asked],
+        [(new.cluster, new.jid, old.status, new.status, new.state, new.due_at, new.last_error) for old, new in polled],
         [Column(name, optional=name == "before") for name in columns],
         format,
     )
-    left = [job.jid for job in asked if not job.was_asked]
+    left = [new.jid for old, new in polled if new.polls == old.polls]
     if left:
         click.echo(f"Not asked, because another daemon is asking now: {', '.join(left)}", err=True)
-    return 69 if any(job.last_error for job in asked) else 0
+    return 69 if any(new.last_error for _, new in polled) else 0

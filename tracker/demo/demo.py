@@ -1,8 +1,8 @@
-"""All of it on one machine: a fake Elevate, a fresh database, the real client and the real poller, through a week.
+"""All of it on one machine: fake Elevates, a fresh database, the real client and the real pollers, through a week.
 
-Owns the scene: a company that submits its customers' requests and registers each jid, the clock that makes a week pass
-in seconds, and the comparison of what was recorded with what the simulator knows to be true. Leaves alone: how any of
-it is shown (``cli.demo``).
+Owns the scene: a company with two clusters that submits its customers' requests and registers each jid, an outage of
+one cluster, the clock that makes a week pass in seconds, and the comparison of what was recorded with what the
+simulators know to be true. Leaves alone: how any of it is shown (``cli.demo``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
-from importlib.metadata import version
 from itertools import count
 from math import ceil
 from pathlib import Path
@@ -26,35 +25,35 @@ from urllib.parse import quote, urlsplit
 
 import sqlalchemy as sa
 
-from tracker import database
+import tracker
+from tracker import clusters, database
 from tracker.audit.seal import seal
-from tracker.clusters import first_contact
-from tracker.demo.simulator import CREATE_PATHS, DEFAULT_KEY, Simulator
-from tracker.elevate import Elevate
+from tracker.demo.simulator import CREATE_PATHS, DEFAULT_KEY, Fault, Simulator
 from tracker.errors import BadConfiguration
-from tracker.intake import register
 from tracker.models import JOBS, TRANSITIONS
 from tracker.poller import Poller, Tally
 from tracker.reports import page
-from tracker.settings import ClusterSettings, Settings
+from tracker.reports.overview import overview
+from tracker.settings import Settings
 from tracker.status import Action, Kind, State, Status
 
-CLUSTER = "demo"
+NORTH, SOUTH = CLUSTERS = ("demo-north", "demo-south")
+OUTAGE = (0.55, 0.75)
+"""When the second cluster answers 503 only, as shares of the simulated time."""
 REGISTERED_BY = "tracker demo"
 MARK = 0x7472_6465  # SQLite's application_id of a database that a demo made: "trde"
 STEP = timedelta(minutes=1)
-"""The least that the simulated clock leaps: a poll is at most so much late, and a week takes a few thousand leaps."""
-FAILING = 0.03  # the share of jobs that end in `error`, so that there are some to be seen
-LAIN = timedelta(days=28)  # some requests lay about so long before they were submitted: their month ends in the demo
+"""The shortest leap of the simulated clock: a poll is late by at most this, and a week takes a few thousand leaps."""
+FAILING = 0.03
+"""The share of jobs that end in `error`."""
+EARLY = timedelta(days=28)
+"""Some requests were received this long before they were submitted, so that their deadlines fall within the demo."""
 
 
 class LaggingClock:
     """A clock that runs as the real one does, some time behind it, and leaps towards it: shared by all in the demo.
 
-    Between two leaps it runs, so that a request takes time, as it does in life; nobody asks while it leaps.
-
-    Attributes:
-        lag: How far it is behind the real time.
+    Between two leaps it runs, so that a request takes time (nobody asks while it leaps); *lag* is how far it is behind.
     """
 
     def __init__(self, lag: timedelta) -> None:
@@ -73,53 +72,19 @@ class LaggingClock:
         return self._began + timedelta(seconds=monotonic() - self._tick)
 
 
-class ForgetfulElevate(Simulator):
-    """A fake Elevate that loses some jobs before they end, as the real one is not supposed to.
-
-    Attributes:
-        forgotten: From when on a jid is not found.
-    """
-
-    def __init__(self, now: Callable[[], datetime], *, seed: int, failing: float) -> None:
-        super().__init__(now, seed=seed, failing=failing)
-        self.forgotten: dict[str, datetime] = {}
-
-    def status_at(self, jid: str, at: datetime) -> Status:
-        if jid in self.forgotten and at >= self.forgotten[jid]:
-            return Status.NOT_FOUND
-        return super().status_at(jid, at)
-
-    def entered_at(self, jid: str, status: str) -> datetime | None:
-        """Return the instant from which on a job of its own truly has *status*; None if it never has.
-
-        Raises:
-            KeyError: *jid* was not created here.
-        """
-        fate = self.truth(jid)
-        entered: dict[str, datetime | None] = {
-            Status.CREATED if fate.kind is Kind.EXPORT else Status.STARTED: fate.created_at,
-            Status.WAITING: fate.waits_at,
-            Status.RUNNING: fate.runs_at,
-            fate.end: fate.ends_at,
-            Status.NOT_FOUND: self.forgotten.get(jid),
-        }
-        return entered.get(status)
-
-
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job that the company submits.
+    """A job that the company submits *at* a time to a cluster.
 
     Attributes:
-        at: When.
-        kind: What it asks of Elevate.
         reference: The ticket of the person's request; an export and a removal may share it.
         received_at: The request reached the company.
-        vanishes_after: Elevate forgets the job so long after its creation; None: it does not.
-        mistyped: Whoever registers the jid makes a slip.
+        vanishes_after: Elevate forgets the job this long after its creation; None: it does not.
+        mistyped: The jid is registered with a typing error.
     """
 
     at: datetime
+    cluster: str
     kind: Kind
     reference: str
     received_at: datetime
@@ -127,37 +92,22 @@ class Submission:
     mistyped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far it is.
-
-    Attributes:
-        now: The simulated time.
-        share: The share of the simulated time that has passed, 0 to 1.
-        states: Jobs by state.
-        polls: Requests so far.
-    """
-
-    now: datetime
-    share: float
-    states: dict[State, int]
-    polls: int
-
-
 @dataclass(slots=True)
 class Outcome:
-    """What came of it; durations in seconds.
+    """What came of it; durations in seconds, None if there is nothing to measure.
 
     Attributes:
-        elevate: The fake Elevate, which knows the truth.
-        began_at: Of the simulated time.
-        progress: The last of it.
-        seconds: What it took.
+        elevates: The fake Elevates by cluster, which know the truth.
+        began_at, now: The simulated time at the beginning and at the end.
+        states: Jobs by state.
+        polls: Requests.
+        seconds: How long it took.
         interrupted: It was stopped before its end; all below is then about what there was.
         bounds: Recorded changes of status whose bounds were checked against the truth.
         wrong: A line for each whose bounds do not contain it.
-        uncertainty_seconds: Median width of the bounds of `done`; None if no job was done.
-        ended: Jobs that were done or failed: the next three are about them, and None if there are none.
+        gap_seconds: How long nothing could be observed in the second cluster; None if no poll fell into its outage.
+        uncertainty_seconds: Median width of the bounds of `done`.
+        ended: Jobs of the first cluster, which had no outage, that were done or failed; the next three are about them.
         ended_polls: Requests for each (mean).
         delay_seconds: From the true end until it was known (mean).
         fixed_polls: Requests for each (mean) at a fixed interval with that same delay: twice the delay, since an end
@@ -165,13 +115,16 @@ class Outcome:
         example: A jid worth looking at.
     """
 
-    elevate: ForgetfulElevate
+    elevates: dict[str, Simulator]
     began_at: datetime
-    progress: Progress
+    now: datetime
+    states: dict[State, int] = field(default_factory=dict)
+    polls: int = 0
     seconds: float = 0.0
     interrupted: bool = False
     bounds: int = 0
     wrong: list[str] = field(default_factory=list)
+    gap_seconds: float | None = None
     uncertainty_seconds: float | None = None
     ended: int = 0
     ended_polls: float | None = None
@@ -191,14 +144,15 @@ def plan(rng: random.Random, jobs: int, began_at: datetime, span: timedelta) -> 
     for number in count(1001):
         if len(planned) >= jobs:
             break
+        cluster = SOUTH if number % 3 == 0 else NORTH
         kinds = rng.choice(((Kind.EXPORT,), (Kind.REMOVAL,), (Kind.EXPORT, Kind.REMOVAL)))
         latest = max(0, hours - 1 - 24 * (len(kinds) - 1))
         first = ceil(rng.random() ** 2 * latest)
-        lay = LAIN if number % 12 == 0 else timedelta(hours=rng.uniform(1, 72))
-        received_at = began_at + timedelta(hours=first) - lay
+        before = EARLY if number % 12 == 0 else timedelta(hours=rng.uniform(1, 72))
+        received_at = began_at + timedelta(hours=first) - before
         for kind, later in zip(kinds, (0, 24), strict=False):
             at = began_at + timedelta(hours=min(first + later, hours - 1))
-            planned.append(Submission(at, kind, f"DSR-{number}", received_at))
+            planned.append(Submission(at, cluster, kind, f"DSR-{number}", received_at))
     planned = sorted(planned[:jobs], key=lambda one: one.at)
     for i in range(1, jobs, 100):
         planned[i] = replace(planned[i], vanishes_after=timedelta(hours=rng.uniform(20, 40)))
@@ -210,14 +164,14 @@ def make_way(path: Path) -> None:
     """Remove the database of an earlier demo at *path*, and mark a new, empty file there as a demo's.
 
     Raises:
-        BadConfiguration: What is there is not a demo's, is in use, or somebody has registered jobs of their own in it;
-            or it cannot be made there; or where its page goes there is another file. Nothing was changed.
+        BadConfiguration: What is there is not a demo's, is in use, or has jobs that no demo registered; or it cannot be
+            made there; or there is another file where its page goes. Nothing was changed.
     """
     way_out = "name another file with --database, or move this one away"
     try:
-        beside = page_of(path)
+        beside = path.with_suffix(".html")
         if beside.exists() and page.MARK.encode() not in beside.read_bytes()[:1000]:
-            raise BadConfiguration(f"{beside}, where the demo writes its page, is none of tracker's: {way_out}")
+            raise BadConfiguration(f"{beside}, where the demo writes its page, was not written by tracker: {way_out}")
         if path.exists():
             with path.open("rb") as file:
                 header = file.read(100)
@@ -228,10 +182,10 @@ def make_way(path: Path) -> None:
                 is_made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
                 if is_made and connection.execute(others, (REGISTERED_BY,)).fetchone():
                     raise BadConfiguration(f"{path} has jobs that no demo registered: {way_out}")
-                # Fails while anybody else has it open, and folds the WAL into the file, so that one file is all.
+                # Fails while another program has it open, and folds the WAL into the file.
                 connection.execute("PRAGMA journal_mode = DELETE")
             path.unlink()
-        # Before there is a WAL, so that the mark is in the file itself whatever happens next.
+        # Before there is a WAL, so that the mark is in the file itself.
         with closing(sqlite3.connect(path)) as connection:
             connection.execute(f"PRAGMA application_id = {MARK}")
     except (sqlite3.Error, OSError) as error:
@@ -239,22 +193,14 @@ def make_way(path: Path) -> None:
         raise BadConfiguration(f"no database can be made at {path} ({reason}): {way_out}") from error
 
 
-def page_of(path: Path) -> Path:
-    """Return where the page of the database at *path* is written: beside it."""
-    return path.with_suffix(".html")
-
-
 def write_page(path: Path) -> Path:
-    """Write the reports on the database at *path* as a page beside it, and return where.
-
-    Raises:
-        Refused: It cannot be written there.
-    """
+    """Write the reports on the database at *path* as a page beside it, and return where."""
     engine = database.open_database(url_of(path))
     with database.reading(engine) as connection:
-        page.write(page_of(path), connection)
+        made = page.render(connection, overview=overview(connection, CLUSTERS, timedelta(hours=1)))
     engine.dispose()
-    return page_of(path)
+    path.with_suffix(".html").write_text(made, encoding="utf-8")
+    return path.with_suffix(".html")
 
 
 def url_of(path: Path) -> str:
@@ -269,7 +215,7 @@ def run(
     days: float = 7,
     seed: int = 1,
     stop: Event | None = None,
-    told: Callable[[Progress], None] = lambda progress: None,
+    tell: Callable[[float, float | None, str], None] = lambda done, total, what: None,
 ) -> Outcome:
     """Let *jobs* jobs go through *days* simulated days that end now, and return what came of it.
 
@@ -277,9 +223,9 @@ def run(
         path: Where the database is made; see `make_way`.
         jobs: How many.
         days: How long, in simulated time.
-        seed: The same seed makes the same scene, but for the time at which it plays.
+        seed: The same seed makes the same scene, at another time.
         stop: Set to end it early; what was recorded is kept.
-        told: Is given the progress after each step.
+        tell: Is given the simulated hours that have passed, and all of them, after each step.
 
     Raises:
         BadConfiguration: The database cannot be made; see `make_way`.
@@ -289,40 +235,42 @@ def run(
     make_way(path)
     url = url_of(path)
     database.upgrade(url)
-    clock = LaggingClock(timedelta(days=days))
-    began_at, span = clock(), timedelta(days=days)
+    span = timedelta(days=days)
+    clock = LaggingClock(span)
+    began_at = clock()
+    outage_at, answers_at = (began_at + share * span for share in OUTAGE)
     rng = random.Random(seed)  # noqa: S311 - a scene, not a secret
     submissions = plan(rng, jobs, began_at, span)
-    elevate = ForgetfulElevate(clock, seed=seed, failing=FAILING)
-    outcome = Outcome(elevate, began_at, Progress(began_at, 0.0, {}, 0))
+    elevates = {name: Simulator(clock, seed=seed + i, failing=FAILING) for i, name in enumerate(CLUSTERS)}
+    outcome = Outcome(elevates, began_at, began_at)
     with ExitStack() as stack:
         engine = database.create_engine(url)
         stack.callback(engine.dispose)
-        base_url = stack.enter_context(elevate.serve())
-        cluster = ClusterSettings.model_validate(
-            {"name": CLUSTER, "api_key": DEFAULT_KEY, "base_url": base_url, "max_requests_per_second": 1e6}
+        served = {name: {"name": name, "base_url": stack.enter_context(elevates[name].serve())} for name in CLUSTERS}
+        common = {"api_key": DEFAULT_KEY, "max_requests_per_second": 1e6}
+        settings = Settings.model_validate(
+            {"clusters": {name: its | common for name, its in served.items()}, "database_url": url}
         )
-        settings = Settings(clusters={CLUSTER: cluster}, database_url=url)
-        company = _Company(engine, settings, elevate, base_url)
-        stack.callback(company.close)
-        with database.writing(engine) as connection:
-            source_id = first_contact(connection, cluster, settings, version("tracker"))
-        client = stack.enter_context(Elevate(cluster, settings.request_timeout))
-        poller = Poller(engine, cluster, settings, client, source_id, REGISTERED_BY, clock=clock, rng=rng.random)
+        pollers = {
+            name: stack.enter_context(Poller(engine, one, settings, REGISTERED_BY, clock=clock, rng=rng.random))
+            for name, one in settings.clusters.items()
+        }
         tally = Tally()
         while not stop.is_set():
-            now = clock()
-            while submissions and submissions[0].at <= now:
-                company.submit(submissions.pop(0))
-            tally += poller.run(stop)
-            states, due_at = _look(engine)
-            outcome.progress = Progress(clock(), 1 - clock.lag / span, states, tally.asked)
-            told(outcome.progress)
+            elevates[SOUTH].faults = (Fault("503", 1),) if outage_at <= clock() < answers_at else ()
+            while submissions and submissions[0].at <= clock():
+                _submit(engine, settings, elevates, submissions.pop(0))
+            for name, at in _next_polls(engine).items():
+                if at <= clock():
+                    tally += pollers[name].run(stop)
+            outcome.now = clock()
+            tell((span - clock.lag) / timedelta(hours=1), span / timedelta(hours=1), "simulated time")
             if not clock.lag:
                 break
-            coming = [at for at in (due_at, submissions[0].at if submissions else None) if at is not None]
+            coming = [*_next_polls(engine).values(), *(one.at for one in submissions[:1])]
             clock.leap(max(min(coming, default=clock() + clock.lag), clock() + STEP))
         outcome.interrupted = bool(clock.lag)
+        outcome.polls = tally.asked
         seal(engine, None)  # so that it can be verified and handed over, too
         with database.reading(engine) as connection:
             _judge(connection, outcome)
@@ -330,77 +278,68 @@ def run(
     return outcome
 
 
-class _Company:
-    """Whoever runs Elevate: submits jobs by the vendor's own calls, and registers each jid that comes back."""
-
-    def __init__(self, engine: sa.Engine, settings: Settings, elevate: ForgetfulElevate, base_url: str) -> None:
-        self._engine = engine
-        self._settings = settings
-        self._elevate = elevate
-        self._http = HTTPConnection(urlsplit(base_url).netloc, timeout=10)
-        self._paths = {kind: path for path, kind in CREATE_PATHS.items()}
-
-    def close(self) -> None:
-        self._http.close()
-
-    def submit(self, one: Submission) -> None:
-        submitted_at = self._elevate.now()
-        person = quote(f"customer of {one.reference}")
-        self._http.request("POST", f"{self._paths[one.kind]}?customerKey={person}", headers={"Api-Key": DEFAULT_KEY})
-        jid = str(json.loads(self._http.getresponse().read())["jid"])
-        if one.vanishes_after is not None:
-            self._elevate.forgotten[jid] = submitted_at + one.vanishes_after
-        if one.mistyped:
-            jid = jid[:-2] + jid[-1] + ("0" if jid[-2] == jid[-1] else jid[-2])
-        with database.writing(self._engine) as connection:
-            register(
-                connection,
-                jid,
-                cluster=CLUSTER,
-                kind=one.kind,
-                submitted_at=submitted_at,
-                received_at=one.received_at,
-                reference=one.reference,
-                registered_by=REGISTERED_BY,
-                settings=self._settings,
-                now=self._elevate.now(),
-            )
+def _next_polls(engine: sa.Engine) -> dict[str, datetime]:
+    """Return when each cluster is to be asked next, if it has open jobs."""
+    _, found = clusters.look(engine, clusters.Watch())
+    return {name: max(due_at, standing.paused_until or due_at) for name, (standing, due_at) in found.items() if due_at}
 
 
-def _look(engine: sa.Engine) -> tuple[dict[State, int], datetime | None]:
-    """Return the number of jobs by state, and when the next poll is due."""
-    with database.reading(engine) as connection:
-        query = sa.select(JOBS.c.state, sa.func.count(), sa.func.min(JOBS.c.due_at)).group_by(JOBS.c.state)
-        rows = connection.execute(query).all()
-    return {row[0]: row[1] for row in rows}, min((row[2] for row in rows if row[2] is not None), default=None)
+def _submit(engine: sa.Engine, settings: Settings, elevates: dict[str, Simulator], one: Submission) -> None:
+    """Submit a job as the company does, by the vendor's own call, and register the jid that comes back."""
+    fake, submitted_at = elevates[one.cluster], elevates[one.cluster].now()
+    path = next(path for path, kind in CREATE_PATHS.items() if kind is one.kind)
+    target = f"{path}?customerKey={quote(f'customer of {one.reference}')}"
+    with closing(HTTPConnection(urlsplit(settings.clusters[one.cluster].base_url).netloc, timeout=10)) as http:
+        http.request("POST", target, headers={"Api-Key": DEFAULT_KEY})
+        jid = str(json.loads(http.getresponse().read())["jid"])
+    if one.vanishes_after is not None:
+        fake.forget(jid, submitted_at + one.vanishes_after)
+    if one.mistyped:
+        jid = jid[:-2] + jid[-1] + ("0" if jid[-2] == jid[-1] else jid[-2])
+    with database.writing(engine) as connection:
+        tracker.register(
+            connection,
+            jid,
+            cluster=one.cluster,
+            kind=one.kind,
+            submitted_at=submitted_at,
+            received_at=one.received_at,
+            reference=one.reference,
+            registered_by=REGISTERED_BY,
+            settings=settings,
+            now=fake.now(),
+        )
 
 
 def _judge(connection: sa.Connection, outcome: Outcome) -> None:
     """Compare what is recorded with the truth, and fill *outcome* with what that shows."""
-    elevate = outcome.elevate
+    jobs = connection.execute(sa.select(JOBS)).all()
+    outcome.states = {state: n for state in State if (n := sum(job.state is state for job in jobs))}
     changed = TRANSITIONS.c.to_status.is_distinct_from(TRANSITIONS.c.from_status)
     changes = (
-        sa.select(JOBS.c.jid, JOBS.c.submitted_at, TRANSITIONS)
+        sa.select(JOBS.c.cluster, JOBS.c.jid, JOBS.c.submitted_at, TRANSITIONS)
         .join(JOBS, JOBS.c.id == TRANSITIONS.c.job_id)
         .where(TRANSITIONS.c.action == Action.OBSERVED, changed)
     )
     for row in connection.execute(changes):
         if row.from_status is None and row.to_status == Status.NOT_FOUND:
-            continue  # a jid that never was has no instant at which it ceased to be
+            continue  # nobody created this jid
         outcome.bounds += 1
-        truth = elevate.entered_at(row.jid, row.to_status)
+        truth = outcome.elevates[row.cluster].truth(row.jid).entered.get(row.to_status)
         after, by = row.last_seen_at or row.submitted_at, row.observed_at
         if truth is None or not after < truth <= by:
             outcome.wrong.append(f"{row.jid} {row.to_status}: recorded after {after} and by {by}, in truth {truth}")
+        if row.to_status == Status.NOT_FOUND:
+            outcome.example = outcome.example or row.jid
 
-    ended = connection.execute(sa.select(JOBS).where(JOBS.c.state.in_((State.DONE, State.FAILED)))).all()
+    ended = [job for job in jobs if job.cluster == NORTH and job.state in (State.DONE, State.FAILED)]
     outcome.ended = len(ended)
     if ended:
-        outcome.ended_polls = fmean(row.polls for row in ended)
-        ends = [(row, elevate.entered_at(row.jid, row.status)) for row in ended]
-        outcome.delay_seconds = fmean((row.ended_by - end).total_seconds() for row, end in ends if end)
-        followed = fmean((row.ended_by - row.registered_at).total_seconds() for row in ended)
+        outcome.ended_polls = fmean(job.polls for job in ended)
+        ends = [(job, outcome.elevates[NORTH].truth(job.jid).ends_at) for job in ended]
+        outcome.delay_seconds = fmean((job.ended_by - end).total_seconds() for job, end in ends)
+        followed = fmean((job.ended_by - job.registered_at).total_seconds() for job in ended)
         outcome.fixed_polls = followed / (2 * outcome.delay_seconds)
+    outcome.gap_seconds = connection.exec_driver_sql("SELECT sum(seconds) FROM report_gaps").scalar_one()
     widths = connection.exec_driver_sql("SELECT uncertainty_seconds FROM report_durations").scalars().all()
     outcome.uncertainty_seconds = median(widths) if widths else None
-    outcome.example = next(iter(elevate.forgotten), None)

@@ -5,21 +5,13 @@ run on them unchanged, on both databases. Each is a file in ``replay/``. They us
 gaps, sources and seals up to that time or checkpoint, and of jobs only id, cluster and jid. So a report as of a time
 stays the same, whatever is observed later.
 
-**A job** is the replay of its transitions up to that time (``replay/jobs.sql``). What no row keeps is missing:
-
-- Valid answers after its last transition. ``seen_at`` is the ``last_seen_at`` of that transition: when the status
-  before it was last seen, NULL if there was no status. An open job counts as at least that old, and no older (it is
-  censored there). The answer that made the transition was complete at ``observed_at``, but nobody recorded when it was
-  asked for, and a bound must not say more than was observed. So a job past its deadline is ``overdue`` only if a
-  transition shows it, else ``undecidable``.
-- Polls after that transition (``polls`` are the transition's, ``status_polls`` at most 1), failures, errors, leases
-  and the next poll.
-- The daemons (``workers``), pauses, and when a cluster last answered.
-
-**A deadline** uses the facts and the legal time zone that were recorded at that time. An extension counts as recorded
-with the transition that first has it.
-
-**A gap** was open if it began by that time and ended later, or has not ended (``replay/clusters.sql``).
+- **A job** is the replay of its transitions up to that time. Polls after its last transition are not in any row, so
+  ``seen_at`` is when the status before that transition was last seen (NULL if there was none): an open job counts as at
+  least that old, and one past its deadline is ``overdue`` only if a transition shows it, else ``undecidable``. Working
+  columns, daemons, pauses, and when a cluster last answered are missing.
+- **A deadline** uses the facts and the legal time zone that were recorded at that time. An extension counts as recorded
+  with the transition that first has it.
+- **A gap** was open if it began by that time and ended later, or has not ended.
 
 Rows that are recorded late appear late here, too: answers are written within a second, many registrations when they
 commit, a gap when enough requests have failed. Wait a few minutes before you expect a report to stay the same. A
@@ -33,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -126,10 +118,9 @@ def shadows(
 
 @contextmanager
 def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) -> Iterator[bool]:
-    """Keep the jobs as they were at *as_of* in a temporary table during the block, and yield whether that worked.
+    """Keep the jobs as they were at *as_of* in a temporary table during the block, and yield whether they are there.
 
-    A page needs them a dozen times; otherwise each query of `shadows` replays all histories. It does not work without
-    the right to make temporary tables, as for an auditor on PostgreSQL, and is not done for now.
+    Otherwise each query of `shadows` replays all histories. Not for now, nor without the right to make such a table.
     """
     dialect = connection.dialect.name
     if as_of is None or (dialect == "postgresql" and not connection.exec_driver_sql(_MAY_KEEP).scalar_one()):
@@ -189,9 +180,12 @@ _KEPT: Final = sa.Table(
 )
 
 _KEPT_AT_ONCE: Final = 50_000
-"""Jobs that are replayed together: SQLite needs some ten MB of memory for them."""
+"""Jobs that are replayed together: SQLite needs some ten MB for them."""
 
-_MAY_KEEP: Final = "SELECT has_database_privilege(current_database(), 'TEMPORARY') AND current_setting('transaction_read_only') = 'off'"
+_MAY_KEEP: Final = (
+    "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
+    " AND current_setting('transaction_read_only') = 'off'"
+)
 
 
 def _replay(dialect: str, as_of: AsOf) -> list[sa.CTE]:
@@ -212,7 +206,7 @@ def _known(dialect: str, as_of: datetime | Sealed, *names: str) -> list[sa.CTE]:
         at = f"CAST({at} AS timestamp) AT TIME ZONE 'UTC'"
     clock = f"SELECT {at} AS at"
     if isinstance(as_of, Sealed):
-        ids = ("number", "transition_id", "gap_id", "source_id")
+        ids = ("transition_id", "gap_id", "source_id")
         clock += "".join(f", {int(getattr(as_of, name))} AS {name}" for name in ids)
     return [text(clock).cte("clock"), *(_relation(name, dialect, _mode(as_of)) for name in names)]
 

@@ -2,8 +2,6 @@
 
 Owns how they are rendered. The templates are in ``views/`` (the reports), ``replay/`` (what was known at an earlier
 time) and ``../audit/checks/`` (impossible histories); ``views/macros.sql`` has the differences of the two databases.
-`Mode` says for what: the tables as they are, a time, a checkpoint, or ``checks.sql``, where the tables hold an evidence
-pack.
 """
 
 from __future__ import annotations

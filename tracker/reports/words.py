@@ -14,10 +14,6 @@ from tracker.text import INVISIBLE
 
 _FORMULA: Final = frozenset(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
 """What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection)."""
-NOTE: Final = "<!--note-->"
-"""On the page: where whoever serves it may put a word of their own. Nothing else reads so: all text is escaped."""
-
-
 ANOMALIES: Final = {
     Anomaly.UNKNOWN_STATUS: "a status that nobody documented; the job stays open",
     Anomaly.BACKWARDS: "an earlier status after a later one",

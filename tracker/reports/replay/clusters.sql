@@ -1,7 +1,7 @@
 {% from 'macros.sql' import known, null %}
-{# What no row keeps is NULL: pauses, and when a cluster last answered. A gap was open if it began by then and ended
-   later, or has not ended. Its detail is unknown, since an operator may have added to it later. A gap not_running is left
-   out: a daemon that starts records it, and no row says when that was. As of a checkpoint no gap is open. #}
+{# Pauses and the time of the last answer are in no row: NULL. A gap was open if it began by then and ended later, or has
+   not ended. Its detail is NULL, since an operator may have added to it later. A gap not_running is left out: a daemon
+   that starts records it, and no row says when that was. As of a checkpoint no gap is open. #}
 WITH names AS (
     SELECT s.cluster FROM {{ table }}sources s WHERE {{ known('s', 'recorded_at', 'source_id') }}
     UNION

@@ -1,6 +1,6 @@
 {% from 'macros.sql' import day_of, differ, later, least, months_later, null %}
-{# Each job as its transitions leave it. Columns that no transition has are NULL or 0. Three are bounds: seen_at is when
-   the status before the last transition was last seen; polls and status_polls are at least that many. #}
+{# Each job as its transitions leave it. Columns that no transition has are NULL or 0. Three are lower bounds: seen_at,
+   when the status before the last transition was last seen; polls; and status_polls. #}
 {% set declared = "('registered', 'amended')" %}
 WITH heads AS (
     SELECT

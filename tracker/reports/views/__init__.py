@@ -35,7 +35,7 @@ def sql(name: str, dialect: str, mode: Mode = Mode.NOW) -> str:
 
 
 def create(connection: sa.Connection) -> None:
-    """Make the views; none may be there. On PostgreSQL they and their columns get comments; SQLite has none."""
+    """Make the views; they must not exist. On PostgreSQL they and their columns get comments; SQLite has none."""
     for name in VIEWS:
         database.execute(connection, f"CREATE VIEW {name} AS\n{sql(name, connection.dialect.name)}")
         if connection.dialect.name == "postgresql":
@@ -51,7 +51,7 @@ def _comment(connection: sa.Connection, what: str, name: str, text: str) -> None
 
 
 def drop(connection: sa.Connection) -> None:
-    """Drop each view that is there, and no view of anybody else's."""
+    """Drop each view that is there, and no other view."""
     present = _present(connection)
     for name in reversed(VIEWS):
         if name in present:

@@ -9,34 +9,24 @@ from __future__ import annotations
 from typing import Final
 
 ROWS: Final = {
-    "report_jobs": (
-        "a job: what was declared, its state and status with the bounds of its entry, deadline and verdict, next poll"
-    ),
-    "report_durations": (
-        "a job that is done: from submission to done, at least (`seconds_min`) and at most (`seconds_max`)"
-    ),
+    "report_jobs": "a job: what was declared, its state, its status with bounds, deadline, verdict, next poll",
+    "report_durations": "a job in state done: how long it took, at least (`seconds_min`) and at most (`seconds_max`)",
     "report_transitions": "a change of a job: from, to, and the two instants between which it happened",
-    "report_statuses": (
-        "a status that a job was seen in: when it was entered and left, and for how long, at least and at most"
-    ),
-    "report_monthly": ("a cluster, kind and month of submission (UTC): how many, and what became of them"),
+    "report_statuses": "a status in which a job was seen: when it was entered and left, and for how long, with bounds",
+    "report_monthly": "a cluster, kind and month of submission (UTC): how many jobs, and their states and verdicts",
     "report_deadlines": "a job: its deadline, what it counts from, its verdict, days left",
-    "report_requests": (
-        "a reference: the export and the removal of one person's request together, with the worst verdict"
-    ),
-    "report_anomalies": "a transition that is odd, with the columns of `report_transitions`",
-    "report_gaps": (
-        "a stretch in which nothing could be observed, the open one included, and how many jobs were open meanwhile"
-    ),
-    "report_coverage": "a job: the share of its life that no gap covers, and its longest unobserved stretch",
-    "report_clusters": "a cluster: what is open, late or paused, and the next deadline",
+    "report_requests": "a reference: the jobs of one person's request together, with the worst verdict",
+    "report_anomalies": "a transition with an anomaly, with the columns of `report_transitions`",
+    "report_gaps": "a stretch of time, ended or not, in which nothing could be observed, and how many jobs were open",
+    "report_coverage": "a job: the share of its life outside gaps, and its longest stretch inside gaps",
+    "report_clusters": "a cluster: open jobs, late polls, its pause, and the next deadline",
 }
 """By view: what a row of it is."""
 
 _VERDICT: Final = (
-    "met: Elevate reported the job done in time (that the person was informed is not shown); missed: done too late; "
-    "undecidable: the deadline lies between the bounds, or nothing was seen since; pending: not done, deadline ahead; "
-    "overdue: seen not done at or after the deadline; attested, withdrawn: an operator says so"
+    "met: Elevate reported the job done in time (whether the person was informed is not shown); missed: done too late; "
+    "undecidable: the deadline lies between the bounds, or the job was not seen since; pending: deadline ahead; "
+    "overdue: seen not done at or after the deadline; attested, withdrawn: an operator's decision"
 )
 
 COLUMNS: Final = {
@@ -52,81 +42,78 @@ COLUMNS: Final = {
     "registered_by": "Who registered it",
     # its state
     "state": "What was concluded: open, done, failed, lost, attested or withdrawn",
-    "status_after": (
-        "It began to have this status after this: when the request was sent that last saw another, else submitted_at"
-    ),
-    "status_by": "It had this status by then: the answer that first showed it was complete",
-    "seen_at": "When the request of the last valid answer was sent. NULL: none yet",
-    "ended_after": "The job ended after this. NULL: still open, or unknown",
-    "ended_by": "The job had ended by then. NULL: still open",
+    "status_after": "Lower bound of its entry: when the last request with another status was sent, else submitted_at",
+    "status_by": "Upper bound of its entry: when the first answer with this status was complete",
+    "seen_at": "When the request of the last valid answer was sent. NULL: no valid answer yet",
+    "ended_after": "Lower bound of the job's end. NULL: still open, or unknown",
+    "ended_by": "Upper bound of the job's end. NULL: still open",
     "next_poll_at": "When Elevate is asked next. NULL: the job has ended",
-    "age_seconds": "Since submission, else registration, until it had ended (ended_by), or now; 0 at least",
+    "age_seconds": "From submission, else registration, to its end (ended_by), or now; never negative",
     "polls": "Requests about the job so far, failed ones included",
     "failures": "Failed polls in a row",
     "last_error": "Class and code of the last failed poll, never a body. NULL: the last one did not fail",
     # its end and its deadline
-    "done_after": "It was done after this: when the request was sent that last saw it not done, else submitted_at",
-    "done_by": "It was done by then: the answer that first said so was complete. NULL: not done",
-    "uncertainty_seconds": "From done_after to done_by: how much is not known",
-    "download_by": "Exports: done_after and 7 days, after which Elevate may have deleted the file. NULL: no export",
+    "done_after": "Lower bound of its end: when the last request that saw it not done was sent, else submitted_at",
+    "done_by": "Upper bound of its end: when the first answer `done` was complete. NULL: not done",
+    "uncertainty_seconds": "From done_after to done_by",
+    "download_by": "Exports: done_after and 7 days, after which Elevate may have deleted the file. NULL: not an export",
     "received_at_first": "received_at as it was at registration, before any amendment",
     "amendments": "How often the declared facts were amended",
     "basis": "What the deadline counts from: received, else submitted, else registered",
     "deadline_on": "Last day of the deadline, in the legal time zone: a calendar month from its basis, or as extended",
     "deadline_at": "The instant at which the last day ends in the legal time zone",
     "verdict": _VERDICT,
-    "days_left": "Whole days from now to deadline_at, rounded down, negative past it. NULL: the job needs no more",
+    "days_left": "Calendar days from today to deadline_on in the legal time zone; negative after it. NULL: job settled",
     # a transition
-    "id": "In the order of recording; never given twice",
-    "seq": "Number of the transition within its job, without a hole; 0 is the registration",
+    "id": "In the order of recording; never used twice",
+    "seq": "Number of the transition within its job, without gaps; 0 is the registration",
     "action": "registered, observed, withdrawn, reopened, attested or amended",
     "from_status": "What Elevate had said before, verbatim. NULL: nothing yet",
     "to_status": "What Elevate said from then on, verbatim. NULL: nothing yet",
     "from_state": "State before. NULL: it is the registration",
     "to_state": "State after",
-    "last_seen_at": "It happened after this: the request was sent that last saw the old status. NULL: none had",
-    "observed_at": "It had happened by then: the answer that first showed it was complete; else when somebody did it",
+    "last_seen_at": "Lower bound: when the last request with the old status was sent. NULL: there was no old status",
+    "observed_at": "Upper bound: when the first answer with the new status was complete; else when an operator acted",
     "server_date": "HTTP Date of the answer: a clock that is not ours",
-    "claimed_at": "on attested rows: done by then, says the operator",
-    "base_url": "Where the answer came from. NULL: it was no answer",
-    "actor": "Who did it. NULL: it was observed",
-    "anomaly": "What is odd: unknown_status, backwards, vanished, reappeared or never_found. NULL: nothing",
+    "claimed_at": "On attested rows: done by then, as the operator says",
+    "base_url": "Where the answer came from. NULL: not an answer",
+    "actor": "Who acted. NULL: it was observed",
+    "anomaly": "unknown_status, backwards, vanished, reappeared or never_found. NULL: no anomaly",
     "reason": "An operator's words",
-    "seal_id": "The seal that closed it. NULL: not sealed yet",
+    "seal_id": "The seal that covers it. NULL: not sealed yet",
     # a status
-    "entered_after": "It was entered after this: when the request was sent that last saw another, else submitted_at",
-    "entered_by": "It had been entered by then: the answer that first showed it was complete",
-    "left_after": "It was left after this: when the request was sent that last saw it. NULL: not left, or unknown",
-    "left_by": "It had been left by then: the answer that first showed another was complete. NULL: not left",
+    "entered_after": "Lower bound of its entry: when the last request with another status was sent, else submitted_at",
+    "entered_by": "Upper bound of its entry: when the first answer with it was complete",
+    "left_after": "Lower bound of its end: when the last request with it was sent. NULL: not left, or unknown",
+    "left_by": "Upper bound of its end: when the first answer with another status was complete. NULL: not left",
     # counts
     "jobs": "How many jobs the request has",
-    "submitted": "Jobs of this row, whatever became of them",
-    "open": "Jobs of this row in state open",
-    "done": "Jobs of this row in state done",
-    "failed": "Jobs of this row in state failed",
-    "lost": "Jobs of this row in state lost",
-    "attested": "Jobs of this row in state attested",
-    "withdrawn": "Jobs of this row in state withdrawn",
-    "not_done": "Jobs of this row that ended otherwise than done",
+    "submitted": "Jobs of this row, in any state",
+    **{
+        state: f"Jobs of this row in state {state}"
+        for state in ("open", "done", "failed", "lost", "attested", "withdrawn")
+    },
+    "not_done": "Jobs of this row that ended, but are not done",
     "met": "Jobs of this row with this verdict: Elevate reported them done in time",
     "missed": "Jobs of this row with this verdict: done too late",
     "undecidable": "Jobs of this row with this verdict: it is unknown whether in time",
     "pending": "Jobs of this row with this verdict: not done, deadline ahead",
     "overdue": "Jobs of this row with this verdict: not done, deadline past",
     "month": "Month of submission, else registration, in UTC: YYYY-MM",
-    "done_within_1d": "Jobs of this row that were done at most 1 day after submission, for certain",
-    "done_within_7d": "Jobs of this row that were done at most 7 days after submission, for certain",
-    "done_within_14d": "Jobs of this row that were done at most 14 days after submission, for certain",
+    **{
+        f"done_within_{n}d": f"Jobs of this row that were certainly done within {n} days of submission"
+        for n in (1, 7, 14)
+    },
     # gaps and coverage
-    "began_at": "From when on nothing could be observed",
+    "began_at": "When the gap began",
     "ended_at": "When observation resumed. NULL: not yet",
     "is_open": "1: it has not ended; 0: it has",
-    "cause": "unreachable, key_refused, rate_limited, bad_answer, not_running or paused",
+    "cause": "unreachable, key_refused, rate_limited, bad_answer, not_running, paused or clock_set",
     "detail": "More about the cause",
     "seconds": "From its beginning to its end, or now",
-    "open_jobs": "How many jobs of the cluster were open meanwhile",
-    "covered_share": "Share, 0 to 1, of the time from registration to its end, or now, that no gap covers",
-    "longest_unobserved_seconds": "Longest stretch of that time that gaps cover; those that overlap or touch are one",
+    "open_jobs": "How many jobs of the cluster were open at some time within the gap",
+    "covered_share": "Share, 0 to 1, of the time from registration to its end, or now, that is outside gaps",
+    "longest_unobserved_seconds": "Longest stretch of that time inside gaps; gaps that overlap or touch are one",
     # a cluster
     "polls_behind": "Open jobs whose next poll is over a minute late",
     "answered_at": "When its last valid answer was complete. NULL: none yet",
@@ -136,21 +123,15 @@ COLUMNS: Final = {
     # where a view means something else by a name
     "report_jobs.status": "What Elevate said last, verbatim. NULL: nothing yet",
     "report_statuses.status": "What Elevate said, verbatim",
-    "report_durations.seconds_min": (
-        "From submission to done at least; from registration, where the submission is unknown"
-    ),
-    "report_durations.seconds_max": "From submission to done at most; 0 at least. NULL: the submission is unknown",
-    "report_statuses.seconds_min": "It had the status at least so long: until it was last seen, if it was not left",
-    "report_statuses.seconds_max": (
-        "It had the status at most so long: until now, if the job is open in it. NULL: not known"
-    ),
+    "report_durations.seconds_min": "Lower bound, from submission to done; from registration, if submission is unknown",
+    "report_durations.seconds_max": "Upper bound, from submission to done; never negative. NULL: submission is unknown",
+    "report_statuses.seconds_min": "Lower bound of the time in this status; until it was last seen, if it was not left",
+    "report_statuses.seconds_max": "Upper bound of the time in this status; until now, if still open. NULL: unknown",
     "report_requests.received_at": "The earliest of its jobs. NULL: unknown",
     "report_requests.deadline_on": "The earliest of its jobs",
-    "report_requests.done_after": "All of it was done after this; withdrawn jobs do not count",
-    "report_requests.done_by": "All of it was done by then; withdrawn jobs do not count. NULL: not all is",
-    "report_requests.verdict": (
-        "The worst of its jobs: missed, overdue, undecidable, pending, attested, met, withdrawn, in this order"
-    ),
+    "report_requests.done_after": "Lower bound of the end of its last job; withdrawn jobs do not count",
+    "report_requests.done_by": "Upper bound of the end of its last job; withdrawn jobs do not count. NULL: not done",
+    "report_requests.verdict": "Worst of its jobs: missed, overdue, undecidable, pending, attested, met, withdrawn",
 }
 """By column, or by view and column where another view means something else: what it holds."""
 

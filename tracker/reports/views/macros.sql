@@ -1,6 +1,5 @@
-{# What the two databases say differently, and what several files share. Instants are microsecond-exact: SQLite's date
-   functions count milliseconds, so the whole seconds and the six digits are taken apart; unixepoch(), of SQLite 3.38,
-   does it in half of strftime()'s time. #}
+{# The differences of the two databases, and what several files share. Instants are exact to the microsecond: SQLite's
+   date functions count milliseconds, so the whole seconds and the six digits are handled separately. #}
 {% macro now() -%}
 {% if mode != 'now' %}(SELECT c.at FROM clock c)
 {%- elif sqlite %}strftime('%Y-%m-%d %H:%M:%f000', 'now')
@@ -8,7 +7,7 @@
 {%- endif %}
 {%- endmacro %}
 
-{# Whether a row was known at the time, or closed by the checkpoint, as of which the report is. #}
+{# Whether a row was known at the time of the report, or is closed by its checkpoint. #}
 {% macro known(row, time, last) -%}
 {% if mode == 'time' %}{{ row }}.{{ time }} <= (SELECT c.at FROM clock c)
 {%- elif mode == 'checkpoint' %}{{ row }}.id <= (SELECT c.{{ last }} FROM clock c)
@@ -16,9 +15,9 @@
 {%- endif %}
 {%- endmacro %}
 
-{# From a to b: whole microseconds; seconds, as a double; and the same, or 0 where b is before a: clocks differ, so a
-   submission can be declared later than what came after it. NULL if either is. PostgreSQL's date_part() is several times
-   faster than EXTRACT, whose numeric is exact; rounded to the microsecond it is as exact. #}
+{# From a to b: length is in whole microseconds, seconds is a double; passed is 0 if b is before a, since a submission can
+   be declared later than what came after it. NULL if a or b is NULL. PostgreSQL's date_part() is several times faster
+   than EXTRACT, and rounded to the microsecond as exact. #}
 {% macro length(a, b) -%}
 {% if sqlite -%}
 ((unixepoch(substr({{ b }}, 1, 19)) * 1000000 + substr({{ b }}, 21)) - (unixepoch(substr({{ a }}, 1, 19)) * 1000000 + substr({{ a }}, 21)))
@@ -75,7 +74,7 @@ SELECT c.cluster, CAST({{ now() }} AT TIME ZONE 'UTC' + CAST(o.value->>2 || ' se
 {{ 'min' if sqlite else 'least' }}({{ a }}, {{ b }})
 {%- endmacro %}
 
-{# NULL of a type, which PostgreSQL wants to know. #}
+{# NULL of a type, which PostgreSQL requires. #}
 {% macro null(type) -%}
 {% if sqlite %}NULL{% else %}CAST(NULL AS {{ type }}){% endif %}
 {%- endmacro %}
@@ -111,14 +110,13 @@ CAST({{ day }} + interval '{{ months }} months' AS date)
 {%- endif %}
 {%- endmacro %}
 
-{# Not before this: the request that last saw another status was sent, or, where none had been seen, the submission;
-   a submission that was declared later than what was observed after it says nothing. #}
+{# A lower bound: when the last request that saw another status was sent; if there was none, the submission, but not
+   later than the upper bound. #}
 {% macro begin(seen, submitted, by) -%}
 CASE WHEN {{ seen }} IS NULL AND {{ submitted }} > {{ by }} THEN {{ by }} ELSE coalesce({{ seen }}, {{ submitted }}) END
 {%- endmacro %}
 
-{# The verdict on a row of jobs, as DESIGN.md has it; deadline.verdict() says the same in Python.
-   While Elevate says not_found a job is not *seen not done*: the last that was is where not_found began. #}
+{# The verdict on a row of jobs. While Elevate says not_found, the job was last seen not done where not_found began. #}
 {% macro verdict(j) -%}
 CASE
         WHEN {{ j }}.state IN ('attested', 'withdrawn') THEN {{ j }}.state

@@ -1,5 +1,5 @@
 {% from 'macros.sql' import month, month_name, passed, verdict %}
-{# Counts, which can be added up; what took so long is in seconds from the submission, at most. #}
+{# Counts, since quantiles cannot be added up; seconds are the upper bound of the time from submission to done. #}
 SELECT
     r.cluster,
     r.kind,

@@ -1,5 +1,5 @@
 {% from 'macros.sql' import begin, verdict %}
-{# A request is done when all its jobs are that were not withdrawn; its verdict is the worst of its jobs'. #}
+{# A request is done when all its jobs are done, except withdrawn ones. Its verdict is the worst of its jobs. #}
 SELECT
     r.reference,
     count(*) AS jobs,
