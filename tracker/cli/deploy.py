@@ -1,4 +1,4 @@
-"""``tracker deploy``: print the files that run tracker on a server, which ``tracker/deploy/`` holds. Arguments and printing."""
+"""``tracker deploy``: print the files of ``tracker/deploy/``, which run tracker on a server. Arguments and printing."""
 
 from __future__ import annotations
 
