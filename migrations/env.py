@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import context
 
 from tracker import database, guards, settings
-from tracker.models import Base
+from tracker.models import METADATA
 from tracker.reports import views
 
 LOCK = 0x7472616D  # PostgreSQL: one migration at a time ("tram")
@@ -31,7 +31,7 @@ def migrate(connection: sa.Connection) -> None:
     schema = connection.dialect.default_schema_name if moving and connection.dialect.name == "postgresql" else None
     context.configure(
         connection=connection,
-        target_metadata=Base.metadata,
+        target_metadata=METADATA,
         transactional_ddl=True,
         version_table=database.VERSION_TABLE,
         version_table_schema=schema,

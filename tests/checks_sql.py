@@ -56,7 +56,7 @@ def _load() -> Iterator[str]:
         ("transitions", "job_id, seq"),
         *((table, "id") for table in lines.TABLES),
         *(("gaps", f"cluster, {column}") for column in ("began_at", "ended_at")),
-        ("seals", "last_transition_id"),
+        *(("seals", column) for column in ("id", "last_transition_id")),
         ("zone", "timezone, day"),
         ("names", "id"),
     ):

@@ -16,8 +16,8 @@ from tracker.deadline import deadline_of
 from tracker.models import (
     CLUSTERS,
     JOBS,
+    SOURCES,
     TRANSITIONS,
-    Source,
     job_of,
     observed_values,
     transition_of,
@@ -58,7 +58,7 @@ def record(engine: sa.Engine, job_id: int, decide_: Callable[[Job, Past], Decisi
 
 def source(connection: sa.Connection, cluster: str, at: datetime, **other: Any) -> int:
     """Return the id of the cluster's source, made *at* this time if it has none yet."""
-    query = sa.select(Source.id).where(Source.cluster == cluster).order_by(Source.id)
+    query = sa.select(SOURCES.c.id).where(SOURCES.c.cluster == cluster).order_by(SOURCES.c.id)
     found: int | None = None if other else connection.execute(query).scalars().first()
     values: dict[str, Any] = {
         "cluster": cluster,
@@ -68,7 +68,7 @@ def source(connection: sa.Connection, cluster: str, at: datetime, **other: Any) 
     }
     values |= {"archive_days": 5, "lost_after_polls": 2, "lost_after_seconds": 0, "version": "1", "recorded_at": at}
     values |= {"legal_timezone": ZONE.key} | other
-    return found or connection.execute(sa.insert(Source).values(values).returning(Source.id)).scalar_one()
+    return found or connection.execute(sa.insert(SOURCES).values(values).returning(SOURCES.c.id)).scalar_one()
 
 
 def answer(engine: sa.Engine, job_id: int, *answers: tuple[str, datetime], due_at: datetime | None = None) -> None:

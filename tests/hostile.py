@@ -1,4 +1,4 @@
-"""A real server on a loopback port that does to its clients whatever a test tells it to.
+"""A real server on a loopback port that does to its clients what a test asks for.
 
 Owns sockets, threads and what was seen; what is sent is up to the test's *play*, a function that is called with a
 `Wire` for each request that came in whole. Returning keeps the connection open for the next request.

@@ -20,16 +20,7 @@ from tests.replay import registration, replay
 from tracker import database, status
 from tracker.clusters import utc_offsets
 from tracker.deadline import Deadline, add_months, deadline_of
-from tracker.models import (
-    CLUSTERS,
-    JOBS,
-    TRANSITIONS,
-    Gap,
-    Seal,
-    facts_values,
-    observed_values,
-    transition_values,
-)
+from tracker.models import CLUSTERS, GAPS, JOBS, SEALS, TRANSITIONS, facts_values, observed_values, transition_values
 from tracker.status import Answer, Cause, Decision, Facts, Job, Kind, LostRule, State, Transition
 
 MICROSECOND, SECOND, MINUTE = timedelta(microseconds=1), timedelta(seconds=1), timedelta(minutes=1)
@@ -252,7 +243,7 @@ def write(engine: sa.Engine, seed: int, lives: Iterable[Life]) -> None:
         for row in standing:
             connection.execute(sa.insert(CLUSTERS).values(row | {"utc_offsets": utc_offsets(ZONE.key, BEGAN)}))
         for gap in closed:
-            connection.execute(sa.insert(Gap).values(gap))
+            connection.execute(sa.insert(GAPS).values(gap))
         sources: dict[str, list[int]] = {}
         for cluster in sorted({life.cluster for life in lives} | {"w1"}):
             hosts = ["a.example", "b.example"] if cluster == "w1" else ["a.example"]
@@ -288,7 +279,7 @@ def write(engine: sa.Engine, seed: int, lives: Iterable[Life]) -> None:
                         "checkpoint": f"tracker checkpoint v2\nnumber {sealed}\n{previous}",
                         "checkpoint_sha256": f"{sealed:064}",
                     }
-                    connection.execute(sa.insert(Seal).values(seal))
+                    connection.execute(sa.insert(SEALS).values(seal))
         for n, life in enumerate(lives):
             values = {"deadline_on": life.due and life.due.on, "deadline_at": life.due and life.due.at}
             working = {"due_at": END} | life.working

@@ -45,7 +45,7 @@ def replay(transitions: Iterable[Transition]) -> Replay:
     first, *others = transitions
     assert first == registration(first.facts or Facts(), first.observed_at, first.actor or "")
     job = Job(first.facts or Facts(), first.observed_at, first.actor or "")
-    found_before, counted_from = False, None
+    found_before, reopened_at = False, None
     for row in others:
         assert (row.seq, row.from_status, row.from_state) == (job.seq + 1, job.status, job.state)
         job = replace(job, state=row.to_state, seq=row.seq, polls=row.polls, seen_at=row.last_seen_at)
@@ -57,15 +57,15 @@ def replay(transitions: Iterable[Transition]) -> Replay:
                 continue
             case Action.REOPENED:
                 job = replace(job, status_polls=0)
-                counted_from = max(row.observed_at, job.status_by or row.observed_at)
+                reopened_at = row.observed_at
             case Action.WITHDRAWN:
                 ended_after = row.observed_at
             case Action.OBSERVED:
                 if row.to_status != job.status:
                     job = replace(job, status=row.to_status)
                     job = replace(job, status_after=row.last_seen_at, status_by=row.observed_at)
-                    counted_from = row.observed_at
                 job = replace(job, status_polls=1)
                 found_before |= row.to_status != "not_found"
         job = replace(job, ended_after=ended_after, ended_by=ended_by)
-    return Replay(job, Past(found_before, counted_from if job.status == "not_found" else None))
+    counted_from = max(filter(None, (job.status_by, reopened_at)), default=None) if job.status == "not_found" else None
+    return Replay(job, Past(found_before, counted_from))

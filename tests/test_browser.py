@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from tests.history import answer, register, stand
 from tracker import database
-from tracker.models import Gap
+from tracker.models import GAPS
 from tracker.reports import page
 from tracker.reports.overview import overview
 from tracker.status import Cause, Kind
@@ -97,7 +97,7 @@ def content(engine: sa.Engine, is_full: bool) -> str:
     if is_full:
         with database.writing(engine) as connection:
             gap = {"cluster": "w1", "began_at": now - timedelta(days=9), "ended_at": now - timedelta(days=8)}
-            connection.execute(sa.insert(Gap).values(**gap, cause=Cause.UNREACHABLE, detail="d" * 200))
+            connection.execute(sa.insert(GAPS).values(**gap, cause=Cause.UNREACHABLE, detail="d" * 200))
         began = {"gap_began_at": now - timedelta(days=1), "gap_cause": Cause.KEY_REFUSED, "gap_detail": "d" * 200}
         stand(engine, "c" * 60, pause_cause=Cause.KEY_REFUSED, paused_until=now, **began)
     with database.reading(engine) as connection:

@@ -17,7 +17,7 @@ from tests.history import ZONE
 from tracker import database
 from tracker.audit import lines
 from tracker.audit.pack import _UNKNOWN
-from tracker.models import Seal
+from tracker.models import SEALS
 from tracker.reports import tables, views
 from tracker.reports.about import Filters
 from tracker.reports.as_of import Sealed, legal_days, shadows
@@ -52,7 +52,7 @@ def write(path: Path, columns: list[str], rows: Sequence[Sequence[Any]]) -> None
 def export(engine: sa.Engine, folder: Path) -> None:
     """Write the CSV files of a pack up to the last checkpoint."""
     with database.reading(engine) as connection:
-        seals = connection.execute(sa.select(Seal.__table__).order_by(Seal.id)).all()
+        seals = connection.execute(sa.select(SEALS).order_by(SEALS.c.id)).all()
         last = seals[-1]
         upto = Sealed(len(seals), last.sealed_at, last.last_transition_id, last.last_gap_id, last.last_source_id)
         for table, last_id in zip(lines.TABLES, (upto.transition_id, upto.gap_id, upto.source_id), strict=True):
@@ -85,7 +85,7 @@ def run(folder: Path) -> list[str]:
 def pack(engine: sa.Engine, tmp_path: Path) -> Path:
     if SHELL is None:
         pytest.skip("this machine has no sqlite3 shell")
-    lives.write(engine, 1, [*lives.told(), *lives.drawn(1, 60)])
+    lives.write(engine, 1, [*lives.told(), *lives.drawn(1, 30)])
     folder = tmp_path / "pack"
     folder.mkdir()
     export(engine, folder)
@@ -144,11 +144,13 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("name", FORGED)
-def test_a_forged_pack_has_findings(pack: Path, name: str) -> None:
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_forged_pack_has_findings(pack: Path) -> None:
     """Each is a line that begins with NOT OK, and the last line still says what was read."""
-    table, change, words = FORGED[name]
-    rewrite(pack / f"{table}.csv", change)
-    *found, last = run(pack)
-    assert any(line.startswith("NOT OK: ") and words in line for line in found), found
-    assert last.startswith("checked ")
+    for name, (table, change, words) in FORGED.items():
+        before = (pack / f"{table}.csv").read_bytes()
+        rewrite(pack / f"{table}.csv", change)
+        *found, last = run(pack)
+        assert any(line.startswith("NOT OK: ") and words in line for line in found), (name, found)
+        assert last.startswith("checked ")
+        (pack / f"{table}.csv").write_bytes(before)

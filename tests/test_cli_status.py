@@ -18,7 +18,7 @@ from tests.benchmarks import screens
 from tests.history import answer, change, register, stand
 from tracker import cli, database, status
 from tracker.audit.seal import seal
-from tracker.models import Delivery, Seal, Worker
+from tracker.models import DELIVERIES, SEALS, WORKERS
 from tracker.needs import Group
 from tracker.reports import overview
 from tracker.status import Cause
@@ -53,7 +53,7 @@ def now(engine: sa.Engine) -> datetime:
 def daemon(engine: sa.Engine, worker: str, beat_at: datetime, **values: datetime) -> None:
     row = {"started_at": beat_at, "host": f"host-{worker}", "pid": 1, "version": "1"} | values
     with database.writing(engine) as connection:
-        connection.execute(sa.insert(Worker).values(worker=worker, beat_at=beat_at, **row))
+        connection.execute(sa.insert(WORKERS).values(worker=worker, beat_at=beat_at, **row))
 
 
 def screen(run: Run) -> tuple[int, list[str], str]:
@@ -154,7 +154,7 @@ def test_each_need_comes_from_its_rows(engine: sa.Engine, run: Run, now: datetim
         {"destination": "log", "last_number": 0, "failing_since": None, "last_error": None},
     ]
     with database.writing(engine) as connection:
-        connection.execute(sa.insert(Delivery), rows)
+        connection.execute(sa.insert(DELIVERIES), rows)
     assert kinds(run) == (
         1,
         [
@@ -192,7 +192,7 @@ def test_a_newest_seal_that_is_no_checkpoint_is_urgent(engine: sa.Engine, run: R
     with database.writing(engine) as connection:
         values = {"last_transition_id": 0, "last_gap_id": 0, "last_source_id": 0, "rows": 0, "sealed_at": now}
         text = {"checkpoint": "tracker checkpoint v2\n", "checkpoint_sha256": "0" * 64}
-        connection.execute(sa.insert(Seal).values(values | text))
+        connection.execute(sa.insert(SEALS).values(values | text))
     assert kinds(run) == (1, ["URGENT seal_damaged"])
     assert "DAMAGED" in screen(run)[2]
 

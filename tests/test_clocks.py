@@ -24,7 +24,7 @@ from tests.test_poller import change, cluster, gaps, histories_are_whole, job, o
 from tracker import clusters, database
 from tracker.audit.seal import seal
 from tracker.daemon import _Every
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Worker
+from tracker.models import CLUSTERS, GAPS, JOBS, TRANSITIONS, WORKERS
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
 from tracker.status import Cause
@@ -76,7 +76,7 @@ def other_daemon(engine: sa.Engine, at: datetime) -> None:
     """Enter another daemon that beat last at this time."""
     with database.writing(engine) as connection:
         facts = {"host": "h", "pid": 1, "version": "1", "started_at": at, "beat_at": at, "once": False}
-        connection.execute(sa.insert(Worker).values(worker="other", **facts))
+        connection.execute(sa.insert(WORKERS).values(worker="other", **facts))
 
 
 def coverage(engine: sa.Engine, jid: str) -> float:
@@ -119,7 +119,7 @@ def nothing_lies_ahead(engine: sa.Engine, since: tuple[int, int] = (0, 0)) -> No
         for row in connection.execute(sa.select(TRANSITIONS).where(TRANSITIONS.c.id > since[0])):
             assert row.observed_at <= now
             assert row.last_seen_at is None or row.last_seen_at <= row.observed_at
-        for row in connection.execute(sa.select(Gap.__table__).where(Gap.id > since[1])):
+        for row in connection.execute(sa.select(GAPS).where(GAPS.c.id > since[1])):
             assert row.ended_at <= now
         for row in connection.execute(sa.select(JOBS)):
             assert max(at for at in (row.seen_at, row.status_by, row.registered_at) if at) <= now

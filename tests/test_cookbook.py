@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from tests.history import answer, register
 from tracker import cli, database
-from tracker.models import Gap
+from tracker.models import GAPS
 from tracker.reports import tables
 from tracker.status import Cause
 
@@ -51,7 +51,7 @@ DSR-1009 removal w5e6f7a8b received 02-14T10:00 submitted 02-17T10:00 registered
 DSR-1010 export  w1a2b3c4d received 02-27T10:00 submitted 02-28T09:00 registered 02-28T09:00
     waiting 02-28T09:00  waiting 03-04T23:05  running 03-04T23:50  running 03-05T01:10  done 03-05T01:30
 """
-GAPS = [
+OUTAGES = [
     ("01-18T00:00", "01-19T20:00", Cause.NOT_RUNNING),
     ("02-03T22:55", "02-04T00:55", Cause.UNREACHABLE),
 ]
@@ -78,8 +78,8 @@ def story(engine: sa.Engine) -> sa.Engine:
         words = " ".join(polls).split()
         answer(engine, job, *((status, at(time)) for status, time in zip(words[::2], words[1::2], strict=True)))
     with database.writing(engine) as connection:
-        rows = [{"cluster": W1, "began_at": at(a), "ended_at": at(b), "cause": cause} for a, b, cause in GAPS]
-        connection.execute(sa.insert(Gap), rows)
+        rows = [{"cluster": W1, "began_at": at(a), "ended_at": at(b), "cause": cause} for a, b, cause in OUTAGES]
+        connection.execute(sa.insert(GAPS), rows)
     return engine
 
 

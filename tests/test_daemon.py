@@ -25,7 +25,7 @@ from tests.test_poller import change, histories_are_whole, job, on_sqlite, stand
 from tracker import database
 from tracker.audit.checkpoint import parse, split
 from tracker.audit.keys import keygen
-from tracker.models import JOBS, TRANSITIONS, Seal, Worker
+from tracker.models import JOBS, SEALS, TRANSITIONS, WORKERS
 from tracker.status import Cause, State
 
 TRACKER = Path(sys.executable).with_name("tracker")
@@ -118,7 +118,7 @@ def test_sigterm_in_mid_poll_records_what_is_under_way(
     assert script.asked == ["a"]
     with database.reading(engine) as connection:
         rows = connection.execute(sa.select(JOBS).order_by(JOBS.c.id)).all()
-        worker = connection.execute(sa.select(Worker.__table__)).one()
+        worker = connection.execute(sa.select(WORKERS)).one()
     assert [(row.status, row.leased_by) for row in rows] == [("waiting", None), (None, None), (None, None)]
     assert worker.stopped_at is not None
     lines = [line for line in map(json.loads, log.splitlines()) if line["event"] != "checkpoint"]
@@ -166,10 +166,10 @@ def test_daemons_of_long_ago_are_deleted(engine: sa.Engine, script: Script, url:
         for days in (40, 50, 60):
             at = now - timedelta(days=days)
             facts = {"host": "h", "pid": 1, "version": "1", "started_at": at, "beat_at": at, "stopped_at": at}
-            connection.execute(sa.insert(Worker).values(worker=f"old{days}", **facts))
+            connection.execute(sa.insert(WORKERS).values(worker=f"old{days}", **facts))
     tracker("run", "--once", env=environment(url, script.url))
     with database.reading(engine) as connection:
-        left = connection.execute(sa.select(Worker.worker).where(Worker.worker.like("old%"))).scalars().all()
+        left = connection.execute(sa.select(WORKERS.c.worker).where(WORKERS.c.worker.like("old%"))).scalars().all()
     assert left == ["old40"]
 
 
@@ -267,12 +267,12 @@ def test_two_daemons_share_one_database(engine: sa.Engine, script: Script, start
             query = query.select_from(rows) if isinstance(rows, sa.Table) else query.where(rows)
             return int(connection.execute(query).scalar_one())
 
-    until(lambda: count(Worker.beat_at.is_not(None)) == 2)
+    until(lambda: count(WORKERS.c.beat_at.is_not(None)) == 2)
     jids = [f"j{i}" for i in range(300)]
     add(engine, *jids)
     until(lambda: count(JOBS.c.status.is_not(None)) == 300)
     with database.reading(engine) as connection:
-        beats = connection.execute(sa.select(Worker.beat_at)).scalars().all()
+        beats = connection.execute(sa.select(WORKERS.c.beat_at)).scalars().all()
         assert max(database.now(connection) - beat for beat in beats) < timedelta(seconds=30)
     for daemon in daemons:
         daemon.terminate()
@@ -336,10 +336,10 @@ def test_once_exits_with_an_error_when_it_could_not_seal(
     assert (ended.returncode, script.asked, len(texts(engine))) == (78, ["a"], 1)
     assert "error: sealing has stopped: a key signs the chain" in ended.stderr
     with database.writing(engine) as connection:
-        row = dict(connection.execute(sa.select(Seal.__table__)).one()._mapping) | {"id": 2}
+        row = dict(connection.execute(sa.select(SEALS)).one()._mapping) | {"id": 2}
         text = f"tracker checkpoint v2\nsha256 {row['checkpoint_sha256']}  checkpoints/garbage"
         row |= {"checkpoint": text, "checkpoint_sha256": "0" * 64}
-        connection.execute(sa.insert(Seal).values(row))
+        connection.execute(sa.insert(SEALS).values(row))
     ended = tracker("run", "--once", env=env)
     assert (ended.returncode, "error: a checkpoint in the database is damaged" in ended.stderr) == (1, True)
     histories_are_whole(engine)

@@ -16,7 +16,7 @@ from tracker import database
 from tracker.audit import checkpoint, lines
 from tracker.audit.keys import SigningKey
 from tracker.audit.seal import chain, seal
-from tracker.models import Gap, Segment
+from tracker.models import GAPS, SEGMENTS
 
 OLD, NEW = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([n] * 32))) for n in range(2))
 PAGE = Path(lines.__file__).parent / "FORMAT.md"
@@ -30,9 +30,9 @@ def written(engine: sa.Engine, folder: Path, key: SigningKey | None) -> Path:
         for signed in chain(connection):
             number = signed.checkpoint.number
             (folder / checkpoint.path(number)).write_text(signed.text)
-        for one in connection.execute(sa.select(Segment).order_by(Segment.seal_id)):
+        for one in connection.execute(sa.select(SEGMENTS).order_by(SEGMENTS.c.seal_id)):
             rows = lines.stream(connection, one.name, one.first_id - 1, one.last_id)
-            path = checkpoint.Segment(one.name, one.part, one.sha256).path(one.seal_id)
+            path = checkpoint.SealedSegment(one.name, one.part, one.sha256).path(one.seal_id)
             (folder / path).write_bytes(lines.header(one.name) + b"".join(line for _, line in rows))
     sums(folder, key)
     return folder
@@ -67,7 +67,7 @@ def gap(engine: sa.Engine) -> None:
     with database.writing(engine) as connection:
         now = database.now(connection)
         row = {"cluster": "w1", "began_at": now, "ended_at": now, "cause": "paused", "detail": 'say "when"'}
-        connection.execute(sa.insert(Gap).values(row))
+        connection.execute(sa.insert(GAPS).values(row))
 
 
 def test_the_independent_verifier_accepts_an_honest_pack(pack: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_independent_verifier_accepts_an_honest_pack(pack: Path) -> None:
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_the_independent_verifier_finds_each_change(pack: Path) -> None:
-    """Whatever is changed, removed, added or cut off, it says so, also where the sums were made anew."""
+    """Whatever is changed, removed, added or cut off, it says so, also where the sums were made again."""
     changes = [
         ("segments/000001-transitions-1.csv", rb'"registered"', b'"observed"'),
         ("segments/000001-transitions-2.csv", rb"(?s)\n.*", b"\n"),

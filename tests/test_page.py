@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from tests.history import answer, record, register, stand
 from tracker import cli, database
 from tracker.errors import InvalidField
-from tracker.models import JOBS, Gap
+from tracker.models import GAPS, JOBS
 from tracker.reports import as_of, catalog, page, pictures, tables
 from tracker.reports.about import Filters
 from tracker.reports.durations import Bounds
@@ -123,7 +123,7 @@ def scene(engine: sa.Engine) -> None:
     register(engine, "jid-new", "w2")
     with database.writing(engine) as connection:
         gap = {"cluster": "w1", "began_at": T0 + DAY, "ended_at": T0 + 2 * DAY}
-        connection.execute(sa.insert(Gap).values(**gap, cause=Cause.UNREACHABLE, detail="timeout"))
+        connection.execute(sa.insert(GAPS).values(**gap, cause=Cause.UNREACHABLE, detail="timeout"))
     began = {"gap_began_at": T0 + 3 * DAY, "gap_cause": Cause.KEY_REFUSED, "gap_detail": "401"}
     stand(engine, "w2", pause_cause=Cause.KEY_REFUSED, paused_until=T0 + 4 * DAY, **began)
 

@@ -19,11 +19,11 @@ from tracker.clusters import LEASE, first_contact, take_up
 from tracker.errors import DatabaseUnavailable
 from tracker.models import (
     CLUSTERS,
+    GAPS,
     JOBS,
+    SOURCES,
     TRANSITIONS,
-    Gap,
-    Source,
-    Worker,
+    WORKERS,
     job_of,
     observed_values,
     transition_of,
@@ -75,7 +75,7 @@ def cluster(engine: sa.Engine) -> sa.Row[Any]:
 
 def gaps(engine: sa.Engine) -> list[tuple[Any, ...]]:
     with database.reading(engine) as connection:
-        rows = connection.execute(sa.select(Gap.__table__).order_by(Gap.id))
+        rows = connection.execute(sa.select(GAPS).order_by(GAPS.c.id))
         return [(row.began_at, row.ended_at, row.cause, row.detail) for row in rows]
 
 
@@ -434,7 +434,7 @@ def test_a_configuration_that_differs_leaves_a_trace(engine: sa.Engine) -> None:
     assert start("http://127.0.0.1:2") != first
     third = start("http://127.0.0.1:1")
     with database.reading(engine) as connection:
-        rows = connection.execute(sa.select(Source.__table__).order_by(Source.id)).all()
+        rows = connection.execute(sa.select(SOURCES).order_by(SOURCES.c.id)).all()
     assert [row.base_url[-1] for row in rows] == ["1", "2", "1"]
     assert rows[-1].id == third
     assert (rows[0].lost_after_polls, rows[0].lost_after_seconds, rows[0].archive_days) == (5, 172800, 5)
@@ -444,7 +444,7 @@ def beat(engine: sa.Engine, at: datetime, stopped_at: datetime | None = None) ->
     """Enter a daemon that beat last at some time."""
     with database.writing(engine) as connection:
         facts = {"host": "h", "pid": 1, "version": "1", "started_at": at, "beat_at": at}
-        connection.execute(sa.insert(Worker).values(worker="gone", stopped_at=stopped_at, **facts))
+        connection.execute(sa.insert(WORKERS).values(worker="gone", stopped_at=stopped_at, **facts))
 
 
 def start(engine: sa.Engine) -> datetime:

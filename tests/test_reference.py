@@ -26,7 +26,7 @@ from tests.lives import BEGAN, DAY, END, MICROSECOND
 from tests.reference import Row, Tables
 from tracker import cli, database
 from tracker.errors import InvalidField
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, Seal, Source
+from tracker.models import CLUSTERS, GAPS, JOBS, SEALS, SOURCES, TRANSITIONS
 from tracker.reports import views
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
@@ -63,7 +63,7 @@ class World:
             def rows(table: Any) -> list[Row]:
                 return [dict(row) for row in connection.execute(sa.select(table)).mappings()]
 
-            found = map(rows, (JOBS, TRANSITIONS, Gap.__table__, CLUSTERS, Source.__table__, Seal.__table__))
+            found = map(rows, (JOBS, TRANSITIONS, GAPS, CLUSTERS, SOURCES, SEALS))
             return Tables(ZONE, *found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,15 @@ from tracker.logs import Outage
 from tracker.settings import Settings
 
 
+@pytest.fixture
+def dialect() -> str:
+    return "sqlite"
+
+
 def settings(tmp_path: Path, **more: Any) -> Settings:
     return Settings(checkpoint_file=tmp_path / "c.txt", **more)
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"])
 def test_sealing_goes_on_whatever_fails(
     engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -36,7 +39,7 @@ def test_sealing_goes_on_whatever_fails(
     failures = [DatabaseUnavailable("it went away"), RuntimeError("a fault of ours")]
 
     def fails_twice(*arguments: Any, **more: Any) -> object:
-        if failures and len(texts(engine)):
+        if failures and texts(engine):
             raise failures.pop(0)
         return seal(*arguments, **more)
 
@@ -52,7 +55,6 @@ def test_sealing_goes_on_whatever_fails(
     assert split((tmp_path / "c.txt").read_text()) == texts(engine)
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"])
 def test_rows_wait_for_their_time_until_the_end(engine: sa.Engine, tmp_path: Path) -> None:
     """Young rows are not sealed at once, and at a clean stop they are; a run of cron leaves them to a later one."""
     with Sealing(settings(tmp_path))(engine):
@@ -69,11 +71,10 @@ def test_rows_wait_for_their_time_until_the_end(engine: sa.Engine, tmp_path: Pat
     assert len(texts(engine)) == 2
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_failure_is_raised_after_once_only(
     engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cron must learn of it, unless the polling itself failed, which is worse; a daemon logs it."""
+    """A run of cron raises it, unless the polling itself failed, which is worse; a daemon logs it."""
 
     def fails(*arguments: Any, **more: Any) -> object:
         raise DatabaseUnavailable("it went away")
@@ -87,14 +88,12 @@ def test_a_failure_is_raised_after_once_only(
         pass
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"])
-def test_the_end_waits_for_nothing_long(
+def test_the_end_does_not_wait_for_long(
     engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A seal that does not end is left: it is written whole or not at all."""
     over = threading.Event()
-    hangs: Callable[..., object] = lambda *arguments, **more: over.wait(20)  # noqa: E731
-    monkeypatch.setattr(module, "seal", hangs)
+    monkeypatch.setattr(module, "seal", lambda *arguments, **more: over.wait(20))
     monkeypatch.setattr(module, "CLOSING_SECONDS", 0.2)
     with Sealing(settings(tmp_path))(engine):
         pass

@@ -27,22 +27,13 @@ if TYPE_CHECKING:
     from tracker.intake import register as register
     from tracker.reports.durations import durations as durations
 
-_PLACES = {
+_ERRORS = (
+    *("AmbiguousJob", "BadConfiguration", "Conflict", "DatabaseUnavailable"),
+    *("InvalidField", "Refused", "TrackerError", "UnknownJob"),
+)
+_PLACES = dict.fromkeys(_ERRORS, "tracker.errors") | {
     "register": "tracker.intake",
     "durations": "tracker.reports.durations",
-    **dict.fromkeys(
-        (
-            "AmbiguousJob",
-            "BadConfiguration",
-            "Conflict",
-            "DatabaseUnavailable",
-            "InvalidField",
-            "Refused",
-            "TrackerError",
-            "UnknownJob",
-        ),
-        "tracker.errors",
-    ),
 }
 __all__ = sorted(_PLACES)
 

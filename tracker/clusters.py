@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from tracker import cadence, database, deadline, health
 from tracker.health import MISSED, EndedGap, Health, Step
 from tracker.logs import event
-from tracker.models import CLUSTERS, JOBS, Gap, Source, Worker
+from tracker.models import CLUSTERS, GAPS, JOBS, SOURCES, WORKERS
 from tracker.settings import ClusterSettings, Settings
 from tracker.status import CLOCK_STEP
 
@@ -106,12 +106,12 @@ def first_contact(connection: sa.Connection, cluster: ClusterSettings, settings:
         "legal_timezone": settings.timezone,
         "version": version("tracker"),
     }
-    of_cluster = sa.select(Source.__table__).where(Source.cluster == cluster.name)
-    last = connection.execute(of_cluster.order_by(Source.id.desc()).limit(1)).one_or_none()
+    of_cluster = sa.select(SOURCES).where(SOURCES.c.cluster == cluster.name)
+    last = connection.execute(of_cluster.order_by(SOURCES.c.id.desc()).limit(1)).one_or_none()
     if last is not None and all(getattr(last, name) == value for name, value in values.items()):
         return int(last.id)
-    row = sa.insert(Source).values(**values, recorded_at=database.now(connection)).returning(Source.id)
-    return connection.execute(row).scalar_one()
+    row = sa.insert(SOURCES).values(**values, recorded_at=database.now(connection)).returning(SOURCES.c.id)
+    return int(connection.execute(row).scalar_one())
 
 
 def utc_offsets(zone: str, now: datetime) -> str:
@@ -127,9 +127,9 @@ def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> 
     Called once, before the first claim, in a transaction of its own.
     """
     now = database.now(connection)
-    life = sa.func.coalesce(Worker.stopped_at, Worker.beat_at)
+    life = sa.func.coalesce(WORKERS.c.stopped_at, WORKERS.c.beat_at)
     last: datetime | None = connection.execute(
-        sa.select(sa.func.max(life, type_=JOBS.c.due_at.type)).where(Worker.worker != worker)
+        sa.select(sa.func.max(life, type_=JOBS.c.due_at.type)).where(WORKERS.c.worker != worker)
     ).scalar()
     for name in sorted(clusters):
         before = after = lock(connection, name)
@@ -151,8 +151,8 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, current: Heal
         if step.by < -CLOCK_STEP:
             set_right(connection, cluster, step.now)
         else:
-            alive = sa.select(Worker.worker).where(Worker.worker != worker, Worker.stopped_at.is_(None))
-            alive = alive.where(Worker.beat_at.between(step.now - MISSED, step.now + CLOCK_STEP)).limit(1)
+            alive = sa.select(WORKERS.c.worker).where(WORKERS.c.worker != worker, WORKERS.c.stopped_at.is_(None))
+            alive = alive.where(WORKERS.c.beat_at.between(step.now - MISSED, step.now + CLOCK_STEP)).limit(1)
             open_job = sa.select(JOBS.c.id).where(JOBS.c.cluster == cluster, JOBS.c.due_at.is_not(None)).limit(1)
             if connection.execute(alive).first() is not None or connection.execute(open_job).first() is None:
                 continue  # another daemon was polling, or there was nothing to poll
@@ -165,8 +165,10 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, current: Heal
 
 def _is_known(connection: sa.Connection, cluster: str, gap: EndedGap) -> bool:
     """Whether another daemon has put the same step on record already."""
-    near = Gap.ended_at.between(gap.ended_at - MISSED, gap.ended_at + MISSED)
-    same = sa.select(Gap.id).where(Gap.cluster == cluster, Gap.cause == gap.cause, Gap.detail == gap.detail, near)
+    near = GAPS.c.ended_at.between(gap.ended_at - MISSED, gap.ended_at + MISSED)
+    same = sa.select(GAPS.c.id).where(
+        GAPS.c.cluster == cluster, GAPS.c.cause == gap.cause, GAPS.c.detail == gap.detail, near
+    )
     return connection.execute(same.limit(1)).first() is not None
 
 
@@ -200,7 +202,7 @@ def put(connection: sa.Connection, cluster: str, before: Health, after: Health) 
 def put_gap(connection: sa.Connection, cluster: str, gap: EndedGap | None) -> None:
     """Write a gap that has ended, if there is one."""
     if gap is not None:
-        connection.execute(sa.insert(Gap).values(cluster=cluster, **asdict(gap)))
+        connection.execute(sa.insert(GAPS).values(cluster=cluster, **asdict(gap)))
 
 
 def set_right(connection: sa.Connection, cluster: str, now: datetime) -> None:
@@ -212,5 +214,5 @@ def set_right(connection: sa.Connection, cluster: str, now: datetime) -> None:
     connection.execute(open_jobs.where(ahead).values(due_at=now))
     leased = sa.update(JOBS).where(j.cluster == cluster, j.due_at.is_not(None), j.leased_until > now + LEASE)
     connection.execute(leased.values(leased_by=None, leased_until=None))
-    for beat in (Worker.beat_at, Worker.stopped_at):
-        connection.execute(sa.update(Worker).where(beat > now).values({beat: now}))
+    for beat in (WORKERS.c.beat_at, WORKERS.c.stopped_at):
+        connection.execute(sa.update(WORKERS).where(beat > now).values({beat: now}))

@@ -30,7 +30,7 @@ from tracker.clusters import Watch, look, take_up
 from tracker.errors import DatabaseMoved, DatabaseUnavailable, Refused
 from tracker.health import Health
 from tracker.logs import DATABASE, event
-from tracker.models import CLUSTERS, JOBS, Worker
+from tracker.models import CLUSTERS, JOBS, WORKERS
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings, mask_url
 from tracker.status import Cause, State
@@ -240,18 +240,18 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> It
     with database.writing(engine) as connection:
         now = database.now(connection)
         # Each run of cron has a row. Old ones are deleted; the last sign of life says since when none ran.
-        last_sign = sa.func.coalesce(Worker.stopped_at, Worker.beat_at)
+        last_sign = sa.func.coalesce(WORKERS.c.stopped_at, WORKERS.c.beat_at)
         last = sa.select(sa.func.max(last_sign)).scalar_subquery()
-        connection.execute(sa.delete(Worker).where(last_sign < now - FORGOTTEN, last_sign < last))
+        connection.execute(sa.delete(WORKERS).where(last_sign < now - FORGOTTEN, last_sign < last))
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": release}
-        connection.execute(sa.insert(Worker).values(worker=worker, started_at=now, beat_at=now, once=once, **facts))
+        connection.execute(sa.insert(WORKERS).values(worker=worker, started_at=now, beat_at=now, once=once, **facts))
     shown = mask_url(settings.database_url)
     event("started", worker=worker, version=release, database=shown, clusters=",".join(settings.clusters))
     try:
         yield worker
     finally:
         with stop.handling_outages(), database.writing(engine) as connection:
-            gone = sa.update(Worker).where(Worker.worker == worker)
+            gone = sa.update(WORKERS).where(WORKERS.c.worker == worker)
             connection.execute(gone.values(stopped_at=database.now(connection)))
         event("stopped", worker=worker)
 
@@ -330,5 +330,5 @@ class _Daemon:
         with self._stop.handling_outages():
             with database.writing(self._engine) as connection:
                 now, _ = self._watch.read(connection, writing=True)
-                connection.execute(sa.update(Worker).where(Worker.worker == self._worker).values(beat_at=now))
+                connection.execute(sa.update(WORKERS).where(WORKERS.c.worker == self._worker).values(beat_at=now))
             DATABASE.came_back()

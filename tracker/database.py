@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +25,7 @@ from sqlalchemy import event
 from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseMoved, DatabaseUnavailable, SchemaMismatch
 from tracker.settings import checked_database_url, mask_url
 
-# It logs each cursor that it cannot close after an error, which is reported anyway.
+# SQLAlchemy logs each cursor that it cannot close after an error, which is reported anyway.
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 HEAD = "0001"  # the revision this version needs; a test compares it with the migrations
@@ -42,11 +42,9 @@ except ImportError:
 
 OLDEST_SQLITE = (3, 38)  # of 2022; the views need unixepoch()
 BUSY_SECONDS = 30  # how long a writer waits for SQLite's one write lock
-LOCK_SECONDS = 30  # PostgreSQL: how long a statement waits for a lock
-IDLE_SECONDS = 60  # PostgreSQL: the server ends a transaction that is idle for so long; it would hold up the sealer
 
 # A role or a database can have other defaults, so each transaction sets these, in one message to the server.
-_POSTGRESQL_SETTINGS = f"""
+_POSTGRESQL_SETTINGS = """
     SET LOCAL timezone = 'UTC';
     SET LOCAL datestyle = 'ISO';
     SET LOCAL intervalstyle = 'postgres';
@@ -57,8 +55,8 @@ _POSTGRESQL_SETTINGS = f"""
     SET LOCAL standard_conforming_strings = on;
     SET LOCAL quote_all_identifiers = off;
     SET LOCAL cursor_tuple_fraction = 1;  -- our cursors fetch all that they ask for
-    SET LOCAL lock_timeout = '{LOCK_SECONDS}s';
-    SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'
+    SET LOCAL lock_timeout = '30s';
+    SET LOCAL idle_in_transaction_session_timeout = '60s'  -- an idle transaction holds up the sealer
 """
 _ENDING = ("57P01", "57P02", "57P03")  # PostgreSQL's codes: the server ends the connection, crashes, or is starting
 
@@ -144,8 +142,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _open_file(path: Path, make: bool) -> sqlite3.Connection:
     """Return a connection to a SQLite file, also where its folder is read-only.
 
-    There SQLite cannot make the ``-shm`` that it needs to read a WAL; it needs none if we say that the file never
-    changes.
+    SQLite cannot make the ``-shm`` there that it needs to read a WAL, unless we say that the file never changes.
     """
 
     def opened(how: str) -> sqlite3.Connection:
@@ -154,9 +151,10 @@ def _open_file(path: Path, make: bool) -> sqlite3.Connection:
             uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA synchronous = EXTRA")  # FULL, and in DELETE mode the folder, too
-            connection.execute("SELECT 1 FROM sqlite_master").close()
+            # EXTRA: FULL, and in DELETE mode the folder is synced, too.
+            connection.executescript(
+                "PRAGMA foreign_keys = ON; PRAGMA synchronous = EXTRA; SELECT 1 FROM sqlite_master"
+            )
         except BaseException:
             connection.close()
             raise
@@ -228,14 +226,13 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
     if text == "unable to open database file":
         text += ": may this user read and write it and its folder?"
     state = getattr(original, "sqlstate", None)
-    read_only = state == "25006" or "readonly database" in text
-    if read_only or state in _ENDING:
+    problem = f"the database is not available: {text}"
+    if state == "25006" or "readonly database" in text:
+        problem = f"the database cannot be written now: {text} (a standby, a read-only role, or a read-only file)"
         context.is_disconnect = True  # after a failover every connection of the pool may lead to the old primary
-    if read_only:
-        raise DatabaseUnavailable(
-            f"the database cannot be written now: {text} (a standby, a read-only role, or a read-only file)"
-        ) from original
-    raise DatabaseUnavailable(f"the database is not available: {text}") from original
+    if state in _ENDING:
+        context.is_disconnect = True
+    raise DatabaseUnavailable(problem) from original
 
 
 @contextmanager
@@ -263,13 +260,6 @@ def reading(engine: sa.Engine, *, temporary: bool = False) -> Iterator[sa.Connec
         yield connection
 
 
-def interrupt(connection: sa.Connection) -> None:
-    """End the query that another thread runs on *connection*, if any; it fails there."""
-    with suppress(Exception):  # a connection that is closed runs no query
-        raw: Any = connection.connection.driver_connection
-        raw.interrupt() if connection.dialect.name == "sqlite" else raw.cancel_safe(timeout=1)
-
-
 @contextmanager
 def lenient(connection: sa.Connection) -> Iterator[None]:
     """Let *connection* also read, more slowly, values that its driver and the CHECKs refuse.
@@ -287,28 +277,28 @@ def lenient(connection: sa.Connection) -> Iterator[None]:
         return
     from psycopg import DataError
     from psycopg.pq import Format
-    from psycopg.types import datetime as strict
+    from psycopg.types.datetime import DateLoader, TimestamptzLoader
 
-    def willing(loader: Any) -> Any:
-        class Willing(loader):  # type: ignore[misc]  # the base class is a variable
+    def falling_back(loader: Any) -> Any:
+        class TextWhereRefused(loader):  # type: ignore[misc]  # the base class is a variable
             def load(self, data: Any) -> object:
                 try:
                     return super().load(data)
                 except DataError:
                     return bytes(data).decode()
 
-        return Willing
+        return TextWhereRefused
 
-    loaders = {"timestamptz": strict.TimestamptzLoader, "date": strict.DateLoader}
-    oids = {name: raw.adapters.types[name].oid for name in loaders}
-    usual = {name: raw.adapters.get_loader(oid, Format.TEXT) for name, oid in oids.items()}
-    for name, loader in loaders.items():
-        raw.adapters.register_loader(oids[name], willing(loader))
+    usual = {
+        name: raw.adapters.get_loader(raw.adapters.types[name].oid, Format.TEXT) for name in ("timestamptz", "date")
+    }
+    raw.adapters.register_loader("timestamptz", falling_back(TimestamptzLoader))
+    raw.adapters.register_loader("date", falling_back(DateLoader))
     try:
         yield
     finally:
         for name, loader in usual.items():
-            raw.adapters.register_loader(oids[name], loader)
+            raw.adapters.register_loader(name, loader)
 
 
 def now(connection: sa.Connection) -> datetime:
@@ -393,21 +383,20 @@ def require_schema(connection: sa.Connection) -> None:
     if found is None:
         _require_room(connection)
         raise SchemaMismatch("the database is empty: run `tracker db upgrade`")
-    if found < HEAD:
-        raise SchemaMismatch(f"the database has revision {found}, this version needs {HEAD}: run `tracker db upgrade`")
-    raise SchemaMismatch(f"the database has revision {found}, newer than this version's: install a newer tracker")
+    way_out = "run `tracker db upgrade`" if found < HEAD else "install a newer tracker"
+    raise SchemaMismatch(f"the database has revision {found}, this version needs {HEAD}: {way_out}")
 
 
 def _require_room(connection: sa.Connection) -> None:
     """Raise SchemaMismatch if a schema without a revision has tables with the names of ours."""
-    from tracker.models import Base
+    from tracker.models import METADATA
 
     schema = connection.dialect.default_schema_name
     if schema is None:
         raise SchemaMismatch("no schema of the search_path exists, or this role may not use it: run CREATE SCHEMA")
     inspector = sa.inspect(connection)
     there = [*inspector.get_table_names(schema=schema), *inspector.get_view_names(schema=schema)]
-    taken = sorted(set(there) & set(Base.metadata.tables))
+    taken = sorted(set(there) & set(METADATA.tables))
     if "seals" in taken and "previous_sha256" in [one["name"] for one in inspector.get_columns("seals", schema)]:
         raise SchemaMismatch(
             "the database is of tracker's first edition, which this version cannot read: set TRACKER_DATABASE_URL to"
@@ -432,12 +421,10 @@ def migrations() -> Path:
     raise BadConfiguration("the migrations are missing from this installation: install tracker again")
 
 
-def upgrade(url: str, report: Callable[[str], None] = lambda line: None) -> None:
-    """Bring the schema at *url* to this version, guards and views included; a missing SQLite file is made.
+def upgrade(url: str) -> str:
+    """Bring the schema at *url* to this version, guards and views included, and return a line about it.
 
-    Args:
-        url: The database's URL.
-        report: Is called with a line for each thing done.
+    A missing SQLite file is made.
 
     Raises:
         BadConfiguration, SchemaMismatch, DatabaseUnavailable: Nothing was changed.
@@ -462,11 +449,9 @@ def upgrade(url: str, report: Callable[[str], None] = lambda line: None) -> None
         command.upgrade(config, "head")
     finally:
         engine.dispose()
-    shown = mask_url(url)
     if before == HEAD:
-        report(f"{shown} has this version's schema ({HEAD}); guards and views were made again")
-    else:
-        report(f"{shown} upgraded from {before or 'empty'} to {HEAD}")
+        return f"{mask_url(url)} has this version's schema ({HEAD}); guards and views were made again"
+    return f"{mask_url(url)} upgraded from {before or 'empty'} to {HEAD}"
 
 
 def worker_name() -> str:

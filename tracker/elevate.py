@@ -2,8 +2,8 @@
 
 Owns what is asked, and which of what comes back is an answer: the key that goes with each question can do far more than
 ask. Leaves alone: sockets, TLS and deadlines (`transport`), what an answer means (`status`), when to ask again
-(`cadence`), pauses, rates and records (`health`, `poller`). What goes to other servers, such as checkpoints, goes by
-`post` over the same sockets, and knows no key.
+(`cadence`), pauses, rates and records (`health`, `poller`). `post` sends other things, such as checkpoints, to other
+servers over the same sockets, without a key.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from time import monotonic
 from typing import Self
 from urllib.parse import quote
@@ -28,7 +29,13 @@ from tracker.status import Answer
 from tracker.transport import CAP, IDLE_SECONDS, Adapter, bad_answer, flight, tls_context, unavailable
 
 _LONGEST_PAUSE = timedelta(hours=6)
-"""However long a server asks to be left alone: a typing error of its owner must not blind us for weeks."""
+"""The longest wait that a server can ask for: a typing error of its owner must not stop polling for weeks."""
+
+RECEIVER_HINTS = {
+    "tls_unverified": "the receiver's certificate is not trusted: check TRACKER_RECEIVER_CA_BUNDLE",
+    "proxy": "the proxy made no connection: check TRACKER_RECEIVER_PROXY",
+}
+"""What to do about an error of `post`, by its code; the words of the errors themselves are about Elevate."""
 
 
 class _Key(str):
@@ -96,7 +103,10 @@ class Elevate:
         flight.deadline = monotonic() + self._timeout
         flight.sent_at = now()
         request = self._template.copy()
-        request.url = f"{self._where}?jid={_quoted(jid)}"
+        try:
+            request.url = f"{self._where}?jid={quote(jid, safe='')}"
+        except UnicodeEncodeError:
+            raise bad_answer("bad_jid", "the jid has a character that no URL can carry") from None
         try:
             response, body = self._exchange(request)
         except Unavailable as error:
@@ -140,30 +150,42 @@ class Elevate:
                 raise unavailable("reset", "the connection broke in the answer") from None
             raise bad_answer("truncated", "the answer ended before its end") from None
         finally:
-            # What was read to its end is back in the pool by now, and this does nothing; nothing else may get there.
+            # A connection that was read to its end is back in the pool by now; no other may get there.
             response.close()
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta) -> None:
-    """Hand *body* to a server of the operator's, and return once it answered with any 2xx; its words are not read.
+def post(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    timeout: timedelta,
+    *,
+    method: str = "POST",
+    ca_bundle: Path | None = None,
+    proxy: str | None = None,
+) -> None:
+    """Send *body* to a server of the operator's, and return once it answered with any 2xx; its answer is not read.
 
     Args:
         url: A valid one, with ``https://``, or ``http://`` for this machine; may hold a secret.
-        body: Arrives twice, perhaps, where an error said that it did not arrive.
+        body: It can have arrived although an error is raised.
         headers: Beside those of every request.
         timeout: For the whole of it.
+        method: A ping is a GET without a body.
+        ca_bundle: PEM file of the authorities to trust in place of the usual ones.
+        proxy: For ``https://``; this machine is asked without it.
 
     Raises:
-        AskError: It was not taken; of the error only class and code are about that server, and neither has the URL.
+        AskError: It was not accepted. Class and code of the error say why; neither has the URL in it.
+        BadConfiguration: The file of authorities cannot be used.
     """
-    adapter = Adapter(url, tls_context(None) if url.lower().startswith("https:") else None, None, 1)
+    is_tls = url.lower().startswith("https:")
+    adapter = Adapter(url, tls_context(ca_bundle) if is_tls else None, proxy if is_tls else None, 1)
     flight.deadline, flight.room = monotonic() + timeout.total_seconds(), CAP
     flight.sent_at, flight.reused = datetime.now(UTC), False
     try:
-        request = Request("POST", url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
-        response: urllib3.HTTPResponse = adapter.send(
-            request.prepare(), stream=True, timeout=timeout.total_seconds()
-        ).raw
+        request = Request(method, url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
+        response = adapter.send(request.prepare(), stream=True, timeout=timeout.total_seconds()).raw
         response.close()
         if not 200 <= response.status < 300:
             raise _refusal(response, flight.sent_at)
@@ -173,15 +195,8 @@ def post(url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta) 
         adapter.close()
 
 
-def _quoted(jid: str) -> str:
-    try:
-        return quote(jid, safe="")
-    except UnicodeEncodeError:
-        raise bad_answer("bad_jid", "the jid has a character that no URL can carry") from None
-
-
 def _check_type(headers: Mapping[str, str]) -> None:
-    """Refuse whatever its headers call other than plain JSON in UTF-8."""
+    """Refuse a body whose headers do not call it plain JSON in UTF-8."""
     kind, *parameters = headers.get("content-type", "").lower().replace(" ", "").split(";")
     charsets = [text[8:].strip('"') for text in parameters if text.startswith("charset=")]
     if kind != "application/json" or not {"utf-8", "utf8"}.issuperset(charsets):
@@ -196,9 +211,9 @@ _GUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 def _is_same(answered: object, jid: str) -> bool:
     """Whether an answer's jid is the one that was asked for: capitals do not matter in a GUID (RFC 9562, 4)."""
-    if answered == jid:
-        return True
-    return isinstance(answered, str) and bool(_GUID.fullmatch(jid)) and answered.lower() == jid.lower()
+    if isinstance(answered, str) and _GUID.fullmatch(jid):
+        return answered.lower() == jid.lower()
+    return answered == jid
 
 
 def _status(jid: str, body: bytes) -> str:
@@ -222,18 +237,20 @@ def _refusal(response: urllib3.HTTPResponse, server_now: datetime) -> AskError:
     """Return what an HTTP code other than 200 means (DESIGN.md, "The poll")."""
     code, at = response.status, flight.sent_at
     name = f"http_{code}"
-    if code in (401, 403):
-        return KeyRefused(name, f"the key is refused ({code}): check api_key", sent_at=at)
-    if 300 <= code <= 399:
-        return WrongTarget(name, f"a redirect ({code}), never followed: check base_url and path", sent_at=at)
-    if code == 404:
-        return WrongTarget(name, "no such cluster or path (404): check base_url and path", sent_at=at)
     pause = _retry_after(response.headers.get("retry-after", ""), server_now)
     if code == 429 or (code == 503 and pause is not None):
         return RateLimited(name, f"asked to wait ({code})", sent_at=at, retry_after=pause)
-    if code == 408 or 500 <= code <= 599:
-        return Unavailable(name, f"the server has no answer now ({code})", sent_at=at)
-    return BadAnswer(name, f"the server does not answer this question ({code})", sent_at=at)
+    kind: type[AskError] = BadAnswer
+    words = f"the server does not answer this question ({code})"
+    if code in (401, 403):
+        kind, words = KeyRefused, f"the key is refused ({code}): check api_key"
+    elif 300 <= code <= 399:
+        kind, words = WrongTarget, f"a redirect ({code}), never followed: check base_url and path"
+    elif code == 404:
+        kind, words = WrongTarget, "no such cluster or path (404): check base_url and path"
+    elif code == 408 or 500 <= code <= 599:
+        kind, words = Unavailable, f"the server has no answer now ({code})"
+    return kind(name, words, sent_at=at)
 
 
 def _retry_after(text: str, server_now: datetime) -> timedelta | None:

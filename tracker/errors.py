@@ -4,7 +4,7 @@ Owns the tree; each class is one decision that a caller can make. The room where
 (requests in ``elevate``, SQLAlchemy in ``database``), so that no caller imports a library to handle it.
 
     TrackerError
-    ├── BadConfiguration        stop: a person must mend the settings or the set-up
+    ├── BadConfiguration        stop: a person must repair the settings or the set-up
     │   ├── DatabaseMissing     make the database first
     │   ├── DatabaseMoved       write nothing more: the file is another one now
     │   ├── SchemaMismatch      upgrade the schema, or the program
@@ -13,16 +13,15 @@ Owns the tree; each class is one decision that a caller can make. The room where
     ├── Refused                 what was asked for cannot be done: say why, change nothing
     │   ├── InvalidField        one declared value is wrong
     │   ├── Conflict            the job is registered already, with other facts
-    │   ├── BadCheckpoint       a text is no checkpoint of ours, or a damaged one
+    │   ├── BadCheckpoint       a text is not a checkpoint of ours, or is damaged
     │   ├── UnknownJob          no job has this jid
     │   └── AmbiguousJob        several clusters have a job with this jid
-    ├── AskError                one request to Elevate brought no answer
-    │   ├── Unavailable         refused, DNS, timeout, 408, 5xx: back off
-    │   ├── WrongTarget         404, a redirect, TLS not verified: pause the cluster, the address is wrong
-    │   ├── KeyRefused          401, 403: pause the cluster and call a person
-    │   ├── RateLimited         429, 503 with Retry-After: pause the cluster as long as asked
-    │   └── BadAnswer           400, a body that is no answer, another job's jid: count a failure
-    └── LeaseLost               another daemon has the job now: leave it alone
+    └── AskError                one request to Elevate brought no answer
+        ├── Unavailable         refused, DNS, timeout, 408, 5xx: back off
+        ├── WrongTarget         404, a redirect, TLS not verified: pause the cluster, the address is wrong
+        ├── KeyRefused          401, 403: pause the cluster and call a person
+        ├── RateLimited         429, 503 with Retry-After: pause the cluster as long as asked
+        └── BadAnswer           400, a body that is no answer, another job's jid: count a failure
 """
 
 from __future__ import annotations
@@ -32,13 +31,10 @@ from typing import ClassVar
 
 
 class TrackerError(Exception):
-    """The base of all errors of ours; ``str()`` of it is one clear message without secrets.
-
-    Attributes:
-        exit_code: What a command exits with when this error ends it (sysexits.h for 69 and 78).
-    """
+    """The base of all errors of ours; ``str()`` of it is one clear message without secrets."""
 
     exit_code: ClassVar[int] = 1
+    """What a command exits with when this error ends it (sysexits.h for 69 and 78)."""
 
 
 class BadConfiguration(TrackerError):
@@ -95,13 +91,13 @@ class Conflict(Refused):
     """
 
     def __init__(self, cluster: str, jid: str, differences: dict[str, tuple[str, str]]) -> None:
-        told = "; ".join(f"{name} is {there}, given {given}" for name, (there, given) in differences.items())
-        super().__init__(f"job {jid} of cluster {cluster} is registered already with other facts: {told}")
+        facts = "; ".join(f"{name} is {there}, given {given}" for name, (there, given) in differences.items())
+        super().__init__(f"job {jid} of cluster {cluster} is registered already with other facts: {facts}")
         self.differences = differences
 
 
 class BadCheckpoint(Refused):
-    """A text is no checkpoint, or is damaged; the message names its line."""
+    """A text is not a checkpoint, or is damaged; the message names its line."""
 
 
 class UnknownJob(Refused):
@@ -154,7 +150,3 @@ class RateLimited(AskError):
 
 class BadAnswer(AskError):
     """400, or a body that is not an answer about this job."""
-
-
-class LeaseLost(TrackerError):
-    """The job's lease is no longer ours: its new owner records it."""

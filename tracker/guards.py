@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
 from tracker import database
 from tracker.errors import GuardsMissing
+from tracker.models import FACTS
 
 # Each append-only table with its unique keys: SQLite's REPLACE deletes a row by any of them, past a DELETE trigger.
 APPEND_ONLY: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -29,7 +30,6 @@ APPEND_ONLY: dict[str, tuple[tuple[str, ...], ...]] = {
 SEALED = ("transitions", "sources", "gaps")  # the sealer reads them by id, so their writers take its lock, shared
 SEAL_LOCK = 0x7472616B  # the advisory lock between writers (shared) and the sealer (exclusive): "trak"
 
-FACTS = ("kind", "reference", "received_at", "submitted_at", "extended_on")  # what an amendment may change
 FIXED = ("id", "cluster", "jid", "registered_at", "registered_by")
 NEVER_AHEAD = ("received_at", "submitted_at", "registered_at", "due_at")  # of the clock, at registration
 # What only an observation may claim, and the value it has before the first.
@@ -41,80 +41,62 @@ UNOBSERVED = {
 }
 
 
-def _jobs_rules(
-    differs: str, same: str, transitions: str, now: str, minute_after: Callable[[str], str]
-) -> tuple[str, str]:
-    """Return the conditions under which an INSERT, and an UPDATE, of jobs is refused.
+TABLES = (
+    *("sources", "jobs", "transitions", "gaps", "clusters", "workers", "seals", "segments", "deliveries", "alerts"),
+)
+# What is refused beside changes of the history: table, event and message; `_conditions` says when.
+RULES = {
+    "claim": ("jobs", "INSERT", "INSERT into jobs may set declared columns only, and no time in the future"),
+    "change": ("jobs", "UPDATE", "only an amendment changes declared facts, and an open job must have a due_at"),
+    "next": ("seals", "INSERT", "a row of seals must be a checkpoint that follows the newest one"),
+    "source": ("transitions", "INSERT", "an observed transition must name a source of its own job''s cluster"),
+}
+
+
+def _conditions(schema: str, now: str, minute_after: Callable[[str], str]) -> dict[str, str]:
+    """Return for each of `RULES` the condition under which a row is refused, as PostgreSQL writes it.
 
     Args:
-        differs: The operator for two different values, NULL included.
-        same: The operator for two equal values, NULL included.
-        transitions: The table's name, qualified where the database needs it.
-        now: The database's clock. No time may be declared in the future, and no submission after the registration,
-            which needs the jid: else a job could be done before its submission.
+        schema: The schema with a dot, or nothing.
+        now: The database's clock.
         minute_after: Makes an instant a minute later, since clocks differ.
     """
-    claims = " OR ".join(f"NEW.{column} {differs} {value}" for column, value in UNOBSERVED.items())
-    amended = (
-        f"NEW.seq = OLD.seq + 1 AND EXISTS (SELECT 1 FROM {transitions} t WHERE t.job_id = NEW.id AND t.seq = NEW.seq"
-        f" AND t.action = 'amended' AND {' AND '.join(f't.{c} {same} NEW.{c}' for c in FACTS)})"
-    )
 
     def changed(columns: tuple[str, ...]) -> str:
-        return "(" + " OR ".join(f"NEW.{c} {differs} OLD.{c}" for c in columns) + ")"
+        return "(" + " OR ".join(f"NEW.{c} IS DISTINCT FROM OLD.{c}" for c in columns) + ")"
 
-    # The deadline is derived: the first answer computes it again, so plain SQL cannot set it permanently.
-    settled = f"OLD.status {differs} NULL AND OLD.deadline_at {differs} NULL"
-    update = (
-        f"{changed(FIXED)}"
-        f" OR ({changed(FACTS)} OR ({settled} AND {changed(('deadline_on', 'deadline_at'))})) AND NOT ({amended})"
-    )
-    lasting = f"NEW.state = 'open' AND NEW.due_at {same} NULL"  # nobody would poll it again
+    lasting = "NEW.state = 'open' AND NEW.due_at IS NULL"  # nobody would poll it again
+    # No time may be declared in the future, and no submission after the registration, which needs the jid: else a job
+    # could be done before its submission.
     early = " OR ".join(
         f"NEW.{column} > {minute_after(limit)}"
         for limit, columns in ((now, NEVER_AHEAD), ("NEW.registered_at", ("received_at", "submitted_at")))
         for column in columns
     )
-    return f"{claims} OR {lasting} OR {early}", f"{update} OR ({lasting})"
-
-
-def _seal_rule(differs: str, lf: str, seals: str, place: Callable[[str, str], str]) -> str:
-    """Return the condition under which an INSERT of seals is refused: not a checkpoint, or not the next one.
-
-    The sealer builds on the newest row, and no row can be removed: a bad one would stop it permanently.
-
-    Args:
-        differs: As for `_jobs_rules`.
-        lf: A line feed.
-        seals: The table's name, qualified where the database needs it.
-        place: Makes the position of one text in another; 0 if it is not there.
-    """
-    newest = f"(SELECT * FROM {seals} ORDER BY id DESC LIMIT 1) s"
+    claims = " OR ".join(f"NEW.{column} IS DISTINCT FROM {value}" for column, value in UNOBSERVED.items())
+    amended = (
+        f"NEW.seq = OLD.seq + 1 AND EXISTS (SELECT 1 FROM {schema}transitions t WHERE t.job_id = NEW.id"
+        f" AND t.seq = NEW.seq AND t.action = 'amended'"
+        f" AND {' AND '.join(f't.{c} IS NOT DISTINCT FROM NEW.{c}' for c in FACTS)})"
+    )
+    # The deadline is derived: the first answer computes it again, so plain SQL cannot set it permanently.
+    settled = f"OLD.status IS NOT NULL AND OLD.deadline_at IS NOT NULL AND {changed(('deadline_on', 'deadline_at'))}"
+    # The sealer builds on the newest row of seals, and no row can be removed: a bad one would stop it permanently.
+    newest = f"(SELECT * FROM {schema}seals ORDER BY id DESC LIMIT 1) s"
     falls = " OR ".join(f"NEW.last_{kind}_id < s.last_{kind}_id" for kind in ("transition", "gap", "source"))
     folder = "'  checkpoints/'"
     previous = f"'sha256 ' || s.checkpoint_sha256 || {folder}"
-    return (
-        f"substr(NEW.checkpoint, 1, 22) {differs} 'tracker checkpoint v2' || {lf}"
-        f" OR EXISTS (SELECT 1 FROM {newest} WHERE {falls} OR {place(previous, 'NEW.checkpoint')} = 0)"
-        f" OR ({place(folder, 'NEW.checkpoint')} > 0 AND NOT EXISTS (SELECT 1 FROM {seals}))"
-    )
-
-
-def _source_rule(sources: str, jobs: str) -> str:
-    """Return the condition under which an INSERT of transitions is refused: an answer without a source."""
-    own = f"SELECT 1 FROM {sources} s JOIN {jobs} j ON j.cluster = s.cluster"
-    return f"NEW.action = 'observed' AND NOT EXISTS ({own} WHERE s.id = NEW.source_id AND j.id = NEW.job_id)"
-
-
-TABLES = (
-    *("sources", "jobs", "transitions", "gaps", "clusters", "workers", "seals", "segments", "deliveries", "alerts"),
-)
-
-
-_REFUSED_CLAIM = "tracker: INSERT into jobs may set declared columns only, and no time in the future"
-_REFUSED_SEAL = "tracker: a row of seals must be a checkpoint that follows the newest one"
-_REFUSED_SOURCE = "tracker: an observed transition must name a source of its own job''s cluster"
-_REFUSED_CHANGE = "tracker: only an amendment changes declared facts, and an open job must have a due_at"
+    names_previous = f"replace(NEW.checkpoint, {previous}, '') <> NEW.checkpoint"
+    names_any = f"replace(NEW.checkpoint, {folder}, '') <> NEW.checkpoint"
+    own = f"SELECT 1 FROM {schema}sources s JOIN {schema}jobs j ON j.cluster = s.cluster"
+    return {
+        "claim": f"{claims} OR {lasting} OR {early}",
+        "change": f"{changed(FIXED)} OR ({changed(FACTS)} OR {settled}) AND NOT ({amended}) OR {lasting}",
+        "next": "substr(NEW.checkpoint, 1, 22) IS DISTINCT FROM 'tracker checkpoint v2\n'"
+        f" OR EXISTS (SELECT 1 FROM {newest} WHERE {falls} OR NOT {names_previous})"
+        f" OR ({names_any} AND NOT EXISTS (SELECT 1 FROM {schema}seals))",
+        "source": f"NEW.action = 'observed' AND NOT EXISTS ({own} WHERE s.id = NEW.source_id AND j.id = NEW.job_id)",
+    }
 
 
 def sqlite() -> dict[str, str]:
@@ -137,17 +119,13 @@ def sqlite() -> dict[str, str]:
             message = f"tracker: {table} is append-only: {event} refused"
             trigger(f"guard_{table}_{event.lower()}", f"BEFORE {event}", table, message)
         replace(table, keys)
-    seal = _seal_rule("IS NOT", "char(10)", "seals", lambda part, whole: f"instr({whole}, {part})")
-    trigger("guard_seals_next", "BEFORE INSERT", "seals", _REFUSED_SEAL, seal)
-    source = _source_rule("sources", "jobs")
-    trigger("guard_transitions_source", "BEFORE INSERT", "transitions", _REFUSED_SOURCE, source)
-    claims, update = _jobs_rules(
-        "IS NOT", "IS", "transitions", "'now'", lambda at: f"strftime('%Y-%m-%d %H:%M:%f000', {at}, '+1 minute')"
-    )
+    conditions = _conditions("", "'now'", lambda at: f"strftime('%Y-%m-%d %H:%M:%f000', {at}, '+1 minute')")
+    for rule, (table, event, message) in RULES.items():
+        # Not SQLite 3.39's IS DISTINCT FROM: with an older shell nobody could read the database.
+        condition = conditions[rule].replace("IS NOT DISTINCT FROM", "IS").replace("IS DISTINCT FROM", "IS NOT")
+        trigger(f"guard_{table}_{rule}", f"BEFORE {event}", table, f"tracker: {message}", condition)
     trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs cannot be deleted: withdraw the job instead")
     replace("jobs", (("id",), ("cluster", "jid")))
-    trigger("guard_jobs_claim", "BEFORE INSERT", "jobs", _REFUSED_CLAIM, claims)
-    trigger("guard_jobs_update", "BEFORE UPDATE", "jobs", _REFUSED_CHANGE, update)
     facts = ", ".join(FACTS)
     ddl["register_job"] = (
         f"CREATE TRIGGER register_job AFTER INSERT ON jobs BEGIN"
@@ -159,6 +137,7 @@ def sqlite() -> dict[str, str]:
 
 
 # PostgreSQL: name -> (table, function, events, level); all BEFORE but register_job.
+_HERE = "quote_ident(current_schema())::regnamespace"
 _ROW, _BEFORE, _INSERT, _DELETE, _UPDATE, _TRUNCATE = 1, 2, 4, 8, 16, 32  # bits of pg_trigger.tgtype
 _EVENTS = {_INSERT: "INSERT", _DELETE: "DELETE", _UPDATE: "UPDATE", _TRUNCATE: "TRUNCATE"}
 
@@ -170,38 +149,27 @@ def _postgresql_triggers() -> dict[str, tuple[str, str, int]]:
         triggers[f"guard_{table}_truncate"] = (table, "tracker_refuse", _BEFORE | _TRUNCATE)
     for table in SEALED:
         triggers[f"lock_{table}"] = (table, "tracker_share_seal_lock", _BEFORE | _INSERT)
-    triggers["guard_seals_next"] = ("seals", "tracker_refuse_seal", _ROW | _BEFORE | _INSERT)
-    triggers["guard_transitions_source"] = ("transitions", "tracker_refuse_source", _ROW | _BEFORE | _INSERT)
+    for rule, (table, event, _) in RULES.items():
+        bit = _INSERT if event == "INSERT" else _UPDATE
+        triggers[f"guard_{table}_{rule}"] = (table, f"tracker_refuse_{rule}", _ROW | _BEFORE | bit)
     triggers["guard_jobs_delete"] = ("jobs", "tracker_refuse", _ROW | _BEFORE | _DELETE)
     triggers["guard_jobs_truncate"] = ("jobs", "tracker_refuse", _BEFORE | _TRUNCATE)
-    triggers["guard_jobs_claim"] = ("jobs", "tracker_refuse_claim", _ROW | _BEFORE | _INSERT)
-    triggers["guard_jobs_update"] = ("jobs", "tracker_refuse_change", _ROW | _BEFORE | _UPDATE)
     triggers["register_job"] = ("jobs", "tracker_register", _INSERT)
     return triggers
 
 
 def _postgresql_functions(schema: str) -> dict[str, str]:
     """Return the body of each function by name."""
-    claims, update = _jobs_rules(
-        *("IS DISTINCT FROM", "IS NOT DISTINCT FROM", f"{schema}.transitions", "clock_timestamp()"),
-        lambda at: f"{at} + interval '1 minute'",
-    )
-    seal = _seal_rule(
-        *("IS DISTINCT FROM", "chr(10)", f"{schema}.seals"), lambda part, whole: f"strpos({whole}, {part})"
-    )
-    source = _source_rule(f"{schema}.sources", f"{schema}.jobs")
+    conditions = _conditions(f"{schema}.", "clock_timestamp()", lambda at: f"{at} + interval '1 minute'")
     refuse = "USING ERRCODE = 'restrict_violation'"
     facts = ", ".join(FACTS)
     return {
         "tracker_refuse": f"BEGIN RAISE EXCEPTION 'tracker: % of % refused', TG_OP, TG_TABLE_NAME {refuse}; END",
-        "tracker_refuse_claim": f"BEGIN IF {claims} THEN RAISE EXCEPTION '{_REFUSED_CLAIM}' {refuse}; END IF;"
-        " RETURN NEW; END",
-        "tracker_refuse_change": f"BEGIN IF {update} THEN RAISE EXCEPTION '{_REFUSED_CHANGE}' {refuse}; END IF;"
-        " RETURN NEW; END",
-        "tracker_refuse_seal": f"BEGIN IF {seal} THEN RAISE EXCEPTION '{_REFUSED_SEAL}' {refuse}; END IF;"
-        " RETURN NEW; END",
-        "tracker_refuse_source": f"BEGIN IF {source} THEN RAISE EXCEPTION '{_REFUSED_SOURCE}' {refuse}; END IF;"
-        " RETURN NEW; END",
+        **{
+            f"tracker_refuse_{rule}": f"BEGIN IF {conditions[rule]} THEN RAISE EXCEPTION 'tracker: {message}' {refuse};"
+            " END IF; RETURN NEW; END"
+            for rule, (_, _, message) in RULES.items()
+        },
         "tracker_share_seal_lock": f"BEGIN PERFORM pg_advisory_xact_lock_shared({SEAL_LOCK}); RETURN NULL; END",
         # One statement for all rows of one INSERT, so a bulk import takes the lock above once.
         "tracker_register": f"BEGIN INSERT INTO {schema}.transitions"
@@ -262,19 +230,21 @@ def drop(connection: sa.Connection) -> None:
             connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {schema}.{name}()")
 
 
+def _rows(connection: sa.Connection, query: str, names: Iterable[str]) -> list[sa.Row[*tuple[Any, ...]]]:
+    """Return the rows of *query*, in which ``:names`` is a list."""
+    statement = sa.text(query).bindparams(sa.bindparam("names", expanding=True))
+    return list(connection.execute(statement, {"names": [*names]}))
+
+
 def _present(connection: sa.Connection) -> list[tuple[str, str]]:
     """Return (trigger, table) for each trigger on a table of ours."""
-    tables = [*APPEND_ONLY, "jobs"]
-    if connection.dialect.name == "sqlite":
-        query = "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN :tables"
-    else:
-        query = (
-            "SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
-            " WHERE NOT t.tgisinternal AND c.relname IN :tables"
-            " AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
-        )
-    statement = sa.text(query + " ORDER BY 1").bindparams(sa.bindparam("tables", tables, expanding=True))
-    return [(row[0], row[1]) for row in connection.execute(statement)]
+    query = (
+        "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN :names ORDER BY 1"
+        if connection.dialect.name == "sqlite"
+        else "SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
+        f" WHERE NOT t.tgisinternal AND c.relname IN :names AND c.relnamespace = {_HERE} ORDER BY 1"
+    )
+    return [(name, table) for name, table in _rows(connection, query, [*APPEND_ONLY, "jobs"])]
 
 
 def problems(connection: sa.Connection) -> list[str]:
@@ -297,30 +267,26 @@ def _differences(what: str, expected: Mapping[str, object], actual: Mapping[str,
 def _postgresql_differences(connection: sa.Connection) -> list[str]:
     """Return a line for each function and trigger that is missing or altered, and each trigger that is not ours."""
     bodies = _postgresql_functions(_schema(connection))
-    triggers = _postgresql_triggers()
-    here = "quote_ident(current_schema())::regnamespace"
-    rows = connection.execute(
-        sa.text(
-            "SELECT p.proname, p.prosrc, p.proconfig, p.prosecdef, l.lanname FROM pg_proc p"
-            f" JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace = {here} AND p.pronargs = 0"
-            " AND p.proname IN :names"
-        ).bindparams(sa.bindparam("names", [*bodies], expanding=True))
+    query = (
+        "SELECT p.proname, p.prosrc, p.proconfig, p.prosecdef, l.lanname FROM pg_proc p"
+        f" JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace = {_HERE} AND p.pronargs = 0"
+        " AND p.proname IN :names"
     )
+    rows = _rows(connection, query, bodies)
     # A dump of a database with quote_all_identifiers also puts quotes into the settings.
     functions = {row[0]: (row[1], [one.replace('"', "") for one in row[2] or ()], *row[3:]) for row in rows}
     config = ["search_path=pg_catalog, pg_temp"]
     found = _differences("function", {name: (bodies[name], config, False, "plpgsql") for name in bodies}, functions)
-    rows = connection.execute(
-        sa.text(
-            "SELECT t.tgname, c.relname, p.proname, p.pronamespace = c.relnamespace, t.tgtype, t.tgenabled::text,"
-            " t.tgqual, t.tgattr::text"
-            " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid"
-            f" WHERE NOT t.tgisinternal AND c.relname IN :tables AND c.relnamespace = {here}"
-        ).bindparams(sa.bindparam("tables", [*APPEND_ONLY, "jobs"], expanding=True))
+    query = (
+        "SELECT t.tgname, c.relname, p.proname, p.pronamespace = c.relnamespace, t.tgtype, t.tgenabled::text,"
+        " t.tgqual, t.tgattr::text"
+        " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid"
+        f" WHERE NOT t.tgisinternal AND c.relname IN :names AND c.relnamespace = {_HERE}"
     )
+    rows = _rows(connection, query, [*APPEND_ONLY, "jobs"])
     expected = {
         name: (table, function, True, kind, "A", None, "")
-        for name, (table, function, kind) in triggers.items()
+        for name, (table, function, kind) in _postgresql_triggers().items()
         if function in functions  # without the function there is no trigger
     }
     return found + _differences("guard", expected, {row[0]: tuple(row[1:]) for row in rows})
@@ -328,8 +294,7 @@ def _postgresql_differences(connection: sa.Connection) -> list[str]:
 
 def _bypasses(connection: sa.Connection) -> list[str]:
     """Return a line for each object on our tables that lets PostgreSQL skip a guard."""
-    here = "quote_ident(current_schema())::regnamespace"
-    ours = f"(SELECT oid FROM pg_class WHERE relname IN :tables AND relnamespace = {here})"
+    ours = f"(SELECT oid FROM pg_class WHERE relname IN :names AND relnamespace = {_HERE})"
     queries = (
         f"SELECT 'rule ' || rulename || ' is not tracker''s' FROM pg_rewrite WHERE ev_class IN {ours}",
         "SELECT 'table ' || inhrelid::regclass || ' is not tracker''s, but inherits from a table of tracker'"
@@ -339,18 +304,14 @@ def _bypasses(connection: sa.Connection) -> list[str]:
         "SELECT DISTINCT 'the foreign keys of table ' || tgrelid::regclass || ' are switched off' FROM pg_trigger"
         f" WHERE tgisinternal AND tgenabled <> 'O' AND tgrelid IN {ours}",
     )
-    statements = [sa.text(query).bindparams(sa.bindparam("tables", expanding=True)) for query in queries]
-    return [row for each in statements for row in connection.execute(each, {"tables": TABLES}).scalars()]
+    return [row[0] for query in queries for row in _rows(connection, query, TABLES)]
 
 
 def _table_differences(expected: dict[str, list[str]], actual: dict[str, list[str]]) -> list[str]:
     """Return a line for each column and constraint that is missing, changed or not ours."""
-    found = []
-    for table, lines in expected.items():
-        there = actual.get(table)
-        if there is None:
-            found.append(f"table {table} is missing")
-            continue
+    found = [f"table {table} is missing" for table in expected if table not in actual]
+    for table, there in actual.items():
+        lines = expected[table]
         found += [f"table {table}: missing or changed: {line}" for line in lines if line not in there]
         found += [f"table {table}: not tracker's: {line}" for line in there if line not in lines]
     return found
@@ -364,13 +325,13 @@ def definitions(connection: sa.Connection) -> dict[str, list[str]]:
     leaves them out.
     """
     if connection.dialect.name == "sqlite":
-        query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name IN :tables"
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name IN :names"
     else:
         # NOT NULL is read with the columns: only version 18 and later have it as a constraint.
-        query = """
+        query = f"""
             WITH ours AS (
                 SELECT oid, relname, relkind, relpersistence FROM pg_class
-                WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relname IN :tables
+                WHERE relnamespace = {_HERE} AND relname IN :names
             ), parts AS (
                 SELECT oid, concat_ws(' ', 'TABLE', relkind, relpersistence) AS line FROM ours
                 UNION ALL
@@ -386,9 +347,8 @@ def definitions(connection: sa.Connection) -> dict[str, list[str]]:
             )
             SELECT relname, string_agg(line, E'\n' ORDER BY line COLLATE "C")
             FROM ours JOIN parts USING (oid) GROUP BY relname"""
-    statement = sa.text(query).bindparams(sa.bindparam("tables", TABLES, expanding=True))
     found: dict[str, list[str]] = {}
-    for table, text in sorted(map(tuple, connection.execute(statement))):
+    for table, text in sorted(map(tuple, _rows(connection, query, TABLES))):
         lines = (line.strip().rstrip(",") for line in text.split("\n"))
         found[table] = [line if connection.dialect.name == "sqlite" else normal(line) for line in lines]
     return found
@@ -404,8 +364,7 @@ def normal(text: str) -> str:
     It is the same after a dump and a restore. PostgreSQL puts parentheses around every operation, so those that are
     left still say what belongs together.
     """
-    tokens = iter(_TOKEN.findall(_TYPE.sub("", text)))
-    return _joined(_nested(tokens))
+    return _joined(_nested(iter(_TOKEN.findall(_TYPE.sub("", text)))))
 
 
 _Tree: TypeAlias = "list[str | _Tree]"
@@ -427,12 +386,7 @@ def _nested(tokens: Iterator[str]) -> _Tree:
 
 
 def _joined(tree: _Tree) -> str:
-    parts = []
-    for one in tree:
-        if isinstance(one, str):
-            parts.append(one)
-        else:
-            parts.append(_joined(one) if len(one) == 1 else f"({_joined(one)})")
+    parts = [one if isinstance(one, str) else _joined(one) if len(one) == 1 else f"({_joined(one)})" for one in tree]
     return " ".join(parts)
 
 

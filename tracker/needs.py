@@ -35,6 +35,7 @@ KINDS: Final = {
     "polls_late": (True, "Raise max_requests_per_second or max_concurrency, or start another `tracker run`."),
     "overdue": (True, "`tracker jobs --verdict overdue` lists them. Inform the colleague who answers the person."),
     "undecidable": (True, "`tracker jobs --verdict undecidable` lists them. `tracker poll JID` asks now."),
+    "alert_undelivered": (True, "Run `tracker alerts test` and mend that URL in TRACKER_ALERT_URLS."),
     "seal_damaged": (True, "Run `tracker audit verify`; tracker/audit/ROLES.md says what the owner can do."),
     "deadline_near": (False, "`tracker jobs --due-within {}` lists them. `tracker show JID` says what is known."),
     "rate_limited": (False, "Lower max_requests_per_second, or ask Voyado for a higher limit."),
@@ -47,6 +48,10 @@ KINDS: Final = {
     "download_closing": (False, "Make sure that each was downloaded: `tracker jobs --state done --kind export`."),
 }
 """Every kind of need, the most urgent first: whether it is urgent, and what to do about its subject."""
+
+URGENT: Final = "urgent"
+"""The `Alerted.level` of an urgent need; that of every other is `NORMAL`."""
+NORMAL: Final = "normal"
 
 _LONGEST: Final = 150
 """Characters of a reason or an error that are shown; the whole of it may have thousands."""
@@ -71,6 +76,7 @@ class Need:
         count: How many jobs, polls or checkpoints it is about; 1 where nothing is counted.
         what: What is wrong, one sentence without its full stop.
         action: What to do, in words and commands.
+        is_acked: A person has it in hand (`tracker ack`): it is not urgent until then.
     """
 
     kind: str
@@ -80,6 +86,37 @@ class Need:
     count: int
     what: str
     action: str
+    is_acked: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its kind and subject as in ``alerts``, where a text is neither empty nor long nor invisible."""
+        shown = "".join(letter if letter.isprintable() else "?" for letter in self.subject)
+        return self.kind, shown[:255] or "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Alerted:
+    """A row of ``alerts``: a need, what people were told of it, and who has it in hand.
+
+    Attributes:
+        kind, subject: `Need.key`.
+        since: Since when it stands.
+        level: `URGENT` or `NORMAL`, as it was told or acknowledged.
+        told_at: When it was last told; later than `ended_at`: also that it is over.
+        ended_at: None while it stands.
+        acked_by, acked_until, ack_reason: Who has it in hand until when (None: until it is over), and why.
+    """
+
+    kind: str
+    subject: str
+    since: datetime
+    level: str
+    told_at: datetime | None = None
+    ended_at: datetime | None = None
+    acked_by: str | None = None
+    acked_until: datetime | None = None
+    ack_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +214,7 @@ class Overview:
         anomalies: Transitions of the last day, by word.
         downloads: Exports whose download window closes within a day; the time is when the first does.
         seals: How the history is sealed.
+        alerts: Those of needs that stand, or whose end is still to be told.
     """
 
     now: datetime
@@ -192,6 +230,7 @@ class Overview:
     anomalies: dict[Anomaly, Group] = field(default_factory=dict)
     downloads: Group = Group()
     seals: Seals = Seals()
+    alerts: tuple[Alerted, ...] = ()
 
     @property
     def open(self) -> int:
@@ -203,8 +242,11 @@ def needs(seen: Overview) -> list[Need]:
     """Return what needs a person, the most urgent first.
 
     A done job whose verdict is missed or undecidable is not among it: nothing that anyone does changes that any more.
+    What a person has in hand is not urgent, unless it has become urgent since.
     """
-    found = [*_clusters(seen), *_jobs(seen), *_evidence(seen)]
+    acks = {(one.kind, one.subject): one for one in seen.alerts if one.ended_at is None and _is_acked(one, seen.now)}
+    found = [*_clusters(seen), *_jobs(seen), *_evidence(seen), *_alerts(seen)]
+    found = [_in_hand(need, acks.get(need.key)) for need in found]
     return sorted(found, key=lambda need: (not need.is_urgent, list(KINDS).index(need.kind)))
 
 
@@ -312,6 +354,27 @@ def _evidence(seen: Overview) -> Iterator[Need]:
         elif one.last_error.startswith("CheckpointFile "):
             need = replace(need, action="Find out what is in that file, and why, before you move it away.")
         yield need
+
+
+def _alerts(seen: Overview) -> Iterator[Need]:
+    """Yield the destinations that alerts do not reach; short failures need nobody."""
+    failing = {one.subject: one.since for one in seen.alerts if one.kind == "alert_undelivered" and not one.ended_at}
+    for subject, since in failing.items():
+        if since < seen.now - FAR_BEHIND:
+            what = f"Alerts do not reach {_short(subject)}{_note(_since(since))}"
+            yield _need("alert_undelivered", what, subject, since)
+
+
+def _is_acked(one: Alerted, now: datetime) -> bool:
+    return one.acked_by is not None and (one.acked_until is None or one.acked_until > now)
+
+
+def _in_hand(need: Need, ack: Alerted | None) -> Need:
+    if ack is None or (need.is_urgent and ack.level != URGENT):
+        return need
+    until = "" if ack.acked_until is None else f" until {_time(ack.acked_until)}"
+    hand = f"{ack.acked_by} has it in hand{until}{_note(ack.ack_reason)}"
+    return replace(need, is_urgent=False, is_acked=True, what=f"{need.what}. {_short(hand)}")
 
 
 def _count(number: int, noun: str) -> str:

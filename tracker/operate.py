@@ -1,9 +1,8 @@
 """An operator's decisions: about a job (withdraw, reopen, attest, amend), and about a cluster (pause, resume).
 
-Owns finding a job by its jid, what a reason may be, and writing a decision: its transition and the job's row in the
-caller's transaction. Leaves alone: whether a decision is legal (``status``), what a declared value may be (``intake``),
-the legal clock (``deadline``), who the operator is (``cli``), and closing a gap, which only a valid answer does
-(``poller``).
+Owns finding a job by its jid, and writing a decision: its transition and the job's row in the caller's transaction.
+Leaves alone: whether a decision is legal (``status``), what a declared value may be (``intake``), the legal clock
+(``deadline``), who the operator is (``cli``), and closing a gap, which only a valid answer does (``poller``).
 
 Locks one job's row, or one cluster's, at a time, so that no operator and poller ever wait for each other.
 """
@@ -19,7 +18,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tracker import clusters, database, intake, status, text
-from tracker.deadline import Deadline, Verdict, deadline, deadline_of, latest_extension, verdict
+from tracker.deadline import Deadline, deadline_of, latest_extension
 from tracker.errors import AmbiguousJob, InvalidField, UnknownJob
 from tracker.models import (
     CLUSTERS,
@@ -36,9 +35,6 @@ from tracker.status import Cause, Decision, Facts, State, Status
 
 Fact: TypeAlias = str | datetime | date | None
 """A declared value as an operator gives it, not checked yet; None clears it."""
-
-LONGEST_REASON = 1000
-"""Characters; ours: a sentence or two, not a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +55,12 @@ class Amendment:
         was: What was declared before.
         deadline_was: The last day before; None: it had not been computed yet.
         deadline: The deadline now.
-        verdict_was: What could be said about the old deadline at that moment.
-        verdict: What can be said about the new one.
     """
 
     decision: Decision
     was: Facts
     deadline_was: date | None
     deadline: Deadline
-    verdict_was: Verdict
-    verdict: Verdict
 
     @property
     def idle_extension(self) -> date | None:
@@ -77,32 +69,8 @@ class Amendment:
         return None if extended_on == self.deadline.on else extended_on
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A cluster's pause and open gap.
-
-    Attributes:
-        pause_cause: Why it is paused; None: it is not.
-        paused_until: None while paused: until an operator resumes it.
-        gap_began_at: Since when nothing could be observed of it; None: no gap is open.
-        gap_cause: Why.
-        gap_detail: An operator's reason, or the code of an error.
-    """
-
-    pause_cause: Cause | None = None
-    paused_until: datetime | None = None
-    gap_began_at: datetime | None = None
-    gap_cause: Cause | None = None
-    gap_detail: str | None = None
-
-
 def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Found:
-    """Return the job with this jid, in any cluster if *cluster* is None.
-
-    Raises:
-        UnknownJob: There is none; the message gives the way out.
-        AmbiguousJob: Several clusters have one; the message names them.
-    """
+    """Return the job with this jid, in any cluster if *cluster* is None; raise UnknownJob or AmbiguousJob."""
     query = sa.select(JOBS.c.id, JOBS.c.cluster).where(JOBS.c.jid == jid).order_by(JOBS.c.cluster)
     rows = connection.execute(query).all() if not text.INVISIBLE.search(jid) else []
     found = [Found(row.id, row.cluster, jid) for row in rows if cluster in (None, row.cluster)]
@@ -117,11 +85,6 @@ def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Fou
     raise UnknownJob(f"no job has the jid {shown}; register it with: tracker add JID{at}")
 
 
-def check_reason(reason: str) -> str:
-    """Return *reason* without blanks at its ends; raise InvalidField if it will not do."""
-    return text.check_no_address("reason", reason, LONGEST_REASON)
-
-
 def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str, *, dry_run: bool = False) -> Decision:
     """Close an open, failed or lost job, and return what became of it.
 
@@ -129,13 +92,13 @@ def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str, *,
         connection: In a transaction of `database.writing` that the caller commits.
         job_id: From `find`.
         actor: Who decides.
-        reason: Why; kept in the history for ever.
-        dry_run: Decide and write nothing; a transaction of `database.reading` will do.
+        reason: Why; kept in the history permanently.
+        dry_run: Decide and write nothing; a transaction of `database.reading` is enough.
 
     Raises:
-        Refused: The job is in another state, or the reason or the actor will not do (`InvalidField`).
+        Refused: The job is in another state, or the reason or the actor is refused (`InvalidField`).
     """
-    actor, reason = text.check("actor", actor), check_reason(reason)
+    actor, reason = text.check("actor", actor), text.check_reason(reason)
     return _carry_out(connection, job_id, lambda job, at: status.withdraw(job, at, actor, reason), dry_run)
 
 
@@ -144,7 +107,7 @@ def reopen(connection: sa.Connection, job_id: int, actor: str, reason: str, *, d
 
     Arguments and errors are those of `withdraw`.
     """
-    actor, reason = text.check("actor", actor), check_reason(reason)
+    actor, reason = text.check("actor", actor), text.check_reason(reason)
     return _carry_out(connection, job_id, lambda job, at: status.reopen(job, at, actor, reason), dry_run)
 
 
@@ -153,7 +116,7 @@ def attest(
 ) -> Decision:
     """End an open, failed or lost job as an operator says that it ended, unseen by us, and return what became of it.
 
-    The verdict is then ``attested``: what people claim is no observation.
+    The verdict is then ``attested``: what people claim is not an observation.
 
     Args:
         connection: As for `withdraw`, as are the other arguments.
@@ -163,7 +126,7 @@ def attest(
         Refused: As for `withdraw`; or *done_by* is in the future, before the submission, or before Elevate was last
             seen to say that it was not done (`InvalidField`).
     """
-    actor, reason = text.check("actor", actor), check_reason(reason)
+    actor, reason = text.check("actor", actor), text.check_reason(reason)
 
     def decide(job: status.Job, at: datetime) -> Decision:
         decision = status.attest(job, intake.instant("done_by", done_by, at), at, actor, reason)
@@ -171,7 +134,7 @@ def attest(
         not_done_at = job.status_after if job.status == Status.NOT_FOUND else job.seen_at
         submitted_at = job.facts.submitted_at
         if not_done_at is not None and done_by < not_done_at:
-            raise InvalidField("done_by", f"{done_by} cannot be: it was seen not done later, at {not_done_at}")
+            raise InvalidField("done_by", f"{done_by} is too early: the job was seen not done later, at {not_done_at}")
         if submitted_at is not None and done_by < submitted_at:
             raise InvalidField("done_by", f"{done_by} is before the job was submitted, at {submitted_at} (declared)")
         return decision
@@ -191,11 +154,11 @@ def amend(
 ) -> Amendment:
     """Correct what was declared about a job in any state, and return what it was and is.
 
-    Its history keeps both. The deadline is computed anew, and an open job is due at once where that or the submission
+    Its history keeps both. The deadline is computed again, and an open job is due at once where that or the submission
     moved, since its polls were planned by them.
 
     An extension (GDPR Article 12(3)) counts if it was recorded before the first month was over, as counted from what is
-    declared now: so it stays in force when another fact is amended, and one that is recorded later is kept, and moves
+    declared now. So it stays in force when another fact is amended. One that is recorded later is kept, and moves
     nothing.
 
     Args:
@@ -204,12 +167,11 @@ def amend(
         zone: The legal time zone, where no source of the cluster is on record yet.
 
     Raises:
-        InvalidField: A value cannot be, as for `intake.register`; or a time is after the registration; or an extension
-            is not later than the deadline without it, is later than the law allows, or would put an end to one that is
-            in force.
+        InvalidField: A value is refused, as by `intake.register`; or a time is after the registration; or an extension
+            is not later than the deadline without it, is later than the law allows, or would end one that is in force.
         Refused: Nothing would change.
     """
-    actor, reason = text.check("actor", actor), check_reason(reason)
+    actor, reason = text.check("actor", actor), text.check_reason(reason)
     row, at = _lock_job(connection, job_id, dry_run)
     job = job_of(row)
     facts = _amended(row, job, changes, at)
@@ -220,58 +182,49 @@ def amend(
     due = deadline_of(facts, job.registered_at, zone, [*declared, (decision.transition.observed_at, facts.extended_on)])
     if facts.extended_on not in (None, job.facts.extended_on):
         _check_extension(job, facts, zone, due, declared)
-    result = Amendment(
-        decision,
-        job.facts,
-        row.deadline_on,
-        due,
-        _verdict(job, row.deadline_at, at),
-        _verdict(decision.job, due.at, at),
-    )
-    if dry_run:
-        return result
-    values: dict[str, Any] = {**facts_values(facts), "deadline_on": due.on, "deadline_at": due.at}
-    is_moved = due.at != row.deadline_at or facts.submitted_at != job.facts.submitted_at
-    if job.state is State.OPEN and is_moved:
-        values["due_at"] = min(row.due_at, at)
-    _write(connection, job_id, decision, values)
-    return result
+    if not dry_run:
+        values: dict[str, Any] = {**facts_values(facts), "deadline_on": due.on, "deadline_at": due.at}
+        is_moved = due.at != row.deadline_at or facts.submitted_at != job.facts.submitted_at
+        if job.state is State.OPEN and is_moved:
+            values["due_at"] = min(row.due_at, at)
+        _write(connection, job_id, decision, values)
+    return Amendment(decision, job.facts, row.deadline_on, due)
 
 
 def _amended(row: sa.Row[Any], job: status.Job, changes: Mapping[str, Fact], at: datetime) -> Facts:
-    """Return the facts of *job* with *changes*, each checked; raise InvalidField for the first that cannot be."""
+    """Return the facts of *job* with *changes*; raise InvalidField for the first that is wrong."""
     given: dict[str, Any] = dict(changes)
     if unknown := given.keys() - Facts.__dataclass_fields__.keys():
         known = ", ".join(Facts.__dataclass_fields__)
-        raise InvalidField(min(unknown), f"is nothing that can be amended; that can be: {known}")
+        raise InvalidField(min(unknown), f"cannot be amended; only these can: {known}")
     if "kind" in given and not given["kind"]:
         raise InvalidField("kind", "cannot be cleared: write export, removal or unknown")
-    if given.get("reference") is not None and not str(given["reference"]).strip():
-        raise InvalidField("reference", "is blank; say a ticket, or that it is to be cleared")
+    if given.get("reference") is not None:
+        text.check("reference", given["reference"])  # a registration takes a blank one as left out
     extended_on = given.pop("extended_on", job.facts.extended_on)
     if extended_on is not None and (not isinstance(extended_on, date) or isinstance(extended_on, datetime)):
         raise InvalidField("extended_on", f"must be a date, not {type(extended_on).__name__}")
     _, checked = intake.check(intake.Registration(row.jid, row.cluster, **given), lambda _: str(row.cluster), at)
     facts = replace(job.facts, extended_on=extended_on, **{name: getattr(checked, name) for name in given})
     for name in ("received_at", "submitted_at"):
-        told: datetime | None = getattr(facts, name)
-        if told is None or told == getattr(job.facts, name):
+        when: datetime | None = getattr(facts, name)
+        if when is None or when == getattr(job.facts, name):
             continue
-        if told > job.registered_at:
-            raise InvalidField(name, f"{told} is after the job was registered, at {job.registered_at}")
-        if name == "submitted_at" and job.ended_by is not None and told > job.ended_by:  # only if that was attested
-            raise InvalidField(name, f"{told} is after the job ended, by {job.ended_by}")
+        if when > job.registered_at:
+            raise InvalidField(name, f"{when} is after the job was registered, at {job.registered_at}")
+        if name == "submitted_at" and job.ended_by is not None and when > job.ended_by:  # only if that was attested
+            raise InvalidField(name, f"{when} is after the job ended, by {job.ended_by}")
     return facts
 
 
 def _check_extension(
     job: status.Job, facts: Facts, zone: ZoneInfo, due: Deadline, declared: list[tuple[datetime, date | None]]
 ) -> None:
-    """Raise InvalidField if the extension in *facts*, which is new, cannot be."""
+    """Raise InvalidField if the extension in *facts*, which is new, is too early, too long or too late."""
     new, old = facts.extended_on, job.facts.extended_on
     assert new is not None  # noqa: S101 - the caller's condition
-    times = facts.received_at, facts.submitted_at, job.registered_at
-    first, last = deadline(*times, zone).on, latest_extension(*times, zone)
+    first = deadline_of(replace(facts, extended_on=None), job.registered_at, zone, ()).on
+    last = latest_extension(facts.received_at, facts.submitted_at, job.registered_at, zone)
     if new <= first:
         raise InvalidField("extended_on", f"{new} is not after {first}, which is the deadline without an extension")
     if new > last:
@@ -282,18 +235,9 @@ def _check_extension(
     if due.on != new and deadline_of(replace(facts, extended_on=old), job.registered_at, zone, declared).on != first:
         raise InvalidField(
             "extended_on",
-            f"{new} would be recorded after the first month was over ({first}), count for nothing, and put an end to "
-            f"the extension to {old}, which was recorded in time; to end that one, clear it",
+            f"{new} comes after the first month was over ({first}), so it would not count, and it would end the "
+            f"extension to {old}, which was recorded in time; to end that one, clear it",
         )
-
-
-def _verdict(job: status.Job, deadline_at: datetime | None, now: datetime) -> Verdict:
-    """Return the verdict on *job* as the views have it."""
-    done_after, done_by = job.ended_after, job.ended_by
-    if done_after is None and done_by is not None and job.facts.submitted_at is not None:
-        done_after = min(job.facts.submitted_at, done_by)
-    seen = job.state, job.status, job.status_after, job.seen_at
-    return verdict(*seen, done_after, done_by, deadline_at, now)
 
 
 def _carry_out(
@@ -331,14 +275,10 @@ def _write(connection: sa.Connection, job_id: int, decision: Decision, changes: 
     connection.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(values))
 
 
-def pause(
-    connection: sa.Connection, cluster: str, actor: str, reason: str, configured: Collection[str] = ()
-) -> tuple[Standing, Standing]:
-    """Stop the polling of *cluster* until it is resumed, and return how it stood before and stands now.
+def pause(connection: sa.Connection, cluster: str, actor: str, reason: str, configured: Collection[str] = ()) -> bool:
+    """Stop the polling of *cluster* until it is resumed, and return whether an operator had paused it already.
 
-    Opens a gap with *reason* as its detail; a gap that is open already stays as it is, and *actor* is kept in either.
-    Harmless if it is paused so
-    already.
+    Opens a gap with *reason* as its detail. A gap that is already open goes on; *actor* and *reason* are kept in it.
 
     Args:
         connection: In a transaction of `database.writing` that the caller commits.
@@ -348,57 +288,48 @@ def pause(
         configured: The clusters in the settings: one that was never polled can be paused too.
 
     Raises:
-        InvalidField: The reason will not do, or nobody has heard of the cluster; then the message names those known.
+        InvalidField: The reason is refused, or no such cluster is known; then the message names those that are.
     """
-    actor, reason = text.check("actor", actor), check_reason(reason)
-    before = _lock(connection, cluster, configured)
-    if before.pause_cause is Cause.PAUSED:
-        return before, before
+    actor, reason = text.check("actor", actor), text.check_reason(reason)
+    row = _lock_cluster(connection, cluster, configured)
+    if row.pause_cause is Cause.PAUSED:
+        return True
+    now = database.now(connection)
     values: dict[str, Any] = {"pause_cause": Cause.PAUSED, "paused_until": None, "gap_actor": actor}
-    if before.gap_began_at is None:
-        values |= {"gap_began_at": database.now(connection), "gap_cause": Cause.PAUSED, "gap_detail": reason}
-    else:  # what the gap was before stays in it, and from when on it is ours too
-        told = f"paused {database.now(connection).isoformat(' ', 'seconds')}: {reason}"
-        values["gap_detail"] = "; ".join(filter(None, (before.gap_detail, told)))
-    return before, _change(connection, cluster, values)
+    if row.gap_began_at is None:
+        values |= {"gap_began_at": now, "gap_cause": Cause.PAUSED, "gap_detail": reason}
+    else:
+        values["gap_detail"] = _detail(row, f"paused {now.isoformat(' ', 'seconds')}: {reason}")
+    connection.execute(sa.update(CLUSTERS).where(CLUSTERS.c.cluster == cluster).values(values))
+    return False
 
 
 def resume(
     connection: sa.Connection, cluster: str, reason: str | None = None, configured: Collection[str] = ()
-) -> tuple[Standing, Standing]:
-    """End the pause of *cluster*, whatever caused it, and return how it stood before and stands now.
+) -> bool:
+    """End the pause of *cluster*, whatever caused it, and return whether it was paused.
 
-    The gap stays open until a valid answer comes; *reason*, if there is one, is added to its detail. Harmless if the
-    cluster is not paused. Arguments and errors are those of `pause`.
+    The gap stays open until a valid answer comes; *reason*, if there is one, is added to its detail. Arguments and
+    errors are those of `pause`.
     """
-    reason = None if reason is None else check_reason(reason)
-    before = _lock(connection, cluster, configured)
-    if before.pause_cause is None:
-        return before, before
+    reason = None if reason is None else text.check_reason(reason)
+    row = _lock_cluster(connection, cluster, configured)
+    if row.pause_cause is None:
+        return False
     values: dict[str, Any] = {"pause_cause": None, "paused_until": None}
-    if before.gap_began_at is not None and reason is not None:
-        values["gap_detail"] = "; ".join(filter(None, (before.gap_detail, f"resumed: {reason}")))
-    return before, _change(connection, cluster, values)
-
-
-def known_clusters(connection: sa.Connection, configured: Collection[str] = ()) -> list[str]:
-    """Return the names of all clusters that are configured or in the database."""
-    query = sa.union(sa.select(CLUSTERS.c.cluster), sa.select(JOBS.c.cluster))
-    return sorted({*configured, *connection.execute(query).scalars()})
-
-
-def _lock(connection: sa.Connection, cluster: str, configured: Collection[str]) -> Standing:
-    """Return how *cluster* stands, its row made if there was none, and locked."""
-    if cluster not in configured and cluster not in (known := known_clusters(connection, configured)):
-        told = f"known: {', '.join(known)}" if known else "none is known yet"
-        raise InvalidField("cluster", f"{cluster[:80]!r} is neither configured nor in the database ({told})")
-    return _standing(clusters.made(connection, cluster))
-
-
-def _change(connection: sa.Connection, cluster: str, values: dict[str, Any]) -> Standing:
+    if row.gap_began_at is not None and reason is not None:
+        values["gap_detail"] = _detail(row, f"resumed: {reason}")
     connection.execute(sa.update(CLUSTERS).where(CLUSTERS.c.cluster == cluster).values(values))
-    return _standing(connection.execute(sa.select(CLUSTERS).where(CLUSTERS.c.cluster == cluster)).one())
+    return True
 
 
-def _standing(row: sa.Row[Any]) -> Standing:
-    return Standing(row.pause_cause, row.paused_until, row.gap_began_at, row.gap_cause, row.gap_detail)
+def _detail(row: sa.Row[Any], more: str) -> str:
+    return f"{row.gap_detail}; {more}" if row.gap_detail else more
+
+
+def _lock_cluster(connection: sa.Connection, cluster: str, configured: Collection[str]) -> sa.Row[Any]:
+    """Return the cluster's row, made if there was none, and locked."""
+    if cluster not in configured and cluster not in (known := intake.known_clusters(connection, configured)):
+        there = f"known: {', '.join(known)}" if known else "no cluster is known yet"
+        raise InvalidField("cluster", f"{cluster[:80]!r} is neither configured nor in the database ({there})")
+    return clusters.made(connection, cluster)

@@ -1,6 +1,9 @@
 """What a text from people or Elevate may look like: a jid, a reference, a reason, a status, a JSON document.
 
 Owns the list of invisible characters. The CHECKs of the database refuse the same ones (migration ``0001``). Pure.
+
+One rule for every text: blanks and invisible characters around it are nobody's intention, and are removed. Inside it
+an invisible character is refused; so is a blank inside a jid.
 """
 
 from __future__ import annotations
@@ -13,23 +16,38 @@ from tracker.errors import InvalidField
 
 LONGEST: Final = 255
 """Most characters of a text, by default."""
+LONGEST_REASON: Final = 1000
+"""Most characters of a reason; ours: a sentence or two, not a file."""
+
+_INVISIBLE: Final = (
+    *((0x00, 0x1F), (0x7F, 0x9F), (0xAD, 0xAD), (0x61C, 0x61C), (0x180E, 0x180E), (0x200B, 0x200F)),
+    *((0x2028, 0x202E), (0x2060, 0x206F), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFB)),
+)
+"""First and last code point of C0, DEL and C1, which control terminals, and of characters that have no width or change
+the direction of reading."""
+_BLANKS: Final = "".join(map(chr, (0x20, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000)))
+_AROUND: Final = _BLANKS + "".join(chr(code) for first, last in _INVISIBLE for code in range(first, last + 1))
 
 INVISIBLE: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+    "[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _INVISIBLE) + "\ud800-\udfff]"
 )
-"""C0, DEL and C1, which control terminals; characters without width or that change the direction of reading; and
-surrogates, which Python makes of bytes that are not UTF-8."""
+"""What no text may have inside it. Surrogates are what Python makes of bytes that are not UTF-8."""
+
+
+def strip(value: str) -> str:
+    """Return *value* without the blanks and invisible characters around it. A surrogate stays: it is a lost letter."""
+    return value.strip(_AROUND)
 
 
 def check(field: str, value: object, longest: int = LONGEST) -> str:
-    """Return *value* without white space around it.
+    """Return *value*, stripped.
 
     Raises:
         InvalidField: It is not text, is empty, is longer than *longest* characters, or has an invisible character.
     """
     if not isinstance(value, str):
         raise InvalidField(field, f"must be text, not {type(value).__name__}")
-    text = value.strip()
+    text = strip(value)
     if not text:
         raise InvalidField(field, "is empty")
     if match := INVISIBLE.search(text):
@@ -41,6 +59,14 @@ def check(field: str, value: object, longest: int = LONGEST) -> str:
     return text
 
 
+def check_jid(value: object) -> str:
+    """Return a jid as `check` does, but refuse a blank inside it: two jids in one cell, or half of another text."""
+    jid = check("jid", value)
+    if re.search(r"\s", jid):
+        raise InvalidField("jid", "has a blank in it: give one jid at a time")
+    return jid
+
+
 def check_no_address(field: str, value: object, longest: int = LONGEST) -> str:
     """Return *value* as `check` does, but refuse an ``@``: an address cannot be removed from the history."""
     if isinstance(value, str) and "@" in value:  # the message does not repeat it: it would stay in the log
@@ -50,6 +76,11 @@ def check_no_address(field: str, value: object, longest: int = LONGEST) -> str:
             " instead",
         )
     return check(field, value, longest)
+
+
+def check_reason(value: object) -> str:
+    """Return an operator's reason as `check_no_address` does."""
+    return check_no_address("reason", value, LONGEST_REASON)
 
 
 def parse_json(text: str) -> Any:

@@ -1,12 +1,12 @@
 """Sockets, TLS, the deadline of a whole request and a cap on what is read: what is beneath ``elevate``.
 
-Owns every byte that goes to Elevate and comes back, and trusts nobody: what answers may be slow, wrong or hostile.
-Leaves alone: what is asked and what an answer means (``elevate``).
+Owns every byte that goes to Elevate and comes back; what answers may be slow, wrong or hostile. Leaves alone: what is
+asked and what an answer means (``elevate``).
 
-Of requests and urllib3 their adapter and pool are used, but for some of their habits. There is no Session, hence no
-redirect (it would take ``Api-Key`` to another host), cookie, ``.netrc`` or proxy variable. Each socket obeys the one
-deadline of the whole request, since ``timeout=`` bounds only the wait for the next byte. And no error of a library
-leaves this room, since those of requests hold the request with its key.
+It uses the adapter of requests and the pool of urllib3, with three differences. There is no Session, hence no redirect
+(it would take ``Api-Key`` to another host), cookie, ``.netrc`` or proxy variable. Each socket obeys the deadline of the
+whole request, since ``timeout=`` bounds only the wait for the next byte. No error of a library leaves this room, since
+those of requests hold the request with its key.
 """
 
 from __future__ import annotations
@@ -37,27 +37,20 @@ CAP = 64 * 1024
 """Bytes that are read of one response, headers included; an answer has about 100, and its headers a few hundred."""
 
 IDLE_SECONDS = 2.0
-"""A connection that nobody used for longer may be dead without a word: the way between forgot it."""
+"""A connection that was idle for longer may be dead without a sign: a router on the way forgot it."""
 
 
 class Flight(threading.local):
-    """What the one request that this thread has under way may still take: every socket of ours obeys it.
+    """What the request that this thread has under way may still take: every socket of ours obeys it.
 
     Not an argument: between `Adapter.send` and a socket's `recv` are requests, urllib3 and http.client.
-
-    Attributes:
-        deadline: On the monotonic clock.
-        room: Bytes that may still come.
-        reused: The connection was open before, so the server may have closed it just as we wrote.
-        idle: Seconds that the connection had not been used for.
-        sent_at: Goes into each error.
     """
 
-    deadline = 0.0
-    room = 0
-    reused = False
-    idle = 0.0
-    sent_at: datetime
+    deadline = 0.0  # on the monotonic clock
+    room = 0  # bytes that may still come
+    reused = False  # the connection was open before, so the server may have closed it just as we wrote
+    idle = 0.0  # seconds that the connection had not been used for
+    sent_at: datetime  # goes into each error
 
 
 flight = Flight()
@@ -66,10 +59,6 @@ flight = Flight()
 def unavailable(code: str, words: str) -> Unavailable:
     """Return an error of the request under way."""
     return Unavailable(code, words, sent_at=flight.sent_at)
-
-
-def _wrong_target(code: str, words: str) -> WrongTarget:
-    return WrongTarget(code, words, sent_at=flight.sent_at)
 
 
 def bad_answer(code: str, words: str) -> BadAnswer:
@@ -88,9 +77,8 @@ def _left() -> float:
 class _Socket(socket.socket):
     """A socket that waits for its peer no longer than until the deadline of the calling thread's request.
 
-    http.client reads headers and chunks with as many receives as it takes: with a timeout that begins anew at each, a
-    server could drip one byte after another without end. (Sending needs no more than the timeout that urllib3 sets: a
-    request fits into any socket's buffer.)
+    http.client receives as often as it needs: with a timeout for each receive a server could drip bytes without end.
+    (Sending needs no more than the timeout that urllib3 sets: a request fits into any socket's buffer.)
     """
 
     def recv(self, *args: Any) -> bytes:
@@ -106,7 +94,7 @@ class _Socket(socket.socket):
         return count
 
     def _take(self, count: int) -> None:
-        # Here and not at the body, since headers, interim responses, chunk sizes and trailers have no end either.
+        # Here, not at the body: headers, interim responses, chunk sizes and trailers may have no end either.
         flight.room -= count
         if flight.room < 0:
             raise bad_answer("too_large", f"the answer is longer than {CAP} bytes")
@@ -121,7 +109,7 @@ class _TLSSocket(_Socket, ssl.SSLSocket):
 
 
 def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
-    """Return what getaddrinfo says; TimeoutError at the deadline, which getaddrinfo itself knows nothing of."""
+    """Return what getaddrinfo says; TimeoutError at the deadline, which getaddrinfo cannot obey."""
     found: queue.SimpleQueue[list[tuple[Any, ...]] | OSError] = queue.SimpleQueue()
 
     def look() -> None:
@@ -130,7 +118,7 @@ def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
         except OSError as error:
             found.put(error)
 
-    # A thread for each new connection is nothing beside the handshake. One that hangs ends when the resolver gives up.
+    # A thread a connection costs little beside the handshake. One that hangs ends when the resolver gives up.
     threading.Thread(target=look, name="tracker-lookup", daemon=True).start()
     try:
         addresses = found.get(timeout=_left())
@@ -162,8 +150,8 @@ def _open(host: str, port: int, options: list[tuple[int, int, int | bytes]]) -> 
     raise failure
 
 
-class _Connection(HTTPConnection):
-    """urllib3's connection over our sockets. What goes wrong is an `AskError` at once: all layers above let it pass."""
+class _PlainConnection(HTTPConnection):
+    """urllib3's connection over our sockets. Each problem becomes an `AskError` here: all layers above let it pass."""
 
     used_at = 0.0  # monotonic time
     debuglevel = 0  # http.client would print the request with its key to stdout, if someone set it for all connections
@@ -186,9 +174,10 @@ class _Connection(HTTPConnection):
             raise unavailable("reset", f"{at}: the connection was closed while it was made") from None
         except ssl.SSLCertVerificationError as error:
             words = f"{at}: the certificate is not trusted ({error.verify_message}): check base_url and ca_bundle"
-            raise _wrong_target("tls_unverified", words) from None
+            raise WrongTarget("tls_unverified", words, sent_at=flight.sent_at) from None
         except ssl.SSLError as error:
-            raise _wrong_target("tls", f"{at}: what answers speaks no TLS with us ({error.reason})") from None
+            words = f"{at}: what answers does not speak TLS with us ({error.reason})"
+            raise WrongTarget("tls", words, sent_at=flight.sent_at) from None
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.strerror:
                 raise unavailable("unreachable", f"{at}: no connection ({error.strerror})") from None
@@ -213,12 +202,12 @@ class _Connection(HTTPConnection):
             raise bad_answer("not_http", "what answers does not speak HTTP") from None
 
 
-class _TLSConnection(_Connection, HTTPSConnection):
+class _TLSConnection(_PlainConnection, HTTPSConnection):
     """The same over TLS."""
 
 
 class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
+    ConnectionCls = _PlainConnection
 
 
 class _TLSPool(urllib3.HTTPSConnectionPool):
@@ -226,9 +215,9 @@ class _TLSPool(urllib3.HTTPSConnectionPool):
 
 
 class Adapter(HTTPAdapter):
-    """Requests' adapter for one origin only: what it works out anew for each request is known here beforehand.
+    """Requests' adapter for one origin: what it would compute for each request is computed once.
 
-    That and the cookies it looks for in each response take more time than sending and receiving.
+    That and the cookies that it looks for in each response take more time than sending and receiving.
     """
 
     def __init__(self, url: str, context: ssl.SSLContext | None, proxy: str | None, pool_size: int) -> None:

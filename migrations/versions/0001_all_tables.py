@@ -20,7 +20,7 @@ ANOMALIES = ("unknown_status", "backwards", "vanished", "reappeared", "never_fou
 CAUSES = ("unreachable", "key_refused", "rate_limited", "bad_answer", "not_running", "paused", "clock_set")
 DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 TIME = "[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9][0-9][0-9][0-9]"
-INVISIBLE = (  # first and last code point of what nobody sees: controls, soft hyphens, marks of direction, no width
+INVISIBLE = (  # first and last code point of invisible characters: controls, soft hyphens, marks of direction, no width
     *((0x01, 0x1F), (0x7F, 0x9F), (0xAD, 0xAD), (0x61C, 0x61C), (0x180E, 0x180E), (0x200B, 0x200F)),
     *((0x2028, 0x202E), (0x2060, 0x206F), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFB)),
 )

@@ -141,7 +141,7 @@ def build(url: str, jobs: int, key: SigningKey) -> float:
     began = monotonic()
     made = seal(engine, key)
     took = monotonic() - began
-    print(f"    {took:6.1f} s  sealed in {len(made)} checkpoints", file=sys.stderr, flush=True)
+    print(f"    {took:6.1f} s  sealed {made.checkpoint.rows if made else 0} rows", file=sys.stderr, flush=True)
     engine.dispose()
     return took
 

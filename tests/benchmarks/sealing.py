@@ -28,7 +28,7 @@ from tracker import database
 from tracker.audit.deliver import Courier
 from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.seal import seal
-from tracker.models import TRANSITIONS, Seal
+from tracker.models import SEALS, TRANSITIONS
 from tracker.poller import Poller
 from tracker.settings import Settings
 
@@ -98,7 +98,7 @@ def main() -> int:
                         with Beside(engine, key, folder / f"{which}{turn}.txt"):
                             one = polled(url, engine, jids)
                         with database.reading(engine) as connection:
-                            seals = connection.execute(sa.select(sa.func.count()).select_from(Seal)).scalar_one() - 1
+                            seals = connection.execute(sa.select(sa.func.count()).select_from(SEALS)).scalar_one() - 1
                         if not seals:
                             raise SystemExit("it was over before anything was sealed: take more --jobs")
                     else:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final, NoReturn
+from typing import Final
 
 from tracker.audit.keys import PublicKey, SigningKey
 from tracker.audit.lines import TABLES
@@ -21,24 +21,23 @@ from tracker.errors import BadCheckpoint
 SEGMENT_ROWS: Final = 1000  # most rows of a segment: a verifier names the wrong segment, not the row
 
 
+def instant(at: datetime) -> str:
+    """Return a time as checkpoints and packs have it."""
+    return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
 def path(number: int) -> str:
     """Return the path of checkpoint *number* in a pack."""
     return f"checkpoints/{number:06}.txt"
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """At most SEGMENT_ROWS sealed rows of one table.
+class SealedSegment:
+    """At most SEGMENT_ROWS sealed rows of one table."""
 
-    Attributes:
-        name: The table.
-        part: 1, 2, 3 … for each table of a checkpoint.
-        sha256: Of its CSV file, header included.
-    """
-
-    name: str
-    part: int
-    sha256: str
+    name: str  # the table
+    part: int  # 1, 2, 3 … for each table of a checkpoint
+    sha256: str  # of its CSV file, header included
 
     def path(self, number: int) -> str:
         """Return its path in a pack, as a segment of checkpoint *number*."""
@@ -47,38 +46,30 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What one seal says.
+    """What one seal says."""
 
-    Attributes:
-        origin: 32 hex digits, made with the first checkpoint: the database's own.
-        number: 1, 2, 3 …; none is missing.
-        previous_sha256: Of the previous checkpoint's whole text; None for number 1.
-        sealed_at: The database's time (aware UTC) when all its rows had been written.
-        ids: By table, two numbers: the sealed ids are above the first, up to and including the second.
-        rows: In all segments together.
-        segments: In the order of TABLES, then by part.
-        key: The key that signs it; None: unsigned.
-        next_key: The key that signs from the next checkpoint on; None: *key* does.
-    """
+    origin: str  # 32 hex digits, made with the first checkpoint: the database's own
+    number: int  # 1, 2, 3 …; no number is missing
+    previous_sha256: str | None  # of the previous checkpoint's whole text; None for number 1
+    sealed_at: datetime  # the database's time (aware UTC) when all its rows had been written
+    ids: dict[str, tuple[int, int]]  # by table: the sealed ids are above the first, up to and including the second
+    rows: int  # in all segments together
+    segments: tuple[SealedSegment, ...]  # in the order of TABLES, then by part
+    key: PublicKey | None = None  # signs it; None: it is unsigned
+    next_key: PublicKey | None = None  # signs from the next checkpoint on; None: *key* does
 
-    origin: str
-    number: int
-    previous_sha256: str | None
-    sealed_at: datetime
-    ids: dict[str, tuple[int, int]]
-    rows: int
-    segments: tuple[Segment, ...]
-    key: PublicKey | None = None
-    next_key: PublicKey | None = None
+    @property
+    def signs_next(self) -> PublicKey | None:
+        """The key that signs the next checkpoint; None: any key, or no key."""
+        return self.next_key or self.key
 
     def body(self) -> str:
         """Return what is signed: the text without the line of the signature."""
-        at = self.sealed_at.astimezone(UTC).replace(tzinfo=None)
         lines = [
             "tracker checkpoint v2",
             f"origin {self.origin}",
             f"number {self.number}",
-            f"sealed_at {at.isoformat(timespec='microseconds')}Z",
+            f"sealed_at {instant(self.sealed_at)}",
             *(f"ids {table} {self.ids[table][0]} {self.ids[table][1]}" for table in TABLES),
             f"rows {self.rows}",
         ]
@@ -93,16 +84,16 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A checkpoint with its signature, as it leaves the database.
-
-    Attributes:
-        signature: 64 bytes; None: unsigned.
-        text: The whole text, signature included.
-    """
+    """A checkpoint with its signature, as it leaves the database."""
 
     checkpoint: Checkpoint
-    signature: bytes | None
-    text: str
+    signature: bytes | None  # 64 bytes; None: unsigned
+
+    @property
+    def text(self) -> str:
+        """The whole text, signature included."""
+        line = "" if self.signature is None else f"signature {_base64(self.signature)}\n"
+        return self.checkpoint.body() + line
 
     @property
     def sha256(self) -> str:
@@ -120,20 +111,11 @@ class Signed:
 
 
 def sign(checkpoint: Checkpoint, key: SigningKey | None) -> Signed:
-    """Return *checkpoint* signed with *key*, which it then names; unsigned without a key.
-
-    Raises:
-        ValueError: It announces a next key, but there is no key to sign it.
-    """
-    named = replace(checkpoint, key=key.public if key else None)
-    if key is None and named.next_key is not None:
+    """Return *checkpoint* signed with *key*, which it then names; unsigned without a key."""
+    if key is None and checkpoint.next_key is not None:
         raise ValueError("an unsigned checkpoint cannot announce a key")
-    signature = key.sign(named.body().encode()) if key else None
-    return Signed(named, signature, _whole(named, signature))
-
-
-def _whole(checkpoint: Checkpoint, signature: bytes | None) -> str:
-    return checkpoint.body() + (f"signature {_base64(signature)}\n" if signature is not None else "")
+    named = replace(checkpoint, key=key.public if key else None)
+    return Signed(named, key.sign(named.body().encode()) if key else None)
 
 
 def _base64(data: bytes) -> str:
@@ -145,40 +127,20 @@ def split(text: str) -> list[str]:
     return [f"{part.strip(chr(10))}\n" for part in re.split(r"\n{2,}", text) if part.strip("\n")]
 
 
-_NUMBER: Final = r"(0|[1-9][0-9]{0,18})"
-_HASH: Final = r"sha256 ([0-9a-f]{64})  (\S+)"
-_KEY: Final = r"[0-9a-f]{32} ([A-Za-z0-9+/=]+)"
-
-
-class _Reader:
-    """Reads a checkpoint line by line, and knows the line for an error."""
-
-    def __init__(self, text: str) -> None:
-        self.lines = text.split("\n")
-        self.at = 0
-
-    def find(self, pattern: str) -> re.Match[str] | None:
-        """Return the match of the next line and go on; if it does not match, return None and stay."""
-        found = re.fullmatch(pattern, self.lines[self.at]) if self.at < len(self.lines) else None
-        self.at += found is not None
-        return found
-
-    def hash_of(self, path: str) -> str | None:
-        """Return the SHA-256 in the next line and go on; if it is not of *path*, return None and stay."""
-        found = self.find(_HASH)  # one pattern for all paths: compiling it takes longer than the rest
-        if found is None or found[2] == path:
-            return found and found[1]
-        self.at -= 1
-        return None
-
-    def take(self, word: str, pattern: str) -> re.Match[str]:
-        """Return the match of the next line, which must be *word*, a blank and *pattern*."""
-        return self.find(f"{word} {pattern}") or self.fail(f"expected a line `{word} …`")
-
-    def fail(self, why: str) -> NoReturn:
-        line = self.lines[self.at] if self.at < len(self.lines) else ""
-        hint = "; its lines end in CR LF" if line.endswith("\r") else ""
-        raise BadCheckpoint(f"not a checkpoint: line {self.at + 1} is {line[:60]!r}: {why}{hint}")
+_NUMBER: Final = r"(?:0|[1-9][0-9]{0,18})"
+_LINES: Final = (  # the lines of each kind, in order; FORMAT.md has the table
+    r"tracker checkpoint v2\n",
+    r"origin (?P<origin>[0-9a-f]{32})\n",
+    r"number (?P<number>[1-9][0-9]{0,18})\n",
+    r"sealed_at (?P<sealed_at>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6})Z\n",
+    *(rf"ids {table} (?P<{table}>{_NUMBER} {_NUMBER})\n" for table in TABLES),
+    rf"rows (?P<rows>{_NUMBER})\n",
+    r"(?P<files>(?:sha256 [0-9a-f]{64}  [!-~]+\n)*)",
+    r"(?:key [0-9a-f]{32} (?P<key>[A-Za-z0-9+/=]+)\n(?:next_key [0-9a-f]{32} (?P<next_key>[A-Za-z0-9+/=]+)\n)?"
+    r"signature (?P<signature>[A-Za-z0-9+/]{86}==)\n)?",
+)
+_KEYS: Final = ("key", "next_key")
+_FORM: Final = re.compile("".join(_LINES))
 
 
 def parse(text: str) -> Signed:
@@ -189,51 +151,49 @@ def parse(text: str) -> Signed:
     Raises:
         BadCheckpoint: It is not a checkpoint, or contradicts itself; the message names the line.
     """
-    reader = _Reader(text)
-    reader.take("tracker", "checkpoint v2")
-    origin = reader.take("origin", "([0-9a-f]{32})")[1]
-    number = int(reader.take("number", "([1-9][0-9]{0,18})")[1])
-    sealed_at = reader.take("sealed_at", r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6})Z")[1]
+    found = _FORM.fullmatch(text)
+    if found is None:
+        raise BadCheckpoint(f"not a checkpoint: {_misplaced(text)}")
+    number, rows = int(found["number"]), int(found["rows"])
+    files = [line.split()[1:] for line in found["files"].splitlines()]
+    previous = files.pop(0)[0] if number > 1 and files else None
+    if number > 1 and previous is None:
+        raise BadCheckpoint(f"not a checkpoint: the SHA-256 of {path(number - 1)} is missing")
+    segments: list[SealedSegment] = []
+    parts: Counter[str] = Counter()
+    for digest, name in files:
+        table = next((table for table in TABLES if f"-{table}-" in name), TABLES[0])
+        parts[table] += 1
+        segments.append(SealedSegment(table, parts[table], digest))
+    segments.sort(key=lambda segment: TABLES.index(segment.name))
     ids = {}
     for table in TABLES:
-        found = reader.take("ids", f"{table} {_NUMBER} {_NUMBER}")
-        ids[table] = (int(found[1]), int(found[2]))
-    rows = int(reader.take("rows", _NUMBER)[1])
-    previous = reader.hash_of(path(number - 1)) if number > 1 else None
-    if number > 1 and previous is None:
-        reader.fail(f"expected the SHA-256 of {path(number - 1)}")
-    segments: list[Segment] = []
-    parts: Counter[str] = Counter()
-    for table in TABLES:
-        while digest := reader.hash_of(Segment(table, parts[table] + 1, "").path(number)):
-            parts[table] += 1
-            segments.append(Segment(table, parts[table], digest))
-    key = _key(reader, "key")
-    next_key = _key(reader, "next_key") if key else None
-    signature = base64.b64decode(reader.take("signature", "([A-Za-z0-9+/]{86}==)")[1]) if key else None
-    if reader.lines[reader.at :] != [""]:
-        reader.fail("expected the end, after one LF")
-    try:
-        at = datetime.fromisoformat(sealed_at).replace(tzinfo=UTC)
-    except ValueError:
-        raise BadCheckpoint(f"not a checkpoint: sealed_at {sealed_at} is not a time") from None
-    checkpoint = Checkpoint(origin, number, previous, at, ids, rows, tuple(segments), key, next_key)
-    if not len(segments) <= rows <= len(segments) * SEGMENT_ROWS:
-        raise BadCheckpoint(f"not a checkpoint: {len(segments)} segments cannot have {rows} rows")
-    for table, (after, upto) in ids.items():
+        after, upto = map(int, found[table].split())
+        ids[table] = (after, upto)
         if upto - after < parts[table]:
             raise BadCheckpoint(f"not a checkpoint: ids {table} {after} {upto} and {parts[table]} segments")
-    again = _whole(checkpoint, signature).split("\n")
-    for line, (is_, should) in enumerate(zip(reader.lines, again, strict=True), 1):
-        if is_ != should:  # no pattern finds a wrong id of a key, or bits that base64 ignores
-            raise BadCheckpoint(f"not a checkpoint: line {line} is {is_[:100]!r}, should be {should[:100]!r}")
-    return Signed(checkpoint, signature, text)
-
-
-def _key(reader: _Reader, word: str) -> PublicKey | None:
-    found = reader.find(f"{word} {_KEY}")
+    if not len(segments) <= rows <= len(segments) * SEGMENT_ROWS:
+        raise BadCheckpoint(f"not a checkpoint: {len(segments)} segments cannot have {rows} rows")
     try:
-        return PublicKey(base64.b64decode(found[1], validate=True)) if found else None
-    except ValueError:
-        reader.at -= 1
-        reader.fail("it is not an Ed25519 key")
+        at = datetime.fromisoformat(found["sealed_at"]).replace(tzinfo=UTC)
+        keys = [PublicKey(base64.b64decode(found[word], validate=True)) if found[word] else None for word in _KEYS]
+    except ValueError as error:
+        raise BadCheckpoint(f"not a checkpoint: sealed_at or a key is not valid: {error}") from None
+    signature = base64.b64decode(found["signature"]) if found["signature"] else None
+    signed = Signed(Checkpoint(found["origin"], number, previous, at, ids, rows, tuple(segments), *keys), signature)
+    for line, (is_, should) in enumerate(zip(text.split("\n"), signed.text.split("\n"), strict=True), 1):
+        if is_ != should:  # the form allows any path, any id of a key, and bits that base64 ignores
+            raise BadCheckpoint(f"not a checkpoint: line {line} is {is_[:100]!r}, should be {should[:100]!r}")
+    return signed
+
+
+def _misplaced(text: str) -> str:
+    """Return which line of *text* is the first that does not have the form of a checkpoint."""
+    end = 0
+    for line in _LINES:
+        if (match := re.compile(line).match(text, end)) is None:
+            break
+        end = match.end()
+    rest = text[end:].partition("\n")[0]
+    hint = "; its lines end in CR LF" if rest.endswith("\r") else ""
+    return f"line {text.count(chr(10), 0, end) + 1} is {rest[:60]!r}, which does not belong there{hint}"

@@ -7,82 +7,69 @@ which runs them on an evidence pack. Only here are those that need the live `job
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
+from tracker.audit.findings import AuditFinding, What, printable
 from tracker.models import JOBS, TRANSITIONS
 from tracker.reports import as_of, render
 from tracker.status import Answer, Facts, Job, LostRule, Past, State, decide
 
 CHECKS: Final = ("histories", "actions", "gaps", "seals", "times", "server_dates")
-"""For a pack and for the live tables."""
-LIVE: Final = (*CHECKS, "jobs")
-"""For the live tables, `jobs` included."""
+"""For a pack and for the live tables, which also have the check ``jobs``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What a check found.
-
-    Attributes:
-        is_note: It may have an honest cause; a person should look.
-        table: The table of the row.
-        row_id: Its id.
-        cluster: Its cluster, if known.
-        jid: Of the job, if it is about a job.
-        seq: Of the transition, if it is about one.
-        message: What is wrong, in a sentence.
-    """
-
-    is_note: bool
-    table: str
-    row_id: int | None
-    cluster: str | None
-    jid: str | None
-    seq: int | None
-    message: str
-
-
-def findings(connection: sa.Connection, zone: ZoneInfo) -> Iterator[Problem]:
+def findings(connection: sa.Connection, zone: ZoneInfo) -> Iterator[AuditFinding]:
     """Yield what the checks find in the live tables, check by check.
 
     Args:
         connection: In a transaction of `database.reading`.
         zone: The legal time zone of the settings: for a cluster without a source.
-
-    Raises:
-        DatabaseUnavailable: The database did not answer.
     """
     dialect = connection.dialect.name
     replayed = as_of.replay(connection, zone)
     names = tuple(cte for cte in replayed if cte.name == "names")
-    for name in LIVE:
+    for name in (*CHECKS, "jobs"):
         check = as_of.text(f"SELECT * FROM (\n{render.sql(f'audit/checks/{name}', dialect)}\n) found")
-        for row in connection.execute(check.add_cte(*(replayed if name == "jobs" else names))):
-            yield Problem(bool(row.is_note), row.name, row.id, row.cluster, row.jid, row.seq, row.message)
+        yield from map(_finding, connection.execute(check.add_cte(*(replayed if name == "jobs" else names))))
     yield from _anomalies(connection)
 
 
-def _anomalies(connection: sa.Connection) -> Iterator[Problem]:
+def _finding(row: Any) -> AuditFinding:
+    """Return what a row of a check says: is_note, name (of the table), id, cluster, jid, seq, message."""
+    what = {"jobs": What.JOB, "seals": What.CHECKPOINT}.get(row.name, What.HISTORY)
+    where = f"row {row.id} of {row.name}"
+    if row.jid is not None:
+        transition = "" if what is What.JOB else f", transition {row.seq}"
+        where = f"job {row.jid} of cluster {row.cluster}{transition}"
+    cluster, jid = (None if name is None else printable(name) for name in (row.cluster, row.jid))
+    seq = row.seq if isinstance(row.seq, int) else None  # SQLite holds any type in any column
+    message = printable(f"{where}: {row.message}")
+    return AuditFinding(what, message, cluster=cluster, jid=jid, seq=seq, is_note=bool(row.is_note))
+
+
+def _anomalies(connection: sa.Connection) -> Iterator[AuditFinding]:
     """Yield each combination of statuses whose anomaly is not what `status.decide` says, with its first row."""
     combinations = as_of.text(render.sql("audit/checks/anomalies", connection.dialect.name))
     for row in connection.execute(combinations).all():
         right = _anomaly(row.from_status, row.to_status, row.to_state, is_found=bool(row.found_before))
         if row.anomaly == right:
             continue
-        first = (
-            sa.select(JOBS.c.cluster, JOBS.c.jid, TRANSITIONS.c.seq)
-            .join_from(TRANSITIONS, JOBS, JOBS.c.id == TRANSITIONS.c.job_id, isouter=True)
-            .where(TRANSITIONS.c.id == row.id)
-        )
-        cluster, jid, seq = connection.execute(first).one()
         others = f" (as in {row.rows - 1} more rows)" if row.rows > 1 else ""
         message = f"anomaly is {row.anomaly or 'empty'}, but should be {right or 'empty'}{others}"
-        yield Problem(False, "transitions", row.id, cluster, jid, seq, message)
+        columns = (
+            TRANSITIONS.c.id,
+            JOBS.c.cluster,
+            JOBS.c.jid,
+            TRANSITIONS.c.seq,
+            sa.literal(message).label("message"),
+        )
+        first = sa.select(sa.literal("transitions").label("name"), sa.false().label("is_note"), *columns)
+        first = first.outerjoin_from(TRANSITIONS, JOBS, JOBS.c.id == TRANSITIONS.c.job_id)
+        yield _finding(connection.execute(first.where(TRANSITIONS.c.id == row.id)).one())
 
 
 def _anomaly(from_status: str | None, to_status: str | None, to_state: str, *, is_found: bool) -> str | None:

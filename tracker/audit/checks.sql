@@ -93,6 +93,8 @@ CREATE INDEX gaps_cluster_began_at ON gaps (cluster, began_at);
 
 CREATE INDEX gaps_cluster_ended_at ON gaps (cluster, ended_at);
 
+CREATE INDEX seals_id ON seals (id);
+
 CREATE INDEX seals_last_transition_id ON seals (last_transition_id);
 
 CREATE INDEX zone_timezone_day ON zone (timezone, day);
@@ -522,7 +524,8 @@ CREATE VIEW report_clusters AS
 WITH RECURSIVE names(cluster) AS (
     SELECT min(j.cluster) FROM jobs j
     UNION ALL
-    SELECT (SELECT min(j.cluster) FROM jobs j WHERE j.cluster > n.cluster) FROM names n WHERE n.cluster IS NOT NULL
+    SELECT (SELECT min(j.cluster) FROM jobs j WHERE j.cluster > last.cluster) FROM names last
+    WHERE last.cluster IS NOT NULL
 )
 SELECT
     n.cluster,
@@ -569,12 +572,12 @@ FROM sources r
 GROUP BY r.id
 HAVING count(*) > 1 OR r.id > (SELECT max(s.last_source_id) FROM seals s)
 UNION ALL
-SELECT 0, 'jobs', n.id, n.cluster, n.jid, NULL, 'it has more than one id, cluster or jid'
+SELECT 0, 'jobs', min(n.id), min(n.cluster), min(n.jid), NULL, 'it has more than one id, cluster or jid'
 FROM names n
 GROUP BY n.id
 HAVING count(*) > 1
 UNION ALL
-SELECT 0, 'jobs', min(n.id), n.cluster, n.jid, NULL, 'it has more than one id, cluster or jid'
+SELECT 0, 'jobs', min(n.id), min(n.cluster), min(n.jid), NULL, 'it has more than one id, cluster or jid'
 FROM names n
 GROUP BY n.cluster, n.jid
 HAVING count(*) > 1
@@ -638,11 +641,10 @@ FROM (
             WHEN t.action <> 'observed' AND (
                 t.source_id IS NOT NULL OR t.server_date IS NOT NULL OR t.anomaly IS NOT NULL
             ) THEN 'it is ' || t.action || ', but has a source, a server_date or an anomaly, which only observed rows have'
-            WHEN t.action NOT IN ('registered', 'observed') AND t.reason IS NULL
-                THEN 'it is ' || t.action || ', but the reason is missing'
-            WHEN t.action = 'registered' AND t.reason IS NOT NULL THEN 'it is registered, but has a reason'
-            WHEN t.action = 'attested' AND t.claimed_at IS NULL THEN 'it is attested, but claimed_at is empty'
-            WHEN t.action <> 'attested' AND t.claimed_at IS NOT NULL THEN 'it is ' || t.action || ', but has a claimed_at'
+            WHEN t.action <> 'observed' AND (t.action = 'registered') <> (t.reason IS NULL)
+                THEN 'it is ' || t.action || ', but the reason is ' || coalesce(t.reason, 'missing')
+            WHEN (t.action = 'attested') <> (t.claimed_at IS NOT NULL)
+                THEN 'it is ' || t.action || ', but ' || CASE t.action WHEN 'attested' THEN 'claimed_at is empty' ELSE 'has a claimed_at' END
             WHEN t.claimed_at > t.observed_at THEN 'claimed_at is ' || t.claimed_at || ', after observed_at'
             WHEN t.last_seen_at > t.observed_at THEN 'last_seen_at is ' || t.last_seen_at || ', after observed_at'
             WHEN t.received_at > (strftime('%Y-%m-%d %H:%M:%S', substr(t.observed_at, 1, 19), '60 seconds') || substr(t.observed_at, 20)) THEN 'received_at is ' || t.received_at || ', after observed_at'
@@ -691,18 +693,13 @@ SELECT replace(replace(replace(replace(CASE f.is_note WHEN 1 THEN 'note: ' ELSE 
 SELECT
     0 AS is_note, 'seals' AS name, s.id, NULL AS cluster, NULL AS jid, NULL AS seq,
     CASE
-        WHEN s.sealed_at < s.previous_at THEN 'sealed_at is ' || s.sealed_at || ', but was ' || s.previous_at || ' before'
+        WHEN s.sealed_at < b.sealed_at THEN 'sealed_at is ' || s.sealed_at || ', but was ' || b.sealed_at || ' before'
         ELSE 'its last ids are lower than those of the checkpoint before it'
     END AS message
-FROM (
-    SELECT
-        l.*, lag(l.sealed_at) OVER w AS previous_at, lag(l.last_transition_id) OVER w AS transition_id,
-        lag(l.last_gap_id) OVER w AS gap_id, lag(l.last_source_id) OVER w AS source_id
-    FROM seals l
-    WINDOW w AS (ORDER BY l.id)
-) s
-WHERE s.sealed_at < s.previous_at
-    OR s.last_transition_id < s.transition_id OR s.last_gap_id < s.gap_id OR s.last_source_id < s.source_id
+FROM seals s
+JOIN seals b ON b.id = (SELECT max(p.id) FROM seals p WHERE p.id < s.id)
+WHERE s.sealed_at < b.sealed_at OR s.last_transition_id < b.last_transition_id OR s.last_gap_id < b.last_gap_id
+    OR s.last_source_id < b.last_source_id
 UNION ALL
 SELECT
     CASE WHEN EXISTS (

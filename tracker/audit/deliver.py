@@ -20,30 +20,54 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import Final
+from typing import Final, Self
 
 import sqlalchemy as sa
 
 from tracker import database, elevate
 from tracker.audit.checkpoint import Signed, parse
 from tracker.audit.keys import sync_folder
+from tracker.cadence import doubled
 from tracker.errors import AskError, BadCheckpoint, BadConfiguration
 from tracker.logs import event
-from tracker.models import Delivery, Seal, UtcDateTime
-from tracker.settings import mask_hook
+from tracker.models import DELIVERIES, SEALS, UtcDateTime
+from tracker.settings import Settings, mask_hook
 
-PAGE: Final = 100  # checkpoints read at once, some 100 kB
-FIRST_PAUSE: Final = 15.0  # seconds until a destination that failed is tried again; then doubling
-LONGEST_PAUSE: Final = 240.0
-BUSY_PAUSE: Final = 1.0  # after a full round, or while another daemon delivers there
+FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
+LONGEST_PAUSE: Final = timedelta(minutes=4)
+BUSY_SECONDS: Final = 1.0  # while another daemon delivers there
 ROUND_SECONDS: Final = 60.0  # a round ends then, even if more is left, so that sealing goes on
 TAIL: Final = 1 << 21  # bytes read from the end of the file; a CHECK holds a checkpoint's text below half of that
 TIMEOUT: Final = timedelta(seconds=10)  # for the whole of one request
+
+
+class _CannotDeliver(Exception):
+    """What is wrong with a destination or the chain; *short* is what is stored of it."""
+
+    def __init__(self, short: str, words: str) -> None:
+        super().__init__(words)
+        self.short = short
+
+
+class _Destination:
+    """Where checkpoints go, and since when that fails."""
+
+    def __init__(self, name: str, send: Callable[[Signed], None]) -> None:
+        self.name = name  # in ``deliveries``: without a secret
+        self.send = send
+        self.until: float | None = None  # it is left alone until then, by the courier's clock
+        self.failing_since: datetime | None = None
+        self.failures = 0
+
+    @contextmanager
+    def opened(self, noted: int, following: Callable[[int], Signed | None]) -> Iterator[int | None]:
+        """Yield the number of the last checkpoint there; None: another daemon is writing to it."""
+        yield noted
 
 
 class Courier:
@@ -53,8 +77,8 @@ class Courier:
         engine: The database.
         file: Is made if it is missing; an empty line follows each checkpoint.
         url: Gets each checkpoint as the body of a POST. It may hold a secret, which is neither stored nor logged.
-        timeout: For the whole of one request.
         clock: Monotonic seconds.
+        ca_bundle, proxy: For the URL, see `elevate.post`.
     """
 
     def __init__(
@@ -62,21 +86,35 @@ class Courier:
         engine: sa.Engine,
         file: Path | None = None,
         url: str | None = None,
-        *,
-        timeout: timedelta = TIMEOUT,
         clock: Callable[[], float] = monotonic,
+        *,
+        ca_bundle: Path | None = None,
+        proxy: str | None = None,
     ) -> None:
         self._engine = engine
         self._clock = clock
-        self._ways: list[_Way] = [_Log()]
-        self._ways += [_File(file)] if file is not None else []
-        self._ways += [_Url(url, timeout)] if url is not None else []
-        self._troubles: dict[str, _Trouble] = {}
+        self._destinations = [_Destination("log", _log)]
+        if file is not None:
+            self._destinations.append(_File(file))
+        if url is not None:
+            # The hash distinguishes two URLs on one host, and is too short to find a secret by.
+            name = f"{mask_hook(url)} ({hashlib.sha256(url.encode()).hexdigest()[:8]})"
+            self._destinations.append(_Destination(name, partial(_post, url, ca_bundle, proxy)))
         self._has_begun = False
-        self._has_worked: set[str] = set()
+
+    @classmethod
+    def of(cls, engine: sa.Engine, settings: Settings) -> Self:
+        """Return one for the destinations in *settings*."""
+        return cls(
+            engine,
+            settings.checkpoint_file,
+            settings.checkpoint_url,
+            ca_bundle=settings.receiver_ca_bundle,
+            proxy=settings.receiver_proxy,
+        )
 
     def deliver(self, stop: Event | None = None, seconds: float = ROUND_SECONDS) -> float | None:
-        """Deliver what is pending, and return in how many seconds there is more to do; None: all is delivered.
+        """Deliver what is pending, and return in how many seconds to try again; None: nothing was refused.
 
         A failure at a destination is logged (event ``delivery_failed``) and noted; a later call tries again.
 
@@ -87,244 +125,178 @@ class Courier:
         Raises:
             DatabaseUnavailable, BadConfiguration: What was delivered may be delivered again.
         """
-        until = self._clock() + seconds
+        end = self._clock() + seconds
         if not self._has_begun:
             self._begin()
             self._has_begun = True
-        for way in self._ways:
-            trouble = self._troubles.get(way.name)
-            if trouble and self._clock() < trouble.not_before:
+        for to in self._destinations:
+            if to.until is not None and self._clock() < to.until:
                 continue
             try:
-                is_all = self._hand_over(way, lambda: self._clock() >= until or (stop is not None and stop.is_set()))
-            except (AskError, OSError, _Problem) as error:
-                self._failed(way, error)
+                is_ours = self._hand_over(to, lambda: self._clock() >= end or (stop is not None and stop.is_set()))
+            except (AskError, OSError, _CannotDeliver) as error:
+                self._failed(to, error)
                 continue
-            self._worked(way, trouble)
-            if not is_all:  # out of time, or another daemon is delivering
-                self._troubles[way.name] = _Trouble(None, 0.0, self._clock() + BUSY_PAUSE)
-        return min((max(0.0, one.not_before - self._clock()) for one in self._troubles.values()), default=None)
+            self._worked(to)
+            to.until = None if is_ours else self._clock() + BUSY_SECONDS
+        waits = [to.until - self._clock() for to in self._destinations if to.until is not None]
+        return max(0.0, min(waits)) if waits else None
 
     def _begin(self) -> None:
-        """Enter our destinations, and forget that others fail: a daemon that still uses one notes it again."""
-        names = [way.name for way in self._ways]
+        """Forget that destinations fail which are not ours: a daemon that still uses one notes it again."""
+        ours = DELIVERIES.c.destination.in_([to.name for to in self._destinations])
         with database.writing(self._engine) as connection:
-            for name in names:
-                new = "INSERT INTO deliveries (destination) VALUES (:name) ON CONFLICT DO NOTHING"
-                connection.execute(sa.text(new), {"name": name})
-            stale = sa.update(Delivery).where(Delivery.failing_since.is_not(None), Delivery.destination.not_in(names))
+            stale = sa.update(DELIVERIES).where(DELIVERIES.c.failing_since.is_not(None), sa.not_(ours))
             connection.execute(stale.values(failing_since=None, last_error=None))
+            since = dict(
+                connection.execute(sa.select(DELIVERIES.c.destination, DELIVERIES.c.failing_since).where(ours)).all()
+            )
+        for to in self._destinations:
+            to.failing_since = since.get(to.name)
 
-    def _hand_over(self, way: _Way, is_enough: Callable[[], bool]) -> bool:
-        """Deliver all that *way* lacks, and return whether that was done."""
+    def _hand_over(self, to: _Destination, is_enough: Callable[[], bool]) -> bool:
+        """Deliver what a destination lacks; return False if another daemon is delivering there."""
         with database.reading(self._engine) as connection:
-            noted = sa.select(Delivery.last_number).where(Delivery.destination == way.name)
-            last = connection.execute(noted).scalar_one_or_none()
-        if last is None:  # somebody emptied the table: begin again
-            self._has_begun = False
-            return False
-        with way.opened(last, self._after) as last:
-            if last is None:
-                return False
-            while page := self._after(last, PAGE):
-                for signed in page:
-                    if is_enough():
-                        return False
-                    way.send(signed)
-                    last = signed.checkpoint.number
-                    if not self._note(way, last):
-                        return False
-        return True
+            query = sa.select(DELIVERIES.c.last_number).where(DELIVERIES.c.destination == to.name)
+            noted = connection.execute(query).scalar_one_or_none()
+        if noted is None:
+            with database.writing(self._engine) as connection:
+                new = "INSERT INTO deliveries (destination) VALUES (:name) ON CONFLICT DO NOTHING"
+                connection.execute(sa.text(new), {"name": to.name})
+        with to.opened(noted or 0, self._following) as last:
+            while last is not None and not is_enough() and (signed := self._following(last)) is not None:
+                to.send(signed)
+                last = last + 1 if self._note(to, last + 1) else None
+            return last is not None
 
-    def _after(self, number: int, most: int) -> list[Signed]:
-        """Return at most *most* checkpoints from the one after *number* on, as they are in the database.
-
-        Those before a damaged one are still delivered: the error comes when it is the next.
-        """
-        query = sa.select(Seal.checkpoint).order_by(Seal.id).offset(number).limit(most)  # numbers have no hole
+    def _following(self, number: int) -> Signed | None:
+        """Return the checkpoint after *number*, as it is in the database; None: it is not made yet."""
+        query = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id).offset(number).limit(1)  # no number is missing
         with database.reading(self._engine) as connection:
-            texts = connection.execute(query).scalars().all()
-        page: list[Signed] = []
-        for expected, text in enumerate(texts, number + 1):
-            try:
-                signed = parse(text)
-                if signed.checkpoint.number != expected:
-                    raise BadCheckpoint(f"its number is {signed.checkpoint.number}")
-            except BadCheckpoint as error:
-                if page:
-                    break
-                words = f"checkpoint {expected} is damaged or missing in the database: {error}"
-                raise _Problem("Chain", "damaged", words) from None
-            page.append(signed)
-        return page
+            text = connection.execute(query).scalar()
+        if text is None:
+            return None
+        try:
+            signed = parse(text)
+            if signed.checkpoint.number != number + 1:
+                raise BadCheckpoint(f"its number is {signed.checkpoint.number}")
+        except BadCheckpoint as error:
+            words = f"checkpoint {number + 1} is damaged or missing in the database: {error}"
+            raise _CannotDeliver("Chain damaged", words) from None
+        return signed
 
-    def _note(self, way: _Way, number: int) -> bool:
-        """Note that *way* has all up to *number*; return False if another daemon is delivering there.
+    def _note(self, to: _Destination, number: int) -> bool:
+        """Note that a destination has all up to *number*; return False if another daemon is delivering there.
 
         Then each looks again, so that no number is sent before the one below it has arrived.
         """
-        update = sa.update(Delivery).where(Delivery.destination == way.name)
-        if not way.knows_itself:
-            update = update.where(Delivery.last_number == number - 1)
+        update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
+        if not isinstance(to, _File):
+            update = update.where(DELIVERIES.c.last_number == number - 1)
         with database.writing(self._engine) as connection:
             noted = update.values(last_number=number, delivered_at=database.now(connection))
-            return bool(connection.execute(noted.returning(Delivery.destination)).all())
+            return bool(connection.execute(noted.returning(DELIVERIES.c.destination)).all())
 
-    def _failed(self, way: _Way, error: AskError | OSError | _Problem) -> None:
-        if isinstance(error, OSError):
-            code = errno.errorcode.get(error.errno or 0, "unknown")
-            short, words = f"{type(error).__name__} {code}", error.strerror or ""
+    def _failed(self, to: _Destination, error: AskError | OSError | _CannotDeliver) -> None:
+        if isinstance(error, _CannotDeliver):
+            short, words = error.short, str(error)
+        elif isinstance(error, OSError):
+            short = f"{type(error).__name__} {errno.errorcode.get(error.errno or 0, 'unknown')}"
+            words = error.strerror or ""
         else:
-            short = f"{getattr(error, 'where', type(error).__name__)} {error.code}"
-            words = str(error) if isinstance(error, _Problem) else ""  # elevate's words are about Elevate
-        trouble = self._troubles.get(way.name)
+            short, words = f"{type(error).__name__} {error.code}", elevate.RECEIVER_HINTS.get(error.code, "")
         with database.writing(self._engine) as connection:
-            since = (trouble and trouble.since) or database.now(connection)
-            first = sa.func.coalesce(Delivery.failing_since, sa.literal(since, UtcDateTime()))
-            update = sa.update(Delivery).where(Delivery.destination == way.name)
+            to.failing_since = to.failing_since or database.now(connection)
+            first = sa.func.coalesce(DELIVERIES.c.failing_since, sa.literal(to.failing_since, UtcDateTime()))
+            update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
             connection.execute(update.values(failing_since=first, last_error=short))
-        pause = min(max(2 * trouble.pause if trouble else 0.0, FIRST_PAUSE), LONGEST_PAUSE)
-        self._troubles[way.name] = _Trouble(since, pause, self._clock() + pause)
-        facts = {"destination": way.name, "error": short, "note": words or None, "again_in_seconds": pause}
+        pause = doubled(FIRST_PAUSE, to.failures, LONGEST_PAUSE).total_seconds()
+        to.until, to.failures = self._clock() + pause, to.failures + 1
+        facts = {"destination": to.name, "error": short, "note": words or None, "again_in_seconds": pause}
         event("delivery_failed", logging.WARNING, **facts)
 
-    def _worked(self, way: _Way, trouble: _Trouble | None) -> None:
-        """Note that *way* works again if it failed here or before our start. Another daemon clears its own failures."""
-        self._troubles.pop(way.name, None)
-        if way.name in self._has_worked and not (trouble and trouble.since):
+    def _worked(self, to: _Destination) -> None:
+        """Note that a destination works again, if it failed here or before our start: others clear their own."""
+        if to.failing_since is None:
             return
         with database.writing(self._engine) as connection:
-            failing = sa.update(Delivery).where(Delivery.destination == way.name, Delivery.failing_since.is_not(None))
-            connection.execute(failing.values(failing_since=None, last_error=None))
-        self._has_worked.add(way.name)
-        if trouble and trouble.since:
-            event("delivery_resumed", destination=way.name, failing_since=trouble.since)
+            update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
+            connection.execute(update.values(failing_since=None, last_error=None))
+        event("delivery_resumed", destination=to.name, failing_since=to.failing_since)
+        to.failing_since, to.failures = None, 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Trouble:
-    """Why a destination is tried again before there is anything new."""
-
-    since: datetime | None  # of its first failure; None: out of time, or another daemon was there
-    pause: float  # seconds
-    not_before: float  # by the courier's clock
+def _log(signed: Signed) -> None:
+    """Send a checkpoint to the daemon's log, which gets the SHA-256 instead of the text."""
+    one = signed.checkpoint
+    facts = {"number": one.number, "sha256": signed.sha256, "rows": one.rows, "sealed_at": one.sealed_at}
+    event("checkpoint", logging.INFO, **facts, key=one.key.id if one.key else "unsigned")
 
 
-class _Problem(Exception):
-    """What is wrong with a destination or the chain; *where* and *code* are what is stored of it."""
-
-    def __init__(self, where: str, code: str, words: str) -> None:
-        super().__init__(words)
-        self.where = where
-        self.code = code
-
-
-class _Way:
-    """A destination; this base class is one whose progress only ``deliveries`` knows."""
-
-    name: str  # in ``deliveries``: without a secret
-    knows_itself = False  # its progress is read there, not in ``deliveries``
-
-    @contextmanager
-    def opened(self, noted: int, after: Callable[[int, int], list[Signed]]) -> Iterator[int | None]:
-        """Yield the number of the last checkpoint there; None: another daemon is writing to it."""
-        yield noted
-
-    def send(self, signed: Signed) -> None:
-        """Deliver the checkpoint after the last one there."""
-        raise NotImplementedError
+def _post(url: str, ca_bundle: Path | None, proxy: str | None, signed: Signed) -> None:
+    """Send a checkpoint to a server, as the body of a POST."""
+    headers = {"Content-Type": "text/plain; charset=utf-8", "Tracker-Checkpoint": str(signed.checkpoint.number)}
+    try:
+        elevate.post(url, signed.text.encode(), headers, TIMEOUT, ca_bundle=ca_bundle, proxy=proxy)
+    except BadConfiguration as error:  # the file of authorities was good when the settings were read
+        raise _CannotDeliver("BadConfiguration ca_bundle", str(error)) from None
 
 
-class _Log(_Way):
-    """The daemon's log, which gets the SHA-256 instead of the text."""
-
-    name = "log"
-
-    def send(self, signed: Signed) -> None:
-        one = signed.checkpoint
-        facts = {"number": one.number, "sha256": signed.sha256, "rows": one.rows, "sealed_at": one.sealed_at}
-        event("checkpoint", logging.INFO, **facts, key=one.key.id if one.key else "unsigned")
-
-
-class _Url(_Way):
-    """A server that gets each as the body of a POST."""
-
-    def __init__(self, url: str, timeout: timedelta) -> None:
-        # The hash distinguishes two URLs on one host, and is too short to find a secret by.
-        self.name = f"{mask_hook(url)} ({hashlib.sha256(url.encode()).hexdigest()[:8]})"
-        self._url = url
-        self._timeout = timeout
-
-    def send(self, signed: Signed) -> None:
-        headers = {"Content-Type": "text/plain; charset=utf-8", "Tracker-Checkpoint": str(signed.checkpoint.number)}
-        try:
-            elevate.post(self._url, signed.text.encode(), headers, self._timeout)
-        except BadConfiguration as error:
-            raise _Problem("Url", "unusable", str(error)) from None
-
-
-class _File(_Way):
+class _File(_Destination):
     """A file that only grows: it may have the append-only attribute, and other programs may read it."""
 
-    knows_itself = True
-
     def __init__(self, path: Path) -> None:
-        self.name = "file " + re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", str(path))[:4000]
+        super().__init__("file " + re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", str(path))[:4000], self._append)
         self._path = path
         self._descriptor = -1
         self._torn = b""  # the part of a checkpoint that a crash left at the end
 
     @contextmanager
-    def opened(self, noted: int, after: Callable[[int, int], list[Signed]]) -> Iterator[int | None]:
+    def opened(self, noted: int, following: Callable[[int], Signed | None]) -> Iterator[int | None]:
         is_new = not self._path.exists()
         # O_NONBLOCK: do not wait on a pipe.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self._descriptor = os.open(self._path, flags, 0o644)
         try:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-                raise self._problem("not_a_file", "it is not a regular file")
+                raise self._unusable("not_a_file", "it is not a regular file")
             if is_new:
                 sync_folder(self._path.parent)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two that append at once would mix
-                last = self._last(after)
+                last = self._last(following)
             except BlockingIOError:
                 last = None
             yield last
         finally:
             os.close(self._descriptor)  # ends the lock
 
-    def send(self, signed: Signed) -> None:
+    def _append(self, signed: Signed) -> None:
         data = f"{signed.text}\n".encode()[len(self._torn) :]
         self._torn = b""
         while data:
             data = data[os.write(self._descriptor, data) :]
         os.fsync(self._descriptor)
 
-    def _problem(self, code: str, words: str) -> _Problem:
-        return _Problem("CheckpointFile", code, f"{words}: move it away if you know why, or name another file")
+    def _unusable(self, code: str, words: str) -> _CannotDeliver:
+        return _CannotDeliver(f"CheckpointFile {code}", f"{words}: move it away if you know why, or name another file")
 
-    def _last(self, after: Callable[[int, int], list[Signed]]) -> int:
+    def _last(self, following: Callable[[int], Signed | None]) -> int:
         """Return the number of the last whole checkpoint in the file, which must be one of this database."""
-        whole, torn = self._tail()
+        size = os.fstat(self._descriptor).st_size
+        begin = max(0, size - TAIL)
+        whole, has_one, torn = os.pread(self._descriptor, size - begin, begin).rpartition(b"\n\n")
+        self._torn = torn.lstrip(b"\n")
         number = 0
-        if whole is not None:
-            text = whole.decode("ascii", "replace")
+        if has_one:
+            text = whole.rpartition(b"\n\n")[2].strip(b"\n").decode("ascii", "replace") + "\n"
             try:
                 number = parse(text).checkpoint.number
             except BadCheckpoint as error:
-                raise self._problem("garbage", f"it does not end with a checkpoint: {error}") from None
-            if [signed.text for signed in after(number - 1, 1)] != [text]:
-                raise self._problem("other_chain", f"it ends with a checkpoint {number} that this database lacks")
-        if torn and not any(f"{signed.text}\n".encode().startswith(torn) for signed in after(number, 1)):
-            raise self._problem("garbage", f"what follows checkpoint {number} in it is not checkpoint {number + 1}")
-        self._torn = torn
+                raise self._unusable("garbage", f"it does not end with a checkpoint: {error}") from None
+            if (ours := following(number - 1)) is None or ours.text != text:
+                raise self._unusable("other_chain", f"it ends with a checkpoint {number} that this database lacks")
+        new = following(number) if self._torn else None
+        if self._torn and not (new and f"{new.text}\n".encode().startswith(self._torn)):
+            raise self._unusable("garbage", f"what follows checkpoint {number} in it is not checkpoint {number + 1}")
         return number
-
-    def _tail(self) -> tuple[bytes | None, bytes]:
-        """Return the last whole checkpoint in the file (None: nothing is whole) and what follows its empty line."""
-        size = os.fstat(self._descriptor).st_size
-        begin = max(0, size - TAIL)
-        complete, end, torn = os.pread(self._descriptor, size - begin, begin).rpartition(b"\n\n")
-        last = complete.rpartition(b"\n\n")[2].strip(b"\n")
-        return (last + b"\n" if end else None), torn.lstrip(b"\n")

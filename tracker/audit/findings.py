@@ -1,17 +1,18 @@
-"""What `audit verify` can find, and what else it reports.
+"""What `audit verify` finds, and what else it reports.
 
 Owns the words and the values; ``verify`` and ``checks`` find. Pure.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
-
-from tracker.settings import may_be_loopback
 
 LONGEST_LIST: Final = 1000
 """Most findings that are kept. The rest is only counted, so that a damaged database does not fill the memory."""
@@ -35,26 +36,21 @@ class What(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong, in words and with its place.
-
-    Attributes:
-        checkpoint: The number of the checkpoint.
-        segment: The segment's path in a pack.
-        cluster, jid, seq: The job, and the transition.
-    """
+class AuditFinding:
+    """One thing that is wrong, in words and with its place."""
 
     what: What
     message: str
-    checkpoint: int | None = None
-    segment: str | None = None
+    checkpoint: int | None = None  # its number
+    segment: str | None = None  # its path in a pack
     cluster: str | None = None
     jid: str | None = None
-    seq: int | None = None
+    seq: int | None = None  # of the transition
+    is_note: bool = False  # it may have an honest cause; a person should look
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class AskedServer:
     """Where answers came from, and since when: a person must judge."""
 
     cluster: str
@@ -72,48 +68,54 @@ class Source:
         return tuple(flag for flag, is_so in flags if is_so)
 
 
+def may_be_loopback(host: str | None) -> bool:
+    """Return whether *host* may lead to this machine, however it is spelled: a superset of `is_loopback`.
+
+    The resolver decides about a name below ``localhost`` or with a dot at its end, the system about 0.0.0.0. So no key
+    goes there without TLS, and the lists of sources mark such a host.
+    """
+    bare = (host or "").casefold().rstrip(".")
+    if bare == "localhost" or bare.endswith(".localhost"):
+        return True
+    with suppress(ValueError):
+        address = ipaddress.ip_address(bare)
+        address = getattr(address, "ipv4_mapped", None) or address
+        return address.is_loopback or address.is_unspecified
+    with suppress(OSError):  # a resolver also reads 127.1 and 2130706433
+        return may_be_loopback(socket.inet_ntoa(socket.inet_aton(bare)))
+    return False
+
+
 @dataclass(slots=True)
 class Report:
-    """What `verify` found, and what it read.
+    """What `verify` found, and what it read."""
 
-    Attributes:
-        notes: What may have an honest cause; a person should look.
-        more, more_notes: Findings and notes beyond `LONGEST_LIST`.
-        sealed, unsealed: Rows that are sealed, and rows that are not sealed yet.
-        origin, number, sha256, sealed_at: Of the newest checkpoint; None: nothing is sealed yet.
-        is_key_checked: Whether a key was given.
-        trusted: How many checkpoints from outside were given.
-        keys: By id of each key that signed, its first and its last checkpoint.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
-    more: int = 0
+    findings: list[AuditFinding] = field(default_factory=list)
+    notes: list[AuditFinding] = field(default_factory=list)
+    more: int = 0  # findings beyond LONGEST_LIST
     more_notes: int = 0
     jobs: int = 0
     transitions: int = 0
     checkpoints: int = 0
-    unsigned: int = 0
-    sealed: int = 0
+    unsigned: int = 0  # checkpoints
+    sealed: int = 0  # rows
     unsealed: int = 0
-    origin: str | None = None
-    number: int | None = None
+    number: int | None = None  # this and the next two: of the newest checkpoint; None: nothing is sealed yet
     sha256: str | None = None
     sealed_at: datetime | None = None
-    is_key_checked: bool = False
-    trusted: int = 0
-    keys: dict[str, tuple[int, int]] = field(default_factory=dict)
-    sources: list[Source] = field(default_factory=list)
+    is_key_checked: bool = False  # a key was given
+    trusted: int = 0  # checkpoints that were given
+    keys: dict[str, tuple[int, int]] = field(default_factory=dict)  # by id: its first and its last checkpoint
+    sources: list[AskedServer] = field(default_factory=list)
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was found."""
         return not self.findings
 
     @property
     def qualifications(self) -> tuple[str, ...]:
         """What qualifies a good result, in the words of verify.sh."""
-        said = (
+        words = (
             ("NOTHING SEALED", not self.checkpoints),
             ("NOT SIGNED", 0 < self.unsigned == self.checkpoints),
             ("PARTLY NOT SIGNED", 0 < self.unsigned < self.checkpoints),
@@ -121,4 +123,9 @@ class Report:
             ("NOTHING TRUSTED GIVEN", self.checkpoints > 0 and not self.trusted),
             ("A SIMULATOR MAY HAVE ANSWERED", any(source.flags for source in self.sources)),
         )
-        return tuple(word for word, is_so in said if is_so)
+        return tuple(word for word, is_so in words if is_so)
+
+
+def printable(value: object) -> str:
+    """Return a value as text that can be printed: bytes that are not UTF-8 (`database.lenient`) as ``\\xNN``."""
+    return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import shlex
 import stat
 from dataclasses import dataclass
@@ -21,19 +22,16 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _DER: Final = bytes.fromhex("302a300506032b6570032100")  # how an Ed25519 SubjectPublicKeyInfo begins; 32 bytes follow
+_PEM: Final = re.compile(rb"-----BEGIN PUBLIC KEY-----\s+(\S+)\s+-----END PUBLIC KEY-----")
 _LONGEST_FILE: Final = 65_536  # bytes
 _ANOTHER: Final = "make one with `tracker audit keygen FILE`, or set TRACKER_SIGNING_KEY_FILE to the right file"
 
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """An Ed25519 public key.
+    """An Ed25519 public key."""
 
-    Attributes:
-        der: Its SubjectPublicKeyInfo.
-    """
-
-    der: bytes
+    der: bytes  # its SubjectPublicKeyInfo
 
     def __post_init__(self) -> None:
         if len(self.der) != 44 or not self.der.startswith(_DER):
@@ -41,7 +39,7 @@ class PublicKey:
 
     @property
     def id(self) -> str:
-        """The first 32 hex digits of the SHA-256 of its DER: short enough to compare on the telephone."""
+        """The first 32 hex digits of the SHA-256 of its DER: short enough to compare by telephone."""
         return hashlib.sha256(self.der).hexdigest()[:32]
 
     def pem(self) -> str:
@@ -61,35 +59,19 @@ class PublicKey:
 
     @classmethod
     def load(cls, path: Path) -> PublicKey:
-        """Return the public key in the PEM file *path*.
-
-        Raises:
-            BadConfiguration: The file is missing, or does not hold an Ed25519 public key.
-        """
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
+        """Return the public key in the PEM file *path*, or raise BadConfiguration."""
         content, _ = _read(path, "public key", "`tracker audit head --public-key` prints it")
         if b"PRIVATE KEY" in content:
             raise BadConfiguration(f"{path} is a private key: give the public key, and keep the private key secret")
+        text = _PEM.fullmatch(content.strip())
         try:
-            key = load_pem_public_key(content)
-        except (ValueError, UnsupportedAlgorithm):
-            raise BadConfiguration(f"{path} is not a public key in PEM, or is truncated: get it again") from None
-        if not isinstance(key, Ed25519PublicKey):
-            raise BadConfiguration(f"{path} is not an Ed25519 key: checkpoints are signed with Ed25519")
-        return cls(_DER + key.public_bytes_raw())
+            return cls(base64.b64decode(text[1] if text else b"", validate=True))
+        except ValueError:
+            raise BadConfiguration(f"{path} is not an Ed25519 public key in PEM, or is truncated") from None
 
 
 class SigningKey:
-    """The private key that signs; its ``repr`` shows only the public key's id.
-
-    Attributes:
-        public: Its public key.
-    """
-
-    __slots__ = ("_key", "public")
+    """The private key that signs; its ``repr`` shows only the id of *public*, its public key."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -104,19 +86,14 @@ class SigningKey:
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
-        """Return the signing key in the PEM file *path*.
-
-        Raises:
-            BadConfiguration: The file is missing, others can read or change it, or it does not hold an Ed25519 private
-                key without a password.
-        """
+        """Return the signing key in the PEM file *path*; raise BadConfiguration, also if others can read it."""
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         content, mode = _read(path, "signing key", _ANOTHER)
         allowed = 0o700
-        # systemd gives a credential by an access-control list, whose mask looks like a right of the group.
+        # systemd gives a credential through an access-control list, whose mask looks like a right of the group.
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         if folder and path.absolute().is_relative_to(Path(folder).absolute()):
             allowed |= 0o040
@@ -125,16 +102,13 @@ class SigningKey:
                 f"{path}: other users can read or change the signing key (mode {mode:04o}): run"
                 f" chmod 600 {shlex.quote(str(path))}; if anyone may have read it, change to a new key"
             )
-        if b"PUBLIC KEY" in content:
-            raise BadConfiguration(f"{path} is a public key, but signing needs a private key: {_ANOTHER}")
         try:
             key = load_pem_private_key(content, password=None)
-        except TypeError:
-            raise BadConfiguration(f"{path} is encrypted: decrypt it with `openssl pkey`, or {_ANOTHER}") from None
-        except (ValueError, UnsupportedAlgorithm):
-            raise BadConfiguration(f"{path} is not a private key in PEM, or is truncated: {_ANOTHER}") from None
+        except (TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: it has a password
+            key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise BadConfiguration(f"{path} is not an Ed25519 key: {_ANOTHER}")
+            what = "an Ed25519 private key in PEM without a password"
+            raise BadConfiguration(f"{path} is not {what}, or is truncated: {_ANOTHER}")
         return cls(key)
 
 
@@ -165,25 +139,23 @@ def keygen(path: Path) -> PublicKey:
 
     key = Ed25519PrivateKey.generate()
     content = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    is_made = is_whole = False
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        is_made = True
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)  # a umask such as 0377 would leave a key that its owner cannot read
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(path.parent)
-        is_whole = True
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, 0o600)  # a umask such as 0377 would leave a key that its owner cannot read
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            sync_folder(path.parent)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     except FileExistsError:
         raise Refused(f"{path} exists, and keygen never overwrites a key: name a new file") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise BadConfiguration(f"the signing key {path} cannot be written: {why}") from error
-    finally:
-        if is_made and not is_whole:
-            path.unlink(missing_ok=True)
     return SigningKey(key).public
 
 

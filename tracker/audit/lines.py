@@ -17,8 +17,7 @@ TABLES: Final = ("transitions", "gaps", "sources")
 
 COLUMNS: Final[dict[str, dict[str, str]]] = {
     "transitions": {
-        "cluster": "text",
-        "jid": "text",
+        **dict.fromkeys(("cluster", "jid"), "text"),
         **dict.fromkeys(("id", "job_id", "seq"), "integer"),
         **dict.fromkeys(("action", "from_status", "to_status", "from_state", "to_state"), "text"),
         **dict.fromkeys(("last_seen_at", "observed_at", "server_date", "claimed_at"), "instant"),
@@ -47,7 +46,7 @@ _AT_ONCE: Final = 1000  # rows that are fetched together: some hundred kB
 
 
 def header(table: str) -> bytes:
-    """Return the first line of a segment of *table*: the names of the columns."""
+    """Return the first line of a segment of *table*."""
     return ",".join(COLUMNS[table]).encode() + b"\n"
 
 
@@ -74,7 +73,7 @@ def field(name: str, type_: str, dialect: str) -> str:
     if type_ == "date" and dialect != "sqlite":
         return f"to_char({name}, 'YYYY-MM-DD')"
     if type_ == "double":
-        # PostgreSQL casts 15 digits only, and seconds since 1990 have 16: hence the parts before and after the point.
+        # PostgreSQL casts 15 digits only, and seconds since 1990 have 16: so take the parts before and after the point.
         parts = f"CAST(trunc({name}) AS numeric) + CAST({name} - trunc({name}) AS numeric)"
         text = f"printf('%.6f', {name})" if dialect == "sqlite" else f"CAST(round({parts}, 6) AS text)"
         return f"CASE WHEN {name} IS NOT NULL THEN {text} END"
@@ -84,16 +83,10 @@ def field(name: str, type_: str, dialect: str) -> str:
 def stream(
     connection: sa.Connection, table: str, after: int, upto: int | None = None, most: int | None = None
 ) -> Generator[tuple[int, bytes], None, None]:
-    """Yield the id and the line, LF included, of the rows of *table* with after < id <= upto, in bounded memory.
+    """Yield the id and the line, LF included, of the rows of *table* with after < id <= upto, at most *most*.
 
-    A transition without a job has NULL for cluster and jid.
-
-    Args:
-        connection: In a transaction. The statement stays open until the iterator is closed.
-        table: One of TABLES.
-        after: Ids above this.
-        upto: Ids up to this, or all.
-        most: At most this number of rows, or all.
+    In bounded memory; the statement stays open until the iterator is closed. A transition without a job has NULL for
+    cluster and jid.
     """
     dialect = connection.dialect.name
     line = expression(table, dialect)

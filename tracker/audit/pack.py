@@ -3,8 +3,6 @@
 Owns the folder that ``tracker audit export`` writes: it is complete, or not there. Segments are the rows as they were
 sealed (``lines``). Reports are the views as of the last checkpoint (``reports.as_of``); nothing is computed here. The
 same history gives the same bytes from SQLite and PostgreSQL.
-
-Leaves alone: sealing (``seal``) and verifying (``verify``, ``verify.sh``).
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ import heapq
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
@@ -30,22 +28,20 @@ import sqlalchemy as sa
 
 from tracker import database
 from tracker.audit import checkpoint, lines, seal
+from tracker.audit.checkpoint import instant
 from tracker.audit.keys import SigningKey, sync_folder
+from tracker.audit.verify import Progress
 from tracker.errors import Refused
-from tracker.models import Segment
+from tracker.models import SEGMENTS
 from tracker.reports import page
 from tracker.reports.about import Filters
 from tracker.reports.as_of import Sealed, kept, legal_days, shadows
 from tracker.reports.views import VIEWS
 
 SUMS: Final = "SHA256SUMS"
-_TEXTS: Final = frozenset(
-    (
-        *("cluster", "jid", "kind", "reference", "state", "status", "registered_by", "verdict", "basis", "month"),
-        *("action", "from_status", "to_status", "from_state", "to_state", "base_url", "actor", "anomaly", "reason"),
-        *("cause", "detail", "pause_cause"),
-    )
-)
+_TEXTS: Final = {"state", "status", "registered_by", "verdict", "basis", "month", "pause_cause"} | {
+    name for columns in lines.COLUMNS.values() for name, type_ in columns.items() if type_ == "text"
+}
 _UNKNOWN: Final = frozenset(("next_poll_at", "failures", "last_error"))  # in no sealed row, so always NULL
 _STREAM: Final = {"yield_per": 1000}  # rows that are fetched together: some hundred kB
 _SORTED_AT_ONCE: Final = 20_000  # rows of a report: some MB
@@ -53,27 +49,14 @@ _SORTED_AT_ONCE: Final = 20_000  # rows of a report: some MB
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """What was written.
-
-    Attributes:
-        folder: Where it is.
-        number: Of the last checkpoint in it.
-        as_of: The time of that checkpoint (aware UTC).
-        rows: How many are in the segments.
-        key_id: Of the key that signed the last checkpoint; None: it is unsigned.
-        is_signed: Whether that key signed SHA256SUMS.
-        sha256: Of SHA256SUMS, which lists all files.
-        unsealed: How many rows of the database are not sealed yet.
-    """
+    """What was written."""
 
     folder: Path
-    number: int
-    as_of: datetime
-    rows: int
-    key_id: str | None
-    is_signed: bool
-    sha256: str
-    unsealed: int
+    last: checkpoint.Checkpoint
+    rows: int  # in the segments
+    is_signed: bool  # whether the key of the last checkpoint signed SHA256SUMS
+    sha256: str  # of SHA256SUMS, which lists all files
+    unsealed: int  # rows of the database that are not sealed yet
 
 
 def export(
@@ -82,7 +65,7 @@ def export(
     *,
     zone: ZoneInfo,
     key: SigningKey | None = None,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Progress = lambda done, total, what: None,
 ) -> Pack:
     """Write everything up to the last checkpoint to the new folder *folder*; on an error nothing is left there.
 
@@ -91,25 +74,19 @@ def export(
         folder: It must not exist; the folder above it must.
         zone: The legal time zone of the settings: for a cluster without a source.
         key: Signs SHA256SUMS if it also signed the last checkpoint.
-        progress: Is called with the share that is done, from 0 to 1.
 
     Raises:
-        Refused: The folder exists or cannot be written, nothing is sealed yet, or the record was changed: the rows of
-            a segment are not those that were sealed, or a value is not valid.
+        Refused: The folder exists or cannot be written, nothing is sealed yet, or the record was changed.
         BadCheckpoint: A checkpoint in the database is damaged.
-        DatabaseUnavailable: The database did not answer.
     """
     folder = Path(os.path.abspath(folder))  # so that "." and ".." have names
     if folder.exists() or folder.is_symlink():
         raise Refused(f"{folder} exists: name a new folder")
-    temporary: Path | None = None
+    temporary = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+        temporary.mkdir()
         with database.reading(engine, temporary=True) as connection:
             pack = _write(connection, temporary, folder, zone, key, progress)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes it for its owner alone
         os.sync()  # all files are on the disk before the pack has its name
         temporary.rename(folder)
         sync_folder(folder.parent)
@@ -119,8 +96,7 @@ def export(
     except (ArithmeticError, ValueError) as error:  # every CHECK refuses such a value
         raise Refused(f"the record holds a value that is not valid ({error}): run `tracker audit verify`") from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return pack
 
 
@@ -145,21 +121,16 @@ class _Folder:
 
 
 def _write(
-    connection: sa.Connection,
-    temporary: Path,
-    target: Path,
-    zone: ZoneInfo,
-    key: SigningKey | None,
-    progress: Callable[[float], None],
+    connection: sa.Connection, temporary: Path, target: Path, zone: ZoneInfo, key: SigningKey | None, progress: Progress
 ) -> Pack:
     head = seal.head(connection)
     if head is None:
         raise Refused("nothing is sealed yet, so there is nothing to export: `tracker run` seals, `run --once` too")
     last = head.checkpoint
     folder = _Folder(temporary)
-    rows = _put_segments(connection, folder, last, lambda share: progress(share / 3))
+    rows = _put_segments(connection, folder, last, progress)
     sealed = Sealed(last.number, last.sealed_at, *(last.ids[table][1] for table in lines.TABLES))
-    _put_reports(connection, folder, sealed, zone, lambda share: progress((1 + share) / 3))
+    _put_reports(connection, folder, sealed, zone, progress)
     folder.put("reports/report.html", [page.render(connection, as_of=sealed, zone=zone).encode()])
     room = files(__package__)
     facts = {
@@ -168,7 +139,8 @@ def _write(
         "key": last.key.id if last.key else "missing, since it is not signed",
         "version": version("tracker"),
     }
-    folder.put("README.txt", [Template(room.joinpath("README.txt").read_text("utf-8")).substitute(facts).encode()])
+    readme = Template(room.joinpath("README.txt").read_text("utf-8")).substitute(facts)
+    folder.put("README.txt", [readme.encode()])
     for name in ("verify.sh", "checks.sql"):
         folder.put(name, [room.joinpath(name).read_bytes()])
     if last.key is not None:
@@ -178,31 +150,19 @@ def _write(
     is_signed = key is not None and key.public == last.key
     if key is not None and is_signed:
         folder.put(f"{SUMS}.sig", [key.sign(listing)])
-    progress(1)
-    unsealed = sum(_count_above(connection, table, last.ids[table][1]) for table in lines.TABLES)
-    key_id = last.key.id if last.key else None
-    return Pack(target, last.number, last.sealed_at, rows, key_id, is_signed, digest, unsealed)
+    above = " UNION ALL ".join(f"SELECT id FROM {table} WHERE id > {last.ids[table][1]}" for table in lines.TABLES)
+    unsealed = connection.exec_driver_sql(f"SELECT count(*) FROM ({above}) unsealed").scalar_one()
+    return Pack(target, last, rows, is_signed, digest, unsealed)
 
 
-def _count_above(connection: sa.Connection, table: str, id_: int) -> int:
-    query = sa.select(sa.func.count()).select_from(sa.table(table)).where(sa.column("id") > id_)
-    return int(connection.execute(query).scalar_one())
-
-
-# -- checkpoints and segments ----------------------------------------------------------------------------------------
-
-
-def _put_segments(
-    connection: sa.Connection, folder: _Folder, last: checkpoint.Checkpoint, progress: Callable[[float], None]
-) -> int:
+def _put_segments(connection: sa.Connection, folder: _Folder, last: checkpoint.Checkpoint, progress: Progress) -> int:
     """Write all checkpoints and segments, and return how many rows they have. Each table is read once, in order.
 
     A row that was changed, removed or added changes its segment, or a later one.
     """
     written, total = 0, sum(last.ids[table][1] for table in lines.TABLES)
     with ExitStack() as stack:
-        rows = {}
-        sizes = {}
+        rows, sizes = {}, {}
         for table in lines.TABLES:
             rows[table] = stack.enter_context(closing(lines.stream(connection, table, 0, last.ids[table][1])))
             sizes[table] = stack.enter_context(closing(_sizes(connection, table)))
@@ -215,7 +175,7 @@ def _put_segments(
                 if folder.put(name, [lines.header(segment.name), *found]) != segment.sha256:
                     raise Refused(f"the rows of {name} are not those that were sealed: run `tracker audit verify`")
                 written += len(found)
-                progress(written / total)
+                progress(written, total, "sealed rows")
         if any(next(left, None) is not None for left in rows.values()):
             raise Refused("there are more rows than were sealed: run `tracker audit verify`")
     return written
@@ -223,35 +183,25 @@ def _put_segments(
 
 def _sizes(connection: sa.Connection, table: str) -> Generator[int, None, None]:
     """Yield how many rows each segment of *table* has."""
-    s = Segment.__table__.c
+    s = SEGMENTS.c
     query = sa.select(s.rows).where(s.name == table).order_by(s.seal_id, s.part)
     with closing(connection.execute(query, execution_options=_STREAM)) as result:
         yield from result.scalars()
 
 
-# -- reports ---------------------------------------------------------------------------------------------------------
-
-
 def _put_reports(
-    connection: sa.Connection, folder: _Folder, sealed: Sealed, zone: ZoneInfo, progress: Callable[[float], None]
+    connection: sa.Connection, folder: _Folder, sealed: Sealed, zone: ZoneInfo, progress: Progress
 ) -> None:
     """Write each view as of the checkpoint, and the days of the legal time zones that its deadlines need."""
     with kept(connection, sealed, zone) as is_kept:
         for done, view in enumerate(VIEWS, 1):
             folder.put(f"reports/{view}.csv", _report(connection, folder, view, sealed, zone, is_kept))
-            progress(done / len(VIEWS))
-    days = legal_days(connection, sealed, zone)
-    folder.put(
-        "zone.csv",
-        [
-            b"timezone,day,begins_at,ends_at\n",
-            *(f'"{d.timezone}",{d.day},{_instant(d.begins_at)},{_instant(d.ends_at)}\n'.encode() for d in days),
-        ],
+            progress(done, len(VIEWS), "reports")
+    days = (
+        f'"{day.timezone}",{day.day},{instant(day.begins_at)},{instant(day.ends_at)}\n'.encode()
+        for day in legal_days(connection, sealed, zone)
     )
-
-
-def _instant(at: datetime) -> str:
-    return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    folder.put("zone.csv", [b"timezone,day,begins_at,ends_at\n", *days])
 
 
 def _report(

@@ -3,50 +3,39 @@
 Owns the SQL that ``tracker db grants`` prints, and the search for rights that a role should not have. Leaves alone:
 running that SQL (an administrator does it), logins and passwords.
 
-The owner runs ``tracker db upgrade``. The writer runs the daemon and every other command. It can add to the history but
-not change it: it inserts by column, without the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The
-auditor reads. The triggers run with the rights of the role that writes, not of the owner: it has the right to what they
-insert.
+ROLES.md says what the roles are for. The writer can add to the history but not change it: it inserts by column, without
+the id, so that it cannot choose one (``OVERRIDING SYSTEM VALUE``). The triggers run with the rights of the role that
+writes, not of the owner: it has the right to what they insert.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from tracker import database, guards
 from tracker.errors import BadConfiguration, InvalidField
-from tracker.models import Base
+from tracker.models import METADATA
 from tracker.reports.views import VIEWS
 
 LONGEST = 63  # bytes; PostgreSQL cuts a longer name, so two could become one
 RESERVED = ("public", "none")  # `GRANT … TO "public"` grants to everybody, quoted or not
 
 
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What the writer may do to a table besides reading; DELETE is the only right to whole rows."""
-
-    insert: tuple[str, ...]
-    update: tuple[str, ...] = ()
-    delete: bool = False
-
-
 def _columns(table: str, *but: str) -> tuple[str, ...]:
-    return tuple(column.name for column in Base.metadata.tables[table].columns if column.name not in but)
+    return tuple(column.name for column in METADATA.tables[table].columns if column.name not in but)
 
 
-WRITER: dict[str, Rights] = {
-    "jobs": Rights(_columns("jobs", "id", *guards.UNOBSERVED), _columns("jobs", *guards.FIXED)),
-    **{table: Rights(_columns(table, "id")) for table in guards.APPEND_ONLY},
-    "clusters": Rights(("cluster",), _columns("clusters", "cluster")),
-    "workers": Rights(_columns("workers", "stopped_at"), ("beat_at", "stopped_at"), delete=True),  # old ones go
-    "deliveries": Rights(_columns("deliveries"), _columns("deliveries", "destination")),
-    "alerts": Rights(_columns("alerts"), _columns("alerts", "kind", "subject", "since")),
+WRITER: dict[str, dict[str, tuple[str, ...]]] = {
+    "jobs": {"INSERT": _columns("jobs", "id", *guards.UNOBSERVED), "UPDATE": _columns("jobs", *guards.FIXED)},
+    **{table: {"INSERT": _columns(table, "id")} for table in guards.APPEND_ONLY},
+    "clusters": {"INSERT": ("cluster",), "UPDATE": _columns("clusters", "cluster")},
+    "workers": {"INSERT": _columns("workers", "stopped_at"), "UPDATE": ("beat_at", "stopped_at"), "DELETE": ()},
+    "deliveries": {"INSERT": _columns("deliveries"), "UPDATE": _columns("deliveries", "destination")},
+    "alerts": {"INSERT": _columns("alerts"), "UPDATE": _columns("alerts", "kind", "subject", "since")},
 }
-"""By table; the writer can only read a table that is not here."""
+"""By table: what the writer may do besides reading, and to which columns; DELETE, of old workers, is to whole rows."""
 
 
 def grants(connection: sa.Connection, *, owner: str, writer: str, auditor: str) -> str:
@@ -62,15 +51,13 @@ def grants(connection: sa.Connection, *, owner: str, writer: str, auditor: str) 
         SchemaMismatch: The tables are missing, or belong to another version.
     """
     require_postgresql(connection.dialect)
-    roles = {"owner": owner, "writer": writer, "auditor": auditor}
-    holders: dict[str, str] = {}
-    for role, name in roles.items():
+    names = {"owner": owner, "writer": writer, "auditor": auditor}
+    for role, name in names.items():
         _check(role, name)
-        if name in holders:
-            raise InvalidField(role, f"{name!r} is the {holders[name]}, too: name three different roles")
-        holders[name] = role
+    if len(set(names.values())) < len(names):
+        raise InvalidField("owner, writer, auditor", "two of them have the same name: name three different roles")
     database.require_schema(connection)
-    return "\n".join(_Script(connection, owner, writer, auditor).lines()) + "\n"
+    return _script(connection, owner, writer, auditor)
 
 
 def problems(connection: sa.Connection) -> list[str]:
@@ -80,14 +67,12 @@ def problems(connection: sa.Connection) -> list[str]:
     """
     if connection.dialect.name == "sqlite":
         return []
-    ours = [*Base.metadata.tables, database.VERSION_TABLE, *VIEWS]
+    ours = [*METADATA.tables, database.VERSION_TABLE, *VIEWS]
     found: dict[str, None] = {}  # in order, each once
     for role, right, relation, column in connection.execute(sa.text(_GIVEN), {"ours": ours}):
-        rights = WRITER.get(relation, Rights(()))
-        allowed = {"INSERT": rights.insert, "UPDATE": rights.update}.get(right, ())
-        is_whole = right == "DELETE" and rights.delete
-        columns = [column] if column else _columns(relation) if relation in WRITER else ["all"]
-        if not is_whole and not {*columns} <= {*allowed}:
+        allowed = WRITER.get(relation, {}).get(right)
+        columns = {column} if column else set(_columns(relation) if relation in WRITER else ())
+        if allowed is None or (right != "DELETE" and not columns <= {*allowed}):
             found[f"{role} may {right} {relation}{f'.{column}' if column else ''}"] = None
     return [*found]
 
@@ -119,11 +104,10 @@ def require_postgresql(dialect: sa.Dialect) -> None:
 
 def _check(role: str, name: str) -> None:
     """Raise InvalidField unless *name* can be the name of a role and, in quotes, means that role only."""
-    encoded = name.encode("utf-8", "surrogateescape")
-    if not name or len(encoded) > LONGEST:
-        raise InvalidField(role, f"a role's name has 1 to {LONGEST} bytes; this one has {len(encoded)}")
-    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):  # a line end would end a comment in the SQL
-        raise InvalidField(role, f"{name!r} holds a control character: name another role")
+    if not 0 < len(name.encode("utf-8", "surrogateescape")) <= LONGEST:
+        raise InvalidField(role, f"a role's name has 1 to {LONGEST} bytes")
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\"'\\$]", name):  # it could end a comment or a quotation
+        raise InvalidField(role, f"{name!r} holds a quote, a backslash, a $ or a control character: name another role")
     if name in RESERVED or name.startswith("pg_"):
         raise InvalidField(role, f"{name!r} has another meaning in PostgreSQL: name another role")
 
@@ -133,141 +117,110 @@ def _identifier(name: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Return *text* as a string that does not depend on ``standard_conforming_strings``."""
-    quoted = "'" + text.replace("'", "''") + "'"
-    return " E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted
+    return "'" + text.replace("'", "''") + "'"
 
 
-def _do(body: str) -> str:
-    """Return an anonymous block; no name in it can end its quotes."""
-    quotes = "$do$"
-    while quotes in body:
-        quotes = f"{quotes[:-1]}o$"
-    return f"DO {quotes}\n{body}\n{quotes};"
-
-
-class _Script:
-    """The SQL for one database; `lines` returns it."""
-
-    def __init__(self, connection: sa.Connection, owner: str, writer: str, auditor: str) -> None:
-        self._names = {"owner": owner, "writer": writer, "auditor": auditor}
-        self._owner, self._writer, self._auditor = map(_identifier, (owner, writer, auditor))
-        here = connection.exec_driver_sql("SELECT current_database(), current_schema()").one()
-        self._database, self._schema = map(_identifier, here)
-        self._tables = (*sorted(Base.metadata.tables), database.VERSION_TABLE)
-        functions = guards.functions()
-        sequences = sa.text(
-            "SELECT s.relname FROM pg_class s JOIN pg_depend d ON d.objid = s.oid AND d.deptype IN ('a', 'i')"
-            " AND d.classid = 'pg_class'::regclass JOIN pg_class t ON t.oid = d.refobjid"
-            " WHERE s.relkind = 'S' AND t.relname IN :ours"
-            " AND t.relnamespace = quote_ident(current_schema())::regnamespace ORDER BY 1"
-        ).bindparams(sa.bindparam("ours", self._tables, expanding=True))
-        self._sequences = connection.execute(sequences).scalars().all()
-        others = sa.text(
-            "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f')"
-            " AND relnamespace = quote_ident(current_schema())::regnamespace AND relname NOT IN :relations"
-            " UNION ALL SELECT proname FROM pg_proc"
-            " WHERE pronamespace = quote_ident(current_schema())::regnamespace AND proname NOT IN :functions"
-        ).bindparams(
-            sa.bindparam("relations", (*self._tables, *VIEWS), expanding=True),
-            sa.bindparam("functions", functions, expanding=True),
+def _script(connection: sa.Connection, owner: str, writer: str, auditor: str) -> str:
+    """Return the SQL of `grants`."""
+    here = "quote_ident(current_schema())\\:\\:regnamespace"
+    ours = [*sorted(METADATA.tables), database.VERSION_TABLE]
+    others = sa.text(
+        f"SELECT FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND relnamespace = {here}"
+        " AND relname <> ALL (:ours) LIMIT 1"
+    )
+    is_shared = connection.execute(others, {"ours": [*ours, *VIEWS]}).first() is not None
+    with_id = [name for name, table in METADATA.tables.items() if "id" in table.c]
+    own = sa.text("SELECT pg_get_serial_sequence(name, 'id') FROM unnest(CAST(:with_id AS text[])) name ORDER BY 1")
+    sequences = ", ".join(connection.execute(own, {"with_id": with_id}).scalars())
+    names = connection.exec_driver_sql("SELECT current_database(), current_schema()").one()
+    this_database, schema = map(_identifier, names)
+    missing = [
+        f"DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {_literal(name)})"
+        f" THEN CREATE ROLE {_identifier(name)} NOLOGIN; END IF; END $do$;"
+        for name in (owner, writer, auditor)
+    ]
+    too_much = _refuse_more(schema, ours, owner, writer, auditor)
+    owner, writer, auditor = map(_identifier, (owner, writer, auditor))
+    both = f"{writer}, {auditor}"
+    tables, views = ([f"{schema}.{_identifier(name)}" for name in some] for some in (ours, VIEWS))
+    schema_line = f"ALTER SCHEMA {schema} OWNER TO {owner};"
+    if is_shared:
+        schema_line = (
+            "-- The schema holds other tables, too, so it keeps its owner, who can drop tracker's tables.\n"
+            f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {owner};"
         )
-        self._is_shared = connection.execute(others).first() is not None
-        self._functions = functions
+    owned = [
+        *(f"ALTER TABLE {name} OWNER TO {owner};" for name in tables),
+        *(f"ALTER VIEW {name} OWNER TO {owner};" for name in views),
+        *(f"ALTER FUNCTION {schema}.{_identifier(name)}() OWNER TO {owner};" for name in guards.functions()),
+    ]
+    given = []
+    for table, rights in WRITER.items():
+        for right, columns in rights.items():
+            listed = f" ({', '.join(map(_identifier, columns))})" if columns else ""
+            given.append(f"GRANT {right}{listed} ON {schema}.{_identifier(table)} TO {writer};")
+    line = "\n"
+    return f"""\
+-- The rights of tracker's three roles. Run it as a superuser, in this database:
+--     psql --set ON_ERROR_STOP=1 --file FILE URL
+-- On an error nothing is changed. Run it again after each `tracker db upgrade` that adds tables.
+BEGIN;
+SET LOCAL search_path = pg_catalog, pg_temp;
 
-    def _in_schema(self, name: str) -> str:
-        return f"{self._schema}.{_identifier(name)}"
+-- Missing roles, without login and password: give them those yourself.
+{line.join(missing)}
 
-    def lines(self) -> list[str]:
-        both = f"{self._writer}, {self._auditor}"
-        everybody = f"PUBLIC, {both}"
-        tables = ", ".join(map(self._in_schema, self._tables))
-        views = ", ".join(map(self._in_schema, VIEWS))
-        sequences = ", ".join(map(self._in_schema, self._sequences))
-        if self._is_shared:
-            schema = [
-                "-- The schema holds other tables, too, so it keeps its owner, who can drop tracker's tables.",
-                f"GRANT USAGE, CREATE ON SCHEMA {self._schema} TO {self._owner};",
-            ]
-        else:
-            schema = [f"ALTER SCHEMA {self._schema} OWNER TO {self._owner};"]
-        return [
-            "-- The rights of tracker's three roles. Run it as a superuser, in this database:",
-            "--     psql --set ON_ERROR_STOP=1 --file FILE URL",
-            "-- On an error nothing is changed. Run it again after each `tracker db upgrade` that adds tables.",
-            "BEGIN;",
-            "SET LOCAL search_path = pg_catalog, pg_temp;",
-            "",
-            "-- Missing roles, without login and password: give them those yourself.",
-            *map(self._make, self._names.values()),
-            "",
-            "-- The owner runs `tracker db upgrade`.",
-            *schema,
-            *(f"ALTER TABLE {self._in_schema(name)} OWNER TO {self._owner};" for name in self._tables),
-            *(f"ALTER VIEW {self._in_schema(name)} OWNER TO {self._owner};" for name in VIEWS),
-            *(f"ALTER FUNCTION {self._in_schema(name)}() OWNER TO {self._owner};" for name in self._functions),
-            "",
-            "-- Take away other rights.",
-            f"REVOKE CREATE ON SCHEMA {self._schema} FROM {everybody};",
-            f"REVOKE ALL ON {tables} FROM {everybody};",
-            f"REVOKE ALL ON {views} FROM {everybody};",
-            f"REVOKE ALL ON SEQUENCE {sequences} FROM {everybody};",
-            "",
-            "-- The writer and the auditor read, also what the owner makes later: an upgrade makes the views again.",
-            f"GRANT CONNECT ON DATABASE {self._database} TO {self._owner}, {both};",
-            f"GRANT USAGE ON SCHEMA {self._schema} TO {both};",
-            f"GRANT SELECT ON {tables} TO {both};",
-            f"GRANT SELECT ON {views} TO {both};",
-            f"ALTER DEFAULT PRIVILEGES FOR ROLE {self._owner} IN SCHEMA {self._schema}"
-            f" GRANT SELECT ON TABLES TO {both};",
-            "",
-            "-- The writer runs every command except `tracker db upgrade`. By column, so that it cannot choose an id.",
-            *(line for table, rights in WRITER.items() for line in self._grant(table, rights)),
-            "",
-            "-- Undo everything if one of them can do more: as a superuser, as the owner of the database, or through",
-            "-- another role.",
-            self._refuse_more(),
-            "COMMIT;",
-        ]
+-- The owner runs `tracker db upgrade`.
+{schema_line}
+{line.join(owned)}
 
-    def _make(self, name: str) -> str:
-        missing = f"NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {_literal(name)})"
-        return _do(f"BEGIN IF {missing} THEN CREATE ROLE {_identifier(name)} NOLOGIN; END IF; END")
+-- Take away other rights.
+REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC, {both};
+REVOKE ALL ON {", ".join(tables + views)} FROM PUBLIC, {both};
+REVOKE ALL ON SEQUENCE {sequences} FROM PUBLIC, {both};
 
-    def _grant(self, table: str, rights: Rights) -> list[str]:
-        given = [("INSERT", rights.insert), ("UPDATE", rights.update)]
-        parts = [f"{right} ({', '.join(map(_identifier, columns))})" for right, columns in given if columns]
-        parts += ["DELETE"] if rights.delete else []
-        return [f"GRANT {each} ON {self._in_schema(table)} TO {self._writer};" for each in parts]
+-- The writer and the auditor read, also what the owner makes later: an upgrade makes the views again.
+GRANT CONNECT ON DATABASE {this_database} TO {owner}, {both};
+GRANT USAGE ON SCHEMA {schema} TO {both};
+GRANT SELECT ON {", ".join(tables + views)} TO {both};
+ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} GRANT SELECT ON TABLES TO {both};
 
-    def _refuse_more(self) -> str:
-        """Return the block that checks what the roles can really do, also through another role."""
-        writer, auditor, owner = (f"{_literal(self._names[role])}::name" for role in ("writer", "auditor", "owner"))
-        roles = f"(VALUES ({writer}, true), ({auditor}, false)) AS role (name, writes)"
-        schema = f"{_literal(self._schema)}::regnamespace"
-        tables = ", ".join(map(_literal, self._tables))
-        too_much = "IF found IS NOT NULL THEN RAISE EXCEPTION 'tracker: a role has other rights: %', found; END IF;"
-        return _do(f"""\
-DECLARE found text;
+-- The writer runs every command except `tracker db upgrade`. By column, so that it cannot choose an id.
+{line.join(given)}
+
+-- Undo everything if one of them can do more: as a superuser, as the owner of the database, or through another role.
+{too_much}
+COMMIT;
+"""
+
+
+def _refuse_more(schema: str, tables: list[str], owner: str, writer: str, auditor: str) -> str:
+    """Return the block that checks what the roles can really do, also through another role."""
+    roles = f"(VALUES ({_literal(writer)}::name, true), ({_literal(auditor)}::name, false)) AS role (name, writes)"
+    in_schema = f"{_literal(schema)}::regnamespace"
+    return f"""\
+DO $do$ DECLARE found text;
 BEGIN
-  SELECT string_agg(format('%s %s', role.name, what), '; ') INTO found
-  FROM {roles}
-    JOIN pg_roles r ON r.rolname = role.name
-    JOIN pg_database d ON d.datname = current_database(),
-    LATERAL (VALUES
+  SELECT string_agg(format('%s %s', name, what), '; ') INTO found FROM (
+    SELECT role.name, what
+    FROM {roles}
+      JOIN pg_roles r ON r.rolname = role.name
+      JOIN pg_database d ON d.datname = current_database(),
+      LATERAL (VALUES
         (r.rolsuper, 'is a superuser'),
         (r.rolcreaterole, 'can make roles'),
-        (pg_has_role(r.oid, {owner}, 'MEMBER'), 'is a member of the owner'),
-        (NOT writes AND pg_has_role(r.oid, {writer}, 'MEMBER'), 'is a member of the writer'),
+        (pg_has_role(r.oid, {_literal(owner)}::name, 'MEMBER'), 'is a member of the owner'),
+        (NOT writes AND pg_has_role(r.oid, {_literal(writer)}::name, 'MEMBER'), 'is a member of the writer'),
         (pg_has_role(r.oid, d.datdba, 'MEMBER'), 'owns the database'),
-        (has_schema_privilege(r.oid, {schema}, 'CREATE'), 'can create in the schema')
+        (has_schema_privilege(r.oid, {in_schema}, 'CREATE'), 'can create in the schema')
       ) AS can (is_so, what)
-  WHERE is_so;
-  {too_much}
-
-  SELECT string_agg(format('%s can %s %s', role.name, wanted, relname), '; ') INTO found
-  FROM {roles}, pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) wanted
-  WHERE c.relname IN ({tables}) AND c.relnamespace = {schema} AND has_table_privilege(role.name, c.oid, wanted)
-    AND NOT (writes AND wanted = 'DELETE' AND relname = 'workers');
-  {too_much}
-END""")
+    WHERE is_so
+    UNION ALL
+    SELECT role.name, format('can %s %s', wanted, relname)
+    FROM {roles}, pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) wanted
+    WHERE c.relname IN ({", ".join(map(_literal, tables))}) AND c.relnamespace = {in_schema}
+      AND has_table_privilege(role.name, c.oid, wanted)
+      AND NOT (writes AND wanted = 'DELETE' AND relname = 'workers')
+  ) more;
+  IF found IS NOT NULL THEN RAISE EXCEPTION 'tracker: a role has other rights: %', found; END IF;
+END $do$;"""

@@ -27,7 +27,7 @@ import sqlalchemy as sa
 
 from tracker import database, models
 from tracker.audit import lines
-from tracker.audit.checkpoint import SEGMENT_ROWS, Checkpoint, Segment, Signed, parse, sign
+from tracker.audit.checkpoint import SEGMENT_ROWS, Checkpoint, SealedSegment, Signed, parse, sign
 from tracker.audit.keys import PublicKey, SigningKey
 from tracker.audit.lines import TABLES
 from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable
@@ -36,17 +36,15 @@ from tracker.logs import event
 
 SEALER_LOCK: Final = 0x7472616C  # PostgreSQL: only one seal is written at a time ("tral")
 LOCK_MS: Final = 150  # how long writers may wait behind the sealer
-TRIES: Final = 12  # to get the lock, so about 5 s
+TRIES: Final = 12  # to get the lock, so about 5 s; to be faster than other sealers
 PAUSE_SECONDS: Final = 0.25  # between tries, while the writers go on
-REBUILDS: Final = 10  # tries when other sealers were faster
 
-_LOCK_NOT_AVAILABLE: Final = "55P03"
-_WRITTEN: Final = {  # by table: the id, and when the row says it was written
-    "transitions": (models.TransitionRow.id, models.TransitionRow.observed_at),
-    "gaps": (models.Gap.id, models.Gap.ended_at),
-    "sources": (models.Source.id, models.Source.recorded_at),
+WRITTEN: Final = {
+    "transitions": (models.TRANSITIONS.c.id, models.TRANSITIONS.c.observed_at),
+    "gaps": (models.GAPS.c.id, models.GAPS.c.ended_at),
+    "sources": (models.SOURCES.c.id, models.SOURCES.c.recorded_at),
 }
-
+"""By table: the id of a row, and when it says that it was written."""
 Ids = dict[str, int]  # by table
 
 
@@ -56,71 +54,65 @@ def seal(
     *,
     seal_after: timedelta | None = None,
     next_key: PublicKey | None = None,
-    obeys: bool = False,
     wait: Callable[[float], object] = time.sleep,
-) -> list[Signed]:
-    """Seal what is new, and return the checkpoints made; they are not delivered yet.
+) -> Signed | None:
+    """Seal what is new, and return the checkpoint; it is not delivered yet. None: there is nothing to seal.
 
-    Without new rows there is no checkpoint, unless a key is announced. While a transaction that wrote history stays
-    open on PostgreSQL, this gives up after some seconds with the event ``seal_postponed``; the next call seals it.
+    While a transaction that wrote history stays open on PostgreSQL, this gives up after some seconds with the event
+    ``seal_postponed``; the next call seals it.
 
     Args:
-        engine: A database with this version's schema.
-        key: Signs the checkpoints; None: they are unsigned.
+        key: Signs the checkpoint; None: it is unsigned.
         seal_after: Wait until 1,000 rows are new or one is this old; None or zero: seal everything new.
-        next_key: The checkpoint made now announces this key for those that follow.
-        obeys: Refuse to seal without a key once a key has signed, or with a key that announced another. Such a process
-            has old settings, and its checkpoint would be a permanent finding.
-        wait: Sleeps for this number of seconds.
+        next_key: The checkpoint announces this key for those that follow; it is made even without new rows.
 
     Raises:
-        BadCheckpoint: The newest checkpoint in the database is damaged, so none can follow it.
-        BadConfiguration: *obeys* forbids sealing; the message says which key is missing.
-        DatabaseUnavailable: Some of the checkpoints may have been made: they are in the chain.
+        BadCheckpoint: The newest checkpoint in the database is damaged, so no other can follow it.
+        BadConfiguration: There is no key, but one has signed before, or the key announced another. Such a process has
+            old settings, and its checkpoint would be a permanent finding.
+        DatabaseUnavailable: The checkpoint may have been made: then it is in the chain.
         ValueError: A key is announced, but there is no key to sign it.
     """
     with database.reading(engine) as connection:
-        before = head(connection)
-        if next_key is None and not _is_due(connection, before, seal_after):
-            return []
+        if next_key is None and not _is_due(connection, head(connection), seal_after):
+            return None
     newest = _settled(engine, wait)
-    made: list[Signed] = []
-    rebuilt = 0
-    while next_key or any(newest[table] > id_ for table, id_ in _sealed(before).items()):
-        if obeys and before is not None:
-            _obey(engine, key, before)
-        signed, segments = _build(engine, before, newest, key, next_key)
-        if _write(engine, before, signed, segments):
-            made.append(signed)
-            _warn(before, signed)
-            if signed.checkpoint.next_key is not None:
-                next_key = None
-        elif (rebuilt := rebuilt + 1) > REBUILDS:
-            raise DatabaseUnavailable("other sealers were faster each time: try again")
+    for _ in range(TRIES):
         with database.reading(engine) as connection:
             before = head(connection)
-    return made
+        if next_key is None and all(newest[table] <= id_ for table, id_ in _sealed(before).items()):
+            return None
+        if before is not None:
+            _require_key(engine, key, before)
+        signed, segments = _build(engine, before, newest, key, next_key)
+        if _write(engine, before, signed, segments):
+            return signed
+    raise DatabaseUnavailable("other sealers were faster each time: try again")
 
 
 def head(connection: sa.Connection) -> Signed | None:
-    """Return the newest checkpoint; None: nothing is sealed yet.
-
-    Raises:
-        BadCheckpoint: Its text is damaged.
-    """
-    text = connection.execute(sa.select(models.Seal.checkpoint).order_by(models.Seal.id.desc()).limit(1)).scalar()
+    """Return the newest checkpoint; None: nothing is sealed yet. Raise BadCheckpoint if its text is damaged."""
+    text = connection.execute(sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id.desc()).limit(1)).scalar()
     return None if text is None else _parsed(text)
 
 
-def chain(connection: sa.Connection, after: int = 0) -> Generator[Signed, None, None]:
-    """Yield the checkpoints with a number above *after*, oldest first, in bounded memory.
-
-    Raises:
-        BadCheckpoint: The text of one is damaged.
-    """
-    query = sa.select(models.Seal.checkpoint).order_by(models.Seal.id).offset(after)  # no number is missing
+def chain(connection: sa.Connection) -> Generator[Signed, None, None]:
+    """Yield the checkpoints, oldest first, in bounded memory. Raise BadCheckpoint if the text of one is damaged."""
+    query = sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id)
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
+
+
+def columns(signed: Signed) -> dict[str, object]:
+    """Return what a row of seals says of a checkpoint beside its text."""
+    one = signed.checkpoint
+    return {
+        **{f"last_{table.removesuffix('s')}_id": last for table, (_, last) in one.ids.items()},
+        "rows": one.rows,
+        "checkpoint_sha256": signed.sha256,
+        "sealed_at": one.sealed_at,
+        "key_id": one.key.id if one.key else None,
+    }
 
 
 def _parsed(text: str) -> Signed:
@@ -138,27 +130,19 @@ def _sealed(before: Signed | None) -> Ids:
 def _is_due(connection: sa.Connection, before: Signed | None, seal_after: timedelta | None) -> bool:
     """Return whether enough rows are new, or one is old enough, to seal now."""
     sealed, enough = _sealed(before), SEGMENT_ROWS if seal_after else 1
-    new = (
-        sa.select(at.label("at")).where(id_ > sealed[table]).limit(enough).subquery()
-        for table, (id_, at) in _WRITTEN.items()
-    )
-    waiting = sa.union_all(*(sa.select(rows.c.at) for rows in new)).subquery()
+    new = [sa.select(at.label("at")).where(id_ > sealed[table]).limit(enough) for table, (id_, at) in WRITTEN.items()]
+    waiting = sa.union_all(*(sa.select(rows.subquery()) for rows in new)).subquery()
     # The oldest, not the first: a row with a future time must not hold up the others.
     is_old = sa.func.min(waiting.c.at) <= database.now(connection) - (seal_after or timedelta())
     return bool(connection.execute(sa.select(sa.or_(sa.func.count() >= enough, is_old))).scalar())
 
 
-def _newest(connection: sa.Connection) -> Ids:
-    """Return the highest id of each table."""
-    selected = ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table})" for table in TABLES)
-    return dict(zip(TABLES, connection.exec_driver_sql(f"SELECT {selected}").one(), strict=True))
-
-
 def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
     """Return the highest ids once no open transaction has taken a lower one; zeros if one stays open."""
+    newest = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table}) AS {table}" for table in TABLES)
     if engine.dialect.name == "sqlite":  # it has one writer at a time, so ids commit in order
         with database.reading(engine) as connection:
-            return _newest(connection)
+            return connection.exec_driver_sql(newest).one()._asdict()
     for attempt in range(TRIES):
         if attempt:
             wait(PAUSE_SECONDS)
@@ -167,9 +151,9 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
             with database.writing(engine) as connection:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_MS}ms'")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEAL_LOCK})")
-                return _newest(connection)
+                return connection.exec_driver_sql(newest).one()._asdict()
         except DatabaseUnavailable as error:
-            if getattr(error.__cause__, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
                 raise
     event("seal_postponed", logging.WARNING, why="a transaction that wrote history stays open")
     return dict.fromkeys(TABLES, 0)
@@ -193,7 +177,7 @@ def _build(
         sealed_at=max(now, before.checkpoint.sealed_at) if before else now,
         ids={table: (sealed[table], wanted[table]) for table in TABLES},
         rows=sum(segment["rows"] for segment in segments),
-        segments=tuple(Segment(segment["name"], segment["part"], segment["sha256"]) for segment in segments),
+        segments=tuple(SealedSegment(segment["name"], segment["part"], segment["sha256"]) for segment in segments),
         next_key=next_key,
     )
     return sign(checkpoint, key), segments
@@ -219,49 +203,31 @@ def _segments(engine: sa.Engine, table: str, after: int, upto: int) -> Iterator[
 
 def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: list[dict[str, Any]]) -> bool:
     """Append *signed* to the chain if it still ends with *before*, and return whether it did."""
-    checkpoint = signed.checkpoint
     with database.writing(engine) as connection:  # READ COMMITTED: `head` sees what another sealer committed
         if engine.dialect.name != "sqlite":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEALER_LOCK})")
-        newest = head(connection)
-        if (newest and newest.text) != (before and before.text):
+        if head(connection) != before:
             return False
-        values = {
-            **{f"last_{table.removesuffix('s')}_id": last for table, (_, last) in checkpoint.ids.items()},
-            "rows": checkpoint.rows,
-            "checkpoint": signed.text,
-            "checkpoint_sha256": signed.sha256,
-            "sealed_at": checkpoint.sealed_at,
-            "key_id": checkpoint.key.id if checkpoint.key else None,
-        }
-        seal_id = connection.execute(sa.insert(models.Seal).values(values).returning(models.Seal.id)).scalar_one()
+        insert = sa.insert(models.SEALS).values(checkpoint=signed.text, **columns(signed)).returning(models.SEALS.c.id)
+        seal_id = connection.execute(insert).scalar_one()
         if segments:
-            connection.execute(sa.insert(models.Segment), [{"seal_id": seal_id} | segment for segment in segments])
+            connection.execute(sa.insert(models.SEGMENTS), [{"seal_id": seal_id} | segment for segment in segments])
     return True
 
 
-def _obey(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
+def _require_key(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
     """Raise BadConfiguration if the chain expects another key than *key*, and *key* is not new."""
-    if key is not None and (before.checkpoint.next_key or before.checkpoint.key) == key.public:
+    if key is not None and before.checkpoint.signs_next == key.public:
         return
-    its = models.Seal.key_id.is_not(None) if key is None else models.Seal.key_id == key.public.id
-    query = sa.select(models.Seal.checkpoint).where(its).order_by(models.Seal.id.desc()).limit(1)
+    its = models.SEALS.c.key_id.is_not(None) if key is None else models.SEALS.c.key_id == key.public.id
+    query = sa.select(models.SEALS.c.checkpoint).where(its).order_by(models.SEALS.c.id.desc()).limit(1)
     with database.reading(engine) as connection:
         text = connection.execute(query).scalar()
     if text is None:
         return
-    if key is None:
-        raise BadConfiguration("sealing has stopped: a key signs the chain. Set TRACKER_SIGNING_KEY_FILE to its file")
-    if _parsed(text).checkpoint.next_key not in (None, key.public):
-        raise BadConfiguration(
-            f"sealing has stopped: key {key.public.id} announced another key. Set TRACKER_SIGNING_KEY_FILE to its file"
-        )
-
-
-def _warn(before: Signed | None, signed: Signed) -> None:
-    """Log a key that the checkpoint before did not announce; ``audit verify`` reports it too."""
-    expected = None if before is None else before.checkpoint.next_key or before.checkpoint.key
-    found = signed.checkpoint.key
-    if expected is not None and found != expected:
-        facts = {"checkpoint": signed.checkpoint.number, "expected": expected.id}
-        event("signing_key_unexpected", logging.WARNING, **facts, key=found.id if found else "unsigned")
+    why = "a key signs the chain"
+    if key is not None:
+        if _parsed(text).checkpoint.next_key in (None, key.public):
+            return
+        why = f"key {key.public.id} announced another key"
+    raise BadConfiguration(f"sealing has stopped: {why}. Set TRACKER_SIGNING_KEY_FILE to its file")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from time import monotonic, sleep
+from time import monotonic
 from typing import Final
 
 import sqlalchemy as sa
@@ -25,7 +25,7 @@ from tracker.settings import Settings
 LOOK_SECONDS: Final = 10.0  # how often to look for rows that have waited long enough
 AWAY_SECONDS: Final = 30.0  # between tries while the database is away
 FAILED_SECONDS: Final = 300.0  # after a failure that a person must repair
-CLOSING_SECONDS: Final = 20.0  # for the last seal and its delivery
+CLOSING_SECONDS: Final = 20.0  # for the end: the work under way, the last seal and its delivery
 LAST_DELIVERY_SECONDS: Final = 10.0  # of these; the next start delivers the rest
 
 
@@ -51,48 +51,37 @@ class Sealing:
         Raises:
             TrackerError: *once* only: why nothing could be sealed, unless the block raises.
         """
-        courier = Courier(engine, self._settings.checkpoint_file, self._settings.checkpoint_url)
         over = threading.Event()
-        rounds = _started(lambda: self._rounds(engine, courier, over)) if not self._once else None
+        thread = threading.Thread(target=self._run, args=(engine, over), name="tracker-sealing", daemon=True)
+        if not self._once:
+            thread.start()
         try:
             yield
         finally:
             over.set()
-            end = monotonic() + CLOSING_SECONDS
-            last = rounds
-            if rounds is not None:
-                rounds.join(CLOSING_SECONDS)
-            if rounds is None or not rounds.is_alive():
-                last = _started(lambda: self._last(engine, courier))
-                last.join(max(0.0, end - monotonic()))
-            # A seal is written in one transaction, so it is safe to stop in the middle.
-            if last is not None and last.is_alive():
+            if self._once:
+                thread.start()
+            thread.join(CLOSING_SECONDS)
+            if thread.is_alive():  # a seal is written in one transaction, so it is safe to stop in the middle
                 event("sealing_unfinished", logging.WARNING)
         if self._once and self._failure is not None:
             raise self._failure
 
-    def _rounds(self, engine: sa.Engine, courier: Courier, over: threading.Event) -> None:
+    def _run(self, engine: sa.Engine, over: threading.Event) -> None:
+        courier = Courier.of(engine, self._settings)
         seal_at = monotonic()
         while not over.is_set():
             if monotonic() >= seal_at:
                 seal_at = monotonic() + self._tried(lambda: self._seal(engine, self._settings.seal_after))
             again = self._tried(lambda: courier.deliver(over))
             over.wait(max(0.0, min(seal_at - monotonic(), again)))
-
-    def _last(self, engine: sa.Engine, courier: Courier) -> None:
         self._tried(lambda: self._seal(engine, self._settings.seal_after if self._once else timedelta()))
-        self._tried(lambda: self._deliver_last(courier))
-
-    @staticmethod
-    def _deliver_last(courier: Courier) -> None:
-        end = monotonic() + LAST_DELIVERY_SECONDS
-        while (again := courier.deliver(seconds=end - monotonic())) is not None and monotonic() + again < end:
-            sleep(again)  # another daemon is delivering, or the stop ended a round
+        self._tried(lambda: courier.deliver(seconds=LAST_DELIVERY_SECONDS))
 
     def _seal(self, engine: sa.Engine, seal_after: timedelta) -> None:
+        self._failure = None
         try:
-            seal(engine, self._key, seal_after=seal_after, obeys=True)
-            self._failure = None
+            seal(engine, self._key, seal_after=seal_after)
         except Exception as error:
             self._failure = error
             raise
@@ -110,9 +99,3 @@ class Sealing:
             event("sealing_failed", logging.ERROR, error=f"{type(error).__name__}: {error}")
             logging.getLogger("tracker").debug("sealing_failed", exc_info=error)
             return FAILED_SECONDS
-
-
-def _started(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work, name="tracker-sealing", daemon=True)
-    thread.start()
-    return thread

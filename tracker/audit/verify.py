@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from itertools import chain, pairwise
 from typing import Any, Final
@@ -21,26 +21,18 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from tracker import database, guards, models
+from tracker import database, guards
 from tracker.audit import checks, lines, roles
-from tracker.audit.checkpoint import Checkpoint, Segment, Signed, parse
-from tracker.audit.findings import LONGEST_LIST, Finding, Report, Source, What
+from tracker.audit.checkpoint import Checkpoint, SealedSegment, Signed, parse
+from tracker.audit.findings import LONGEST_LIST, AskedServer, AuditFinding, Report, What, printable
 from tracker.audit.keys import PublicKey
 from tracker.audit.lines import TABLES
+from tracker.audit.seal import WRITTEN, columns
 from tracker.errors import BadCheckpoint
 from tracker.reports import views
 
-LONGEST_WAIT: Final = timedelta(days=1)
-"""A daemon seals every hour, so rows that wait this long are a finding."""
-
-Progress = Callable[[str, int, int | None], None]
-"""Is called from time to time with the phase, the rows done, and all rows (None: unknown)."""
-
-_WRITTEN: Final = {
-    "transitions": models.TransitionRow.observed_at,
-    "gaps": models.Gap.ended_at,
-    "sources": models.Source.recorded_at,
-}
+LONGEST_WAIT: Final = timedelta(days=1)  # a daemon seals every hour, so rows that wait this long are a finding
+Progress = Callable[[float, float | None, str], None]  # is called with what is done, with all there is, and its name
 _BAD_INDEXES: Final = """
     SELECT 'index ' || i.indexrelid\\:\\:regclass || ' is not valid, or is a unique index that is not tracker''s'
     FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
@@ -56,28 +48,24 @@ def verify(
     trusted: Iterable[Signed] = (),
     zone: ZoneInfo,
     now: datetime | None = None,
-    progress: Progress = lambda phase, done, total: None,
+    progress: Progress = lambda done, total, what: None,
 ) -> Report:
     """Check the whole record, and return what was found.
 
     Args:
         connection: In a transaction that sees one state of the database (`database.reading`).
         public_key: The right key, from somebody else. It must have signed a checkpoint of the chain's own succession,
-            in which each key announces the next. A withdrawn key is no member of it. None: accept any succession.
+            in which each key announces the next. None: accept any succession.
         trusted: Checkpoints that were kept outside: the chain must have them.
         zone: The legal time zone of clusters that have no source yet.
         now: The time by which rows wait too long for a seal; None: the database's time.
-        progress: Is called with the progress.
-
-    Raises:
-        DatabaseUnavailable, BadConfiguration: The database cannot be read.
     """
     with database.lenient(connection):
         return _Verification(connection, public_key, trusted, progress).run(zone, now or database.now(connection))
 
 
 @dataclass(slots=True)
-class _Seal:
+class _SealRow:
     """A row of seals and its checkpoint; *signed* is None if the text is not a checkpoint: *problem* says why."""
 
     row: Any
@@ -86,7 +74,7 @@ class _Seal:
     is_genuine: bool | None = None
     problem: str = ""
 
-    def is_certain(self, following: _Seal | None) -> bool:
+    def is_certain(self, following: _SealRow | None) -> bool:
         """Return whether this is what was sealed, by the signature or, without one, by the next checkpoint."""
         if self.signed is None or self.signed.checkpoint.key is not None:
             return self.is_genuine is True
@@ -94,16 +82,10 @@ class _Seal:
             return following.signed.checkpoint.previous_sha256 == self.sha256
         return bool(self.row.checkpoint_sha256 == self.sha256)
 
-    def disagreeing(self, one: Checkpoint) -> list[str]:
-        """Return the columns that do not agree with the text of *one*."""
-        said = {
-            **{f"last_{table.removesuffix('s')}_id": one.ids[table][1] for table in TABLES},
-            "rows": one.rows,
-            "checkpoint_sha256": self.sha256,
-            "sealed_at": f"{one.sealed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}",
-            "key_id": one.key.id if one.key else None,
-        }
-        return [name for name, value in said.items() if getattr(self.row, name) != value]
+    def disagreeing(self, signed: Signed) -> list[str]:
+        """Return the columns that do not agree with the checkpoint."""
+        values = columns(signed) | {"sealed_at": f"{signed.checkpoint.sealed_at:%Y-%m-%d %H:%M:%S.%f}"}
+        return [name for name, value in values.items() if getattr(self.row, name) != value]
 
 
 class _Verification:
@@ -116,17 +98,14 @@ class _Verification:
         self._progress = progress
         self._report = Report(is_key_checked=given is not None)
         self._given = given
-        self._trusted: dict[tuple[int, str], str] = {}  # number and SHA-256 of those not seen yet: origin
-        for signed in trusted:
-            self._trusted[signed.checkpoint.number, signed.sha256] = signed.checkpoint.origin
-            self._report.trusted += 1
-        self._last: _Seal | None = None  # the newest that is in order
+        # Number, SHA-256 and origin of those that were not seen in the chain yet.
+        self._trusted = {(one.checkpoint.number, one.sha256, one.checkpoint.origin) for one in trusted}
+        self._report.trusted = len(self._trusted)
+        self._last: _SealRow | None = None  # the newest that is in order
         self._due = 1  # the number of the next
-        self._expected: PublicKey | None = (
-            None  # the key that signs the next; None: any, at the start and after a break
-        )
+        self._expected: PublicKey | None = None  # signs the next; None: any, at the start and after a break
         self._succession: list[PublicKey] = []
-        self._unexpected: dict[str, list[int]] = {}  # by key id ("": unsigned): first, last, count
+        self._unexpected: dict[str, list[int]] = {}  # by key id ("": unsigned): the numbers
         self._rows = sum(self._scalar(f"SELECT max(id) FROM {table}") or 0 for table in TABLES)  # about
 
     def run(self, zone: ZoneInfo, now: datetime) -> Report:
@@ -141,43 +120,36 @@ class _Verification:
         self._keys()
         self._outside()
         self._tail(now)
-        self._progress("histories", 0, None)
-        for problem in checks.findings(connection, zone):
-            self._problem(problem)
+        self._progress(0, None, "histories")
+        for finding in checks.findings(connection, zone):
+            self._keep(finding)
         report.jobs, report.transitions = (self._scalar(f"SELECT count(*) FROM {t}") for t in ("jobs", "transitions"))
         rows = connection.exec_driver_sql(
             "SELECT cluster, base_url || path, CAST(min(recorded_at) AS text) FROM sources GROUP BY 1, 2 ORDER BY 1, 3"
         )
-        report.sources = [Source(*map(_printable, row)) for row in rows]
+        report.sources = [AskedServer(*map(printable, row)) for row in rows]
         return report
 
     def _scalar(self, query: str) -> Any:
         return self._connection.exec_driver_sql(query).scalar()
 
-    def _find(self, what: What, message: str, *, is_note: bool = False, **place: Any) -> None:
-        kept = self._report.notes if is_note else self._report.findings
+    def _find(self, what: What, message: str, checkpoint: int | None = None, segment: str | None = None) -> None:
+        place = segment or (f"checkpoint {checkpoint}" if checkpoint else "")
+        message = printable(f"{place}: {message}" if place else message)
+        self._keep(AuditFinding(what, message, checkpoint, segment))
+
+    def _keep(self, finding: AuditFinding) -> None:
+        kept = self._report.notes if finding.is_note else self._report.findings
         if len(kept) < LONGEST_LIST:
-            kept.append(Finding(what, _printable(message), **place))
-        elif is_note:
+            kept.append(finding)
+        elif finding.is_note:
             self._report.more_notes += 1
         else:
             self._report.more += 1
 
-    def _problem(self, problem: checks.Problem) -> None:
-        """Keep what a check found."""
-        what = {"jobs": What.JOB, "seals": What.CHECKPOINT}.get(problem.table, What.HISTORY)
-        where = f"row {problem.row_id} of {problem.table}"
-        if problem.jid is not None:
-            transition = "" if what is What.JOB else f", transition {problem.seq}"
-            where = f"job {problem.jid} of cluster {problem.cluster}{transition}"
-        cluster, jid = (None if name is None else _printable(name) for name in (problem.cluster, problem.jid))
-        seq = problem.seq if isinstance(problem.seq, int) else None  # SQLite holds any type in any column
-        message = f"{where}: {problem.message}"
-        self._find(what, message, is_note=problem.is_note, cluster=cluster, jid=jid, seq=seq)
-
     # The chain
 
-    def _seals(self) -> Iterator[_Seal]:
+    def _seals(self) -> Iterator[_SealRow]:
         """Yield the rows of seals by id; only a few are in memory."""
         at = "sealed_at"
         if self._connection.dialect.name != "sqlite":
@@ -190,7 +162,7 @@ class _Verification:
         with closing(self._connection.exec_driver_sql(query, execution_options=options)) as rows:
             for row in rows:
                 text = str(row.checkpoint)
-                seal = _Seal(row, sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
+                seal = _SealRow(row, sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
                 try:
                     seal.signed = parse(text)
                     seal.is_genuine = seal.signed.is_genuine()
@@ -198,24 +170,24 @@ class _Verification:
                     seal.problem = str(error)
                 yield seal
 
-    def _check(self, seal: _Seal, following: _Seal | None) -> None:
+    def _check(self, seal: _SealRow, following: _SealRow | None) -> None:
         """Check one checkpoint and the rows that it closes."""
         self._report.checkpoints += 1
         if seal.signed is None:
             message = f"its text is damaged ({seal.problem}), so its rows cannot be checked"
-            self._find(What.CHECKPOINT, f"checkpoint {self._due}: {message}", checkpoint=self._due)
+            self._find(What.CHECKPOINT, message, self._due)
             self._due, self._last, self._expected = self._due + 1, seal, None
             return
         one, faults = seal.signed.checkpoint, []
-        self._trusted.pop((one.number, seal.sha256), None)
-        if columns := seal.disagreeing(one):
-            faults.append(f"its text does not agree with the columns {', '.join(columns)}")
+        self._trusted.discard((one.number, seal.sha256, one.origin))
+        if names := seal.disagreeing(seal.signed):
+            faults.append(f"its text does not agree with the columns {', '.join(names)}")
         if one.number < self._due:
             faults.append(f"it comes after checkpoint {self._due - 1}: it is a copy, or out of order")
         else:
             if one.number > self._due:
-                missing = f"{self._due}" if one.number == self._due + 1 else f"{self._due} to {one.number - 1}"
-                self._find(What.CHECKPOINT, f"checkpoint {missing} is missing", checkpoint=self._due)
+                others = "" if one.number == self._due + 1 else f", like all up to {one.number - 1}"
+                self._find(What.CHECKPOINT, f"it is missing{others}", self._due)
                 self._expected = None
             else:
                 faults += self._link(one)
@@ -226,15 +198,15 @@ class _Verification:
         else:
             faults.append("it may not be what was sealed, so its rows cannot be checked")
         if faults:
-            self._find(What.CHECKPOINT, f"checkpoint {one.number}: {'; '.join(faults)}", checkpoint=one.number)
+            self._find(What.CHECKPOINT, "; ".join(faults), one.number)
 
     def _link(self, one: Checkpoint) -> Iterator[str]:
         """Yield each reason why a checkpoint does not follow the one before it."""
-        before = self._last.signed.checkpoint if self._last and self._last.signed else None
         if self._last is None and any(after for after, _ in one.ids.values()):
             yield "it does not begin with the first id"
-        if self._last is None or before is None:
+        if self._last is None or self._last.signed is None:
             return
+        before = self._last.signed.checkpoint
         if one.previous_sha256 != self._last.sha256:
             yield f"it states a wrong SHA-256 for checkpoint {before.number}"
         if one.origin != before.origin:
@@ -245,9 +217,9 @@ class _Verification:
             yield f"its ids do not continue those of checkpoint {before.number}"
 
     def _signature(self, one: Checkpoint, is_genuine: bool | None) -> None:
+        """Check that the right key signed a checkpoint, and remember which key signs the next."""
         if is_genuine is False:
-            message = f"checkpoint {one.number}: its signature is false: the text or the signature was changed"
-            self._find(What.KEY, message, checkpoint=one.number)
+            self._find(What.KEY, "its signature is false: the text or the signature was changed", one.number)
             self._expected = None
             return
         if one.key is None:
@@ -256,23 +228,18 @@ class _Verification:
             first, _ = self._report.keys.get(one.key.id, (one.number, 0))
             self._report.keys[one.key.id] = first, one.number
         if self._expected not in (None, one.key):
-            use = self._unexpected.setdefault(one.key.id if one.key else "", [one.number, 0, 0])
-            use[1:] = one.number, use[2] + 1
+            self._unexpected.setdefault(one.key.id if one.key else "", []).append(one.number)
         elif one.key is not None:
             if one.key not in self._succession[-1:]:
                 self._succession.append(one.key)
-            self._expected = one.next_key or one.key
+            self._expected = one.signs_next
 
     def _keys(self) -> None:
-        """Report the keys that no checkpoint announced, and whether the key given is of the succession."""
-        for key_id, (first, last, count) in self._unexpected.items():
-            which = f"checkpoint {first} is" if count == 1 else f"checkpoints {first} to {last} ({count}) are"
-            how = (
-                f"signed with key {key_id}, which the chain did not announce"
-                if key_id
-                else "not signed, but earlier ones are"
-            )
-            self._find(What.KEY, f"{which} {how}", checkpoint=first)
+        """Report the keys that no checkpoint announced, and whether the given key is in the succession."""
+        for key_id, numbers in self._unexpected.items():
+            how = f"it is signed with key {key_id}, which the chain did not announce"
+            others = f"; {len(numbers) - 1} more up to checkpoint {numbers[-1]}" if len(numbers) > 1 else ""
+            self._find(What.KEY, (how if key_id else "it is not signed, but earlier ones are") + others, numbers[0])
         if self._given is not None and self._given not in self._succession:
             announced = " (it is announced, but has not signed yet)" if self._given == self._expected else ""
             signed = f"key {self._succession[-1].id}" if self._succession else "no key"
@@ -282,54 +249,49 @@ class _Verification:
         """Report the newest checkpoint, and those from outside that are not in the chain."""
         report, head = self._report, self._last.signed if self._last else None
         if head is not None:
-            report.origin, report.number = head.checkpoint.origin, head.checkpoint.number
-            report.sha256, report.sealed_at = head.sha256, head.checkpoint.sealed_at
+            one = head.checkpoint
+            report.number, report.sha256, report.sealed_at = one.number, head.sha256, one.sealed_at
         if not self._trusted:
             return
-        (number, hash_), origin = min(self._trusted.items())
+        number, hash_, origin = min(self._trusted)
+        why = "the chain has a different one, or none"
         if head is None or origin != head.checkpoint.origin:
             why = "it belongs to another database"
         elif number > head.checkpoint.number:
             why = f"the chain ends with {head.checkpoint.number}: its end was cut off, or an older copy was restored"
-        else:
-            why = f"checkpoint {number} in the chain is a different one, or missing"
         more = f" (and {len(self._trusted) - 1} more)" if len(self._trusted) > 1 else ""
-        message = f"the trusted checkpoint {number} (SHA-256 {hash_}) is not in the chain: {why}{more}"
-        self._find(What.TRUSTED, message, checkpoint=number)
+        self._find(What.TRUSTED, f"the trusted one (SHA-256 {hash_}) is not in the chain: {why}{more}", number)
 
     # The rows
 
     def _segments(self, seal_id: int, one: Checkpoint) -> None:
         """Check the rows that a checkpoint closes, segment by segment."""
         query = sa.text("SELECT name, part, first_id, last_id, rows, sha256 FROM segments WHERE seal_id = :id")
-        there = {(row.name, row.part): row for row in self._connection.execute(query, {"id": seal_id})}
-        held: dict[str, list[tuple[int, int]]] = {table: [] for table in TABLES}
-        doubtful: set[str] = set()
+        found = {(row.name, row.part): row for row in self._connection.execute(query, {"id": seal_id})}
+        ranges: dict[str, list[tuple[int, int]]] = {table: [] for table in TABLES}
+        uncertain: set[str] = set()  # rows that are in no segment may belong to one that cannot be checked
         for segment in one.segments:
-            row = there.pop((segment.name, segment.part), None)
-            if row is not None and isinstance(row.first_id, int) and isinstance(row.last_id, int):
-                if self._is_as_sealed(segment, one.number, row):
-                    held[segment.name].append((row.first_id, row.last_id))
-                    continue
-            else:
-                path = segment.path(one.number)
-                message = f"{path}: table segments does not have it, so its rows cannot be checked"
-                self._find(What.SEGMENTS, message, checkpoint=one.number, segment=path)
-            doubtful.add(segment.name)  # rows that are in no segment may belong to this one
-        if there:
-            message = f"checkpoint {one.number}: table segments has {len(there)} more than it names"
-            self._find(What.SEGMENTS, message, checkpoint=one.number)
-        for table, ranges in held.items():
+            row = found.pop((segment.name, segment.part), None)
+            if row is None or not isinstance(row.first_id, int) or not isinstance(row.last_id, int):
+                message = "table segments does not have it, so its rows cannot be checked"
+                self._find(What.SEGMENTS, message, one.number, segment.path(one.number))
+            elif self._is_as_sealed(segment, one.number, row):
+                ranges[segment.name].append((row.first_id, row.last_id))
+                continue
+            uncertain.add(segment.name)
+        if found:
+            self._find(What.SEGMENTS, f"table segments has {len(found)} more than it names", one.number)
+        for table in {*TABLES} - uncertain:
             after, upto = one.ids[table]
-            if table not in doubtful and (count := self._between(table, after, upto, ranges)):
+            if count := self._between(table, after, upto, ranges[table]):
                 message = f"rows of {table} with ids from {after + 1} to {upto} that are in no segment: {count}"
-                self._find(What.ROWS, f"checkpoint {one.number}: {message}", checkpoint=one.number)
+                self._find(What.ROWS, message, one.number)
         self._report.sealed += one.rows
 
-    def _is_as_sealed(self, segment: Segment, number: int, row: Any) -> bool:
+    def _is_as_sealed(self, segment: SealedSegment, number: int, row: Any) -> bool:
         """Check the rows of one segment; return whether they are those that were sealed."""
-        path, hash_, count = segment.path(number), sha256(lines.header(segment.name)), 0
-        first = last = None
+        path, hash_ = segment.path(number), sha256(lines.header(segment.name))
+        first, last, count = None, None, 0
         with closing(lines.stream(self._connection, segment.name, row.first_id - 1, row.last_id)) as rows:
             for last, line in rows:
                 first = last if first is None else first
@@ -337,25 +299,22 @@ class _Verification:
                 hash_.update(line)
         digest = hash_.hexdigest()
         is_good = digest == segment.sha256
-        found = (first, last, count)
-        if row.sha256 != segment.sha256 or (is_good and found != (row.first_id, row.last_id, row.rows)):
-            message = f"{path}: the row in table segments does not agree with checkpoint {number}"
-            self._find(What.SEGMENTS, message, checkpoint=number, segment=path)
+        is_described = (first, last, count) == (row.first_id, row.last_id, row.rows)
+        if row.sha256 != segment.sha256 or (is_good and not is_described):
+            message = f"the row in table segments does not agree with checkpoint {number}"
+            self._find(What.SEGMENTS, message, number, path)
         if not is_good and row.sha256 != digest:
             counts = "" if count == row.rows else f" ({row.rows} were sealed, {count} are there)"
-            message = (
-                f"{path}: the rows of {segment.name} with ids from {row.first_id} to {row.last_id} are not those that"
-                f" were sealed{counts}"
-            )
-            self._find(What.ROWS, message, checkpoint=number, segment=path)
-        self._progress("sealed rows", self._report.sealed, self._rows)
+            which = f"the rows of {segment.name} with ids from {row.first_id} to {row.last_id}"
+            self._find(What.ROWS, f"{which} are not those that were sealed{counts}", number, path)
+        self._progress(self._report.sealed, self._rows, "sealed rows")
         return is_good
 
-    def _between(self, table: str, after: int, upto: int, held: list[tuple[int, int]]) -> int:
+    def _between(self, table: str, after: int, upto: int, ranges: list[tuple[int, int]]) -> int:
         """Return how many rows are in the range of a checkpoint but in no segment."""
         count = 0
-        for first, last in [*sorted(held), (upto + 1, upto + 1)]:
-            if first > after + 1:  # missing ids: a transaction was rolled back; or rows were added
+        for first, last in [*sorted(ranges), (upto + 1, upto + 1)]:
+            if first > after + 1:  # missing ids come from rolled-back transactions; or rows were added
                 count += self._scalar(f"SELECT count(*) FROM {table} WHERE id > {after} AND id < {first}")
             after = max(after, last)
         return count
@@ -363,10 +322,10 @@ class _Verification:
     def _tail(self, now: datetime) -> None:
         """Count the rows that are not sealed yet."""
         head = self._last.signed if self._last else None
-        for table, written_at in _WRITTEN.items():
+        for table, (id_, written_at) in WRITTEN.items():
             if count := self._scalar(f"SELECT count(*) FROM {table} WHERE id < 1"):
                 self._find(What.ROWS, f"rows of {table} with an id below 1, which no database gives: {count}")
-            is_new = written_at.class_.id > (head.checkpoint.ids[table][1] if head else 0)
+            is_new = id_ > (head.checkpoint.ids[table][1] if head else 0)
             query = sa.select(sa.func.count(), sa.func.min(written_at) < now - LONGEST_WAIT).where(is_new)
             count, is_late = self._connection.execute(query).one()
             self._report.unsealed += count
@@ -383,8 +342,3 @@ def _index_problems(connection: sa.Connection) -> list[str]:
         return [str(line) for line in found if line != "ok"]
     query = sa.text(_BAD_INDEXES).bindparams(sa.bindparam("tables", expanding=True))
     return list(connection.execute(query, {"tables": guards.TABLES}).scalars())
-
-
-def _printable(value: object) -> str:
-    """Return a value as text that can be printed: bytes that are not UTF-8 (`database.lenient`) as ``\\xNN``."""
-    return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -22,30 +22,36 @@ HEADINGS = ("Start", "Register", "Follow", "Decide", "Report", "Prove", "Keep")
 """The headings of ``tracker --help``, in order."""
 
 COMMANDS = {
-    "demo": ("Start", "tracker.cli.demo:demo", "See all of it on this machine, in about 20 seconds."),
-    "config": ("Start", "tracker.cli.config:config", "What the settings are, and where each comes from."),
-    "db": ("Start", "tracker.cli.db:db", "Make the database, bring it up to date, check it."),
+    "demo": ("Start", "tracker.cli.demo:demo", "Try everything on this machine, in about a minute."),
+    "simulate": ("Start", "tracker.cli.simulate:simulate", "Serve a fake Elevate on this machine."),
+    "config": ("Start", "tracker.cli.config:config", "Show the settings, and where each comes from."),
+    "db": ("Start", "tracker.cli.db:db", "Make, upgrade and check the database."),
     "deploy": ("Start", "tracker.cli.deploy:deploy", "Print files for systemd, containers and Prometheus."),
     "add": ("Register", "tracker.cli.intake:add", "Register jobs by their jids."),
-    "import": ("Register", "tracker.cli.intake:import_", "Register the jobs in a file: CSV or JSON Lines."),
-    "run": ("Follow", "tracker.cli.run:run", "The daemon: poll open jobs, record each transition."),
-    "poll": ("Follow", "tracker.cli.run:poll", "Ask about jobs now, out of turn."),
+    "import": ("Register", "tracker.cli.intake:import_", "Register jobs from a file: CSV or JSON Lines."),
+    "run": ("Follow", "tracker.cli.run:run", "Poll open jobs and record each transition: the daemon."),
+    "poll": ("Follow", "tracker.cli.run:poll", "Poll jobs now, out of turn."),
     "jobs": ("Follow", "tracker.cli.look:jobs", "List jobs, the most urgent first."),
-    "show": ("Follow", "tracker.cli.look:show", "One job: its facts, its timeline, its next poll and why."),
-    "clusters": ("Follow", "tracker.cli.status:clusters", "A row for each cluster: late polls, pause, gap."),
-    "status": ("Follow", "tracker.cli.status:status", "One screen: what needs a person, and what runs."),
+    "show": ("Follow", "tracker.cli.look:show", "Show one job: facts, timeline, next poll."),
+    "clusters": ("Follow", "tracker.cli.status:clusters", "List clusters: late polls, pauses, gaps."),
+    "status": ("Follow", "tracker.cli.status:status", "Show what runs, and what needs a person."),
+    "alerts": ("Follow", "tracker.cli.alerts:alerts", "Send a test alert."),
+    "ack": ("Decide", "tracker.cli.alerts:ack", "Quiet a need that a person has in hand."),
     "withdraw": ("Decide", "tracker.cli.operate:withdraw", "Close jobs, with a reason."),
-    "reopen": ("Decide", "tracker.cli.operate:reopen", "Follow jobs again that ended, but for done ones."),
-    "attest": ("Decide", "tracker.cli.operate:attest", "Say that jobs were done, unseen by us."),
+    "reopen": ("Decide", "tracker.cli.operate:reopen", "Resume failed, lost, attested or withdrawn jobs."),
+    "attest": ("Decide", "tracker.cli.operate:attest", "Declare that jobs were done, unseen by tracker."),
     "amend": ("Decide", "tracker.cli.operate:amend", "Correct what was declared about jobs."),
     "pause": ("Decide", "tracker.cli.operate:pause", "Stop polling a cluster."),
     "resume": ("Decide", "tracker.cli.operate:resume", "Poll a paused cluster again."),
-    "report": ("Report", "tracker.cli.report:report", "How long jobs take, with bounds."),
-    "reconcile": ("Report", "tracker.cli.reconcile:reconcile", "Compare the company's own list of jids with ours."),
-    "audit": ("Prove", "tracker.cli.audit:audit", "Show that nothing in the record was changed."),
-    "simulate": ("Start", "tracker.cli.simulate:simulate", "Serve a fake Elevate on this machine."),
+    "report": ("Report", "tracker.cli.report:report", "Show how long jobs take, deadlines, gaps and more."),
+    "reconcile": (
+        "Report",
+        "tracker.cli.reconcile:reconcile",
+        "Compare a list of submitted jids with the registered jobs.",
+    ),
+    "audit": ("Prove", "tracker.cli.audit:audit", "Verify and export the evidence."),
 }
-"""By command: its heading, where it is, and its line in ``tracker --help``. A new command is one line here."""
+"""By command: its heading, where it is, and its line in ``tracker --help``."""
 
 
 class _Root(click.Group):
@@ -60,7 +66,7 @@ class _Root(click.Group):
         module, _, attribute = COMMANDS[cmd_name][1].partition(":")
         command = getattr(import_module(module), attribute)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{module}.{attribute} is no click command")
+            raise TypeError(f"{module}.{attribute} is not a click command")
         return command
 
     def resolve_command(
@@ -97,8 +103,7 @@ def main(args: Sequence[str] | None = None) -> int:
     0 good, 1 the check failed, 2 usage, 69 a service is unavailable, 75 try again, 78 bad configuration, 130
     interrupted. A command that fails raises a `TrackerError`; one whose check fails returns 1 or calls ``ctx.exit(1)``.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # an odd letter is no reason to fail on a Latin-1 terminal
+    _open_streams()
     try:
         code = root.main(args, prog_name="tracker", standalone_mode=False)
         sys.stdout.flush()  # so that a closed pipe is met here, not at the interpreter's end
@@ -112,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:  # whoever read our output has read enough
+    except BrokenPipeError:  # the reader of our output has read enough
         _drop_output()
         return 1
     except OSError as error:  # a full disk below standard output, for instance: the place's fault, not the program's
@@ -121,7 +126,7 @@ def main(args: Sequence[str] | None = None) -> int:
         click.echo(f"tracker: error: cannot read or write{place}: {error.strerror or error}", err=True)
         return 75
     except Exception as error:
-        # What the database refuses for a reason that nobody foresaw is told in a line as well; faults of ours are not.
+        # What the database refuses for an unforeseen reason is one line as well; a fault of ours has its traceback.
         if not any(base.__module__.startswith("sqlalchemy.") for base in type(error).__mro__):
             raise
         said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
@@ -130,7 +135,25 @@ def main(args: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _open_streams() -> None:
+    """Make standard output and standard error usable, whatever this process was given.
+
+    A stream that is closed (``>&-``) is None: what is written to it goes nowhere, and its number is taken, so that no
+    file of ours, such as the database, gets it. What a terminal's encoding lacks is escaped; a file or a pipe gets
+    UTF-8 in any locale, so that a command reads what another one wrote.
+    """
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)  # commands that read it refuse
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
 def _drop_output() -> None:
-    """Send what standard output still holds nowhere: Python would try to write it once more at its end."""
+    """Discard what standard output still holds: Python would try to write it once more at its end."""
     with suppress(OSError):  # it is no file: a test reads it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,10 +1,18 @@
-"""``tracker config``: what the settings are and where they come from."""
+"""``tracker config``: what the settings are and where they come from, and whether each cluster answers."""
 
 from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 
 from tracker.cli.output import Column, emit, example, format_option
+
+if TYPE_CHECKING:
+    from tracker.settings import ClusterSettings
 
 
 @click.group(epilog=example("tracker config check"))
@@ -12,13 +20,22 @@ def config() -> None:
     """What the settings are, and where each comes from."""
 
 
-@config.command(epilog=example("tracker config check", "TRACKER_CONFIG=prod.toml tracker config check --format json"))
+@config.command(
+    epilog=example(
+        "tracker config check",
+        "tracker config check --ask",
+        "TRACKER_CONFIG=prod.toml tracker config check --format json",
+    )
+)
+@click.option("--ask", is_flag=True, help="Also ask each cluster once, about a jid that no job has.")
 @format_option
-def check(format: str | None) -> None:
+def check(ask: bool, format: str | None) -> int:
     """Check all settings and show each effective value, secrets masked, and where it came from.
 
-    What is wrong is told all at once, each with its place and the way out; then the exit code is 78. Asks neither
-    Elevate nor the database.
+    Names every wrong setting, its place and what to do; then the exit code is 78. Never asks the database.
+
+    With --ask, each cluster must answer "not_found". Exits with 78 if a key is refused, else with 69 if a cluster
+    cannot be asked or gives another answer.
     """
     from tracker import settings
 
@@ -26,9 +43,30 @@ def check(format: str | None) -> None:
     emit(settings.explain(effective), [Column("name"), Column("value"), Column("source")], format)
     if effective.clusters:
         click.echo("The settings are good.", err=True)
-    else:
-        click.echo(
-            "The settings are good, but no cluster is configured, so tracker run has nothing to poll: set "
-            "TRACKER_CLUSTER and TRACKER_API_KEY, or write [clusters.NAME] into tracker.toml.",
-            err=True,
-        )
+        return _ask(effective.clusters.values(), effective.request_timeout) if ask else 0
+    hint = f"no cluster is configured, so tracker run has nothing to poll: {settings.NO_CLUSTER_HINT}."
+    click.echo(f"The settings are good, but {hint}", err=True)
+    return 78 if ask else 0
+
+
+def _ask(clusters: Iterable[ClusterSettings], timeout: timedelta) -> int:
+    """Ask each cluster, print what comes of it, and return the exit code."""
+    from tracker.elevate import Elevate
+    from tracker.errors import AskError, KeyRefused
+    from tracker.status import Status
+
+    codes = {0}
+    for cluster in clusters:
+        try:
+            with Elevate(cluster, timeout) as elevate:
+                answer = elevate.ask(str(uuid.uuid4()), lambda: datetime.now(UTC))
+        except AskError as error:
+            codes.add(78 if isinstance(error, KeyRefused) else 69)
+            words = str(error)
+        else:
+            words = "good: it answers, and the key is accepted"
+            if answer.status != Status.NOT_FOUND:
+                codes.add(69)
+                words = f"the status of a jid that no job has is {answer.status!r}, not 'not_found': check base_url"
+        click.echo(f"{cluster.name}: {words}", err=True)
+    return max(codes)

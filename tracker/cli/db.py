@@ -29,7 +29,7 @@ def upgrade() -> None:
     """
     from tracker import database, settings
 
-    database.upgrade(settings.load(keys=False).database_url, lambda line: click.echo(plain(line)))
+    click.echo(plain(database.upgrade(settings.load(keys=False).database_url)))
 
 
 @db.command(epilog=example("tracker db check"))
@@ -38,14 +38,17 @@ def check() -> int:
 
     Names each thing that is missing or changed, and exits with 1 if there is one. Changes nothing.
     """
-    from tracker import database, settings
+    from tracker import database, guards, settings
+    from tracker.audit import roles
+    from tracker.reports import views
 
     url = settings.load(keys=False).database_url
     engine = database.create_engine(url)
     try:
         with database.reading(engine) as connection:
             database.require_schema(connection)
-            problems = _problems(connection)
+            rooms = (_index_problems, guards.problems, views.problems, roles.problems)
+            problems = [problem for room in rooms for problem in room(connection)]
     except SchemaMismatch as error:  # without the schema, every other check fails too
         click.echo(plain(str(error)))
         return 1
@@ -61,11 +64,7 @@ def check() -> int:
     return 0
 
 
-@db.command(
-    epilog=example(
-        "tracker db grants --owner tracker_owner --writer tracker_writer --auditor tracker_auditor > roles.sql"
-    )
-)
+@db.command(epilog=example("tracker db grants --owner t_owner --writer t_writer --auditor t_auditor > roles.sql"))
 @click.option("--owner", required=True, metavar="ROLE", help="Owns the tables and runs `tracker db upgrade`.")
 @click.option("--writer", required=True, metavar="ROLE", help="Runs the daemon and every other command.")
 @click.option("--auditor", required=True, metavar="ROLE", help="Reads, exports and verifies.")
@@ -86,29 +85,21 @@ def grants(owner: str, writer: str, auditor: str) -> None:
         engine.dispose()
 
 
-def _problems(connection: sa.Connection) -> list[str]:
-    """Return a line for each thing that is not as this version makes it."""
-    from tracker import guards
-    from tracker.audit import roles
-    from tracker.reports import views
-
-    rooms = (_index_problems, guards.problems, views.problems, roles.problems)
-    return [problem for problems in rooms for problem in problems(connection)]
-
-
 def _index_problems(connection: sa.Connection) -> list[str]:
     """Return a line for each index that is missing or has other columns; indexes of a company's own are ignored."""
     import sqlalchemy as sa
 
-    from tracker.models import Base
+    from tracker.models import METADATA
 
     inspector = sa.inspect(connection)
-    found = []
-    for table in Base.metadata.sorted_tables:
+    found: list[str] = []
+    for table in METADATA.sorted_tables:
         there = {}
         if inspector.has_table(table.name):
             there = {index["name"]: index["column_names"] for index in inspector.get_indexes(table.name)}
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
-            if there.get(str(index.name)) != [column.name for column in index.columns]:
-                found.append(f"index {index.name} of table {table.name} is missing or changed")
+        found += [
+            f"index {index.name} of table {table.name} is missing or changed"
+            for index in sorted(table.indexes, key=lambda index: str(index.name))
+            if there.get(str(index.name)) != [column.name for column in index.columns]
+        ]
     return found

@@ -1,29 +1,36 @@
 """Registering: ``tracker add`` and ``tracker import``. Arguments and printing; what is done is in `tracker.intake`.
 
-What became of the jobs goes to standard output; what was refused, and hints, to standard error.
+What became of the jobs goes to standard output, and what was refused to standard error.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from collections import Counter
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from tracker.cli.look import opened
-from tracker.cli.output import example, plain, utc
+from tracker.cli.output import example, plain, progress, utc
 from tracker.errors import Conflict, Refused
 from tracker.status import Kind
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
+    from tracker.files import Notes
 
-    from tracker.deadline import Deadline
+
+class _Input(click.File):
+    """A file to read, or standard input as ``-``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-" and sys.stdin is None:
+            self.fail("standard input is closed: give a file, or pipe one in", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+INPUT = _Input("rb")
 
 _kind = click.Choice([kind.value for kind in Kind])
 
@@ -62,8 +69,8 @@ def add(
     """Register jobs, so that they are followed until they end.
 
     A day is taken as its start in the legal time zone. To register a job again with the same facts is harmless, and
-    what is left out is not compared; other facts are refused. Jobs that are refused are named, the rest goes in, and
-    the exit code is 1 if there was any.
+    what is left out is not compared; other facts are refused. Each job that is refused is named, the others are
+    registered, and the exit code is 1.
     """
     from tracker import database, intake
 
@@ -87,54 +94,13 @@ def add(
                 which = "" if isinstance(outcome, Conflict) else f"{jid[:255]!r}: "
                 click.echo(plain(f"{which}{outcome}"), err=True)
                 continue
+            if outcome.jid != jid:
+                click.echo(f"{jid!r}: the blanks or invisible characters around it were removed", err=True)
             done = "registered already" if outcome.already else "would be registered" if dry_run else "registered"
             due = outcome.deadline
-            told = f"{outcome.jid} of cluster {outcome.cluster}: {done}; deadline {due.on}, {_counted(due)}"
-            click.echo(plain(told))
-        refused = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
-        if len(refused) < len(jids) and not dry_run:
-            _hint(engine)
-    return 1 if refused else 0
-
-
-def _counted(due: Deadline) -> str:
-    """Return in words what a deadline is counted from; what people declared is called declared."""
-    from tracker.deadline import Basis
-
-    return {
-        Basis.RECEIVED: "counted from the declared receipt of the request",
-        Basis.SUBMITTED: "counted from the declared submission, since no receipt is declared",
-        Basis.REGISTERED: "counted from the registration, since neither receipt nor submission is declared",
-    }[due.basis]
-
-
-def _hint(engine: sa.Engine) -> None:
-    """Say what the next step is where no daemon is alive."""
-    import sqlalchemy as sa
-
-    from tracker import database
-    from tracker.models import Worker
-    from tracker.reports.overview import ALIVE
-
-    with database.reading(engine) as connection:
-        beaten = Worker.beat_at >= database.now(connection) - ALIVE
-        alive = sa.select(sa.exists().where(Worker.stopped_at.is_(None), beaten))
-        if not connection.execute(alive).scalar_one():
-            click.echo("No daemon is alive to follow them: start one with `tracker run`.", err=True)
-
-
-@dataclass(slots=True)
-class _Counts:
-    """Rows of a file, by what became of them, and the plain dates in them."""
-
-    new: int = 0
-    already: int = 0
-    refused: int = 0
-    plain_dates: int = 0
-
-    @property
-    def all(self) -> int:
-        return self.new + self.already + self.refused
+            where = f"{outcome.jid} of cluster {outcome.cluster}"
+            click.echo(plain(f"{where}: {done}; deadline {due.on}, counted from {due.basis}_at"))
+    return 1 if any(isinstance(outcome, Refused) for outcome in outcomes) else 0
 
 
 @click.command(
@@ -145,7 +111,7 @@ class _Counts:
         "export-jobs | tracker import - --cluster w1a2b3c4d --kind removal",
     ),
 )
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=INPUT)
 @click.option("--cluster", metavar="NAME", help="For rows that name none; may be left out where one is configured.")
 @click.option("--kind", type=_kind, help="For rows that name none. Default: unknown.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and write nothing.")
@@ -164,77 +130,58 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
       reference     the person's request, groups its jobs; no personal data
 
     Times have an offset, as in 2026-11-23T14:05:00+01:00; a plain date is taken as that day's start in the legal time
-    zone. White space around a value is dropped, and an empty one counts as left out.
+    zone. Blanks around a value are removed, and an empty one counts as left out. Empty rows and columns, and a header
+    that is repeated (cat a.csv b.csv), are ignored.
 
-    A row that is wrong is named with its line, field and reason, the rest goes in, and the exit code is 1 if there was
-    any. It is committed in pieces: after an interruption import the same file again, which is harmless.
+    Each row that is wrong is named with its line, field and reason, the others are registered, and the exit code is 1.
+    The file is committed in pieces: after an interruption import it again, which is harmless.
     """
-    from tracker import intake
+    from tracker import files, intake
 
-    counts = _Counts()
+    counts: Counter[str] = Counter()
+    notes = files.Notes()
     would_be = "would be " if dry_run else ""
     with opened() as (settings, engine):
         if cluster is not None:
             settings.cluster(cluster)  # once, not for each row
-        rows = intake.read(file, settings.zone, cluster=cluster, kind=kind)
+        rows = intake.read(file, settings.zone, notes, cluster=cluster, kind=kind)
         try:
-            with progress(file) as (tell, moved):
+            with progress("rows") as tell:
                 for piece in intake.register_rows(engine, rows, settings=settings, dry_run=dry_run):
                     for row, outcome in piece:
-                        counts.plain_dates += row.plain_dates
                         if isinstance(outcome, Refused):
-                            counts.refused += 1
-                            tell(plain(f"line {row.line}: {outcome}"))
-                        elif outcome.already:
-                            counts.already += 1
+                            click.echo(plain(f"line {row.line}: {outcome}"), err=True)
+                            counts["refused"] += 1
                         else:
-                            counts.new += 1
-                    moved(counts.all)
+                            counts["already" if outcome.already else "new"] += 1
+                    tell(counts.total(), expected(file, counts.total()), "")
         except BaseException:
-            if counts.all:
-                told = "nothing was written" if dry_run else "they stay, and to import the file again is harmless"
-                told = f"{counts.new} {would_be}registered; {told}"
-                click.echo(f"It ended early, after {counts.all} rows: {told}.", err=True)
+            if counts:
+                rest = "nothing was written" if dry_run else "they stay, and to import the file again is harmless"
+                rows_done = f"after {counts.total()} rows: {counts['new']} {would_be}registered"
+                click.echo(f"The import ended early, {rows_done}; {rest}.", err=True)
             raise
-        if counts.plain_dates:
-            start = f"start in {settings.timezone}"
-            click.echo(f"Plain dates that were taken as that day's {start}: {counts.plain_dates}.", err=True)
+        say(notes, settings.timezone)
         click.echo(
-            f"{counts.new} {would_be}registered, {counts.already} registered already, {counts.refused} refused"
+            f"{counts['new']} {would_be}registered, {counts['already']} registered already, {counts['refused']} refused"
             + ("; nothing was written (--dry-run)." if dry_run else ".")
         )
-        if counts.new and not dry_run:
-            _hint(engine)
-    return 1 if counts.refused else 0
+    return 1 if counts["refused"] else 0
 
 
-@contextmanager
-def progress(file: BinaryIO) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
-    """Yield what tells a line on standard error, and what moves the bar there on to so many rows, if a person sees it.
-
-    The bar goes by the bytes read, where the size is known.
-    """
-    if not sys.stderr.isatty():
-        yield (lambda line: click.echo(line, err=True)), (lambda rows: None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    size = _size(file)
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    shown = (TextColumn("{task.fields[rows]:,} rows"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*shown, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=size, rows=0)
-        yield (
-            lambda line: progress.console.print(line),
-            lambda rows: progress.update(bar, rows=rows, completed=file.tell() if size else 0),
-        )
+def say(notes: Notes, timezone: str) -> None:
+    """Print what was done to the values of a file."""
+    if notes.stripped:
+        where = f"{notes.stripped} (first in line {notes.first_stripped})"
+        click.echo(f"Blanks or invisible characters around a jid or reference were removed: {where}.", err=True)
+    if notes.plain_dates:
+        click.echo(f"Plain dates that were taken as that day's start in {timezone}: {notes.plain_dates}.", err=True)
 
 
-def _size(file: BinaryIO) -> int | None:
-    """Return the file's size in bytes, or None where it has none, as a pipe."""
+def expected(file: BinaryIO, rows: int) -> float | None:
+    """Return how many rows the file has, judged by its size and the bytes that *rows* took; None of a pipe."""
     try:
-        status = os.fstat(file.fileno())
+        size, done = os.fstat(file.fileno()).st_size, file.tell()
     except OSError:
         return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return rows * size / done if size and done else None

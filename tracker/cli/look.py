@@ -339,12 +339,16 @@ def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhyt
     import sqlalchemy as sa
 
     from tracker.cadence import Rhythm
-    from tracker.models import Source
+    from tracker.models import SOURCES
 
     if cluster in settings.clusters:
         its = settings.clusters[cluster]
         return Rhythm(its.zone, its.archive_days, settings.delay_per_poll)
-    query = sa.select(Source.timezone, Source.archive_days).where(Source.cluster == cluster).order_by(Source.id.desc())
+    query = (
+        sa.select(SOURCES.c.timezone, SOURCES.c.archive_days)
+        .where(SOURCES.c.cluster == cluster)
+        .order_by(SOURCES.c.id.desc())
+    )
     source = connection.execute(query.limit(1)).one_or_none()
     if source is None:
         return Rhythm(settings.zone, delay_per_poll=settings.delay_per_poll)

@@ -5,22 +5,23 @@ The findings go to standard output, and the summary to standard error: a file of
 
 from __future__ import annotations
 
-from datetime import datetime, time, timedelta
+from collections import Counter
+from datetime import datetime
 from typing import TYPE_CHECKING, BinaryIO
-from zoneinfo import ZoneInfo
 
 import click
 
-from tracker.cli.intake import progress
+from tracker.cli import times
+from tracker.cli.intake import INPUT, expected, say
 from tracker.cli.look import opened
-from tracker.cli.output import Column, chosen, emit, example, format_option, plain, utc
+from tracker.cli.output import Column, chosen, counted, emit, example, format_option, plain, progress, utc
 from tracker.errors import InvalidField, Refused
 
 if TYPE_CHECKING:
-    from tracker.reconcile import Finding, Reconciliation
+    from tracker.reconcile import Reconciliation
 
 SHOWN = 100
-"""Findings in a table; ours: more than a person reads, and a terminal lays out at once."""
+"""Findings in a table; ours: more than a person reads."""
 
 
 @click.command(
@@ -30,7 +31,7 @@ SHOWN = 100
         "export-jobs | tracker reconcile - --cluster w1a2b3c4d",
     )
 )
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=INPUT)
 @click.option(
     "--cluster",
     metavar="NAME",
@@ -38,26 +39,31 @@ SHOWN = 100
 )
 @click.option(
     "--since",
+    callback=times.when,
     metavar="TIME",
-    help="Miss in the file only what was submitted (else registered) then or later: a time with its offset, or a day.",
+    help=f"Miss in the file only what was submitted (else registered) then or later: {times.HELP}.",
 )
 @click.option(
-    "--until", metavar="TIME", help="Miss in the file only what was submitted (else registered) before, or on that day."
+    "--until",
+    callback=times.when,
+    metavar="TIME",
+    help="Miss in the file only what was submitted (else registered) before then, or on that day.",
 )
 @format_option
-def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str | None, format: str | None) -> int:
+def reconcile(
+    file: BinaryIO, cluster: str | None, since: times.When | None, until: times.When | None, format: str | None
+) -> int:
     """Compare the company's own list of submitted jobs with what is registered.
 
     FILE (- for standard input) is CSV or JSON Lines, as for `tracker import`; of its columns only jid must be there.
-    The findings, of which any makes the exit code 1 (a file or an option that cannot be makes it 2):
+    A finding makes the exit code 1; a file or an option that cannot be used makes it 2. The findings:
 
     \b
       missing_here   in the file, and not registered: nobody follows it
       missing_there  registered, and not in the file
-      differs        a fact is registered (here) otherwise than the file says
-                     (there); one that the file leaves out is not compared
-      contradicts    rows of the file give one job different values of a fact,
-                     each of which is a finding
+      differs        a fact is registered (here) otherwise than the file first
+                     says (there); one that the file leaves out is not compared
+      contradicts    a row gives a fact of a job another value than an earlier row
       wrong_row      a row that cannot be read; its job counts as not there
 
     A registered job should be in the file if it is within the scope: the clusters that the file names (and --cluster),
@@ -67,92 +73,60 @@ def reconcile(file: BinaryIO, cluster: str | None, since: str | None, until: str
 
     Nothing is written to the database; `tracker import` of the same file registers what is missing here.
     """
-    from tracker import intake
+    from tracker import database, files, intake
     from tracker import reconcile as _reconcile
 
+    notes = files.Notes()
     with opened() as (settings, engine):
-        begin, end = _bound("since", since, settings.zone), _bound("until", until, settings.zone)
-        if begin is not None and end is not None and begin >= end:
-            raise click.BadParameter(f"{until} is not after --since {since}", param_hint="'--until'")
         try:
-            with progress(file) as (_, moved):
+            with database.reading(engine) as connection:
+                now = database.now(connection)
+            begin = None if since is None else since.instant(now, settings.zone)
+            end = None if until is None else until.instant(now, settings.zone, at_end=True)
+            rows = intake.read(file, settings.zone, notes, cluster=cluster)
+            with progress("rows") as tell:
                 made = _reconcile.reconcile(
                     engine,
-                    intake.read(file, settings.zone, cluster=cluster),
+                    rows,
                     settings=settings,
                     cluster=cluster,
                     since=begin,
                     until=end,
-                    moved=moved,
+                    moved=lambda rows: tell(rows, expected(file, rows), ""),
                 )
         except InvalidField as error:  # of a row it is a finding
             raise click.BadParameter(plain(error.problem), param_hint=f"'--{error.field}'") from None
         except Refused as error:  # not 1, which says that they do not agree
             raise click.BadParameter(plain(str(error)), param_hint="'FILE'") from None
     if chosen(format) != "table":
-        emit(made.findings, _reconcile.Finding._fields, format)
+        emit(made.findings, _reconcile.Difference._fields, format)
     elif made.findings:
-        _print_table(made.findings)
-    if made.plain_dates:
-        start = f"start in {settings.timezone}"
-        click.echo(f"Plain dates that were taken as that day's {start}: {made.plain_dates}.", err=True)
-    click.echo(_summary(made), err=True)
+        shown = made.findings[:SHOWN]
+        filled = [name for name in shown[0]._fields if any(getattr(found, name) is not None for found in shown)]
+        # A time as text has its microseconds: they may be all that differs.
+        cells = [
+            [str(cell) if isinstance(cell := getattr(one, name), datetime) else cell for name in filled]
+            for one in shown
+        ]
+        emit(cells, [Column(name, optional=name == "cluster") for name in filled], "table")
+        if len(made.findings) > SHOWN:
+            click.echo(f"These are {SHOWN} of {len(made.findings)} findings; --format csv has all.", err=True)
+    say(notes, settings.timezone)
+    click.echo(_summary(made, begin, end), err=True)
     return 1 if made.findings else 0
 
 
-def _bound(name: str, text: str | None, zone: ZoneInfo) -> datetime | None:
-    """Return the instant that an option means; ``until`` means the whole of a day."""
-    from tracker import intake
-
-    if text is None:
-        return None
-    try:
-        at, is_day = intake.parse_time(name, text.strip(), zone)
-        if is_day and name == "until":
-            at = datetime.combine(at.astimezone(zone).date() + timedelta(days=1), time(), zone)
-    except InvalidField as error:
-        raise click.BadParameter(error.problem, param_hint=f"'--{name}'") from None
-    except OverflowError:
-        raise click.BadParameter(f"{text} is the last day there is", param_hint=f"'--{name}'") from None
-    return at
-
-
-def _print_table(findings: list[Finding]) -> None:
-    """Print the first findings for a person: no column that is empty, nor the cluster where there is one only."""
-    shown = findings[:SHOWN]
-    several = len({found.cluster for found in shown}) > 1
-    columns = [
-        Column(name)
-        for place, name in enumerate(shown[0]._fields)
-        if any(found[place] is not None for found in shown) and (name != "cluster" or several)
-    ]
-    # A time as text has its microseconds: they may be all that differs.
-    cells = [
-        [str(value) if isinstance(value := getattr(found, one.name), datetime) else value for one in columns]
-        for found in shown
-    ]
-    emit(cells, columns, "table")
-    if len(findings) > SHOWN:
-        click.echo(f"These are {SHOWN} of {len(findings)} findings; --format csv has all.", err=True)
-
-
-def _summary(made: Reconciliation) -> str:
+def _summary(made: Reconciliation, begin: datetime | None, end: datetime | None) -> str:
     """Return in words what was compared, and what came of it."""
-    from tracker.reconcile import Disagreement
-
-    rows = "" if made.rows == made.jobs else f" in {_counted(made.rows, 'row')}"
+    rows = "" if made.rows == made.jobs else f" in {counted(made.rows, 'row')}"
     where = f" in {', '.join(made.clusters)}" if made.clusters else ""
-    since = f" from {utc(made.since).isoformat(' ')}" if made.since else ""
-    until = f" until before {utc(made.until).isoformat(' ')}" if made.until else ""
+    since = f" from {utc(begin).isoformat(' ')}" if begin else ""
+    until = f" until before {utc(end).isoformat(' ')}" if end else ""
     when = f", submitted (else registered){since}{until}" if since or until else ""
-    compared = f"{_counted(made.jobs, 'job')}{rows} in the file, {made.registered} registered{plain(where)}{when}"
+    compared = f"{counted(made.jobs, 'job')}{rows} in the file, {made.registered} registered{plain(where)}{when}"
     if not made.findings:
         return f"All agree: {compared}."
-    counts = made.count()
-    found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    hint = " A wrong row's job counts as not in the file." if counts[Disagreement.WRONG_ROW] else ""
+    counts = Counter(found.finding.value for found in made.findings)
+    found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    hint = " A wrong row's job counts as not in the file." if counts["wrong_row"] else ""
     return f"They do not agree: {found}. Compared: {compared}.{hint}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

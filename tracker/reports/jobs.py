@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.models import CLUSTERS, JOBS, TRANSITIONS, Gap, facts_of
+from tracker.models import CLUSTERS, GAPS, JOBS, TRANSITIONS, facts_of
 from tracker.reports.tables import in_turn, typed, urgent
 from tracker.status import UNSETTLED, Action, Cause, Facts, State
 
@@ -124,10 +124,12 @@ class ExplainedBounds:
 def gaps(connection: sa.Connection, cluster: str, since: datetime) -> list[AnyGap]:
     """Return the gaps of *cluster* that ended after *since*, oldest first, the open one last."""
     c = CLUSTERS.c
-    closed = sa.select(Gap.began_at, Gap.ended_at, Gap.cause, Gap.detail).order_by(Gap.began_at, Gap.id)
+    closed = sa.select(GAPS.c.began_at, GAPS.c.ended_at, GAPS.c.cause, GAPS.c.detail).order_by(
+        GAPS.c.began_at, GAPS.c.id
+    )
     still = sa.select(c.gap_began_at, sa.null(), c.gap_cause, c.gap_detail).where(c.gap_began_at.is_not(None))
     rows = [
-        *connection.execute(closed.where(Gap.cluster == cluster, Gap.ended_at > since)),
+        *connection.execute(closed.where(GAPS.c.cluster == cluster, GAPS.c.ended_at > since)),
         *connection.execute(still.where(c.cluster == cluster)),
     ]
     return [AnyGap(*row) for row in rows]

@@ -1,6 +1,5 @@
 {% from 'macros.sql' import plus_seconds %}
-{# What a row of each action must say and must not say; the CHECKs of the table have the same rules. An observed row names
-   a source of its own job's cluster. #}
+{# What a row of each action must say and must not say; the CHECKs of the table have the same rules. #}
 SELECT 0 AS is_note, 'transitions' AS name, c.id, c.cluster, c.jid, c.seq, c.message
 FROM (
     SELECT
@@ -16,11 +15,10 @@ FROM (
             WHEN t.action <> 'observed' AND (
                 t.source_id IS NOT NULL OR t.server_date IS NOT NULL OR t.anomaly IS NOT NULL
             ) THEN 'it is ' || t.action || ', but has a source, a server_date or an anomaly, which only observed rows have'
-            WHEN t.action NOT IN ('registered', 'observed') AND t.reason IS NULL
-                THEN 'it is ' || t.action || ', but the reason is missing'
-            WHEN t.action = 'registered' AND t.reason IS NOT NULL THEN 'it is registered, but has a reason'
-            WHEN t.action = 'attested' AND t.claimed_at IS NULL THEN 'it is attested, but claimed_at is empty'
-            WHEN t.action <> 'attested' AND t.claimed_at IS NOT NULL THEN 'it is ' || t.action || ', but has a claimed_at'
+            WHEN t.action <> 'observed' AND (t.action = 'registered') <> (t.reason IS NULL)
+                THEN 'it is ' || t.action || ', but the reason is ' || coalesce(t.reason, 'missing')
+            WHEN (t.action = 'attested') <> (t.claimed_at IS NOT NULL)
+                THEN 'it is ' || t.action || ', but ' || CASE t.action WHEN 'attested' THEN 'claimed_at is empty' ELSE 'has a claimed_at' END
             WHEN t.claimed_at > t.observed_at THEN 'claimed_at is ' || t.claimed_at || ', after observed_at'
             WHEN t.last_seen_at > t.observed_at THEN 'last_seen_at is ' || t.last_seen_at || ', after observed_at'
             WHEN t.received_at > {{ plus_seconds('t.observed_at', 60) }} THEN 'received_at is ' || t.received_at || ', after observed_at'

@@ -8,12 +8,10 @@ GROUP BY r.id
 HAVING count(*) > 1 OR r.id > (SELECT max(s.last_{{ last }}_id) FROM seals s)
 UNION ALL
 {% endfor %}
-SELECT 0, 'jobs', n.id, n.cluster, n.jid, NULL, 'it has more than one id, cluster or jid'
+{% for key in ('n.id', 'n.cluster, n.jid') %}
+SELECT 0, 'jobs', min(n.id), min(n.cluster), min(n.jid), NULL, 'it has more than one id, cluster or jid'
 FROM names n
-GROUP BY n.id
+GROUP BY {{ key }}
 HAVING count(*) > 1
-UNION ALL
-SELECT 0, 'jobs', min(n.id), n.cluster, n.jid, NULL, 'it has more than one id, cluster or jid'
-FROM names n
-GROUP BY n.cluster, n.jid
-HAVING count(*) > 1
+{{ "UNION ALL" if not loop.last }}
+{% endfor %}

@@ -4,18 +4,13 @@
 SELECT
     0 AS is_note, 'seals' AS name, s.id, NULL AS cluster, NULL AS jid, NULL AS seq,
     CASE
-        WHEN s.sealed_at < s.previous_at THEN 'sealed_at is ' || s.sealed_at || ', but was ' || s.previous_at || ' before'
+        WHEN s.sealed_at < b.sealed_at THEN 'sealed_at is ' || s.sealed_at || ', but was ' || b.sealed_at || ' before'
         ELSE 'its last ids are lower than those of the checkpoint before it'
     END AS message
-FROM (
-    SELECT
-        l.*, lag(l.sealed_at) OVER w AS previous_at, lag(l.last_transition_id) OVER w AS transition_id,
-        lag(l.last_gap_id) OVER w AS gap_id, lag(l.last_source_id) OVER w AS source_id
-    FROM seals l
-    WINDOW w AS (ORDER BY l.id)
-) s
-WHERE s.sealed_at < s.previous_at
-    OR s.last_transition_id < s.transition_id OR s.last_gap_id < s.gap_id OR s.last_source_id < s.source_id
+FROM seals s
+JOIN seals b ON b.id = (SELECT max(p.id) FROM seals p WHERE p.id < s.id)
+WHERE s.sealed_at < b.sealed_at OR s.last_transition_id < b.last_transition_id OR s.last_gap_id < b.last_gap_id
+    OR s.last_source_id < b.last_source_id
 UNION ALL
 SELECT
     CASE WHEN EXISTS (

@@ -5,7 +5,8 @@
 WITH RECURSIVE names(cluster) AS (
     SELECT min(j.cluster) FROM jobs j
     UNION ALL
-    SELECT (SELECT min(j.cluster) FROM jobs j WHERE j.cluster > n.cluster) FROM names n WHERE n.cluster IS NOT NULL
+    SELECT (SELECT min(j.cluster) FROM jobs j WHERE j.cluster > last.cluster) FROM names last
+    WHERE last.cluster IS NOT NULL
 )
 SELECT
     n.cluster,
