@@ -124,6 +124,8 @@ def test_cron_mails_what_went_wrong_and_nothing_else(tmp_path: Path, elevate: st
     assert "key_refused" in mail(lines[1])[1]
     code, text = mail(url=f"http://127.0.0.1:{free_port()}")
     assert (code, "w1a2b3c4d" in text) == (69, True), text
+    assert "gap_ended" in mail()[1]
+    mail("tracker add 0f5dd9a2-7f64-4a0e-a2a5-6b3e90a0c0de")
     assert (mail(), mail(lines[1])) == ((0, ""), (0, ""))
     (tmp_path / "tracker.db").unlink()
     assert "there is no database" in mail()[1]
