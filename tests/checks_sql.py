@@ -15,7 +15,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from tracker.audit import checks, lines, pack
-from tracker.reports import render, views
+from tracker.reports import render, tables, views
 from tracker.reports.render import Mode
 
 FILE = Path(checks.__file__).with_name("checks.sql")
@@ -144,7 +144,7 @@ def _columns() -> dict[str, list[str]]:
 
 def _field(column: str) -> str:
     """Return the field of a published report as `pack.report_line` writes it, without the quotes of CSV."""
-    type_ = pack._type(column)
+    type_ = tables.column_type(column)
     if column in pack._UNKNOWN:
         return "''"
     return f"coalesce({column if type_ == 'text' else lines.field(column, type_, 'sqlite')}, '')"

@@ -6,6 +6,7 @@ test. `url` and `engine` are a database of the test's own, for a test that needs
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import ssl
@@ -15,6 +16,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -22,9 +24,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from tracker import database
+from tracker import cli, database
 from tracker.errors import TrackerError
 
+Run = Callable[..., tuple[int, str, str]]
+Say = Callable[..., tuple[int, str]]
 SharedEngine = Callable[[str], sa.Engine]
 
 
@@ -160,6 +164,42 @@ def engine(url: str) -> Iterator[sa.Engine]:
     engine = database.open_database(url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def now(engine: sa.Engine) -> datetime:
+    """The database's time."""
+    with database.reading(engine) as connection:
+        return database.now(connection)
+
+
+@pytest.fixture
+def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command line on the test's database, in 80 columns: exit code, stdout, stderr."""
+    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*args: str, stdin: str | bytes = b"") -> tuple[int, str, str]:
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        code = cli.main(args)
+        out, err = capsys.readouterr()
+        assert not {"\x1b", "\u202e"} & {*out, *err}, "a text drives the terminal"
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def say(run: Run) -> Say:
+    """Return a function that runs a command line as `run` does, and returns exit code and what it says."""
+
+    def say(*args: str, stdin: str | bytes = b"") -> tuple[int, str]:
+        code, out, err = run(*args, stdin=stdin)
+        assert out == "" or args[0] in ("show", "jobs"), "there is no data, only messages"
+        return code, out + err
+
+    return say
 
 
 @pytest.fixture(scope="session")

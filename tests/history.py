@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from tests.replay import replay
+from tests.replay import replay, transition_of
 from tracker import database
 from tracker.deadline import deadline_of
 from tracker.models import (
@@ -20,7 +20,6 @@ from tracker.models import (
     TRANSITIONS,
     job_of,
     observed_values,
-    transition_of,
     transition_values,
 )
 from tracker.reports import views

@@ -17,8 +17,6 @@ from contextlib import suppress
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
-JSON = "Content-Type: application/json"
-
 
 class Wire:
     """One request, and the connection on which to answer it, or not.
@@ -44,10 +42,10 @@ class Wire:
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
 
-    def reply(self, body: bytes | str, code: str = "200 OK", *headers: str, kind: str = JSON) -> None:
+    def reply(self, body: bytes | str, code: str = "200 OK", *headers: str) -> None:
         """Answer as a decent server does, with *headers* added."""
         data = body.encode() if isinstance(body, str) else body
-        self.send(http(data, code, f"Content-Length: {len(data)}", *headers, kind=kind))
+        self.send(http(data, code, f"Content-Length: {len(data)}", *headers))
 
     def answer(self, status: str = "waiting", *headers: str) -> None:
         """Answer what was asked."""
@@ -93,9 +91,9 @@ class Wire:
                     sink.sendall(data)
 
 
-def http(body: bytes, code: str = "200 OK", *headers: str, kind: str = JSON) -> bytes:
+def http(body: bytes, code: str = "200 OK", *headers: str) -> bytes:
     """Return a whole response; its length is up to *headers*."""
-    return "\r\n".join([f"HTTP/1.1 {code}", *filter(None, [kind]), *headers, "", ""]).encode("latin-1") + body
+    return "\r\n".join([f"HTTP/1.1 {code}", *headers, "", ""]).encode("latin-1") + body
 
 
 class Hostile:

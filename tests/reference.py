@@ -12,7 +12,7 @@ last step divides into seconds.
 from __future__ import annotations
 
 from calendar import monthrange
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
@@ -282,16 +282,6 @@ def report_statuses(tables: Tables, now: datetime) -> list[Row]:
     return rows
 
 
-def rank(ordered: Sequence[int | None], percent: int) -> int | None:
-    """Return the value at the nearest rank of so many percent."""
-    if not ordered:
-        return None
-    place = 1
-    while 100 * place < percent * len(ordered):
-        place += 1
-    return ordered[place - 1]
-
-
 def report_monthly(tables: Tables, now: datetime) -> list[Row]:
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for job in all_jobs(tables):
@@ -494,7 +484,7 @@ SHARES = {"median": Fraction(1, 2), "p90": Fraction(9, 10), "p95": Fraction(19, 
 
 
 def quantiles(tables: Tables, now: datetime) -> list[Row]:
-    """Return the report of durations: a row for each cluster and kind, and one for all, with registration delays."""
+    """Return the report of durations: a row for each cluster and kind, and one for all; late: over a day."""
     groups: dict[tuple[str | None, str | None], list[Row]] = {}
     for job in all_jobs(tables):
         groups.setdefault((job["cluster"], job["kind"]), []).append(job)
@@ -519,12 +509,8 @@ def quantiles(tables: Tables, now: datetime) -> list[Row]:
             pair = [quantile(least, unended, share), quantile(most, unended + endless, share)]
             pair.sort(key=lambda at: (at is None, at))
             row[f"{name}_seconds_min"], row[f"{name}_seconds_max"] = map(seconds, pair)
-        late = known(passed(job["submitted_at"], job["registered_at"]) for job in jobs)
-        row["late_jobs"] = len(late)
-        for name, percent in (("median", 50), ("p95", 95), ("max", 100)):
-            row[f"late_{name}_seconds"] = seconds(rank(sorted(late), percent))
-        row["late_over_1d"] = sum(age > DAY for age in late)
-        row["submission_unknown"] = len(jobs) - len(late)
+        row["late"] = sum((between(job["submitted_at"], job["registered_at"]) or 0) > DAY for job in jobs)
+        row["unknown"] = sum(job["submitted_at"] is None for job in jobs)
         rows.append(row)
     return rows
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from typing import Any
 
+import sqlalchemy as sa
+
+from tracker.models import facts_of
 from tracker.status import Action, Facts, Job, Past, State, Transition
 
 
@@ -38,6 +42,13 @@ def registration(facts: Facts, at: datetime, actor: str) -> Transition:
         actor=actor,
         facts=facts,
     )
+
+
+def transition_of(row: sa.Row[Any]) -> Transition:
+    """Return the transition in a row of transitions."""
+    facts = facts_of(row) if row.action in (Action.REGISTERED, Action.AMENDED) else None
+    names = [field.name for field in fields(Transition) if field.name != "facts"]
+    return Transition(**{name: getattr(row, name) for name in names}, facts=facts)
 
 
 def replay(transitions: Iterable[Transition]) -> Replay:

@@ -73,20 +73,6 @@ def round_ms(moment: datetime) -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
-@pytest.mark.parametrize(
-    ("archive_days", "now", "due", "why"),
-    [
-        (1, "2026-11-02T15:00", "2026-11-03T00:05", Why.NIGHT),
-        (1, "2026-11-03T00:08", "2026-11-03T00:11:36", Why.ARCHIVED),
-        (0, "2026-11-02T15:00", "2026-11-02T15:38:11.025", Why.ARCHIVED),
-        (30, "2026-11-20T15:00", "2026-11-21T00:05", Why.NIGHT),
-    ],
-)
-def test_the_archive_days_are_a_setting(archive_days: int, now: str, due: str, why: Why) -> None:
-    plan = next_poll(seen("waiting", local(now)), None, local(now), 0, Rhythm(STOCKHOLM, archive_days))
-    assert (round_ms(plan.due_at), plan.why) == (local(due), why)
-
-
 def test_a_running_job_is_asked_by_the_age_of_its_first_sight() -> None:
     first = local("2026-11-04T03:00")
     for age, wait in [(0, 15), (1, 15), (30, 60), (120, 120), (3000, 600), (10**8, 21600)]:
@@ -301,23 +287,6 @@ def test_each_night_has_its_three_polls_whatever_the_clocks_do(name: str, year: 
 def test_a_poll_is_moved_into_the_windows_around_the_deadline(now: str, u: float, due: str, why: Why) -> None:
     plan = next_poll(seen("waiting", local(now)), local("2026-11-03T04:00"), local(now), u, RHYTHM)
     assert plan == Plan(local(due), why)
-
-
-def test_a_poll_that_falls_into_a_window_anyway_is_left_there() -> None:
-    now = local("2026-11-03T02:10")
-    for deadline_at, due in [("06:15", "06:05"), ("06:00", "05:45")]:
-        plan = next_poll(seen("waiting", now), local(f"2026-11-03T{deadline_at}"), now, 0, RHYTHM)
-        assert plan.due_at == local(f"2026-11-03T{due}")
-    now = local("2026-11-03T05:58")
-    plan = next_poll(seen("waiting", now), local("2026-11-03T06:00"), now, 0, RHYTHM)
-    assert plan == Plan(local("2026-11-03T06:05"), Why.NIGHT)
-
-
-def test_an_answer_in_the_window_to_a_request_from_before_it_does_not_count_for_it() -> None:
-    deadline_at, now = local("2026-11-03T04:00"), local("2026-11-03T03:45:01")
-    asked_before = seen("waiting", local("2026-11-03T03:44:59"))
-    assert next_poll(asked_before, deadline_at, now, 0.5, RHYTHM).why is Why.BEFORE_DEADLINE
-    assert retry_poll(20, deadline_at, now, 0.5).why is Why.BEFORE_DEADLINE
 
 
 @pytest.mark.parametrize(

@@ -5,39 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from tests.conftest import Run
 from tests.history import register
 from tests.test_checkpoint import KEY
 from tests.test_checks import unguarded
 from tests.test_deliver import texts
-from tracker import cli
 from tracker.audit import seal as module
 from tracker.audit.checkpoint import parse, split
 from tracker.audit.keys import PublicKey, SigningKey, keygen
 from tracker.audit.seal import seal
 from tracker.errors import BadConfiguration, DatabaseUnavailable
 from tracker.guards import SEAL_LOCK
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command line on the database and returns exit code, stdout and stderr."""
-    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code = cli.main(words)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 @pytest.fixture
@@ -188,11 +172,3 @@ def test_a_rotation_that_fails_leaves_no_key(
     assert (code, new.exists()) == (0, True), err
     assert parse(texts(engine)[-1]).checkpoint.next_key == SigningKey.load(new).public
     assert re.search("key id [0-9a-f]{32}\n", out)
-
-
-def test_the_help_fits_a_terminal(run: Run) -> None:
-    """A line that the terminal folds is no example to copy."""
-    for command in ("head", "keygen", "verify", "export"):
-        _, out, _ = run("audit", command, "--help")
-        assert "Example" in out
-        assert [line for line in out.splitlines() if len(line) > 80] == []

@@ -6,9 +6,9 @@ import csv
 import getpass
 import io
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tracker import cli, database, intake
+from tests.conftest import Run
+from tracker import database, intake
 from tracker.errors import DatabaseUnavailable, Refused
 from tracker.models import JOBS
 from tracker.settings import ClusterSettings, Settings
 
 ONE = Settings(clusters={"w1": ClusterSettings(name="w1")})
-Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command line on the test's database and returns exit code, stdout and stderr."""
-    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
+@pytest.fixture(autouse=True)
+def _one_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
-
-    def run(*args: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = cli.main(args)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def jobs(engine: sa.Engine) -> dict[str, sa.Row[Any]]:
@@ -50,10 +41,7 @@ def test_add_says_what_happened_to_each(engine: sa.Engine, run: Run) -> None:
     assert code == 0
     due = "deadline 2026-02-28, counted from received_at"
     assert out == f"a of cluster w1: registered; {due}\nb of cluster w1: registered; {due}\n"
-    assert err.splitlines() == [
-        "received_at: 2026-01-30 is taken as that day's start in Europe/Stockholm: 2026-01-29 23:00:00+00:00",
-        "' b ': the blanks or invisible characters around it were removed",
-    ]
+    assert err == "Plain dates that were taken as that day's start in Europe/Stockholm: 1.\n"
     there = jobs(engine)
     assert [(job.jid, job.kind, job.reference, job.registered_by) for job in there.values()] == [
         ("a", "export", "DSR-1", getpass.getuser()),
@@ -197,13 +185,14 @@ def test_import_that_ends_early_says_how_far_it_came(
             patch.setattr(database, "writing", failing)
             code, out, err = run("import", "-", stdin=text)
         assert (code, out) == (expected, "")
-        assert "ended early, after 3 rows: " in err
-        assert " registered; they stay, and to import the file again is harmless." in err
+        assert re.search(
+            r"^The import ended early: \d registered, \d registered already, 1 refused.$", err, re.MULTILINE
+        )
         assert list(jobs(engine)) == ["a", "b"]
     assert run("import", "-", stdin=text)[1] == "2 registered, 2 registered already, 1 refused.\n"
     code, out, err = run("import", "-", stdin=b"jid,kind\ne,\nf,\ng,\njid,reference\nh,R\n")
     assert (code, out) == (1, "")
-    assert "ended early, after 3 rows: 3 registered;" in err
+    assert "ended early: 3 registered, 0 registered already, 0 refused." in err
     assert "tracker: error: line 5: this header has other columns than the one in line 1" in err
 
 
@@ -225,7 +214,6 @@ def test_import_shows_a_bar_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPa
     assert (code, out) == (1, "2500 registered, 0 registered already, 1 refused.\n")
     shown = terminal.getvalue()
     assert "2,501 rows" in shown
-    assert "100%" in shown
     assert "personal data" in shown
 
 
@@ -297,12 +285,3 @@ def test_a_closed_standard_stream_stops_nothing(engine: sa.Engine) -> None:
         assert (done.returncode, b"Traceback" in done.stderr) == (code, False), (command, done.stderr)
         assert message in done.stderr, command
     assert list(jobs(engine)) == ["b", "c"]
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_help_has_examples(run: Run) -> None:
-    """The help ends with command lines that can be copied."""
-    for command in ("add", "import", "withdraw", "reopen", "attest", "amend", "pause", "resume", "reconcile"):
-        code, out, _ = run(command, "--help")
-        assert code == 0
-        assert f"  tracker {command} " in out.partition("Example")[2]

@@ -11,7 +11,6 @@ import resource
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests import history
+from tests.conftest import Run
 from tests.history import answer, change, register, stand
 from tracker import cadence, cli, database, deadline, status
 from tracker.models import GAPS, JOBS, SOURCES
@@ -31,30 +31,6 @@ from tracker.status import Anomaly, Cause, State
 JID = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
 HOSTILE = "=cmd|' /C calc'!A0 <b>"  # what the CHECKs let through
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command line in 80 columns, and returns exit code, output and messages."""
-    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*args: str) -> tuple[int, str, str]:
-        code = cli.main(args)
-        out, err = capsys.readouterr()
-        assert "\x1b" not in out + err
-        assert "\u202e" not in out + err
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def now(engine: sa.Engine) -> datetime:
-    with database.reading(engine) as connection:
-        return database.now(connection)
 
 
 def table(run: Run, *args: str) -> list[dict[str, str]]:
@@ -137,12 +113,6 @@ def test_each_filter_of_jobs_narrows(run: Run) -> None:
         assert problem in err
 
 
-def test_a_lost_job_is_past_its_deadline_only_when_it_is(engine: sa.Engine, run: Run, now: datetime) -> None:
-    for jid, since in (("late", 40 * DAY), ("not-yet", 3 * DAY)):
-        answer(engine, register(engine, jid, at=now - since), ("not_found", now - DAY), ("not_found", now - HOUR))
-    assert jids(run, "--past-deadline") == ["late"]
-
-
 def test_csv_and_json_have_every_column_of_the_view_and_plain_values(
     engine: sa.Engine, run: Run, now: datetime
 ) -> None:
@@ -173,9 +143,9 @@ def test_a_table_of_jobs_fits_80_columns_with_the_longest_words(engine: sa.Engin
     code, out, err = run("jobs", "--format", "table")
     lines = out.splitlines()
     assert code == 0
-    assert lines[0].split() == ["cluster", "jid", "state", "verdict"]
+    assert lines[0].split() == ["jid", "state", "verdict", "cluster"]
     assert max(map(len, lines)) <= 80
-    assert sum(line.startswith(("w1a2b3c4d ", "w9z8y7x6w ")) for line in lines) == 10
+    assert sum("w1a2b3c4d" in line or "w9z8y7x6w" in line for line in lines) == 10
     assert "deadline_on" in err
     code, out, _ = run("jobs", "--format", "table", "--cluster", "w1a2b3c4d", "--state", "withdrawn")
     assert out.splitlines()[0].split()[:4] == ["jid", "state", "verdict", "deadline"]
@@ -257,46 +227,20 @@ def test_the_listing_reads_no_more_than_it_shows(engine: sa.Engine, run: Run) ->
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_every_jid_comes_back_from_csv(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `tracker jobs --format csv` prints, `tracker withdraw --from -` reads: each jid as it is."""
-    jids = [JID, "=1+1", "+a", "-b", "@c", "'d", '"e"', "f,g", "h;i", "sep=;", "jid", "ä漢", "000123", "1E5", "a'b"]
-    for jid in jids:
-        register(engine, jid)
-    _, out, _ = run("jobs", "--format", "csv")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(out.encode()), "utf-8"))
-    code, _, err = run("withdraw", "--from", "-", "--reason", "a test")
-    assert code == 0, err
-    assert {row["jid"] for row in table(run, "jobs", "--state", "withdrawn")} == set(jids)
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_full_disk_is_an_error_in_one_line(url: str, engine: sa.Engine, tmp_path: Path) -> None:
-    """Below the output, and below the temporary file in which the rows wait; half a table never comes out."""
+    """Where the rows wait in a temporary file; half a table never comes out."""
     with database.writing(engine) as connection:
         connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": f"j{n}"} for n in range(500)])
-    tracker = Path(sys.executable).with_name("tracker")
-    environment = os.environ | {"TRACKER_DATABASE_URL": url}
-
-    def fails(command: str, limit: int | None = None) -> tuple[int, str, str]:
-        def limited() -> None:
-            if limit is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-        ran = subprocess.run(
-            ["sh", "-c", command.replace("tracker", str(tracker), 1)],
-            env=environment,
-            preexec_fn=limited,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-        return ran.returncode, ran.stdout, ran.stderr
-
-    code, _, err = fails("tracker jobs --format csv > /dev/full")
-    assert (code, err) == (75, "tracker: error: cannot read or write: No space left on device\n")
-    code, out, err = fails("tracker jobs --format csv", 40_000)
-    assert (code, out) == (1, "")
-    assert err == (
+    done = subprocess.run(
+        [Path(sys.executable).with_name("tracker"), "jobs", "--format", "csv"],
+        env=os.environ | {"TRACKER_DATABASE_URL": url},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
         "tracker: error: cannot keep the rows in a temporary file: File too large; make room, or name another folder "
         "in TMPDIR\n"
     )
@@ -400,22 +344,6 @@ def test_every_verdict_and_anomaly_has_its_words() -> None:
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_show_gives_an_operators_reason_and_what_they_claim(
-    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    job_id = register(engine, "a", at=now - DAY)
-    claimed = now - HOUR
-    history.record(engine, job_id, lambda job, past: status.attest(job, claimed, now, "eve", "saw the archive"))
-    _, out, _ = run("show", "a", "--format", "table")
-    facts, _, timeline = out.partition("\nTimeline\n")
-    assert records(facts.partition("\n")[2])["ended"] == f"by {at(claimed)}, as an operator says"
-    assert timeline.splitlines()[-1].split("  ", 1)[1].strip() == (
-        f"{at(now)}  attested (was open)  by eve: saw the archive; done by {at(claimed)} (declared)"
-    )
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_show_marks_the_row_that_proves_a_job_overdue(
     engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,16 +409,7 @@ def test_show_marks_the_gaps_that_explain_a_wide_bound(
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_without_a_submission_the_first_bounds_begin_with_registration(
-    engine: sa.Engine, run: Run, now: datetime
-) -> None:
-    answer(engine, register(engine, "a", at=now - 3 * HOUR), ("waiting", now - 2 * HOUR))
-    gap(engine, now - 4 * HOUR, now - 2 * HOUR - MINUTE)
-    assert [row["gap_seconds"] for row in table(run, "show", "a")] == ["0.0", str(59 * 60.0)]
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_many_gaps_are_one_line_and_what_overlaps_counts_once(
+def test_of_many_gaps_some_are_shown_and_what_overlaps_counts_once(
     engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = (now - 20 * DAY).replace(microsecond=0)
@@ -499,14 +418,17 @@ def test_many_gaps_are_one_line_and_what_overlaps_counts_once(
         gap(engine, began + (n + 2) * HOUR, began + (n + 2) * HOUR + 2 * (HOUR if n == 40 else MINUTE))
     shown = timeline(run, monkeypatch)
     assert [" ".join(line) for line in shown if "gap" in " ".join(line)] == [
-        f"{at(began + 2 * HOUR)} {at(began + 91 * HOUR + 2 * MINUTE)} 90 gaps explain 4h 56m of these 4d 4h; "
-        f"the longest 2h, from {at(began + 42 * HOUR)} (unreachable)"
+        *(
+            f"{at(began + n * HOUR)} {at(began + n * HOUR + 2 * MINUTE)} gap explains 2m of these 4d 4h (unreachable)"
+            for n in (2, 3, 4)
+        ),
+        "87 gaps more all 90 explain 4h 56m of these 4d 4h; csv and json have more",
     ]
     assert [(row["gaps"], row["gap_seconds"]) for row in table(run, "show", "a")][2] == ("90", str(296 * 60.0))
     assert len(json.loads(run("show", "a", "--format", "json")[1])["timeline"][2]["gaps"]) == 90
-    assert len(timeline(run, monkeypatch, "80")) < 20
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("unsettled", [True, False])
 def test_show_says_that_nothing_can_be_observed_now(
     engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch, unsettled: bool
@@ -526,14 +448,6 @@ def test_show_says_that_nothing_can_be_observed_now(
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_what_an_operator_did_has_no_bounds_to_explain(engine: sa.Engine, run: Run, now: datetime) -> None:
-    job_id = register(engine, "a", at=now - DAY)
-    gap(engine, now - 2 * DAY, now - HOUR)
-    history.record(engine, job_id, lambda job, past: status.withdraw(job, now - 2 * HOUR, "eve", "x"))
-    assert [row["gaps"] for row in table(run, "show", "a")] == ["0", "0"]
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_show_of_hostile_text_is_plain_and_fits(engine: sa.Engine, run: Run, now: datetime) -> None:
     job_id = register(engine, HOSTILE, at=now - DAY, reference=HOSTILE)
     answer(engine, job_id, (HOSTILE, now - HOUR))
@@ -545,15 +459,6 @@ def test_show_of_hostile_text_is_plain_and_fits(engine: sa.Engine, run: Run, now
             assert code == 0
             if format == "table":
                 assert max(map(len, out.splitlines())) <= 80
-
-
-def test_a_jid_of_two_clusters_is_refused_with_both_named(engine: sa.Engine, run: Run) -> None:
-    for name in ("w1", "w2"):
-        register(engine, "a", name)
-    code, _, err = run("show", "a")
-    assert (code, err.endswith("--cluster: w1, w2\n")) == (1, True)
-    assert [row["cluster"] for row in table(run, "show", "a", "--cluster", "w2")] == ["w2"]
-    assert run("show", "b")[0] == 1
 
 
 def why(run: Run, jid: str = "a") -> str:
@@ -592,7 +497,7 @@ def test_the_reason_goes_by_the_clusters_own_calendar(
     answer(engine, register(engine, "a", at=now - 4 * DAY), ("waiting", now - HOUR))
     assert why(run) == cadence.Why.NIGHT
     values = {"cluster": "w1", "base_url": "http://127.0.0.1", "path": "/", "lost_after_polls": 5, "version": "1"}
-    values |= {"lost_after_seconds": 1, "legal_timezone": "UTC", "recorded_at": now, "timezone": "Nowhere/Else"}
+    values |= {"lost_after_seconds": 1, "legal_timezone": "UTC", "recorded_at": now, "timezone": "UTC"}
     with database.writing(engine) as connection:
         for days in (5, 2):
             connection.execute(sa.insert(SOURCES).values(**values, archive_days=days))
@@ -609,19 +514,3 @@ def test_a_job_that_plain_sql_registered_is_shown_before_its_first_poll(engine: 
     read = records(out.partition("\n")[2].partition("\nTimeline\n")[0])
     assert code == 0
     assert (read["status"], read["deadline"]) == ("not answered yet", "computed at the first answer")
-
-
-# all of them
-
-
-@pytest.mark.parametrize("command", ["jobs", "show"])
-def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([command, "--help"]) == 0
-    assert f"  tracker {command}" in capsys.readouterr().out.partition("Example")[2]
-
-
-def test_no_command_makes_a_database(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lines: list[list[str]] = [["jobs"], ["show", "a"], ["withdraw", "a", "--reason", "x"]]
-    for line in lines:
-        assert cli.main(line) == 78
-        assert "make it with `tracker db upgrade`" in capsys.readouterr().err

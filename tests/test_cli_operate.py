@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import getpass
-import io
 import shlex
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,52 +11,30 @@ import pytest
 import sqlalchemy as sa
 
 from tests import history
+from tests.conftest import Say
 from tests.history import register
-from tracker import cli, database, operate
+from tracker import database, operate
 from tracker.errors import DatabaseUnavailable
 from tracker.models import CLUSTERS
 from tracker.status import State
-
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command line on the test's database and returns exit code and messages."""
-    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
-
-    def run(*args: str, stdin: bytes = b"") -> tuple[int, str]:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = cli.main(args)
-        out, err = capsys.readouterr()
-        assert out == "", "there is no data, only messages"
-        return code, err
-
-    return run
-
-
-@pytest.fixture
-def now(engine: sa.Engine) -> datetime:
-    with database.reading(engine) as connection:
-        return database.now(connection)
 
 
 def state(engine: sa.Engine, job_id: int) -> State:
     return State(history.job(engine, job_id).state)
 
 
-def test_withdraw_and_reopen_say_what_they_did(engine: sa.Engine, run: Run) -> None:
+def test_withdraw_and_reopen_say_what_they_did(engine: sa.Engine, say: Say) -> None:
     """The job, its cluster, what it is now and was; the actor is the login, or who is named."""
     job_id = register(engine, "a")
-    assert run("withdraw", "a", "--reason", "twice") == (0, "a of cluster w1 is withdrawn; it was open.\n")
+    assert say("withdraw", "a", "--reason", "twice") == (0, "a of cluster w1 is withdrawn; it was open.\n")
     assert state(engine, job_id) is State.WITHDRAWN
     last = history.last(engine, job_id)
     assert (last.actor, last.reason) == (getpass.getuser(), "twice")
-    assert run("reopen", "a", "--reason", "not twice", "--actor", "eve") == (
+    assert say("reopen", "a", "--reason", "not twice", "--actor", "eve") == (
         0,
         "a of cluster w1 is reopened; it was withdrawn.\n",
     )
-    assert run("withdraw", "a", "a", "x\x1b", "b\x1b[2J", "--reason", "x", "--dry-run") == (
+    assert say("withdraw", "a", "a", "x\x1b", "b\x1b[2J", "--reason", "x", "--dry-run") == (
         1,
         "a of cluster w1 would be withdrawn; it was open.\n"
         * 2
@@ -83,20 +59,20 @@ WRONG: list[tuple[str, int, str]] = [
     ("withdraw a --reason x --actor ' '", 1, "actor: is empty"),
     ("withdraw b --reason x", 1, "no job has the jid 'b'; register it with: tracker add JID"),
     ("pause w1", 2, "Missing option '--reason'"),
-    ("pause w7 --reason x", 1, "'w7' is neither configured nor in the database (known: w1, w2)"),
-    ("resume w7", 1, "'w7' is neither configured nor in the database (known: w1, w2)"),
+    ("pause w7 --reason x", 1, "cluster: there is no cluster 'w7'; there are: w1, w2"),
+    ("resume w7", 1, "cluster: there is no cluster 'w7'; there are: w1, w2"),
 ]
 
 
-def test_what_cannot_be_done_says_why(engine: sa.Engine, run: Run, now: datetime) -> None:
+def test_what_cannot_be_done_says_why(engine: sa.Engine, say: Say, now: datetime) -> None:
     """And nothing is changed."""
     job_id, *two = [register(engine, jid, name) for jid, name in (("a", "w1"), ("two", "w1"), ("two", "w2"))]
     history.answer(engine, register(engine, "done", at=now - timedelta(days=1)), ("done", now))
     for args, code, problem in WRONG:
-        exit_code, message = run(*shlex.split(args))
+        exit_code, message = say(*shlex.split(args))
         assert (exit_code, problem in message) == (code, True), message
     assert state(engine, job_id) is State.OPEN
-    assert run("withdraw", "two", "--reason", "x", "--cluster", "w2")[0] == 0
+    assert say("withdraw", "two", "--reason", "x", "--cluster", "w2")[0] == 0
     assert [state(engine, job_id) for job_id in two] == [State.OPEN, State.WITHDRAWN]
 
 
@@ -104,7 +80,7 @@ def test_what_cannot_be_done_says_why(engine: sa.Engine, run: Run, now: datetime
 
 
 def test_each_line_that_cannot_be_done_is_named_and_the_rest_is_done(
-    engine: sa.Engine, run: Run, now: datetime, tmp_path: Path
+    engine: sa.Engine, say: Say, now: datetime, tmp_path: Path
 ) -> None:
     """By line and reason, in words safe for a terminal; a jid that plain SQL registered is found whatever it is."""
     done = register(engine, "d", at=now - timedelta(days=1))
@@ -127,19 +103,19 @@ def test_each_line_that_cannot_be_done_is_named_and_the_rest_is_done(
     ]
     around = "Blanks or invisible characters around a jid or reference were removed: 2 (first in line 6)."
     for args, were in (["--dry-run"], "would be withdrawn"), ([], "withdrawn"):
-        code, message = run("withdraw", "--from", str(file), "--reason", "x", *args)
+        code, message = say("withdraw", "--from", str(file), "--reason", "x", *args)
         assert code == 1
         assert message.splitlines() == [*expected, f"4 {were}, 8 refused.", around]
         assert {state(engine, job_id) for job_id in good} == {State.OPEN if args else State.WITHDRAWN}
     assert state(engine, done) is State.DONE
     lines = b'{"jid": "two", "cluster": "w1", "polls": 3}\n{"jid": "two"}\n'
-    code, message = run("withdraw", "--from", "-", "--reason", "x", "--cluster", "w3", stdin=lines)
+    code, message = say("withdraw", "--from", "-", "--reason", "x", "--cluster", "w3", stdin=lines)
     assert (code, message) == (0, "2 withdrawn, 0 refused.\n")
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_file_that_is_not_read_to_its_end_says_how_far_it_came(
-    engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database that goes away, and a header of another file: what was done stays done."""
     ids = [register(engine, jid) for jid in "abc"]
@@ -152,10 +128,10 @@ def test_a_file_that_is_not_read_to_its_end_says_how_far_it_came(
 
     with monkeypatch.context() as patch:
         patch.setattr(operate, "find", fail)
-        code, message = run("withdraw", "--from", "-", "--reason", "x", stdin=b"jid\na\nb\n")
+        code, message = say("withdraw", "--from", "-", "--reason", "x", stdin=b"jid\na\nb\n")
     said = "This ended early: 1 withdrawn, 0 refused.\ntracker: error: "
     assert (code, message) == (69, f"{said}the database is not available: gone\n")
-    code, message = run("withdraw", "--from", "-", "--reason", "x", stdin=b"jid,state\nb,x\nstate,jid\ny,c\n")
+    code, message = say("withdraw", "--from", "-", "--reason", "x", stdin=b"jid,state\nb,x\nstate,jid\ny,c\n")
     assert (code, message.startswith(f"{said}line 3: this header has other columns")) == (1, True)
     assert [state(engine, job_id) for job_id in ids] == [State.WITHDRAWN, State.WITHDRAWN, State.OPEN]
 
@@ -163,13 +139,13 @@ def test_a_file_that_is_not_read_to_its_end_says_how_far_it_came(
 # Clusters
 
 
-def test_pause_and_resume_say_what_they_did(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pause_and_resume_say_what_they_did(engine: sa.Engine, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a cluster that is only configured; twice is harmless."""
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
-    assert run("pause", "w1", "--reason", "maintenance") == (0, "Cluster w1 is paused until `tracker resume w1`.\n")
-    assert run("pause", "w1", "--reason", "more") == (0, "Cluster w1 is paused already; nothing was changed.\n")
+    assert say("pause", "w1", "--reason", "maintenance") == (0, "Cluster w1 is paused until `tracker resume w1`.\n")
+    assert say("pause", "w1", "--reason", "more") == (0, "Cluster w1 is paused already; nothing was changed.\n")
     resumed = "Cluster w1 is resumed. An open gap ends with the first valid answer.\n"
-    assert run("resume", "w1", "--reason", "over") == (0, resumed)
-    assert run("resume", "w1") == (0, "Cluster w1 is not paused; nothing was changed.\n")
+    assert say("resume", "w1", "--reason", "over") == (0, resumed)
+    assert say("resume", "w1") == (0, "Cluster w1 is not paused; nothing was changed.\n")
     with database.reading(engine) as connection:
         assert connection.scalars(sa.select(CLUSTERS.c.gap_detail)).all() == ["maintenance; resumed: over"]

@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -30,7 +29,6 @@ from tracker.cli.output import FORMATS, Column, emit, example, format_option, hu
 from tracker.settings import duration
 from tracker.text import INVISIBLE
 
-TRACKER = Path(sys.executable).with_name("tracker")
 AT = datetime(2026, 11, 24, 10, 0, 0, 123456, UTC)
 JID = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
 
@@ -159,7 +157,7 @@ SHOWN = [""]
 
 @given(NASTY)
 @settings(deadline=None, max_examples=150)
-def test_csv_is_verbatim_and_no_formula_for_a_spreadsheet(text: str) -> None:
+def test_csv_and_json_are_verbatim_and_no_formula_for_a_spreadsheet(text: str) -> None:
     """What the database can hold comes back as it is; with --for-spreadsheet nothing begins a formula."""
     SHOWN[0] = text
     for args in ([], ["--for-spreadsheet"]):
@@ -170,16 +168,7 @@ def test_csv_is_verbatim_and_no_formula_for_a_spreadsheet(text: str) -> None:
             assert not row[0].startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
         elif not INVISIBLE.search(text):
             assert row[0] == text
-
-
-@given(NASTY)
-@settings(deadline=None, max_examples=100)
-def test_json_keeps_every_character(text: str) -> None:
     assert json.loads(printed([[text]], ["text"], "json")) == [{"text": text}]
-
-
-def test_markup_and_emoji_names_are_printed_as_they_are() -> None:
-    assert "[red]x[/red] :smile:" in printed([["[red]x[/red] :smile:"]], ["a"], "table")
 
 
 def test_control_characters_leave_a_mark() -> None:
@@ -222,11 +211,11 @@ def test_what_does_not_fit_at_all_is_a_list_of_records() -> None:
     assert shown.splitlines() == [
         f"jid        {JID}1",
         f"other jid  {JID}",
-        "reason     ",
+        "reason",
         "",
         f"jid        {JID}2",
         f"other jid  {JID}",
-        "reason     ",
+        "reason",
     ]
     assert printed([[1, 2]], ["a", "b"], "table", records=True) == "a  1\nb  2\n"
 
@@ -244,15 +233,6 @@ def test_wide_characters_keep_the_columns_straight() -> None:
     assert cell_len(lines[1].split("x")[0]) == cell_len(lines[2].split("y")[0])
 
 
-def test_a_table_in_a_file_is_as_wide_as_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.StringIO()
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(os, "get_terminal_size", lambda *_: (_ for _ in ()).throw(OSError))
-    emit([["x" * 300, "y" * 300]], ["a", "b"], "table")
-    assert len(out.getvalue().splitlines()) == 2
-
-
 def test_an_empty_table_says_so_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     emit([], ["a"], "table", empty="No jobs.")
     assert capsys.readouterr() == ("", "No jobs.\n")
@@ -266,24 +246,6 @@ def test_a_terminal_gets_a_table_and_a_pipe_csv(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     emit([[1]], ["the_a"])
     assert click.unstyle(capsys.readouterr().out).splitlines()[0].strip() == "the a"
-
-
-def test_csv_and_json_are_written_as_rows_come() -> None:
-    written: list[int] = []
-    out = io.StringIO()
-
-    def rows() -> Iterator[tuple[int]]:
-        for i in range(3):
-            written.append(len(out.getvalue()))
-            yield (i,)
-
-    for format in ("csv", "json"):
-        out.truncate(0)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "stdout", out)
-            emit(rows(), ["a"], format)
-    assert written[1] < written[2]
-    assert written[4] < written[5]
 
 
 # The door
@@ -347,13 +309,6 @@ def test_a_mistake_in_the_program_is_not_hidden() -> None:
         cli.main(["boom", "NoSuchError"])
 
 
-def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
-    from importlib.metadata import version
-
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"tracker, version {version('tracker')}\n"
-
-
 @pytest.mark.parametrize("words", [["--help"], ["config", "check"], ["boom", "many", "--format", "json"]])
 def test_a_reader_who_leaves_is_no_error(words: list[str]) -> None:
     program = (
@@ -409,22 +364,10 @@ def test_every_help_ends_with_an_example_of_that_command() -> None:
 def test_help_imports_nothing_but_click() -> None:
     """Of what is not the standard library: what takes long to import is imported when a command needs it."""
     program = (
-        "import sys; before = set(sys.modules); from tracker.cli import main; main(['--help']); "
-        "names = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "import sys; before = set(sys.modules); from tracker.cli import main; main(sys.argv[1:]); "
+        "names = {name.partition('.')[0] for name in set(sys.modules) - before if name[0] != '_'}; "
         "print(*sorted(names - sys.stdlib_module_names))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1].split() == ["click", "tracker"]
-
-
-def test_help_answers_in_under_twice_the_time_of_importing_click() -> None:
-    def best(*command: str | Path) -> float:
-        """Return the least of several runs: what the work takes, whatever else the machine does."""
-        times = []
-        for _ in range(8):
-            began = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    assert best(TRACKER, "--help") < 2 * best(sys.executable, "-c", "import click")
+    for args in (["--help"], ["report", "--help"], ["report", "durations", "--help"]):
+        done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1].split() == ["click", "tracker"]

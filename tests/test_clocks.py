@@ -1,25 +1,20 @@
 """Clocks that are set, processes that are frozen, machines that are suspended: what is recorded then, and what is not.
 
-In this process the database's clock is moved by a test, on both databases; with real daemons it is libfaketime that
-moves the clock, of SQLite too, but leaves alone the one that counts elapsed time, as a suspended machine does.
+A test moves the database's clock, on both databases, and leaves alone the one that counts elapsed time, as a suspended
+machine does.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from tests.scripted import Script, cluster_settings
 from tests.test_checks import found
-from tests.test_daemon import TRACKER, add, environment, tracker, until
+from tests.test_daemon import add
 from tests.test_poller import change, cluster, gaps, histories_are_whole, job, on_sqlite, run, stand
 from tracker import clusters, database
 from tracker.audit.seal import seal
@@ -77,12 +72,6 @@ def other_daemon(engine: sa.Engine, at: datetime) -> None:
     with database.writing(engine) as connection:
         facts = {"host": "h", "pid": 1, "version": "1", "started_at": at, "beat_at": at, "once": False}
         connection.execute(sa.insert(WORKERS).values(worker="other", **facts))
-
-
-def coverage(engine: sa.Engine, jid: str) -> float:
-    with database.reading(engine) as connection:
-        query = sa.text("SELECT covered_share FROM report_coverage WHERE jid = :jid")
-        return float(connection.execute(query, {"jid": jid}).scalar_one())
 
 
 @pytest.mark.parametrize(("before", "after"), [(timedelta(), HOURS), (HOURS, timedelta())])
@@ -164,23 +153,6 @@ def test_a_clock_that_was_ahead_and_is_set_right_stops_nothing(
     assert steps[0][0] == steps[0][1]
     assert steps[0][3].startswith("the clock was ahead by 3 days")
     nothing_lies_ahead(engine, (last, len(gaps(engine)) - 1))
-
-
-def test_two_daemons_put_a_step_on_record_once(
-    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
-) -> None:
-    """Each finds it, on its own."""
-    clock.by = DAYS
-    with Poller(engine, cluster_settings(script.url), Settings(), "other", watch=clusters.Watch()) as other:
-        for by, jid in ((DAYS, "a"), (timedelta(), "b")):
-            clock.by = by
-            add(engine, jid)
-            for one in (polling, other):
-                clusters.look(engine, one._watch)
-                run(one)
-    assert [(cause, detail) for _, _, cause, detail in gaps(engine)] == [
-        (Cause.CLOCK_SET, "the clock was ahead by 3 days, 0:00:00")
-    ]
 
 
 @on_sqlite
@@ -309,122 +281,3 @@ def test_a_clock_that_jumps_costs_the_scheduler_nothing() -> None:
     every = _Every(1)
     assert every.get_next_fire_time(None, now) == now
     assert every.get_next_fire_time(now - timedelta(days=60), now) == now + timedelta(seconds=1)
-
-
-# --- real processes ---------------------------------------------------------------------------------------------------
-
-FAKETIME = next(iter(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1")), None)
-needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="libfaketime is missing (Debian: faketime)")
-
-
-class Daemon:
-    """A daemon whose clock a test sets."""
-
-    def __init__(self, url: str, script: Script, folder: Path) -> None:
-        self._env = environment(url, script.url)
-        self._clock = folder / "clock"
-        self._log = folder / "daemon.log"
-        self.set("+0")
-
-    def set(self, moved: str) -> None:
-        """Move its clock by so much against the real one."""
-        new = self._clock.with_suffix(".new")
-        new.write_text(f"{moved}\n")
-        new.replace(self._clock)
-
-    def start(self) -> None:
-        faked = {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_NO_CACHE": "1",
-        }
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen([TRACKER, "run"], env=self._env | faked, stderr=log)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        assert self.process.wait(30) == 0
-
-    def logged(self, name: str) -> list[dict[str, Any]]:
-        return [line for line in map(json.loads, self._log.read_text().splitlines()) if line["event"] == name]
-
-    def memory(self) -> int:
-        """Return the most that it ever used, in megabytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) // 1024
-
-
-@pytest.fixture
-def daemon(url: str, script: Script, tmp_path: Path) -> Iterator[Daemon]:
-    daemon = Daemon(url, script, tmp_path)
-    daemon.start()
-    yield daemon
-    daemon.process.kill()
-    daemon.process.wait()
-
-
-def answered(engine: sa.Engine, jid: str) -> Callable[[], bool]:
-    return lambda: bool(job(engine, jid).status)
-
-
-@needs_faketime
-@on_sqlite
-def test_a_machine_that_is_suspended_while_requests_wait_records_nothing_too_early(
-    engine: sa.Engine, script: Script, daemon: Daemon
-) -> None:
-    """Eight hours between claim and answer: it was not seen before it came. Then sixty idle days: a gap, at no cost."""
-    add(engine, "first")
-    until(answered(engine, "first"))
-    woken_at = datetime.now(UTC) + HOURS
-
-    def suspend(jid: str) -> None:
-        daemon.set("+8h")
-        script.hold = None
-        time.sleep(0.3)
-
-    script.hold, script.default = suspend, "done"
-    add(engine, "a")
-    until(answered(engine, "a"))
-    assert job(engine, "a").ended_by >= woken_at
-    until(lambda: bool(daemon.logged("answer_discarded")))
-    ((_, ended, cause, _),) = gaps(engine)
-    assert (cause, ended >= woken_at) == (Cause.NOT_RUNNING, True)
-    assert coverage(engine, "first") < 1
-    before = daemon.memory()
-    add(engine, "open")
-    script.default = "waiting"
-    until(answered(engine, "open"))
-    daemon.set("+60d")
-    until(lambda: [gap[2] for gap in gaps(engine)] == [Cause.NOT_RUNNING] * 2, 6)
-    assert daemon.memory() - before < 30
-    daemon.stop()
-    histories_are_whole(engine)
-
-
-@needs_faketime
-@on_sqlite
-def test_a_daemon_whose_clock_was_three_days_ahead_goes_on(
-    engine: sa.Engine, script: Script, daemon: Daemon, url: str
-) -> None:
-    """Polls resume at once when it is set right, nothing later lies in the future, and `report gaps` shows it."""
-    add(engine, "a")
-    until(answered(engine, "a"))
-    daemon.set("+3d")
-    until(lambda: len(gaps(engine)) == 1, 6)
-    until(lambda: job(engine, "a").seen_at > datetime.now(UTC) + timedelta(days=2))
-    with database.reading(engine) as connection:
-        last = connection.execute(sa.select(sa.func.max(TRANSITIONS.c.id))).scalar_one()
-    daemon.set("+0")
-    script.default = "running"
-    add(engine, "b")
-    until(lambda: {job(engine, jid).status for jid in "ab"} == {"running"}, 15)
-    daemon.stop()
-    assert [gap[2] for gap in gaps(engine)] == [Cause.NOT_RUNNING, Cause.CLOCK_SET]
-    with database.reading(engine) as connection:
-        for row in connection.execute(sa.select(TRANSITIONS).where(TRANSITIONS.c.id > last)):
-            assert row.observed_at <= datetime.now(UTC)
-    env = environment(url, script.url)
-    assert "ahead by 3 days" in tracker("report", "gaps", env=env).stdout
-    verified = tracker("audit", "verify", env=env)
-    assert verified.returncode == 0, verified.stdout

@@ -131,22 +131,6 @@ def test_each_question_has_the_printed_answer(story: sa.Engine) -> None:
     }
 
 
-def test_the_traps_about_times(story: sa.Engine) -> None:
-    """A time as the cookbook writes it compares rightly on both; one with a T, or a difference, is wrong on SQLite."""
-
-    def one(query: str) -> Any:
-        with database.reading(story) as connection:
-            return connection.exec_driver_sql(query).scalar_one()
-
-    exports = "SELECT count(*) FROM report_durations WHERE kind = 'export'"
-    for sign, many in ((">=", 1), ("<", 5)):  # to the second: that of an observation
-        assert one(f"{exports} AND done_by {sign} '2025-03-06 04:00:01+00'") == many
-    assert one(f"{exports} AND done_by < CURRENT_TIMESTAMP") == 6
-    if story.dialect.name == "sqlite":
-        assert one(f"{exports} AND done_by >= '2025-03-06T04:00:00+00'") == 0
-        assert one("SELECT max(done_by - submitted_at) FROM report_durations") == 0
-
-
 def test_duckdb_reads_our_csv_with_its_types(story: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times, dates, numbers and texts are what they were, and the cookbook's query says what the database says."""
     duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed: pip install duckdb")

@@ -6,12 +6,10 @@ deadline what the legal clock says, and a report as of now the same as the views
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -20,13 +18,14 @@ import pytest
 import sqlalchemy as sa
 
 from tests import history
+from tests.conftest import Say
 from tests.history import ZONE, answer, register
-from tests.replay import replay
+from tests.replay import replay, transition_of
 from tests.scripted import Script, SetClock, polling
-from tracker import cli, database, operate
+from tracker import database, operate
 from tracker.deadline import add_months
 from tracker.errors import InvalidField, Refused
-from tracker.models import JOBS, facts_of, transition_of
+from tracker.models import JOBS, facts_of
 from tracker.operate import Amendment
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
@@ -52,9 +51,14 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime | None], None]:
     return set_
 
 
-def amend(engine: sa.Engine, job_id: int, *, dry_run: bool = False, **changes: Any) -> Amendment:
-    with database.reading(engine) if dry_run else database.writing(engine) as connection:
-        return operate.amend(connection, job_id, "alice", "the mail", changes, zone=ZONE, dry_run=dry_run)
+def amend(engine: sa.Engine, job_id: int, **changes: Any) -> Amendment:
+    with database.writing(engine) as connection:
+        return operate.amend(connection, job_id, "alice", "the mail", changes, zone=ZONE)
+
+
+def attest(engine: sa.Engine, job_id: int, done_by: datetime) -> None:
+    with database.writing(engine) as connection:
+        operate.attest(connection, job_id, "eve", "the archive has it", done_by)
 
 
 def row(engine: sa.Engine, job_id: int) -> sa.Row[Any]:
@@ -100,18 +104,6 @@ def test_each_fact_can_be_corrected_and_cleared(engine: sa.Engine) -> None:
         assert (done.deadline_was, done.deadline.on) == (before.deadline_on, after.deadline_on)
         assert after.deadline_on == add_months(local(counted_from), 1)
         assert (after.state, after.status, after.polls) == (before.state, before.status, before.polls)
-
-
-def test_a_job_in_any_state_is_amended_and_stays_in_it(engine: sa.Engine) -> None:
-    """What is declared can be wrong about an ended job too; it is not polled again for that."""
-    words = {State.DONE: "done", State.FAILED: "error", State.OPEN: "waiting"}
-    for state, word in words.items():
-        job_id = register(engine, state, at=NOW - 9 * DAY)
-        answer(engine, job_id, (word, NOW - DAY))
-        before = row(engine, job_id)
-        amend(engine, job_id, kind="export")
-        after = row(engine, job_id)
-        assert (after.state, after.ended_by, after.due_at) == (state, before.ended_by, before.due_at)
 
 
 # Extensions
@@ -201,17 +193,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"jid": "b"}, "jid: cannot be amended; only these can: kind, reference, received_at"),
     ({"kind": "delete"}, "kind: 'delete': write export, removal or unknown"),
     ({"kind": None}, "kind: cannot be cleared"),
-    ({"reference": "jo@example.com"}, "reference: has an @ in it"),
-    ({"reference": "a\nb"}, "reference: has the invisible character"),
     ({"reference": " "}, "reference: is empty"),
-    ({"reference": "x" * 256}, "reference: has 256 characters"),
     ({"received_at": NOW + HOUR}, "received_at: .* is in the future"),
-    ({"received_at": datetime(2026, 1, 5)}, "received_at: .* has no time zone"),  # noqa: DTZ001 - refused
-    ({"received_at": "2026-01-05"}, "received_at: must be a datetime"),
-    ({"received_at": datetime(1969, 1, 1, tzinfo=UTC)}, "received_at: .* is before 1970"),
     ({"received_at": NOW - 9 * DAY}, "received_at: .* is after the job was registered, at"),
     ({"submitted_at": NOW - 9 * DAY}, "submitted_at: .* is after the job was registered, at"),
-    ({"submitted_at": NOW + HOUR}, "submitted_at: .* is in the future"),
     ({"extended_on": "2026-01-05"}, "extended_on: must be a date, not str"),
     ({"extended_on": NOW}, "extended_on: must be a date, not datetime"),
     ({"extended_on": months(NOW - 11 * DAY, 1)}, "extended_on: .* is not after .* the deadline without an extension"),
@@ -226,9 +211,8 @@ def test_what_cannot_be_declared_is_refused_by_name(engine: sa.Engine) -> None:
     declared: dict[str, Any] = {"received_at": NOW - 11 * DAY} | R_1
     job_id = register(engine, "a", at=NOW - 10 * DAY, **declared)
     for changes, told in WRONG:
-        for dry_run in (False, True):
-            with pytest.raises(Refused, match=told):
-                amend(engine, job_id, dry_run=dry_run, **changes)
+        with pytest.raises(Refused, match=told):
+            amend(engine, job_id, **changes)
     for actor, reason, field in ((" ", "x", "actor"), ("x", " ", "reason"), ("x", "jo@example.com", "reason")):
         with database.writing(engine) as connection, pytest.raises(InvalidField, match=f"^{field}: "):
             operate.amend(connection, job_id, actor, reason, {"kind": "removal"}, zone=ZONE)
@@ -305,11 +289,6 @@ def amended_under_way(engine: sa.Engine, script: Script, said: str | int) -> Non
 # Attesting
 
 
-def attest(engine: sa.Engine, job_id: int, done_by: datetime, *, dry_run: bool = False) -> None:
-    with database.reading(engine) if dry_run else database.writing(engine) as connection:
-        operate.attest(connection, job_id, "eve", "the archive has it", done_by, dry_run=dry_run)
-
-
 def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
     """From open, failed and lost; it is not polled, its verdict is attested, and reopening takes it back."""
     stories = {"new": [], "open": ["waiting"], "failed": ["error"], "lost": ["waiting", "not_found", "not_found"]}
@@ -317,8 +296,6 @@ def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
         job_id = register(engine, jid, at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
         answer(engine, job_id, *((word, NOW - (9 - n) * DAY) for n, word in enumerate(words)))
         before = row(engine, job_id)
-        attest(engine, job_id, NOW - HOUR, dry_run=True)
-        assert tuple(row(engine, job_id)) == tuple(before)
         attest(engine, job_id, (NOW - HOUR).astimezone(ZONE))
         found, last = row(engine, job_id), history.last(engine, job_id)
         assert (found.state, found.ended_after, found.ended_by, found.due_at) == ("attested", None, NOW - HOUR, None)
@@ -365,30 +342,11 @@ def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) ->
 # The command line
 
 
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Return a function that runs a command line on the test's database and returns exit code and messages."""
-    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
-
-    def run(*args: str, stdin: str = "") -> tuple[int, str]:
-        out, err = io.StringIO(), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err):
-            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-            code = cli.main(args)
-        assert out.getvalue() == "" or args[0] in ("show", "jobs"), "there is no data, only messages"
-        return code, out.getvalue() + err.getvalue()
-
-    return run
-
-
-Run = Callable[..., tuple[int, str]]
-
-
 def midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=ZONE).astimezone(UTC)
 
 
-def test_amend_says_what_it_changed(engine: sa.Engine, run: Run) -> None:
+def test_amend_says_what_it_changed(engine: sa.Engine, say: Say) -> None:
     """Old and new facts and deadline, the same before (--dry-run) and after; a day is its start."""
     job_id = register(engine, "a", at=NOW - 10 * DAY, received_at=NOW - 40 * DAY, reference="R-1")
     answer(engine, job_id, ("waiting", NOW - DAY))
@@ -402,33 +360,34 @@ def test_amend_says_what_it_changed(engine: sa.Engine, run: Run) -> None:
         "Plain dates that were taken as that day's start in Europe/Stockholm: 1.\n"
     )
     once = [*command, str(day), "--reference", "None"]
-    assert run(*once, "--dry-run") == (0, f"a of cluster w1 would be amended: {said}")
+    assert say(*once, "--dry-run") == (0, f"a of cluster w1 would be amended: {said}")
     assert tuple(row(engine, job_id)) == tuple(before)
-    assert run(*once) == (0, f"a of cluster w1 is amended: {said}")
+    assert say(*once) == (0, f"a of cluster w1 is amended: {said}")
     assert (row(engine, job_id).received_at, history.last(engine, job_id).actor) == (midnight(day), "eve")
-    assert run(*command, str(earlier))[0] == 0
-    assert run("amend", "a", "--extended-until", str(late), "--reason", "complex") == (
+    assert say(*command, str(earlier))[0] == 0
+    assert say("amend", "a", "--extended-until", str(late), "--reason", "complex") == (
         0,
         f"a of cluster w1 is amended: extended_on unknown -> {late}; deadline {first} as before; the extension to "
         f"{late} does not count: it was recorded after the first month was over, or is longer than two further "
         "months.\n",
     )
-    assert "not the deadline: recorded too late" in " ".join(run("show", "a", "--format", "table")[1].split())
-    code, said = run(*command, "none", "--extended-until", "none")
+    assert "not the deadline: recorded too late" in " ".join(say("show", "a", "--format", "table")[1].split())
+    code, said = say(*command, "none", "--extended-until", "none")
     assert (code, f"extended_on {late} -> unknown" in said) == (0, True)
     assert row(engine, job_id).received_at is None
 
 
-def test_show_marks_what_was_amended_and_claimed_as_declared(engine: sa.Engine, run: Run) -> None:
+def test_show_marks_what_was_amended_and_claimed_as_declared(engine: sa.Engine, say: Say) -> None:
     """The timeline has each amendment with what was and is declared, by whom and why."""
     job_id = register(engine, "a", at=NOW - 10 * DAY, received_at=NOW - 12 * DAY)
     answer(engine, job_id, ("waiting", NOW - DAY), due_at=NOW + DAY)
     amend(engine, job_id, received_at=NOW - 11 * DAY, kind="export")
     attest(engine, job_id, NOW - HOUR)
-    shown = " ".join(run("show", "a", "--format", "table")[1].split())
+    shown = " ".join(say("show", "a", "--format", "table")[1].split())
+    assert f"ended by {NOW - HOUR}, as an operator says" in shown
     for words in ("by alice: the mail;", "kind unknown -> export (declared);", f"done by {NOW - HOUR}"):
         assert all(word in shown for word in words.split()), words
-    timeline = json.loads(run("show", "a", "--format", "json")[1])["timeline"]
+    timeline = json.loads(say("show", "a", "--format", "json")[1])["timeline"]
     assert [one["declared"] and one["declared"]["kind"] for one in timeline] == ["unknown", None, "export", None]
 
 
@@ -450,14 +409,14 @@ l;;;;;{local(NOW + 300 * DAY)}
 """
 
 
-def test_amend_reads_csv(engine: sa.Engine, run: Run) -> None:
+def test_amend_reads_csv(engine: sa.Engine, say: Say) -> None:
     """An empty cell leaves a fact as it is, none clears it; what cannot be done is named by line, jid and field."""
     declared: dict[str, Any] = {"received_at": NOW - 11 * DAY} | R_1
     cluster = {"b": "w2"}
     ids = {jid: register(engine, jid, cluster.get(jid, "w1"), at=NOW - 10 * DAY, **declared) for jid in "abcdefghikl"}
     first = months(NOW - 11 * DAY, 1)
     for args in (["--dry-run"], []):
-        code, said = run("amend", "--from", "-", "--reason", "the list", *args, stdin=CSV)
+        code, said = say("amend", "--from", "-", "--reason", "the list", *args, stdin=CSV)
         *lines, dates = said.splitlines()
         is_done = "would be amended" if args else "is amended"
         assert (code, len(lines)) == (1, 14)
@@ -472,7 +431,7 @@ def test_amend_reads_csv(engine: sa.Engine, run: Run) -> None:
                 (5, "'d': received_at: '2026-13-01' is not a time"),
                 (6, "'e': kind: 'delete': write export, removal or unknown"),
                 (7, "'f': extended_until: '2026-2-1' is not a time"),
-                (8, "'g': there is nothing to amend: give one of kind, reference, received_at"),
+                (8, "'g': the job has these facts already: there is nothing to amend"),
                 (9, "'h': received_at: '2026-01-05T10:00:00' has no offset"),
                 (10, "no job has the jid 'none'"),
                 (11, "'c': the same job as in line 4"),
@@ -490,7 +449,7 @@ def test_amend_reads_csv(engine: sa.Engine, run: Run) -> None:
     assert (row(engine, ids["a"]).reference, row(engine, ids["a"]).kind) == ("R-1", "removal")
 
 
-def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, run: Run) -> None:
+def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, say: Say) -> None:
     """In JSON Lines null leaves a fact as it is; a row may not say what an option says; other columns are refused."""
     ids = [register(engine, jid, at=NOW - 10 * DAY, reference="R-1") for jid in "abc"]
     objects = (
@@ -499,7 +458,7 @@ def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, run: Run) ->
         '{"jid": "c", "submitted_at": "x"}\n'
     )
     known = "jid, cluster, kind, reference, received_at, submitted_at, extended_until"
-    code, said = run("amend", "--from", "-", "--submitted-at", "2026-01-06", "--reason", "x", stdin=objects)
+    code, said = say("amend", "--from", "-", "--submitted-at", "2026-01-06", "--reason", "x", stdin=objects)
     assert code == 1
     assert [line.partition(" of cluster w1 is amended: ")[0] for line in said.splitlines()] == [
         "line 1: a",
@@ -514,30 +473,30 @@ def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, run: Run) ->
     assert [one.reference for one in found] == 3 * ["R-1"]
     assert [one.kind for one in found] == ["unknown", "export", "unknown"]
     assert [one.submitted_at and one.submitted_at.day for one in found] == [5, 5, None]
-    table = run("jobs", "--format", "csv")[1]
-    code, said = run("amend", "--from", "-", "--reason", "x", stdin=table)
+    table = say("jobs", "--format", "csv")[1]
+    code, said = say("amend", "--from", "-", "--reason", "x", stdin=table)
     assert (code, said) == (1, f"tracker: error: line 1: there is no column 'state'; known are: {known}\n")
     pairs = "\n".join(",".join(line.split(",")[:2]) for line in table.splitlines())
-    assert run("amend", "--from", "-", "--kind", "removal", "--reason", "x", stdin=pairs)[0] == 0
+    assert say("amend", "--from", "-", "--kind", "removal", "--reason", "x", stdin=pairs)[0] == 0
     assert [row(engine, job_id).kind for job_id in ids] == 3 * ["removal"]
 
 
-def test_attest_says_what_is_claimed(engine: sa.Engine, run: Run) -> None:
+def test_attest_says_what_is_claimed(engine: sa.Engine, say: Say) -> None:
     """A day is taken as its end, or as now; many with a time each, or one for all."""
     ids = {jid: register(engine, jid, at=NOW - 10 * DAY) for jid in "abcdef"}
     day = local(NOW - 3 * DAY)
     end = midnight(day + DAY)
     for args, is_done in ((["--dry-run"], "would be"), ([], "is")):
-        assert run("attest", "a", "--done-by", str(day), "--reason", "the archive", *args) == (
+        assert say("attest", "a", "--done-by", str(day), "--reason", "the archive", *args) == (
             0,
             f"a of cluster w1 {is_done} attested: done by {end} (declared); it was open.\n",
         )
     assert (row(engine, ids["a"]).ended_by, row(engine, ids["a"]).state) == (end, "attested")
     today = str(datetime.now(ZONE).date())
-    assert run("attest", "b", "--done-by", today, "--reason", "x")[0] == 0
+    assert say("attest", "b", "--done-by", today, "--reason", "x")[0] == 0
     assert row(engine, ids["b"]).ended_by <= datetime.now(UTC) + timedelta(seconds=1)
     table = f"state,jid,done_by\nopen,c,{day}\nopen,d,\nopen,e,x\n"
-    code, said = run("attest", "--from", "-", "--reason", "x", stdin=table)
+    code, said = say("attest", "--from", "-", "--reason", "x", stdin=table)
     assert (code, said.splitlines()[1:]) == (
         1,
         [
@@ -546,7 +505,7 @@ def test_attest_says_what_is_claimed(engine: sa.Engine, run: Run) -> None:
             "1 attested, 2 refused.",
         ],
     )
-    assert run("attest", "--from", "-", "--done-by", str(day), "--reason", "x", stdin="jid\na\nd\n")[1].endswith(
+    assert say("attest", "--from", "-", "--done-by", str(day), "--reason", "x", stdin="jid\na\nd\n")[1].endswith(
         "1 attested, 1 refused.\n"
     )
     assert [row(engine, ids[jid]).state for jid in "abcdef"] == 4 * ["attested"] + 2 * ["open"]
@@ -554,25 +513,21 @@ def test_attest_says_what_is_claimed(engine: sa.Engine, run: Run) -> None:
 
 MISUSED: list[tuple[str, int, str]] = [
     ("amend a", 2, "Say what is to be amended: --kind, --reference, --received-at"),
-    ("amend a --kind none", 1, "kind: 'none': write export"),
     ("amend a --kind unknown", 1, "there is nothing to amend"),
     ("amend a --reference ''", 1, "reference: is empty"),
-    ("amend a --received-at 2026-01-05T10:00", 1, "received_at: '2026-01-05T10:00' has no"),
     ("amend a --extended-until 2026-02-30", 1, "extended_until: '2026-02-30' is not a time"),
     ("amend --from - --received-at x", 1, "tracker: error: received_at: 'x' is not a time"),
     ("attest a", 2, "Missing option '--done-by'"),
-    ("attest a --done-by yesterday", 1, "done_by: 'yesterday' is not a time"),
-    ("attest a --done-by 2999-01-05T00:00:00Z", 1, "is in the future"),
     ("attest --from - --done-by x", 1, "tracker: error: done_by: 'x' is not a time"),
 ]
 
 
-def test_what_is_asked_wrongly_changes_nothing(engine: sa.Engine, run: Run) -> None:
+def test_what_is_asked_wrongly_changes_nothing(engine: sa.Engine, say: Say) -> None:
     """It says what is wrong, in which field, and the way out."""
     job_id = register(engine, "a", at=NOW - 10 * DAY)
     for args, code, problem in MISUSED:
-        exit_code, message = run(*shlex.split(args), "--reason", "x", stdin="jid\na\n")
+        exit_code, message = say(*shlex.split(args), "--reason", "x", stdin="jid\na\n")
         assert (exit_code, problem in message) == (code, True), message
     for header in ("jid,kind,kind\na,export,export\n", "jid,recieved_at\na,2026-01-05\n"):
-        assert run("amend", "--from", "-", "--reason", "x", stdin=header)[0] == 1
+        assert say("amend", "--from", "-", "--reason", "x", stdin=header)[0] == 1
     assert row(engine, job_id).seq == 0

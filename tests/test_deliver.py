@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import shutil
 import socket
 import ssl
@@ -289,19 +287,6 @@ def test_two_daemons_deliver_each_number_after_the_one_below(engine: sa.Engine, 
     assert list(dict.fromkeys(receiver.taken)) == all_
 
 
-def test_a_stop_ends_it_after_the_one_under_way(engine: sa.Engine, receiver: Receiver) -> None:
-    """A stop, or the end of the time, waits for no long chain; the next call goes on."""
-    all_ = sealed(engine, "a b c")
-    stop = threading.Event()
-    receiver.watch = stop.set
-    courier = Courier(engine, url=receiver.url)
-    courier.deliver(stop)
-    courier.deliver(seconds=0)
-    assert receiver.taken == all_[:1]
-    courier.deliver()
-    assert receiver.taken == all_
-
-
 def test_a_file_is_completed(engine: sa.Engine, tmp_path: Path) -> None:
     """Another host's, a deleted one, one that a crash cut off anywhere: all is in it, and nothing twice."""
     path = tmp_path / "c.txt"
@@ -347,68 +332,6 @@ def test_a_file_with_something_else_in_it_is_left_alone(
         assert noted(engine, "file").last_error == f"CheckpointFile {code}"
         (failed,) = events(caplog, "delivery_failed")
         assert "move it away" in failed["note"]
-
-
-def test_places_that_cannot_be_written(engine: sa.Engine, tmp_path: Path) -> None:
-    """A folder that is missing, a pipe, a folder in its place: noted with class and code, and nothing hangs."""
-    sealed(engine, "a")
-    os.mkfifo(tmp_path / "pipe")
-    for path, code in (
-        (tmp_path / "missing" / "c.txt", "FileNotFoundError ENOENT"),
-        (tmp_path / "pipe", "CheckpointFile not_a_file"),
-        (tmp_path / "", "IsADirectoryError EISDIR"),
-    ):
-        Courier(engine, path).deliver()
-        assert noted(engine, f"file {path}").last_error == code
-        Courier(engine).deliver()  # the setting was changed because it failed: no alarm stays
-        assert (noted(engine, f"file {path}").failing_since, noted(engine, f"file {path}").last_error) == (None, None)
-        with database.writing(engine) as connection:
-            connection.execute(sa.delete(DELIVERIES))  # emptied by somebody: it is filled again
-
-
-def test_a_full_disk_leaves_a_file_that_is_completed(
-    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What fits is written, the failure is noted, and the rest follows when there is room."""
-    all_ = sealed(engine, "a b")
-    write, room = os.write, 100
-
-    def full(descriptor: int, data: bytes) -> int:
-        nonlocal room
-        if not room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = write(descriptor, data[:room])
-        room -= written
-        return written
-
-    path, clock = tmp_path / "c.txt", Clock()
-    courier = Courier(engine, path, clock=clock)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
-        assert courier.deliver() == 15
-    assert (noted(engine, "file").last_error, path.stat().st_size) == ("OSError ENOSPC", 100)
-    clock.at += 15
-    assert courier.deliver() is None
-    assert split(path.read_text()) == all_
-    assert noted(engine, "file").failing_since is None
-
-
-def test_what_another_daemon_fails_at_is_its_own_to_clear(engine: sa.Engine, tmp_path: Path) -> None:
-    """Of two hosts with the same path, the one that works does not hide that the other fails."""
-    sealed(engine, "a")
-    path, clock = tmp_path / "c.txt", Clock()
-    works, fails = Courier(engine, path), Courier(engine, path, clock=clock)
-    works.deliver()
-    content = path.read_text()
-    path.write_text("garbage\n")  # stands for the other host's file
-    fails.deliver()
-    path.write_text(content)
-    sealed(engine, "b")
-    works.deliver()
-    assert noted(engine, "file").last_error == "CheckpointFile garbage"
-    clock.at += 15
-    fails.deliver()
-    assert noted(engine, "file").last_error is None
 
 
 def test_a_damaged_chain_is_delivered_up_to_there(engine: sa.Engine, receiver: Receiver, tmp_path: Path) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shlex
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -26,7 +23,7 @@ from tracker.demo import demo
 from tracker.demo.simulator import Fate
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
-from tracker.status import Anomaly, Cause, Kind, State, Status
+from tracker.status import Anomaly, Cause, State, Status
 
 START = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 
@@ -100,31 +97,8 @@ def test_the_week_ends_now(played: tuple[Path, demo.Outcome], connection: sa.Con
         history.job(engine, row.id)
 
 
-def test_its_figures(played: tuple[Path, demo.Outcome], connection: sa.Connection) -> None:
-    """Polls are those of the database, ends are seen soon, and a fixed interval would have taken far more polls."""
-    outcome = played[1]
-    assert outcome.polls == connection.execute(sa.select(sa.func.sum(JOBS.c.polls))).scalar_one()
-    assert outcome.ended_polls
-    assert outcome.fixed_polls
-    assert outcome.delay_seconds
-    assert 0 < outcome.delay_seconds < 3600
-    assert outcome.fixed_polls > 3 * outcome.ended_polls
-
-
-def test_a_plan_has_as_many_as_asked_for_in_order_and_a_day_between_copy_and_removal() -> None:
-    """Whatever the numbers: exactly as many, within the span, received before; the removal a day after its export."""
-    for jobs, days in ((1, 1), (2, 1), (301, 7), (50, 30)):
-        planned = demo.plan(random.Random(jobs), jobs, START, timedelta(days=days))
-        assert len(planned) == jobs
-        assert [one.at for one in planned] == sorted(one.at for one in planned)
-        assert all(one.received_at < one.at < START + timedelta(days=days) for one in planned)
-    exports = {one.reference: one.at for one in planned if one.kind is Kind.EXPORT}
-    removals = [one for one in planned if one.kind is Kind.REMOVAL and one.reference in exports]
-    assert {one.at - exports[one.reference] for one in removals} == {timedelta(days=1)}
-
-
 def test_no_file_but_a_demos_own_is_replaced(tmp_path: Path) -> None:
-    """A file of somebody else's, a database with other jobs or in use, or another page is refused with the way out."""
+    """A file of somebody else's, a database in use, or another page is refused with the way out."""
     stop = Event()
     stop.set()
     own, page = tmp_path / "own.db", tmp_path / "own.html"
@@ -152,9 +126,6 @@ def test_no_file_but_a_demos_own_is_replaced(tmp_path: Path) -> None:
         other.execute("SELECT * FROM jobs")
         with pytest.raises(BadConfiguration, match=r"locked.* --database"):
             demo.make_way(own)
-        other.execute("INSERT INTO jobs (cluster, jid) VALUES ('demo', 'mine')")
-        other.commit()
-    refused(own, "has jobs that no demo registered")
 
 
 def test_it_ends_with_the_report_and_commands_that_work(tmp_path: Path) -> None:
@@ -184,33 +155,3 @@ def test_a_bound_without_the_truth_fails_it(capfd: pytest.CaptureFixture[str], m
     monkeypatch.setattr(Fate, "status_at", lambda fate, at: Status.WAITING)
     assert cli.main(["demo", "--jobs", "4", "--days", "1"]) == 1
     assert "recorded changes of status were not between their bounds" in " ".join(capfd.readouterr().err.split())
-
-
-def is_under_way(path: Path) -> bool:
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            return bool(connection.execute("SELECT count(*) > 20 FROM jobs").fetchone()[0])
-    except sqlite3.Error:  # not made yet
-        return False
-
-
-def test_a_signal_ends_it_and_says_where_things_are(tmp_path: Path) -> None:
-    """Exit 128 and the signal's number; the database is whole, no job is leased, and commands to try are printed."""
-    program, path = Path(sys.executable).with_name("tracker"), tmp_path / "tracker-demo.db"
-    process = subprocess.Popen(
-        [program, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ}
-    )
-    try:
-        while not is_under_way(path):
-            assert process.poll() is None, "it ended by itself"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.communicate()
-    assert (process.returncode, out) == (128 + signal.SIGINT, "")
-    assert "Interrupted; nothing is left running." in err.splitlines()
-    assert f"The database is {path}. Try on it:" in err.splitlines()
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert connection.execute("SELECT count(*) FROM jobs WHERE leased_by IS NOT NULL").fetchone() == (0,)

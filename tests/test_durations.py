@@ -5,12 +5,8 @@ Which jobs enter where is in ``test_reference``.
 
 from __future__ import annotations
 
-import random
-import tracemalloc
-from collections.abc import Callable
-from dataclasses import astuple, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -20,35 +16,21 @@ from hypothesis import strategies as st
 
 from tests import lives
 from tests.history import answer, register
-from tracker import database, models
+from tests.reference import SHARES as EXACT_SHARES
+from tests.reference import quantile
+from tracker import database
 from tracker.errors import InvalidField
 from tracker.reports.durations import SHARES, Bounds, durations
 from tracker.reports.survival import Curve
-from tracker.status import Kind
 
 Lives = tuple[list[float], list[float]]
 
 # The estimator
 
 
-def drawn(seed: int, size: int, draw: Callable[[random.Random], tuple[float, float]]) -> Lives:
-    """Return *size* lives, ended and unended; *draw* gives how long each takes, and how old it is when last seen."""
-    rng = random.Random(seed)
-    lives: Lives = ([], [])
-    for _ in range(size):
-        takes, seen = draw(rng)
-        lives[takes > seen].append(min(takes, seen))
-    return lives
-
-
 # Weeks of remission of 42 children with leukaemia (E. J. Freireich et al., Blood 21, 1963), a textbook's example.
 TREATED: Lives = ([6, 6, 6, 7, 10, 13, 16, 22, 23], [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35])
 PLACEBO: Lives = ([1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23], [])
-MICROSECONDS = drawn(
-    3, 400, lambda r: (round((r.random() + r.random() * r.random()) * 600_000, 6), round(r.random() * 1_500_000, 6))
-)
-TIES = drawn(5, 300, lambda r: (int(r.random() * 20), int(r.random() * 40)))
-MOSTLY_OPEN = drawn(8, 200, lambda r: (round(r.random() ** 3 * 900_000, 6), round(r.random() * 300_000, 6)))
 
 
 @pytest.mark.parametrize(
@@ -57,17 +39,6 @@ MOSTLY_OPEN = drawn(8, 200, lambda r: (round(r.random() ** 3 * 900_000, 6), roun
         # What lifelines 0.30.3 gives: KaplanMeierFitter().fit(…).percentile() at 0.5, 0.1, 0.05 and 0, and predict().
         (TREATED, [23, None, None, None], {6: 0.857142857142857, 10: 0.7529411764705878, 23: 0.44817927170868327}),
         (PLACEBO, [8, 17, 22, 23], {1: 0.9047619047619045, 8: 0.3809523809523809, 22: 0.047619047619047616, 23: 0}),
-        (
-            MICROSECONDS,
-            [436146.137337, 720540.749161, 825923.15873, 1072581.763551],
-            {8290.522456: 0.99748743718593, 293336.59224: 0.7371004268703032, 492023.079354: 0.4219232976757773},
-        ),
-        (TIES, [9, 17, 19, 19], {0: 0.9333333333333331, 6: 0.6331130051810657, 13: 0.26054176674782364, 19: 0}),
-        (
-            MOSTLY_OPEN,
-            [117581.268961, None, None, None],
-            {0.2689: 0.9950000000000002, 43440.801483: 0.6564897606795471, 262494.327562: 0.34171177093774324},
-        ),
         (([5], []), [5, 5, 5, 5], {5: 0}),
         (([], [1, 2, 3]), [None] * 4, {}),
         (([0, 0, 5], [0, 7]), [5, None, None, None], {0: 0.6000000000000001, 5: 0.30000000000000004}),
@@ -76,32 +47,12 @@ MOSTLY_OPEN = drawn(8, 200, lambda r: (round(r.random() ** 3 * 900_000, 6), roun
 def test_the_estimator_agrees_with_an_established_one(
     lives: Lives, percentiles: list[float | None], curve: dict[float, float]
 ) -> None:
-    """Quantiles equal lifelines' and the curve does to its last digits: ties, microseconds, all open, one job."""
+    """Quantiles equal lifelines' and the curve does to its last digits: a textbook's, ties, all open, one job."""
     ours = Curve(*lives)
     assert ours.quantiles(SHARES) == percentiles
     assert {at: ours.left(at) for at in curve} == pytest.approx(curve, rel=1e-12, abs=1e-15)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 10, 20, 40, 100, 1000])
-def test_without_open_jobs_it_is_the_nearest_rank(size: int) -> None:
-    """The p90 of ten is the ninth, exactly, whatever floats make of nine tenths (lifelines takes the next at times)."""
-    assert Curve(range(1, size + 1), []).quantiles(SHARES) == [
-        -(-size * percent // 100) for percent in (50, 90, 95, 100)
-    ]
-
-
-def plain_quantile(ended: list[int], unended: list[int], share: Fraction) -> int | None:
-    """The definition, in exact fractions: the curve falls at each duration by the share that ends of those at risk."""
-    left = Fraction(1)
-    for at in sorted(set(ended)):
-        at_risk = sum(age >= at for age in ended + unended)
-        left *= Fraction(at_risk - ended.count(at), at_risk)
-        if left <= 1 - share:
-            return at
-    return None
-
-
-PLAIN_SHARES = (Fraction(1, 2), Fraction(9, 10), Fraction(19, 20), Fraction(1))
 AGES = st.lists(st.integers(0, 12), max_size=25)
 
 
@@ -109,7 +60,9 @@ AGES = st.lists(st.integers(0, 12), max_size=25)
 @settings(deadline=None, max_examples=300)
 def test_the_estimator_is_the_definition(ended: list[int], unended: list[int]) -> None:
     """On any data with ties the quantiles are those of the definition in exact fractions."""
-    assert Curve(ended, unended).quantiles(SHARES) == [plain_quantile(ended, unended, share) for share in PLAIN_SHARES]
+    assert Curve(ended, unended).quantiles(SHARES) == [
+        quantile(ended, unended, share) for share in EXACT_SHARES.values()
+    ]
 
 
 # The report
@@ -158,17 +111,6 @@ def test_a_group_is_the_report_of_its_jobs(engine: sa.Engine) -> None:
                 assert replace(row, cluster=None, kind=None, month=None, week=None) == alone
 
 
-def test_it_says_what_it_is(engine: sa.Engine) -> None:
-    """It carries its time by the database's clock, version, filters and number of jobs; and empty is no error."""
-    with database.reading(engine) as connection:
-        before = database.now(connection)
-        made = durations(connection, since=BEGAN, cluster="w9", kind="export")
-    assert made.about.as_of >= before
-    assert made.about.version
-    assert astuple(made.about.filters) == (BEGAN, None, ("w9",), (Kind.EXPORT,))
-    assert (made.rows, made.about.jobs, made.total.jobs, made.total.median) == ((), 0, 0, Bounds(None, None))
-
-
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_what_cannot_be_asked_for_is_refused(engine: sa.Engine) -> None:
     """A time without offset, an empty stretch of time, an unknown kind and an unknown group are named."""
@@ -183,25 +125,3 @@ def test_what_cannot_be_asked_for_is_refused(engine: sa.Engine) -> None:
             with pytest.raises(InvalidField) as caught:
                 durations(connection, **asked)
             assert caught.value.field == next(iter(asked))
-
-
-def test_jobs_are_streamed(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory for a job is what its three numbers take, not its row's, in Python and in PostgreSQL's driver."""
-    jobs = 20_000
-    time = "'2026-10-02 09:00:00.000000'"
-    monkeypatch.setattr("tracker.reports.tables.BATCH", 100)
-    with engine.connect() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO jobs (cluster, jid, submitted_at, registered_at)"
-            f" WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {jobs})"
-            f" SELECT 'w1', 'many' || CAST(n AS VARCHAR), {time}, {time} FROM s"
-        )
-        half = sa.update(models.JOBS).where(models.JOBS.c.jid.like("%5"))
-        connection.execute(half.values(state="done", status="done", ended_after=BEGAN, ended_by=BEGAN + HOUR))
-        durations(connection, cluster="none")  # what is imported and cached
-        tracemalloc.start()
-        try:
-            assert durations(connection).total.jobs == jobs
-            assert tracemalloc.get_traced_memory()[1] < 80 * jobs
-        finally:
-            tracemalloc.stop()

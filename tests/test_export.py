@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests import lives
+from tests import checks_sql, lives
 from tests.history import ZONE, register, source
 from tests.independent import problems
 from tests.test_checks import unguarded
@@ -159,7 +159,6 @@ def test_both_databases_give_the_same_bytes(
     engine: sa.Engine, packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same history has the same pack, whether SQLite or PostgreSQL holds it, and however much is done at once."""
-    monkeypatch.setattr(pack, "_SORTED_AT_ONCE", 10)
     monkeypatch.setattr(as_of, "_KEPT_AT_ONCE", 7)
     history(engine, packs.at)
     for name in ("b", "c"):
@@ -414,17 +413,58 @@ def test_a_full_disk_hides_no_finding(packs: Packs, copy: Path, shell: str) -> N
     assert (code, "cannot work in" in text or "cannot write to" in text) == (2, True), text
 
 
-def test_reports_are_compared_by_checks_sql(copy: Path) -> None:
-    """Anyone who can sign a pack can write anything into its reports; --reports compares them with the segments."""
-    content = (copy / "reports/report_jobs.csv").read_text()
-    (copy / "reports/report_jobs.csv").write_text("".join(content.splitlines(keepends=True)[:-1]))
-    resum(copy)
-    assert verify(copy, "--key-id", KEY.public.id)[0] == 0
-    code, text = verify(copy, "--reports")
-    assert (code, "NOT OK: reports/report_jobs.csv " in text) == (1, True), text
-    # A table's name adds no row to the segments' own, and a report that nobody compares is not OK.
+T, G, S = (f"segments/000001-{table}-1.csv" for table in ("transitions", "gaps", "sources"))
+SOURCE = '99,"w1","https://x","/x","UTC",5,2,0,"UTC","1",2025-01-07T09:00:00.000000Z'
+FOUND_BY_CHECKS_SQL = {
+    f"""sed -i '0,/"running"/{{/"running"/d}}' {T}""": "NOT OK: transitions id ",
+    f"sed -n '$p' {T} >> {T}": "2 rows have this id",
+    f"echo '{SOURCE}' >> {S}": "no checkpoint closes this row",
+    f"""sed -i '0,/"running","done"/s//"running","waiting"/' {T}""": "observed with status waiting",
+    f"""sed -i '0,/^"w2"/s//"w1"/' {T}""": "NOT OK: ",
+    f"sed -i '$s/,20[0-9]*-/,2099-/' {T}": "but its checkpoint closes",
+    f"sed -i '2s/,2025-/,2099-/' {G}": "but began_at is",
+    "sed -i s/T22:/T21:/g zone.csv": "report_deadlines.csv",
+    """sed -i '0,/"undecidable"/s//"met"/' reports/report_jobs.csv""": "report_jobs.csv has a row that does not",
+    "sed -i '$d' reports/report_gaps.csv": "report_gaps.csv lacks a row",
+    "sed -n '$p' reports/report_coverage.csv >> reports/report_coverage.csv": "report_coverage.csv has",
+    """sed -i "2s/\"w/\"$(printf '\\033')[2Jw/" reports/report_jobs.csv""": "?[2Jw",
+}
+"""The same by somebody who makes the whole chain again with the right key: what checks.sql says."""
+
+
+@pytest.mark.parametrize("command", FOUND_BY_CHECKS_SQL)
+def test_an_impossible_record_is_found_however_well_it_is_signed(copy: Path, command: str) -> None:
+    """Impossible histories, and reports that do not follow from the segments; no terminal obeys what is printed."""
+    subprocess.run(["sh", "-ec", command], cwd=copy, check=True)
+    rechain(copy, KEY)
+    code, text = verify(copy, "--key-id", KEY.public.id, "--reports")
+    assert (code, FOUND_BY_CHECKS_SQL[command] in text, "\x1b" in text) == (1, True, False), text
+
+
+def test_checks_sql_is_made_of_todays_sql() -> None:
+    """`python -m tests.checks_sql` would write the file that is there."""
+    assert checks_sql.FILE.read_text(encoding="utf-8") == checks_sql.text()
+
+
+def test_the_commands_of_format_md_work_by_hand(packs: Packs, tmp_path: Path) -> None:
+    """As they stand, they say OK of an honest pack, as the verifier does that was written from the page alone."""
+    page = SCRIPT.with_name("FORMAT.md").read_text()
+    commands = page.split("## By hand\n\n", 1)[1].split("\n\n", 1)[0].replace("/tmp", str(tmp_path))  # noqa: S108
+    done = subprocess.run(["sh", "-ec", commands], cwd=packs.signed, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert KEY.public.id in done.stdout
+    assert done.stdout.count("Signature Verified Successfully") == 2
+    assert list(problems(packs.signed, KEY.public.id)) == []
+    example, digest = page.split("$ printf", 1)[1].strip().rsplit("\n", 1)
+    done = subprocess.run(["sh", "-ec", f"printf {example}"], capture_output=True, text=True, timeout=30)
+    assert done.stdout.split() == digest.split()
+    assert len(page.split()) <= 500
+
+
+def test_a_file_among_the_reports_that_is_none_is_found(copy: Path) -> None:
+    """Nobody compares it; and one with the name of a table adds no row to the segments' own."""
     gap = '0,"w1",2026-01-01T00:00:00.000000Z,2026-01-02T00:00:00.000000Z,"x",,\n'
-    for name, rows in (("report_jobs.csv", content), ("gaps.csv", gap), ("report_final.csv", "verdict\nmet\n")):
+    for name, rows in (("gaps.csv", gap), ("report_final.csv", "verdict\nmet\n")):
         (copy / "reports" / name).write_text(rows)
     resum(copy)
     code, text = verify(copy, "--reports")

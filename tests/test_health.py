@@ -144,15 +144,6 @@ def test_a_request_that_hangs_while_others_are_answered_says_nothing_of_the_clus
     assert (story.health.failures, story.health.pauses, story.gaps) == (0, 0, [])
 
 
-def test_a_poisonous_job_pauses_its_cluster_once() -> None:
-    """It failed before, and the cluster has answered since: the error is its own, and it backs off."""
-    story = Story()
-    story.fails(0, KeyRefused)
-    story.answers(1000, Turn.PROBE)
-    assert story.fails(1010, KeyRefused, before=1).backs_off
-    assert story.health.may_ask(at(1011)) is May.DUE
-
-
 # --- how pauses grow --------------------------------------------------------------------------------------------------
 
 
@@ -215,27 +206,6 @@ def test_an_answer_that_was_under_way_ends_no_pause(turn: Turn, ends: bool) -> N
     before.fails(10, KeyRefused)
     before.answers(9, turn)
     assert before.health.pause_cause is Cause.KEY_REFUSED
-
-
-def test_two_probes_make_no_gaps_that_overlap() -> None:
-    """A cluster that was resumed while a probe hung has answered the next one: what fails later is of before."""
-    story = Story(Health(pauses=1, pause_cause=Cause.UNREACHABLE, gap_began_at=at(0), gap_cause=Cause.UNREACHABLE))
-    story.answers(40, Turn.PROBE)
-    assert story.fails(30, turn=Turn.PROBE, took=20).health == story.health
-    assert (story.pause, story.gap) == (None, (None, None))
-    story.fails(30, KeyRefused, took=20)
-    assert story.gap == (at(41), Cause.KEY_REFUSED)
-    assert [gap.ended_at for gap in story.gaps] == [at(41)]
-
-
-def test_what_was_asked_before_an_absence_does_not_end_it() -> None:
-    """Nor does it while an operator's pause stands, whose words are in the gap."""
-    story = Story(health.absent(Health(), at(10)))
-    story.fails(9, took=70)
-    assert (story.gap, story.gaps) == ((at(10), Cause.NOT_RUNNING), [])
-    story.health = replace(story.health, pause_cause=Cause.PAUSED, gap_actor="ann")
-    story.fails(90, turn=Turn.PROBE)
-    assert (story.gap, story.health.gap_actor, story.gaps) == ((at(10), Cause.NOT_RUNNING), "ann", [])
 
 
 def test_an_absence_that_another_daemon_ended_is_over() -> None:
@@ -306,27 +276,6 @@ def test_a_restart_asks_one_job_at_once(cause: Cause, may: May) -> None:
     assert (found, after.pauses) == (may, 4)
     assert health.restarted(Health(failures=2, failing_since=at(0)), at(10))[1] is May.PROBE
     assert health.restarted(Health(), at(10))[1] is May.DUE
-
-
-def test_nothing_of_a_clock_that_was_ahead_stays_in_the_future() -> None:
-    ahead = Health(
-        answered_at=at(9000),
-        failures=3,
-        failing_since=at(9010),
-        pauses=1,
-        paused_until=at(9100),
-        pause_cause=Cause.UNREACHABLE,
-        gap_began_at=at(9010),
-        gap_cause=Cause.UNREACHABLE,
-        next_request_at=at(9200),
-    )
-    found = health.step(at(9000), at(100), timedelta(seconds=1))
-    assert found is not None
-    change = health.stepped(ahead, found)
-    assert change.gap == EndedGap(at(100), at(100), Cause.CLOCK_SET, "the clock was ahead by 2:28:00")
-    for name in ("answered_at", "failing_since", "paused_until", "gap_began_at", "next_request_at"):
-        assert getattr(change.health, name) == at(100)
-    assert change.health.may_ask(at(100)) is May.PROBE
 
 
 def test_a_pause_that_is_longer_than_any_can_be_is_void() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import subprocess
@@ -76,18 +75,6 @@ def test_keygen_overwrites_nothing(tmp_path: Path) -> None:
         keygen(tmp_path / "no" / "key.pem")
     with pytest.raises(BadConfiguration, match="cannot be written"):
         keygen(Path("a\0b"))
-
-
-def test_a_full_disk_leaves_no_half_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that could not be written whole is removed."""
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BadConfiguration, match="No space left"):
-        keygen(tmp_path / "key.pem")
-    assert list(tmp_path.glob("*.pem")) == []
 
 
 ED25519 = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(2, 34)))  # a drawn one would differ by worker

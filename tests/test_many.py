@@ -44,23 +44,6 @@ def running(url: str, clusters: dict[str, str], folder: Path, *more: str) -> Ite
         daemon.wait()
 
 
-def status(daemon: subprocess.Popen[bytes], name: str) -> int:
-    text = Path(f"/proc/{daemon.pid}/status").read_text()
-    return int(text.split(f"{name}:")[1].split()[0])
-
-
-def cpu_seconds(daemon: subprocess.Popen[bytes]) -> float:
-    user, system = Path(f"/proc/{daemon.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def committed(engine: sa.Engine) -> int:
-    """Return how many transactions PostgreSQL has ended in this database."""
-    with database.reading(engine) as connection:
-        query = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
-        return int(connection.exec_driver_sql(query).scalar_one())
-
-
 def put(engine: sa.Engine, *rows: tuple[str, str]) -> None:
     with database.writing(engine) as connection:
         connection.execute(sa.insert(JOBS), [{"cluster": cluster, "jid": jid} for cluster, jid in rows])
@@ -75,44 +58,6 @@ def unanswered(engine: sa.Engine, *clusters: str) -> int:
 def alive(engine: sa.Engine, clusters: int) -> bool:
     with database.reading(engine) as connection:
         return connection.execute(sa.select(sa.func.count()).select_from(CLUSTERS)).scalar_one() == clusters
-
-
-@pytest.mark.parametrize("dialect", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
-def test_a_hundred_idle_clusters_cost_next_to_nothing(
-    engine: sa.Engine, script: Script, url: str, tmp_path: Path
-) -> None:
-    """Less than a hundredth of a core, a few threads; and a job that falls due is asked within two seconds."""
-    names = [f"c{i}" for i in range(100)]
-    seconds = 3.0
-    with running(url, dict.fromkeys(names, script.url), tmp_path) as daemon:
-        put(engine, *((name, f"first-{name}") for name in names))  # all at once
-        until(lambda: unanswered(engine, *names) == 0, 40)
-        time.sleep(1)
-        assert status(daemon, "Threads") < 20
-        used = cpu_seconds(daemon)
-        time.sleep(seconds)
-        share = (cpu_seconds(daemon) - used) / seconds
-        assert share < 0.03  # measured: 0.004; tests share their machine
-        for number in range(2):
-            began = time.monotonic()
-            put(engine, (names[number * 40], f"late{number}"))
-            until(lambda: unanswered(engine, *names) == 0)
-            assert time.monotonic() - began < 2
-
-
-@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
-@pytest.mark.slow
-def test_a_hundred_idle_clusters_are_looked_at_together(
-    engine: sa.Engine, script: Script, url: str, tmp_path: Path
-) -> None:
-    """A few transactions a second, however many clusters there are: looks, beats, pings of connections."""
-    names = [f"c{i}" for i in range(100)]
-    with running(url, dict.fromkeys(names, script.url), tmp_path):
-        until(lambda: alive(engine, 100), 40)
-        time.sleep(15)  # the server counts late
-        before = committed(engine)
-        time.sleep(20)
-        assert committed(engine) - before <= 4 * 20
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.replay import replay
+from tests.replay import replay, transition_of
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import database
 from tracker.clusters import LEASE, first_contact, take_up
@@ -26,7 +26,6 @@ from tracker.models import (
     WORKERS,
     job_of,
     observed_values,
-    transition_of,
     transition_values,
 )
 from tracker.poller import Poller, Tally
@@ -387,16 +386,6 @@ def test_a_job_the_database_refuses_does_not_stop_the_others(
     assert "INSERT" not in caplog.text
 
 
-def test_an_odd_date_of_the_server_is_left_out(engine: sa.Engine, poller: Poller, script: Script) -> None:
-    """An answer whose HTTP Date no database can hold is recorded without it."""
-    add(engine, "a")
-    script.date = "Fri, 31 Dec 9999 23:59:59 GMT"
-    assert run(poller) == Tally(asked=1, transitions=1)
-    with database.reading(engine) as connection:
-        dates = connection.execute(sa.select(TRANSITIONS.c.server_date)).scalars().all()
-    assert dates == [None, None]
-
-
 def test_answers_that_are_there_are_kept_when_the_next_claim_fails(
     engine: sa.Engine, script: Script, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,25 +466,6 @@ def test_an_absence_ends_where_the_server_turns_out_to_be_down(
     ]
 
 
-def test_one_open_job_and_a_server_that_refuses_is_a_gap_over_restarts(
-    engine: sa.Engine, script: Script, clock: SetClock
-) -> None:
-    """Three failures of three processes open the gap: what failed is in the database."""
-    add(engine, "a")
-    script.default = 500
-    for _ in range(3):
-        with polling(engine, script.url, clock) as poller:
-            assert cluster(engine).gap_began_at is None
-            assert run(poller) == Tally(asked=1, failed=1)
-        clock.pass_(seconds=1)
-    assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (START, Cause.UNREACHABLE)
-    clock.pass_(seconds=60)
-    script.default = "waiting"
-    with polling(engine, script.url, clock) as poller:
-        run(poller)
-    assert gaps(engine) == [(START, clock.now, Cause.UNREACHABLE, "http_500")]
-
-
 @on_sqlite
 @pytest.mark.parametrize("said", [403, 500])
 def test_a_mended_key_or_address_is_tried_at_once_by_the_next_start(
@@ -516,24 +486,6 @@ def test_a_mended_key_or_address_is_tried_at_once_by_the_next_start(
     with polling(engine, script.url, clock) as poller:
         assert run(poller).transitions == 5
     assert cluster(engine).pause_cause is None
-
-
-@on_sqlite
-@pytest.mark.parametrize("cause", [Cause.PAUSED, Cause.RATE_LIMITED])
-def test_a_pause_that_was_asked_for_holds(engine: sa.Engine, script: Script, clock: SetClock, cause: Cause) -> None:
-    """Neither an operator's pause nor a Retry-After is cut short by a restart; the first has no end of its own."""
-    add(engine, "a")
-    until = None if cause is Cause.PAUSED else START + timedelta(hours=5)
-    with polling(engine, script.url, clock) as poller:
-        stand(engine, pause_cause=cause, paused_until=until, gap_began_at=START, gap_cause=cause)
-        for hours in (0, 4):
-            clock.now = START + timedelta(hours=hours)
-            assert run(poller) == Tally()
-        clock.pass_(days=30)
-        assert run(poller).asked == (cause is Cause.RATE_LIMITED)
-        stand(engine, pause_cause=None)
-        run(poller)
-    assert [gap[:3] for gap in gaps(engine)] == [(START, clock.now, cause)]
 
 
 @on_sqlite

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,30 +18,25 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests import history
-from tracker import cli, database, intake, reconcile
+from tests.conftest import Run
+from tracker import database, intake, reconcile
 from tracker.models import JOBS
 from tracker.settings import ClusterSettings, Settings
-
-Run = Callable[..., tuple[int, str, str]]
 
 AT = datetime(2026, 1, 30, 9, 0, tzinfo=UTC)
 TWO = Settings(clusters={name: ClusterSettings(name=name) for name in ("w1", "w2")})
 HEAD = ["finding", "line", "cluster", "jid", "field", "here", "there", "problem"]
 
 
+Reconcile = Callable[..., tuple[int, str, str]]
+
+
 @pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def reconciled(run: Run, monkeypatch: pytest.MonkeyPatch) -> Reconcile:
     """Return a function that reconciles standard input on the test's database: exit code, stdout and stderr."""
-    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
-
-    def run(text: str | bytes, *args: str, file: str = "-") -> tuple[int, str, str]:
-        stdin = text if isinstance(text, bytes) else text.encode()
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = cli.main(["reconcile", file, *args])
-        return code, *capsys.readouterr()
-
-    return run
+    monkeypatch.setenv("COLUMNS", "110")
+    return lambda text, *args, file="-": run("reconcile", file, *args, stdin=text)
 
 
 def cells(text: str) -> list[list[str]]:
@@ -51,19 +45,19 @@ def cells(text: str) -> list[list[str]]:
     return rows
 
 
-def test_all_agree(engine: sa.Engine, run: Run) -> None:
+def test_all_agree(engine: sa.Engine, reconciled: Reconcile) -> None:
     """The same jobs with the same facts, or fewer, are no finding; counts say what was compared."""
     history.register(engine, "a", kind="export", reference="DSR-1", received_at=AT, submitted_at=AT)
     history.register(engine, "b", submitted_at=AT)
     text = "jid;kind;submitted_at\n a ;export;2026-01-30T10:00+01:00\nb;;\na;;\nb;unknown;\n"
-    code, out, err = run(text)
+    code, out, err = reconciled(text)
     assert (code, cells(out)) == (0, [])
     around = "Blanks or invisible characters around a jid or reference were removed: 1 (first in line 2).\n"
     assert err == around + "All agree: 2 jobs in 4 rows in the file, 2 registered in w1.\n"
-    assert run('{"jid": "a", "reference": "DSR-1"}\n{"jid": "b"}\n', "--format", "json")[:2] == (0, "[]\n")
+    assert reconciled('{"jid": "a", "reference": "DSR-1"}\n{"jid": "b"}\n', "--format", "json")[:2] == (0, "[]\n")
 
 
-def test_each_difference_is_named(engine: sa.Engine, run: Run) -> None:
+def test_each_difference_is_named(engine: sa.Engine, reconciled: Reconcile) -> None:
     """Missing here, missing there, other facts, contradicting rows and wrong rows, by line."""
     history.register(engine, "a", kind="export", submitted_at=AT)
     history.register(engine, "c", kind="removal")
@@ -83,7 +77,7 @@ def test_each_difference_is_named(engine: sa.Engine, run: Run) -> None:
         "f\x1b[2J,,,\n"
         "g\n"
     )
-    code, out, err = run(text)
+    code, out, err = reconciled(text)
     found, day = cells(out), "2026-01-30"
     assert (code, [row[:7] for row in found]) == (
         1,
@@ -114,7 +108,7 @@ def test_each_difference_is_named(engine: sa.Engine, run: Run) -> None:
         "They do not agree: 1 contradicts, 4 differs, 1 missing_here, 1 missing_there, 5 wrong_row. Compared: 3 jobs "
         "in 11 rows in the file, 3 registered in w1. A wrong row's job counts as not in the file.\n"
     )
-    made = json.loads(run(text, "--format", "json")[1])
+    made = json.loads(reconciled(text, "--format", "json")[1])
     assert made[0] == dict.fromkeys(HEAD) | {"finding": "missing_here", "line": 2, "cluster": "w1", "jid": "new"}
 
 
@@ -122,29 +116,31 @@ def missing(out: str) -> list[tuple[str, str, str]]:
     return [(row[0], row[2], row[3]) for row in cells(out)]
 
 
-def test_the_scope_is_of_the_clusters_named(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scope_is_of_the_clusters_named(
+    engine: sa.Engine, reconciled: Reconcile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Jobs of clusters that neither the file nor --cluster names are not missed; one only in the database will do."""
     for cluster in ("w1", "w2", "old"):
         history.register(engine, "a", cluster)
         history.register(engine, "b", cluster)
-    assert missing(run("jid\na\n")[1]) == [("missing_there", "w1", "b")]
-    assert missing(run("jid,cluster\na,w1\na,old\n")[1]) == [
+    assert missing(reconciled("jid\na\n")[1]) == [("missing_there", "w1", "b")]
+    assert missing(reconciled("jid,cluster\na,w1\na,old\n")[1]) == [
         ("missing_there", "old", "b"),
         ("missing_there", "w1", "b"),
     ]
-    assert missing(run("jid,cluster\na,w1\nb,w1\n", "--cluster", "w2")[1]) == [
+    assert missing(reconciled("jid,cluster\na,w1\nb,w1\n", "--cluster", "w2")[1]) == [
         ("missing_there", "w2", "a"),
         ("missing_there", "w2", "b"),
     ]
-    assert missing(run("jid\nb\n", "--cluster", "old")[1]) == [("missing_there", "old", "a")]
-    assert cells(run("jid,cluster\na,w9\n")[1])[0][3:5] == ["a", "cluster"]
+    assert missing(reconciled("jid\nb\n", "--cluster", "old")[1]) == [("missing_there", "old", "a")]
+    assert cells(reconciled("jid,cluster\na,w9\n")[1])[0][3:5] == ["a", "cluster"]
 
 
-def test_a_wrong_row_names_its_cluster_too(engine: sa.Engine, run: Run) -> None:
+def test_a_wrong_row_names_its_cluster_too(engine: sa.Engine, reconciled: Reconcile) -> None:
     """What can be read of it is shown, and the cluster is in the scope: its other jobs are missed as ever."""
     history.register(engine, "a", "old")
     for wrong, field in (("delete,", "kind"), (",yesterday", "submitted_at")):
-        code, out, err = run(f"cluster,jid,kind,submitted_at\nold,b,{wrong}\n")
+        code, out, err = reconciled(f"cluster,jid,kind,submitted_at\nold,b,{wrong}\n")
         assert code == 1
         assert [row[:5] for row in cells(out)] == [
             ["wrong_row", "2", "old", "b", field],
@@ -154,21 +150,23 @@ def test_a_wrong_row_names_its_cluster_too(engine: sa.Engine, run: Run) -> None:
 
 
 def test_an_empty_list_agrees_with_nothing(
-    engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    engine: sa.Engine, reconciled: Reconcile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A header alone means the one cluster that is configured; of several it must be said which."""
     history.register(engine, "a")
-    assert run("jid\n")[0] == 1
-    assert missing(run("jid\n")[1]) == [("missing_there", "w1", "a")]
+    assert reconciled("jid\n")[0] == 1
+    assert missing(reconciled("jid\n")[1]) == [("missing_there", "w1", "a")]
     monkeypatch.delenv("TRACKER_CLUSTER")
     (tmp_path / "tracker.toml").write_text("[clusters.w1]\n[clusters.w2]\n")
-    code, out, err = run("jid\n")
+    code, out, err = reconciled("jid\n")
     assert (code, out) == (2, "")
     assert "'--cluster': several are configured, name one of them: w1, w2" in err
-    assert run("jid\n", "--cluster", "w2")[0] == 0
+    assert reconciled("jid\n", "--cluster", "w2")[0] == 0
 
 
-def test_the_scope_is_within_since_and_until(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scope_is_within_since_and_until(
+    engine: sa.Engine, reconciled: Reconcile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By submission, else registration, whole days in the legal zone; jobs of the file are found outside it too."""
     monkeypatch.setattr(intake, "_LOOKED_UP", 2)
     zone = ZoneInfo("Europe/Stockholm")
@@ -181,7 +179,7 @@ def test_the_scope_is_within_since_and_until(engine: sa.Engine, run: Run, monkey
     history.register(engine, "before", submitted_at=edge - timedelta(microseconds=1))
 
     def missed(*args: str, text: str = "jid\n") -> set[str]:
-        code, out, _ = run(text, *args)
+        code, out, _ = reconciled(text, *args)
         assert code == bool(cells(out))
         return {row[3] for row in cells(out) if row[0] == "missing_there"}
 
@@ -189,7 +187,7 @@ def test_the_scope_is_within_since_and_until(engine: sa.Engine, run: Run, monkey
     assert missed("--since", "2026-03-30", "--until", "2026-03-31") == {"edge", "s2", "r2", "s3", "r3"}
     assert missed("--since", "2026-03-29T22:00Z", "--until", "2026-03-30T10:00Z") == {"edge"}
     text = "jid,kind\nedge,\ns0,\ns1,\ns4,\nr0,\nr4,removal\nnone,\n"
-    code, out, err = run(text, "--since", "2026-03-30", "--until", "2026-03-30T01:00+02:00")
+    code, out, err = reconciled(text, "--since", "2026-03-30", "--until", "2026-03-30T01:00+02:00")
     assert code == 1
     assert cells(out) == [
         ["differs", "7", "w1", "r4", "kind", "export", "removal", ""],
@@ -212,63 +210,37 @@ MISUSED: list[tuple[bytes, tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_what_cannot_be_compared_is_one_error(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_compared_is_one_error(
+    engine: sa.Engine, reconciled: Reconcile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A wrong file, cluster or time is a usage error, since 1 says that they do not agree; in a row it is a finding."""
     history.register(engine, "a", "old")
     for text, args, problem in MISUSED:
-        code, out, err = run(text, *args)
+        code, out, err = reconciled(text, *args)
         assert (code, out, problem in err) == (2, "", True), err
-    code, out, _ = run("jid,cluster\na,w9\n")
+    code, out, _ = reconciled("jid,cluster\na,w9\n")
     assert (code, cells(out)[0][-1]) == (1, "there is no cluster 'w9'; there are: old, w1")
-    assert "No such file" in run("", file="nowhere.csv")[2]
+    assert "No such file" in reconciled("", file="nowhere.csv")[2]
     monkeypatch.delenv("TRACKER_CLUSTER")
-    code, out, err = run("jid\na\n")
+    code, out, err = reconciled("jid\na\n")
     assert (code, out) == (78, "")
     assert "no cluster is configured: set TRACKER_CLUSTER" in err
-    assert run("jid\na\n", "--cluster", "old")[0] == 0
+    assert reconciled("jid\na\n", "--cluster", "old")[0] == 0
 
 
-def test_a_table_is_for_a_person(engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_for_a_person(engine: sa.Engine, reconciled: Reconcile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty columns are left out, a time has its microseconds, and what is too much is said, not shown."""
-    monkeypatch.setenv("COLUMNS", "110")
     history.register(engine, "a", submitted_at=AT)
-    _, out, err = run("jid,submitted_at\na,2026-01-30T09:00:00.000001Z\n", "--format", "table")
+    _, out, err = reconciled("jid,submitted_at\na,2026-01-30T09:00:00.000001Z\n", "--format", "table")
     assert [line.rstrip() for line in out.splitlines()] == [
         "finding  line  cluster  jid  field         here                       there",
         "differs     2  w1       a    submitted_at  2026-01-30 09:00:00+00:00  2026-01-30 09:00:00.000001+00:00",
     ]
-    assert run("jid\na\n", "--format", "table")[1] == ""
+    assert reconciled("jid\na\n", "--format", "table")[1] == ""
     monkeypatch.setattr("tracker.cli.reconcile.SHOWN", 2)
-    _, out, err = run("jid\nb\nc\nd\n", "--format", "table")
+    _, out, err = reconciled("jid\nb\nc\nd\n", "--format", "table")
     assert len(out.splitlines()) == 3
     assert err.startswith("These are 2 of 4 findings; --format csv has all.\nThey do not agree: 3 missing_here, ")
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_no_transaction_waits_for_the_file(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is open while a row is awaited, however slowly a pipe brings them; none writes."""
-    monkeypatch.setattr(intake, "PIECE", 2)
-    open_now = 0
-    real = database.reading
-
-    @contextmanager
-    def counted(engine: sa.Engine) -> Iterator[sa.Connection]:
-        nonlocal open_now
-        open_now += 1
-        with real(engine) as connection:
-            yield connection
-        open_now -= 1
-
-    def rows() -> Iterator[intake.JobRow]:
-        for line, jid in enumerate("abcde", 2):
-            assert open_now == 0
-            yield intake.JobRow(line, intake.Registration(jid, "w1"))
-
-    monkeypatch.setattr(database, "reading", counted)
-    monkeypatch.delattr(database, "writing")
-    read: list[int] = []
-    made = reconcile.reconcile(engine, rows(), settings=TWO, moved=read.append)
-    assert (read, made.rows, made.jobs) == ([2, 4, 5], 5, 5)
 
 
 FACTS = st.fixed_dictionaries(

@@ -11,22 +11,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.history import register
-from tests.test_checks import unguarded
-from tracker import database, guards, models
+from tracker import database, models
 from tracker.audit import lines
 from tracker.audit import seal as sealer
-from tracker.audit.checkpoint import Signed, sign
+from tracker.audit.checkpoint import Signed
 from tracker.audit.keys import PublicKey, SigningKey
 from tracker.audit.lines import TABLES
 from tracker.audit.seal import chain, head, seal
-from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable
+from tracker.errors import BadConfiguration
 
 OLD, NEW, THIRD = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([n] * 32))) for n in range(3))
 HOUR = timedelta(hours=1)
@@ -184,30 +182,6 @@ def test_a_key_is_changed_by_the_one_before_it(engine: sa.Engine) -> None:
     assert len(whole(engine)) == 10
 
 
-def test_what_was_damaged_is_left_to_verify(engine: sa.Engine) -> None:
-    """Deleted rows, bytes that are not text, a time that is not one are sealed; a damaged checkpoint stops sealing."""
-    sealed(engine, None, *(GAP % "w1" for _ in range(3)))
-    with unguarded(engine) as connection:
-        connection.exec_driver_sql("DELETE FROM gaps WHERE id > 1")
-        guards.create(connection)
-    assert seal(engine, None) is None
-    jobs(engine, 1)
-    second = sealed(engine, None).checkpoint
-    assert (second.ids["gaps"], second.rows) == ((3, 3), 1)
-    run(engine, GAP % "w1", GAP % "w1")
-    if engine.dialect.name == "sqlite":
-        with unguarded(engine) as connection:
-            forced = "detail = CAST(x'61ff00' AS TEXT), began_at = x'00', ended_at = 'never'"
-            connection.exec_driver_sql(f"UPDATE gaps SET {forced} WHERE id = 4")
-            guards.create(connection)
-    assert sealed(engine, None, after=HOUR).checkpoint.rows == 2
-    with unguarded(engine) as connection:
-        connection.exec_driver_sql("UPDATE seals SET checkpoint = replace(checkpoint, 'rows ', 'row ')")
-    run(engine, GAP % "w1")
-    with pytest.raises(BadCheckpoint, match="tracker audit verify"):
-        seal(engine, None)
-
-
 # Writers and sealers at once
 
 
@@ -265,35 +239,6 @@ def test_no_row_is_left_out_however_writers_commit(engine: sa.Engine) -> None:
     found = whole(engine)
     assert unsealed(engine) == 0
     assert len(found) > 3, "it was sealed while they wrote"
-
-
-def test_two_sealers_make_one_chain(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both start from the same head with the same rows: one wins, the other has nothing to do; or gives up at last."""
-    jobs(engine, 10)
-    both = threading.Barrier(2)
-    build, met = sealer._build, set[int]()
-
-    def meet(*arguments: Any) -> tuple[Signed, list[dict[str, Any]]]:
-        built = build(*arguments)
-        if threading.get_ident() not in met:
-            met.add(threading.get_ident())
-            both.wait(10)
-        return built
-
-    made: list[Signed | None] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(sealer, "_build", meet)
-        with threads(*(lambda: made.append(seal(engine, None)) for _ in range(2))):
-            pass
-    [first] = [one for one in made if one]
-    second = sealed(engine, None, GAP % "w1")
-    for stale in (None, first):  # what was built on another head is not written
-        assert sealer._write(engine, stale, sign(first.checkpoint, OLD), []) is False
-    assert whole(engine) == [first, second]
-    run(engine, GAP % "w1")
-    monkeypatch.setattr(sealer, "_write", lambda *arguments: False)
-    with pytest.raises(DatabaseUnavailable, match="other sealers"):
-        seal(engine, None)
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from tests.history import ZONE, answer, record, register
 from tests.lives import HOUR, MINUTE
-from tests.replay import replay
+from tests.replay import replay, transition_of
 from tracker import database, guards, status
 from tracker.audit import keys as keys_module
 from tracker.audit import lines
@@ -30,7 +30,7 @@ from tracker.audit.findings import AuditFinding, Report, What
 from tracker.audit.keys import SigningKey
 from tracker.audit.seal import columns, seal
 from tracker.audit.verify import verify
-from tracker.models import GAPS, JOBS, METADATA, TRANSITIONS, facts_values, observed_values, transition_of
+from tracker.models import GAPS, JOBS, METADATA, TRANSITIONS, facts_values, observed_values
 from tracker.reports import views
 from tracker.status import Decision, Facts, Job, Kind, Past
 

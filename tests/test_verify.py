@@ -28,7 +28,7 @@ from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.verify import verify
 from tracker.cli.audit import verify as command
 from tracker.errors import BadConfiguration
-from tracker.models import JOBS, SEALS, TRANSITIONS
+from tracker.models import JOBS, TRANSITIONS
 
 HOUR = timedelta(hours=1)
 on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
@@ -126,20 +126,6 @@ def test_only_the_succession_of_the_keys_is_right(
 
 
 @on_sqlite
-def test_in_an_unsigned_chain_a_changed_checkpoint_accuses_no_segment(engine: sa.Engine) -> None:
-    """Without signatures the next checkpoint says which text was sealed."""
-    one = sealed(engine, None, "a").checkpoint
-    sealed(engine, None, "b")
-    changed = sign(replace(one, segments=(replace(one.segments[0], sha256="0" * 64),)), None)
-    with unguarded(engine) as connection:
-        values = {"checkpoint": changed.text, "checkpoint_sha256": changed.sha256}
-        connection.execute(sa.update(SEALS).where(SEALS.c.id == 1).values(values))
-        connection.exec_driver_sql(f"UPDATE segments SET sha256 = '{'0' * 64}' WHERE seal_id = 1")
-    accused = [(finding.what, finding.checkpoint) for finding in verified(engine).findings]
-    assert accused == [(What.CHECKPOINT, 1), (What.CHECKPOINT, 2)]
-
-
-@on_sqlite
 def test_a_value_that_no_program_stores_is_a_finding_and_not_an_error(
     engine: sa.Engine, run: Callable[..., Result]
 ) -> None:
@@ -211,23 +197,6 @@ def run(url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     return run
 
 
-@on_sqlite
-def test_a_simulators_ok_is_not_the_same_as_a_good_one(
-    engine: sa.Engine, run: Callable[..., Result], keys: list[SigningKey], tmp_path: Path
-) -> None:
-    """What the result does not rest on stands in its line, and what OK means stands below."""
-    with database.writing(engine) as connection:
-        history.source(connection, "w1", database.now(connection), base_url="http://127.0.0.1:8080")
-    sealed(engine, None)
-    result = run("--format", "table")
-    ok = next(line for line in result.stdout.splitlines() if line.startswith("OK"))
-    assert result.return_value == 0
-    for words in ("NOT SIGNED", "NOTHING TRUSTED GIVEN", "A SIMULATOR MAY HAVE ANSWERED"):
-        assert words in ok
-        assert f"\n{words}: " in result.stdout
-    assert "no row sealed up to checkpoint 1 was changed, removed or added since it was sealed" in result.stdout
-
-
 def test_a_good_record_gets_a_plain_ok(
     engine: sa.Engine, run: Callable[..., Result], keys: list[SigningKey], tmp_path: Path
 ) -> None:
@@ -255,6 +224,21 @@ def test_a_good_record_gets_a_plain_ok(
     assert "FOUND job: job a of cluster w1: reference is R" in run("--format", "table").stdout
 
 
+def test_this_machine_is_known_however_it_is_spelled() -> None:
+    """Each leads here, or may: what a name with a dot at its end means is up to the resolver."""
+    for host in (
+        *("localhost", "LocalHost", "localhost.", "a.localhost", "a.LOCALHOST.", "127.0.0.1", "127.0.0.1."),
+        *("0.0.0.0", "127.1", "2130706433", "0x7f000001", "0x7F.1", "0177.0.0.1", "017700000001", "0"),  # noqa: S104
+        *("::1", "0:0:0:0:0:0:0:1", "::", "::ffff:127.0.0.1", "::FFFF:7f00:1", "::ffff:0.0.0.0", "::1%lo"),
+    ):
+        assert may_be_loopback(host), host
+    for other in (
+        *("", None, "example.com", "localhost.evil.com", "notlocalhost", "127.evil.com", "10.0.0.1", "3232235777"),
+        *("::ffff:10.0.0.1", "fe80::1", "2001:db8::1", "128.0.0.1", "1", "é.example", "999999999999", "0x"),
+    ):
+        assert not may_be_loopback(other), other
+
+
 @on_sqlite
 def test_a_bad_file_is_an_error_in_words(
     engine: sa.Engine, run: Callable[..., Result], keys: list[SigningKey], tmp_path: Path
@@ -276,18 +260,3 @@ def test_a_bad_file_is_an_error_in_words(
     for wrong in (file, tmp_path / "first"):
         assert isinstance(run("--public-key", wrong).exception, BadConfiguration)
     assert isinstance(run("--trusted", tmp_path / "missing").exception, click.UsageError)
-
-
-def test_this_machine_is_known_however_it_is_spelled() -> None:
-    """Each leads here, or may: what a name with a dot at its end means is up to the resolver."""
-    for host in (
-        *("localhost", "LocalHost", "localhost.", "a.localhost", "a.LOCALHOST.", "127.0.0.1", "127.0.0.1."),
-        *("0.0.0.0", "127.1", "2130706433", "0x7f000001", "0x7F.1", "0177.0.0.1", "017700000001", "0"),  # noqa: S104
-        *("::1", "0:0:0:0:0:0:0:1", "::", "::ffff:127.0.0.1", "::FFFF:7f00:1", "::ffff:0.0.0.0", "::1%lo"),
-    ):
-        assert may_be_loopback(host), host
-    for other in (
-        *("", None, "example.com", "localhost.evil.com", "notlocalhost", "127.evil.com", "10.0.0.1", "3232235777"),
-        *("::ffff:10.0.0.1", "fe80::1", "2001:db8::1", "128.0.0.1", "1", "é.example", "999999999999", "0x"),
-    ):
-        assert not may_be_loopback(other), other

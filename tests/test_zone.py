@@ -16,7 +16,6 @@ from tracker.deadline import deadline_of, start_of_day
 from tracker.models import CLUSTERS, JOBS, TRANSITIONS, facts_of, legal_zones
 from tracker.reports.as_of import legal_days, replay
 from tracker.reports.tables import read
-from tracker.reports.zone import ZoneDay
 from tracker.status import Facts, Kind
 
 MICROSECOND, DAY = timedelta(microseconds=1), timedelta(days=1)
@@ -80,23 +79,6 @@ def test_sql_computes_the_deadlines_of_the_law(engine: sa.Engine) -> None:
             due = deadline_of(facts_of(history[-1]), history[0].observed_at, zone_then, declared)
             assert (on, at) == (due.on, due.at), history
         transaction.rollback()
-
-
-def test_only_days_that_are_needed_are_there(engine: sa.Engine) -> None:
-    """Of each time zone on record, and of the setting's where a cluster has no source."""
-    at = datetime(2025, 1, 31, 12, tzinfo=UTC)
-    with engine.connect() as connection, connection.begin() as transaction:
-        source(connection, "w1", at, legal_timezone="Asia/Kolkata")
-        for cluster in ("w1", "w2"):
-            connection.execute(sa.insert(JOBS).values(cluster=cluster, jid="a", registered_at=at))
-        rows = legal_days(connection, None, DEFAULT)
-        transaction.rollback()
-    assert {row.timezone for row in rows} == {"", "Asia/Kolkata"}
-    months = ((1, (30, 31)), (2, (1, 28)), (3, (1,)), (4, (30,)), (5, (1,)))
-    needed = [date(2025, month, day) for month, days in months for day in days]
-    assert [row.day for row in rows if row.timezone] == needed
-    begins = datetime(2025, 1, 29, 18, 30, tzinfo=UTC)
-    assert rows[len(needed)] == ZoneDay("Asia/Kolkata", date(2025, 1, 30), begins, begins + DAY)
 
 
 @pytest.mark.parametrize("name", ["Europe/Nowhere", "europe/../x", "é"])

@@ -364,7 +364,8 @@ class Alerts:
         parts = urlsplit(ours.ping_url.get_secret_value())
         url = parts._replace(path=parts.path.rstrip("/") + "/fail").geturl() if is_urgent else parts.geturl()
         try:
-            elevate.send(url, PING_TIMEOUT, ca_bundle=ours.receiver_ca_bundle, proxy=ours.receiver_proxy)
+            authorities, proxy = ours.receiver_ca_bundle, ours.receiver_proxy
+            elevate.post(url, b"", {}, PING_TIMEOUT, method="GET", ca_bundle=authorities, proxy=proxy)
         except (AskError, BadConfiguration) as error:
             event("ping_failed", logging.WARNING, error=f"{type(error).__name__} {getattr(error, 'code', error)}")
 

@@ -157,19 +157,9 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, current: Heal
             if connection.execute(alive).first() is not None or connection.execute(open_job).first() is None:
                 continue  # another daemon was polling, or there was nothing to poll
         change = health.stepped(current, step)
-        if change.gap is not None and not _is_known(connection, cluster, change.gap):
-            put_gap(connection, cluster, change.gap)
+        put_gap(connection, cluster, change.gap)
         current = change.health
     return current
-
-
-def _is_known(connection: sa.Connection, cluster: str, gap: EndedGap) -> bool:
-    """Whether another daemon has put the same step on record already."""
-    near = GAPS.c.ended_at.between(gap.ended_at - MISSED, gap.ended_at + MISSED)
-    same = sa.select(GAPS.c.id).where(
-        GAPS.c.cluster == cluster, GAPS.c.cause == gap.cause, GAPS.c.detail == gap.detail, near
-    )
-    return connection.execute(same.limit(1)).first() is not None
 
 
 def look(engine: sa.Engine, watch: Watch) -> tuple[datetime, dict[str, tuple[Health, datetime | None]]]:

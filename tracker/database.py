@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,11 +46,7 @@ BUSY_SECONDS = 30  # how long a writer waits for SQLite's one write lock
 _POSTGRESQL_SETTINGS = """
     SET LOCAL timezone = 'UTC';
     SET LOCAL datestyle = 'ISO';
-    SET LOCAL intervalstyle = 'postgres';
     SET LOCAL extra_float_digits = 1;
-    SET LOCAL bytea_output = 'hex';
-    SET LOCAL array_nulls = on;
-    SET LOCAL transform_null_equals = off;
     SET LOCAL standard_conforming_strings = on;
     SET LOCAL quote_all_identifiers = off;
     SET LOCAL cursor_tuple_fraction = 1;  -- our cursors fetch all that they ask for
@@ -260,47 +255,6 @@ def reading(engine: sa.Engine, *, temporary: bool = False) -> Iterator[sa.Connec
         yield connection
 
 
-@contextmanager
-def lenient(connection: sa.Connection) -> Iterator[None]:
-    """Let *connection* also read, more slowly, values that its driver and the CHECKs refuse.
-
-    SQLite: bytes that are not UTF-8, as lone surrogates, so that different bytes are different texts. PostgreSQL: times
-    and days that Python cannot hold, as the server's text.
-    """
-    raw: Any = connection.connection.driver_connection
-    if connection.dialect.name == "sqlite":
-        before, raw.text_factory = raw.text_factory, partial(str, encoding="utf-8", errors="surrogateescape")
-        try:
-            yield
-        finally:
-            raw.text_factory = before
-        return
-    from psycopg import DataError
-    from psycopg.pq import Format
-    from psycopg.types.datetime import DateLoader, TimestamptzLoader
-
-    def falling_back(loader: Any) -> Any:
-        class TextWhereRefused(loader):  # type: ignore[misc]  # the base class is a variable
-            def load(self, data: Any) -> object:
-                try:
-                    return super().load(data)
-                except DataError:
-                    return bytes(data).decode()
-
-        return TextWhereRefused
-
-    usual = {
-        name: raw.adapters.get_loader(raw.adapters.types[name].oid, Format.TEXT) for name in ("timestamptz", "date")
-    }
-    raw.adapters.register_loader("timestamptz", falling_back(TimestamptzLoader))
-    raw.adapters.register_loader("date", falling_back(DateLoader))
-    try:
-        yield
-    finally:
-        for name, loader in usual.items():
-            raw.adapters.register_loader(name, loader)
-
-
 def now(connection: sa.Connection) -> datetime:
     """Return the database's time (aware UTC): one clock for all daemons on it.
 
@@ -310,39 +264,6 @@ def now(connection: sa.Connection) -> datetime:
         return datetime.now(UTC)
     value: datetime = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
     return value.astimezone(UTC)
-
-
-def insert_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert *rows*, which all have the same columns."""
-    if not rows:
-        return
-    if connection.dialect.name == "sqlite":
-        connection.execute(sa.insert(table), rows)
-    else:
-        given = _arrays(table, rows)
-        connection.execute(sa.insert(table).from_select(list(rows[0]), sa.select(*given.c)))
-
-
-def update_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Update the rows of *table* with the ids in *rows*, which all have the same columns."""
-    if not rows:
-        return
-    columns = [name for name in rows[0] if name != "id"]
-    if connection.dialect.name == "sqlite":
-        values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
-        update = sa.update(table).where(table.c.id == sa.bindparam("row_id")).values(values)
-        connection.execute(update, [{"row_id": row["id"], **{name: row[name] for name in columns}} for row in rows])
-    else:
-        given = _arrays(table, rows)
-        update = sa.update(table).where(table.c.id == given.c.id)
-        connection.execute(update.values({name: given.c[name] for name in columns}))
-
-
-def _arrays(table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> sa.TableValuedAlias:
-    """Return *rows* as one array a column, for one statement: executemany sends each row, in four times the time."""
-    arrays = [sa.bindparam(None, [row[name] for row in rows], type_=sa.ARRAY(table.c[name].type)) for name in rows[0]]
-    columns = [sa.column(name, table.c[name].type) for name in rows[0]]
-    return sa.func.unnest(*arrays).table_valued(*columns).render_derived(name="given")
 
 
 def execute(connection: sa.Connection, statement: str) -> None:
@@ -381,13 +302,13 @@ def require_schema(connection: sa.Connection) -> None:
     if found == HEAD:
         return
     if found is None:
-        _require_room(connection)
+        _refuse_taken_names(connection)
         raise SchemaMismatch("the database is empty: run `tracker db upgrade`")
     way_out = "run `tracker db upgrade`" if found < HEAD else "install a newer tracker"
     raise SchemaMismatch(f"the database has revision {found}, this version needs {HEAD}: {way_out}")
 
 
-def _require_room(connection: sa.Connection) -> None:
+def _refuse_taken_names(connection: sa.Connection) -> None:
     """Raise SchemaMismatch if a schema without a revision has tables with the names of ours."""
     from tracker.models import METADATA
 
@@ -443,7 +364,7 @@ def upgrade(url: str) -> str:
         with reading(engine) as connection:
             before = revision(connection)
             if before is None:
-                _require_room(connection)
+                _refuse_taken_names(connection)
             elif before > HEAD:
                 require_schema(connection)
         command.upgrade(config, "head")

@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
-from typing import TypeVar, assert_never
 from zoneinfo import ZoneInfo
 
-from tracker.status import Facts, State, Status
-
-Instant = TypeVar("Instant", datetime, int)
+from tracker.status import Facts
 
 
 class Basis(StrEnum):
@@ -180,59 +177,3 @@ def utc_offsets(timezone: ZoneInfo, since: datetime, until: datetime) -> list[tu
 
 def _end_of(day: date, timezone: ZoneInfo) -> datetime:
     return start_of_day(day + timedelta(days=1), timezone)
-
-
-def deadline(
-    received_at: datetime | None, submitted_at: datetime | None, registered_at: datetime, timezone: ZoneInfo
-) -> Deadline:
-    """Return the deadline of a job without an extension; see `deadline_of`."""
-    facts = Facts(received_at=received_at, submitted_at=submitted_at)
-    return deadline_of(facts, registered_at, timezone, ())
-
-
-def verdict(
-    state: State,
-    status: str | None,
-    status_after: Instant | None,
-    seen_at: Instant | None,
-    done_after: Instant | None,
-    done_by: Instant | None,
-    deadline_at: Instant | None,
-    now: Instant,
-) -> Verdict:
-    """Return what can be said about a job's deadline at *now*; times are aware, or numbers on one scale.
-
-    Args:
-        state: The job's state.
-        status: The last word seen.
-        status_after: The lower bound of its entry: while it is ``not_found``, the last sight of a job that was there.
-        seen_at: When the request of the last valid answer was sent.
-        done_after: Done at or after this (of a first answer that is ``done``: the submission), None if unknown.
-        done_by: Done before this; None if not done.
-        deadline_at: The deadline, None if not computed yet.
-        now: The time of the question.
-    """
-    match state:
-        case State.ATTESTED:
-            return Verdict.ATTESTED
-        case State.WITHDRAWN:
-            return Verdict.WITHDRAWN
-        case State.LOST:
-            return Verdict.UNDECIDABLE
-        case State.DONE:
-            if deadline_at is None:
-                return Verdict.PENDING
-            if done_by is not None and done_by <= deadline_at:
-                return Verdict.MET
-            if done_after is not None and done_after >= deadline_at:
-                return Verdict.MISSED
-            return Verdict.UNDECIDABLE
-        case State.FAILED:
-            return Verdict.PENDING if deadline_at is None or now < deadline_at else Verdict.OVERDUE
-        case State.OPEN:
-            if deadline_at is None or now < deadline_at:
-                return Verdict.PENDING
-            # A job that is not found was perhaps done and forgotten: only a sight of it shows that it was not done.
-            not_done_at = status_after if status == Status.NOT_FOUND else seen_at
-            return Verdict.OVERDUE if not_done_at is not None and not_done_at >= deadline_at else Verdict.UNDECIDABLE
-    assert_never(state)

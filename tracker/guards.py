@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -136,26 +136,28 @@ def sqlite() -> dict[str, str]:
     return ddl
 
 
-# PostgreSQL: name -> (table, function, events, level); all BEFORE but register_job.
 _HERE = "quote_ident(current_schema())::regnamespace"
-_ROW, _BEFORE, _INSERT, _DELETE, _UPDATE, _TRUNCATE = 1, 2, 4, 8, 16, 32  # bits of pg_trigger.tgtype
-_EVENTS = {_INSERT: "INSERT", _DELETE: "DELETE", _UPDATE: "UPDATE", _TRUNCATE: "TRUNCATE"}
 
 
-def _postgresql_triggers() -> dict[str, tuple[str, str, int]]:
-    triggers: dict[str, tuple[str, str, int]] = {}
+def _postgresql_triggers(schema: str) -> dict[str, tuple[str, str]]:
+    """Return each trigger's table and what makes it, by name and word for word as ``pg_get_triggerdef`` prints it."""
+    ddl: dict[str, tuple[str, str]] = {}
+
+    def trigger(name: str, when: str, table: str, function: str, level: str = "FOR EACH ROW") -> None:
+        ddl[name] = table, f"CREATE TRIGGER {name} {when} ON {schema}.{table} {level} EXECUTE FUNCTION {function}()"
+
     for table in APPEND_ONLY:
-        triggers[f"guard_{table}_change"] = (table, "tracker_refuse", _ROW | _BEFORE | _UPDATE | _DELETE)
-        triggers[f"guard_{table}_truncate"] = (table, "tracker_refuse", _BEFORE | _TRUNCATE)
+        trigger(f"guard_{table}_change", "BEFORE DELETE OR UPDATE", table, "tracker_refuse")
+    trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker_refuse")
+    for table in (*APPEND_ONLY, "jobs"):
+        trigger(f"guard_{table}_truncate", "BEFORE TRUNCATE", table, "tracker_refuse", "FOR EACH STATEMENT")
     for table in SEALED:
-        triggers[f"lock_{table}"] = (table, "tracker_share_seal_lock", _BEFORE | _INSERT)
+        trigger(f"lock_{table}", "BEFORE INSERT", table, "tracker_share_seal_lock", "FOR EACH STATEMENT")
     for rule, (table, event, _) in RULES.items():
-        bit = _INSERT if event == "INSERT" else _UPDATE
-        triggers[f"guard_{table}_{rule}"] = (table, f"tracker_refuse_{rule}", _ROW | _BEFORE | bit)
-    triggers["guard_jobs_delete"] = ("jobs", "tracker_refuse", _ROW | _BEFORE | _DELETE)
-    triggers["guard_jobs_truncate"] = ("jobs", "tracker_refuse", _BEFORE | _TRUNCATE)
-    triggers["register_job"] = ("jobs", "tracker_register", _INSERT)
-    return triggers
+        trigger(f"guard_{table}_{rule}", f"BEFORE {event}", table, f"tracker_refuse_{rule}")
+    level = "REFERENCING NEW TABLE AS registered FOR EACH STATEMENT"
+    trigger("register_job", "AFTER INSERT", "jobs", "tracker_register", level)
+    return ddl
 
 
 def _postgresql_functions(schema: str) -> dict[str, str]:
@@ -195,16 +197,8 @@ def postgresql(schema: str) -> list[str]:
         f" SET search_path = pg_catalog, pg_temp AS $guard${body}$guard$"
         for name, body in _postgresql_functions(schema).items()
     ]
-    for name, (table, function, kind) in _postgresql_triggers().items():
-        when = "BEFORE" if kind & _BEFORE else "AFTER"
-        events = " OR ".join(word for bit, word in _EVENTS.items() if kind & bit)
-        rows = " REFERENCING NEW TABLE AS registered" if name == "register_job" else ""
-        level = "ROW" if kind & _ROW else "STATEMENT"
-        statements += [
-            f"CREATE TRIGGER {name} {when} {events} ON {schema}.{table}{rows}"
-            f" FOR EACH {level} EXECUTE FUNCTION {schema}.{function}()",
-            f"ALTER TABLE {schema}.{table} ENABLE ALWAYS TRIGGER {name}",
-        ]
+    for name, (table, statement) in _postgresql_triggers(schema).items():
+        statements += [statement, f"ALTER TABLE {schema}.{table} ENABLE ALWAYS TRIGGER {name}"]
     return statements
 
 
@@ -221,7 +215,7 @@ def create(connection: sa.Connection) -> None:
 
 def drop(connection: sa.Connection) -> None:
     """Drop every existing guard."""
-    for name, table in _present(connection):
+    for name, (table, _) in _triggers(connection).items():
         on_table = "" if connection.dialect.name == "sqlite" else f" ON {_schema(connection)}.{table}"
         connection.exec_driver_sql(f'DROP TRIGGER "{name}"{on_table}')
     if connection.dialect.name != "sqlite":
@@ -236,24 +230,30 @@ def _rows(connection: sa.Connection, query: str, names: Iterable[str]) -> list[s
     return list(connection.execute(statement, {"names": [*names]}))
 
 
-def _present(connection: sa.Connection) -> list[tuple[str, str]]:
-    """Return (trigger, table) for each trigger on a table of ours."""
+def _triggers(connection: sa.Connection) -> dict[str, tuple[str, str]]:
+    """Return for each trigger on a table with history its table, and its definition as the database has it.
+
+    On PostgreSQL a letter at the end says when it is enabled (``pg_trigger.tgenabled``).
+    """
     query = (
-        "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN :names ORDER BY 1"
+        "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN :names ORDER BY 1"
         if connection.dialect.name == "sqlite"
-        else "SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
-        f" WHERE NOT t.tgisinternal AND c.relname IN :names AND c.relnamespace = {_HERE} ORDER BY 1"
+        else "SELECT t.tgname, c.relname, concat(pg_get_triggerdef(t.oid), ' ', t.tgenabled) FROM pg_trigger t"
+        " JOIN pg_class c ON c.oid = t.tgrelid WHERE NOT t.tgisinternal AND c.relname IN :names"
+        f" AND c.relnamespace = {_HERE} ORDER BY 1"
     )
-    return [(name, table) for name, table in _rows(connection, query, [*APPEND_ONLY, "jobs"])]
+    return {name: (table, text) for name, table, text in _rows(connection, query, [*APPEND_ONLY, "jobs"])}
 
 
 def problems(connection: sa.Connection) -> list[str]:
     """Return a line for each guard, table or CHECK that is missing, changed, disabled or not ours."""
+    actual = {name: text for name, (_, text) in _triggers(connection).items()}
     if connection.dialect.name == "sqlite":
-        rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-        found = _differences("guard", sqlite(), {row[0]: row[1] for row in rows})
+        found = _differences("guard", sqlite(), actual)
     else:
-        found = _postgresql_differences(connection) + _bypasses(connection)
+        schema = _schema(connection)
+        always = {name: f"{text} A" for name, (_, text) in _postgresql_triggers(schema).items()}
+        found = _function_differences(connection, schema) + _differences("guard", always, actual)
     expected = json.loads(files(__package__).joinpath("tables.json").read_text(encoding="utf-8"))
     return found + _table_differences(expected[connection.dialect.name], definitions(connection))
 
@@ -264,47 +264,21 @@ def _differences(what: str, expected: Mapping[str, object], actual: Mapping[str,
     return found + [f"trigger {name} is not tracker's" for name in actual if name not in expected]
 
 
-def _postgresql_differences(connection: sa.Connection) -> list[str]:
-    """Return a line for each function and trigger that is missing or altered, and each trigger that is not ours."""
-    bodies = _postgresql_functions(_schema(connection))
+def _function_differences(connection: sa.Connection, schema: str) -> list[str]:
+    """Return a line for each function that is missing or changed."""
+    bodies = _postgresql_functions(schema)
     query = (
         "SELECT p.proname, p.prosrc, p.proconfig, p.prosecdef, l.lanname FROM pg_proc p"
         f" JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace = {_HERE} AND p.pronargs = 0"
         " AND p.proname IN :names"
     )
-    rows = _rows(connection, query, bodies)
     # A dump of a database with quote_all_identifiers also puts quotes into the settings.
-    functions = {row[0]: (row[1], [one.replace('"', "") for one in row[2] or ()], *row[3:]) for row in rows}
-    config = ["search_path=pg_catalog, pg_temp"]
-    found = _differences("function", {name: (bodies[name], config, False, "plpgsql") for name in bodies}, functions)
-    query = (
-        "SELECT t.tgname, c.relname, p.proname, p.pronamespace = c.relnamespace, t.tgtype, t.tgenabled::text,"
-        " t.tgqual, t.tgattr::text"
-        " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid"
-        f" WHERE NOT t.tgisinternal AND c.relname IN :names AND c.relnamespace = {_HERE}"
-    )
-    rows = _rows(connection, query, [*APPEND_ONLY, "jobs"])
-    expected = {
-        name: (table, function, True, kind, "A", None, "")
-        for name, (table, function, kind) in _postgresql_triggers().items()
-        if function in functions  # without the function there is no trigger
+    actual = {
+        row[0]: (row[1], [one.replace('"', "") for one in row[2] or ()], *row[3:])
+        for row in _rows(connection, query, bodies)
     }
-    return found + _differences("guard", expected, {row[0]: tuple(row[1:]) for row in rows})
-
-
-def _bypasses(connection: sa.Connection) -> list[str]:
-    """Return a line for each object on our tables that lets PostgreSQL skip a guard."""
-    ours = f"(SELECT oid FROM pg_class WHERE relname IN :names AND relnamespace = {_HERE})"
-    queries = (
-        f"SELECT 'rule ' || rulename || ' is not tracker''s' FROM pg_rewrite WHERE ev_class IN {ours}",
-        "SELECT 'table ' || inhrelid::regclass || ' is not tracker''s, but inherits from a table of tracker'"
-        f" FROM pg_inherits WHERE inhparent IN {ours}",
-        "SELECT 'table ' || relname || ' has row security, which hides rows' FROM pg_class"
-        f" WHERE relrowsecurity AND oid IN {ours}",
-        "SELECT DISTINCT 'the foreign keys of table ' || tgrelid::regclass || ' are switched off' FROM pg_trigger"
-        f" WHERE tgisinternal AND tgenabled <> 'O' AND tgrelid IN {ours}",
-    )
-    return [row[0] for query in queries for row in _rows(connection, query, TABLES)]
+    config = ["search_path=pg_catalog, pg_temp"]
+    return _differences("function", {name: (bodies[name], config, False, "plpgsql") for name in bodies}, actual)
 
 
 def _table_differences(expected: dict[str, list[str]], actual: dict[str, list[str]]) -> list[str]:
@@ -354,40 +328,15 @@ def definitions(connection: sa.Connection) -> dict[str, list[str]]:
     return found
 
 
-_TOKEN = re.compile(r"""E?'(?:[^']|'')*'|"(?:[^"]|"")*"|::|[\w.]+|[(),\[\]]|[^\w\s'"(),\[\]]+""")
-_TYPE = re.compile(r"::(?:character varying|timestamp with(?:out)? time zone|double precision|\"?\w+\"?)(?:\[\])*")
+_CAST = re.compile(r"::(?:character varying|timestamp with(?:out)? time zone|double precision|\"?\w+\"?)(?:\[\])*")
 
 
 def normal(text: str) -> str:
-    """Return a definition that PostgreSQL prints without casts, quotes around names and redundant parentheses.
+    """Return the words of a definition that PostgreSQL prints, without casts, quotes around names, brackets and commas.
 
-    It is the same after a dump and a restore. PostgreSQL puts parentheses around every operation, so those that are
-    left still say what belongs together.
+    They are the same after a dump and a restore; the parentheses that it prints are not.
     """
-    return _joined(_nested(iter(_TOKEN.findall(_TYPE.sub("", text)))))
-
-
-_Tree: TypeAlias = "list[str | _Tree]"
-
-
-def _nested(tokens: Iterator[str]) -> _Tree:
-    """Return the tokens up to the closing parenthesis; tokens in parentheses are a list of their own."""
-    tree: _Tree = []
-    for word in tokens:
-        if word == ")":
-            break
-        tree.append(_nested(tokens) if word == "(" else word.strip('"'))
-    while len(tree) == 1 and isinstance(tree[0], list):
-        tree = tree[0]
-    for word in ("AND", "OR"):  # (a AND b) AND c is a AND b AND c
-        if word in tree:
-            tree = [part for one in tree for part in (one if isinstance(one, list) and word in one else [one])]
-    return tree
-
-
-def _joined(tree: _Tree) -> str:
-    parts = [one if isinstance(one, str) else _joined(one) if len(one) == 1 else f"({_joined(one)})" for one in tree]
-    return " ".join(parts)
+    return " ".join(re.sub(r'[][(),"]', " ", _CAST.sub("", text)).split())
 
 
 def check(connection: sa.Connection) -> None:

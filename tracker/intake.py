@@ -15,11 +15,10 @@ import getpass
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cache, lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
@@ -46,9 +45,6 @@ _LOOKED_UP: Final = 1_000
 """Jids in one statement: a database takes only so many parameters."""
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # the schema's CHECKs say the same
-_TIME = re.compile(
-    r"\d{4}-\d\d-\d\d(?P<time>[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?P<offset>Z|[+-]\d\d(?::?\d\d)?)?)?", re.ASCII
-)
 _TIME_FORM = "write it as 2026-01-31T14:00:00+01:00, or a day as 2026-01-31"
 
 
@@ -120,6 +116,10 @@ class _Job(NamedTuple):
     deadline: Deadline
 
 
+Rehearsed: TypeAlias = dict[_Key, _Job]
+"""What a dry run would have registered, by key, GUIDs in small letters."""
+
+
 def register(
     connection: sa.Connection,
     jid: str,
@@ -166,7 +166,7 @@ def register_many(
     registered_by: str | None = None,
     settings: Settings | None = None,
     now: datetime | None = None,
-    rehearsal: sa.Connection | None = None,
+    rehearsed: Rehearsed | None = None,
 ) -> list[Outcome]:
     """Register many jobs in the caller's transaction, and return for each in turn what became of it.
 
@@ -175,7 +175,7 @@ def register_many(
     Args:
         connection: As for `register`, as are the other arguments and errors.
         registrations: The same job twice is harmless, or a `Conflict`, as it is when it comes later.
-        rehearsal: From `rehearsing`: then nothing is written but there, and *connection* is only read.
+        rehearsed: Then nothing is written: what would be is noted here, and found there by a later call.
     """
     configured = settings or _settings_of_this_process()
     registrar = text.check("registered_by", login() if registered_by is None else registered_by)
@@ -195,13 +195,22 @@ def register_many(
 
     recorded: dict[_Key, tuple[Facts, Deadline]] = {}
     other_case = _in_other_case(connection, jobs)
-    if rehearsal is not None:
+    if rehearsed is not None:
         recorded = _recorded(connection, jobs, zone_of)
-        connection = rehearsal
-        other_case |= _in_other_case(connection, jobs)
+        for key in jobs:
+            if (first := rehearsed.get(_in_small_letters(key))) is None:
+                continue
+            if first.key == key:
+                recorded[key] = first.facts, first.deadline
+            else:
+                other_case.setdefault(key, first.key[1])
     # In the order of the keys, so that two sessions with the same jobs wait for each other, and do not deadlock.
     missing = [jobs[key] for key in sorted(jobs) if key not in recorded and key not in other_case]
-    new = _insert(connection, missing, registrar)
+    if rehearsed is None:
+        new = _insert(connection, missing, registrar)
+    else:
+        new = {job.key for job in missing}
+        rehearsed |= {_in_small_letters(job.key): job for job in missing}
     recorded |= _recorded(connection, jobs.keys() - new - recorded.keys(), zone_of)
 
     outcomes: list[Outcome] = []
@@ -219,27 +228,9 @@ def register_many(
             again = Registered(*one.key, already=True, deadline=due)
             outcomes.append(Conflict(*one.key, differences) if differences else again)
         else:
-            first = other_case[one.key]
-            why = f"is registered already as {first!r}: a GUID means the same in capitals"
+            why = f"is registered already as {other_case[one.key]!r}: a GUID means the same in capitals"
             outcomes.append(InvalidField("jid", why))
     return outcomes
-
-
-@contextmanager
-def rehearsing() -> Iterator[sa.Connection]:
-    """Yield a connection to a scratch database, gone afterwards, for a `register_many` that writes nothing.
-
-    On disk, since what a million rows say about each other does not belong in memory.
-    """
-    with tempfile.TemporaryDirectory(prefix="tracker-") as folder:
-        url = sa.URL.create("sqlite", database=os.path.join(folder, "rehearsal.db"))
-        engine = database.create_engine(url.render_as_string(), make=True)
-        try:
-            with engine.connect() as connection:
-                JOBS.create(connection)
-                yield connection
-        finally:
-            engine.dispose()
 
 
 def register_rows(
@@ -251,20 +242,20 @@ def register_rows(
 ) -> Iterator[list[tuple[JobRow, Outcome]]]:
     """Register the rows of a file, and yield each piece of them with what became of it, once it is committed.
 
-    No transaction is open while a row is waited for. A dry run yields what would become of the rows, and writes
-    nothing.
+    No transaction is open while a row is waited for. A dry run yields what would become of the rows, writes nothing,
+    and holds in memory what they say.
 
     Raises:
         DatabaseUnavailable: What was yielded is committed; to begin again with the first row is harmless.
     """
     rows = iter(rows)
     transaction = database.reading if dry_run else database.writing
-    with rehearsing() if dry_run else nullcontext() as rehearsal:
-        while piece := list(islice(rows, PIECE)):
-            declared = [row.declared for row in piece if isinstance(row.declared, Registration)]
-            with transaction(engine) as connection:
-                outcomes = iter(register_many(connection, declared, settings=settings, rehearsal=rehearsal))
-            yield [(row, row.declared if isinstance(row.declared, Refused) else next(outcomes)) for row in piece]
+    rehearsed: Rehearsed | None = {} if dry_run else None
+    while piece := list(islice(rows, PIECE)):
+        declared = [row.declared for row in piece if isinstance(row.declared, Registration)]
+        with transaction(engine) as connection:
+            outcomes = iter(register_many(connection, declared, settings=settings, rehearsed=rehearsed))
+        yield [(row, row.declared if isinstance(row.declared, Refused) else next(outcomes)) for row in piece]
 
 
 def login() -> str:
@@ -314,17 +305,28 @@ def parse_time(field: str, text: str, zone: ZoneInfo) -> tuple[datetime, bool]:
     Raises:
         InvalidField: It is not a time, or has no offset.
     """
-    match = _TIME.fullmatch(text)
-    if match is None:
-        raise InvalidField(field, f"{text[:60]!r} is not a time: {_TIME_FORM}")
-    is_day = match["time"] is None
-    if not is_day and match["offset"] is None:
-        raise InvalidField(field, f"{text!r} has no offset, so it can be several instants: {_TIME_FORM}")
     try:
-        at = datetime.fromisoformat(text)
-        return (start_of_day(at.date(), zone) if is_day else at.astimezone(UTC)), is_day
-    except (ValueError, OverflowError) as error:
-        raise InvalidField(field, f"{text!r} is not a time ({error}): {_TIME_FORM}") from None
+        found = day_or_instant(text)
+        if isinstance(found, datetime):
+            return found.astimezone(UTC), False
+        return start_of_day(found, zone), True
+    except ValueError as error:
+        raise InvalidField(field, str(error)) from None
+    except OverflowError as error:
+        raise InvalidField(field, f"{text[:60]!r} is not a time ({error}): {_TIME_FORM}") from None
+
+
+def day_or_instant(text: str) -> date | datetime:
+    """Return the day, or the aware instant, that *text* is in ISO 8601; raise ValueError with what is wrong."""
+    found: date | None = None
+    for parse in (date.fromisoformat, datetime.fromisoformat):
+        with suppress(ValueError):
+            found = found or parse(text)
+    if found is None:
+        raise ValueError(f"{text[:60]!r} is not a time: {_TIME_FORM}")
+    if isinstance(found, datetime) and found.tzinfo is None:
+        raise ValueError(f"{text!r} has no offset, so it can be several instants: {_TIME_FORM}")
+    return found
 
 
 @cache
@@ -458,9 +460,14 @@ def _in_other_case(connection: sa.Connection, keys: Iterable[_Key]) -> dict[_Key
     guids = [key for key in keys if _GUID.fullmatch(key[1])]
     others = ((cluster, form) for cluster, jid in guids for form in {jid.lower(), jid.upper()} - {jid})
     first = {(row.cluster, row.jid.lower()): row.jid for row in registered(connection, others, "cluster", "jid")}
-    for cluster, jid in guids:
-        first.setdefault((cluster, jid.lower()), jid)
-    return {(cluster, jid): written for cluster, jid in guids if (written := first[cluster, jid.lower()]) != jid}
+    for key in guids:
+        first.setdefault(_in_small_letters(key), key[1])
+    return {key: written for key in guids if (written := first[_in_small_letters(key)]) != key[1]}
+
+
+def _in_small_letters(key: _Key) -> _Key:
+    """Return *key*, a GUID in small letters."""
+    return (key[0], key[1].lower()) if _GUID.fullmatch(key[1]) else key
 
 
 def _deadline_of(row: sa.Row[Any], zone: ZoneInfo) -> Deadline:
@@ -473,6 +480,13 @@ def known_clusters(connection: sa.Connection, configured: Iterable[str]) -> list
     """Return the names of all clusters that are configured or in the database, in order."""
     query = sa.union(sa.select(CLUSTERS.c.cluster), sa.select(JOBS.c.cluster))
     return sorted({*configured, *connection.scalars(query)})
+
+
+def check_cluster(name: str, known: Collection[str]) -> str:
+    """Return *name*; raise InvalidField if it is not one of *known*."""
+    if name not in known:
+        raise InvalidField("cluster", f"there is no cluster {name[:80]!r}; there are: {', '.join(known) or 'none yet'}")
+    return name
 
 
 def compare(recorded: Facts, declared: Facts) -> dict[str, tuple[Value, Value]]:

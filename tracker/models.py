@@ -318,12 +318,6 @@ def facts_values(facts: status.Facts | None) -> dict[str, Any]:
     return {name: getattr(facts, name, None) for name in FACTS}
 
 
-def transition_of(row: sa.Row[Any]) -> status.Transition:
-    """Return the transition in a row of transitions."""
-    facts = facts_of(row) if row.action in (Action.REGISTERED, Action.AMENDED) else None
-    return status.Transition(**{name: getattr(row, name) for name in _OF_TRANSITION}, facts=facts)
-
-
 def transition_values(job_id: int, transition: status.Transition, source_id: int | None = None) -> dict[str, Any]:
     """Return the row of transitions for *transition*, without its id."""
     values = {name: getattr(transition, name) for name in _OF_TRANSITION}

@@ -85,7 +85,7 @@ def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Fou
     raise UnknownJob(f"no job has the jid {shown}; register it with: tracker add JID{at}")
 
 
-def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str, *, dry_run: bool = False) -> Decision:
+def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str) -> Decision:
     """Close an open, failed or lost job, and return what became of it.
 
     Args:
@@ -93,27 +93,24 @@ def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str, *,
         job_id: From `find`.
         actor: Who decides.
         reason: Why; kept in the history permanently.
-        dry_run: Decide and write nothing; a transaction of `database.reading` is enough.
 
     Raises:
         Refused: The job is in another state, or the reason or the actor is refused (`InvalidField`).
     """
     actor, reason = text.check("actor", actor), text.check_reason(reason)
-    return _carry_out(connection, job_id, lambda job, at: status.withdraw(job, at, actor, reason), dry_run)
+    return _carry_out(connection, job_id, lambda job, at: status.withdraw(job, at, actor, reason))
 
 
-def reopen(connection: sa.Connection, job_id: int, actor: str, reason: str, *, dry_run: bool = False) -> Decision:
+def reopen(connection: sa.Connection, job_id: int, actor: str, reason: str) -> Decision:
     """Open a failed, lost, attested or withdrawn job again, to be asked at once, and return what became of it.
 
     Arguments and errors are those of `withdraw`.
     """
     actor, reason = text.check("actor", actor), text.check_reason(reason)
-    return _carry_out(connection, job_id, lambda job, at: status.reopen(job, at, actor, reason), dry_run)
+    return _carry_out(connection, job_id, lambda job, at: status.reopen(job, at, actor, reason))
 
 
-def attest(
-    connection: sa.Connection, job_id: int, actor: str, reason: str, done_by: datetime, *, dry_run: bool = False
-) -> Decision:
+def attest(connection: sa.Connection, job_id: int, actor: str, reason: str, done_by: datetime) -> Decision:
     """End an open, failed or lost job as an operator says that it ended, unseen by us, and return what became of it.
 
     The verdict is then ``attested``: what people claim is not an observation.
@@ -139,7 +136,7 @@ def attest(
             raise InvalidField("done_by", f"{done_by} is before the job was submitted, at {submitted_at} (declared)")
         return decision
 
-    return _carry_out(connection, job_id, decide, dry_run)
+    return _carry_out(connection, job_id, decide)
 
 
 def amend(
@@ -150,7 +147,6 @@ def amend(
     changes: Mapping[str, Fact],
     *,
     zone: ZoneInfo,
-    dry_run: bool = False,
 ) -> Amendment:
     """Correct what was declared about a job in any state, and return what it was and is.
 
@@ -172,7 +168,7 @@ def amend(
         Refused: Nothing would change.
     """
     actor, reason = text.check("actor", actor), text.check_reason(reason)
-    row, at = _lock_job(connection, job_id, dry_run)
+    row, at = _lock_job(connection, job_id)
     job = job_of(row)
     facts = _amended(row, job, changes, at)
     decision = status.amend(job, facts, at, actor, reason)
@@ -182,12 +178,11 @@ def amend(
     due = deadline_of(facts, job.registered_at, zone, [*declared, (decision.transition.observed_at, facts.extended_on)])
     if facts.extended_on not in (None, job.facts.extended_on):
         _check_extension(job, facts, zone, due, declared)
-    if not dry_run:
-        values: dict[str, Any] = {**facts_values(facts), "deadline_on": due.on, "deadline_at": due.at}
-        is_moved = due.at != row.deadline_at or facts.submitted_at != job.facts.submitted_at
-        if job.state is State.OPEN and is_moved:
-            values["due_at"] = min(row.due_at, at)
-        _write(connection, job_id, decision, values)
+    values: dict[str, Any] = {**facts_values(facts), "deadline_on": due.on, "deadline_at": due.at}
+    is_moved = due.at != row.deadline_at or facts.submitted_at != job.facts.submitted_at
+    if job.state is State.OPEN and is_moved:
+        values["due_at"] = min(row.due_at, at)
+    _write(connection, job_id, decision, values)
     return Amendment(decision, job.facts, row.deadline_on, due)
 
 
@@ -240,14 +235,10 @@ def _check_extension(
         )
 
 
-def _carry_out(
-    connection: sa.Connection, job_id: int, decide: Callable[[status.Job, datetime], Decision], dry_run: bool
-) -> Decision:
+def _carry_out(connection: sa.Connection, job_id: int, decide: Callable[[status.Job, datetime], Decision]) -> Decision:
     """Return what *decide* makes of the job now, and write it."""
-    row, at = _lock_job(connection, job_id, dry_run)
+    row, at = _lock_job(connection, job_id)
     decision = decide(job_of(row), at)
-    if dry_run:
-        return decision
     job = decision.job
     changes: dict[str, Any] = {}
     if job.state is not row.state:
@@ -259,10 +250,9 @@ def _carry_out(
     return decision
 
 
-def _lock_job(connection: sa.Connection, job_id: int, dry_run: bool) -> tuple[sa.Row[Any], datetime]:
-    """Return the job's row, locked but for a dry run, and the time after that."""
-    query = sa.select(JOBS).where(JOBS.c.id == job_id)
-    row = connection.execute(query if dry_run else query.with_for_update()).one()
+def _lock_job(connection: sa.Connection, job_id: int) -> tuple[sa.Row[Any], datetime]:
+    """Return the job's row, locked, and the time after that."""
+    row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id).with_for_update()).one()
     return row, database.now(connection)
 
 
@@ -329,7 +319,6 @@ def _detail(row: sa.Row[Any], more: str) -> str:
 
 def _lock_cluster(connection: sa.Connection, cluster: str, configured: Collection[str]) -> sa.Row[Any]:
     """Return the cluster's row, made if there was none, and locked."""
-    if cluster not in configured and cluster not in (known := intake.known_clusters(connection, configured)):
-        there = f"known: {', '.join(known)}" if known else "no cluster is known yet"
-        raise InvalidField("cluster", f"{cluster[:80]!r} is neither configured nor in the database ({there})")
+    if cluster not in configured:
+        intake.check_cluster(cluster, intake.known_clusters(connection, configured))
     return clusters.made(connection, cluster)

@@ -58,7 +58,7 @@ BATCH = 500  # jobs claimed, and answers written, at once: beyond that a transac
 FLUSH_SECONDS = 0.25  # an answer is written at the latest this long after it came (the promise is 0.5 s)
 PIECE_SECONDS = 0.2  # of the cluster's rate, reserved in one claim: so small that daemons share the rate evenly
 AHEAD_SECONDS = 1.0  # how far ahead the daemons together reserve, so that no place is lost
-SPARE_SECONDS = 0.25  # work that is claimed beyond what the threads have in hand, so that none of them waits
+SPARE_SECONDS = 0.25  # of the cluster's rate, claimed beyond what the threads have in hand, so that none of them waits
 
 SECOND = timedelta(seconds=1)
 
@@ -110,7 +110,6 @@ class _Request:
         failures: The job's failures in a row.
         start: Monotonic time of its place in the rate.
         result: None if the request was not sent after all.
-        seconds: How long it took.
     """
 
     job_id: int
@@ -119,7 +118,6 @@ class _Request:
     start: float
     claim: _Claim
     result: Answer | AskError | None = None
-    seconds: float = 0.0
 
 
 class Poller:
@@ -163,7 +161,8 @@ class Poller:
         self._is_new = True  # nothing was asked yet: what failed may be mended
         self._steps = len(self._watch.steps)  # how many of them are on the cluster's record
         self._stepped_at = -math.inf  # monotonic time of the last
-        self._seconds: float | None = None  # how long a request takes, on average
+        # More is claimed when few requests are under way, so that no thread waits for the database.
+        self._spare = min(BATCH, math.ceil(cluster.max_requests_per_second * SPARE_SECONDS))
         self._halt = Event()  # the cluster was paused: what is claimed and not asked yet is given back
 
     def __enter__(self) -> Self:
@@ -198,17 +197,15 @@ class Poller:
     def _work(self, stop: Event, wanted: set[int] | None, patient: bool) -> Tally:
         """Keep requests under way until there is nothing to claim, and record what comes of them as it comes."""
         results: SimpleQueue[_Request] = SimpleQueue()
-        under_way, landed, flush_at, again_at = 0, list[_Request](), math.inf, 0.0
+        under_way, ended, flush_at, again_at = 0, list[_Request](), math.inf, 0.0
         tally, failure = Tally(), None
         self._halt.clear()
         threads = self._cluster.max_concurrency
+        low, high = threads + self._spare // 2 - 1, threads + self._spare
         with ThreadPoolExecutor(threads, f"ask-{self._cluster.name}") as pool:
             while True:
                 if stop.is_set() or self._halt.is_set():
                     again_at = math.inf
-                # More is claimed when few requests are under way, so that no thread waits for the database.
-                spare = math.ceil(threads * SPARE_SECONDS / self._seconds) if self._seconds else 0
-                low, high = threads + min(spare, BATCH) // 2 - 1, threads + min(spare, BATCH)
                 if under_way <= low and monotonic() >= again_at:
                     try:
                         claimed, again_at = self._claim(high - under_way, wanted)
@@ -218,44 +215,40 @@ class Poller:
                         pool.submit(self._ask, request, stop, results)
                     under_way += len(claimed)
                 wait = max(0.0, min(flush_at, again_at if under_way <= low else math.inf) - monotonic())
-                if not under_way and not landed:
+                if not under_way and not ended:
                     if again_at < math.inf and (patient or wait <= AHEAD_SECONDS):
                         stop.wait(wait)
                         continue
                     if failure is not None:
                         raise failure
                     return tally
-                for request in _collect(results, min(under_way, BATCH - len(landed)), wait):
+                for request in _collect(results, min(under_way, BATCH - len(ended)), wait):
                     flush_at = min(flush_at, monotonic() + FLUSH_SECONDS)
-                    landed.append(request)
+                    ended.append(request)
                     under_way -= 1
-                    if request.result is not None:
-                        self._seconds = 0.9 * (self._seconds or request.seconds) + 0.1 * request.seconds
-                is_full = len(landed) >= BATCH or not under_way
-                if landed and (is_full or self._halt.is_set() or monotonic() >= flush_at):
-                    tally += self._record(landed, stop)
-                    if landed[0].claim.turn is Turn.PROBE:
+                is_full = len(ended) >= BATCH or not under_way
+                if ended and (is_full or self._halt.is_set() or monotonic() >= flush_at):
+                    tally += self._record(ended, stop)
+                    if ended[0].claim.turn is Turn.PROBE:
                         again_at = 0.0
-                    landed, flush_at = [], math.inf
+                    ended, flush_at = [], math.inf
 
     def _ask(self, request: _Request, stop: Event, results: SimpleQueue[_Request]) -> None:
         """Ask about one job when its place has come; runs in a thread of the pool."""
         wait, claim = request.start - monotonic(), request.claim
         if wait > 0:
             stop.wait(wait)
-        began = monotonic()
         try:
-            if not stop.is_set() and not self._halt.is_set() and began < claim.end:
+            if not stop.is_set() and not self._halt.is_set() and monotonic() < claim.end:
                 request.result = self._client.ask(request.jid, claim.now)
         except AskError as error:
             request.result = error
             if isinstance(error, health.AT_ONCE) and request.failures == 0:
                 self._halt.set()  # at once, and not when it is recorded
-        except Exception as error:  # a fault of tx: the job backs off, and the others go on
+        except Exception as error:  # a fault of ours: the job backs off, and the others go on
             facts = {"cluster": self._cluster.name, "jid": request.jid, "error": repr(error)}
             event("poll_crashed", logging.ERROR, **facts)
             request.result = BadAnswer("internal", "a fault of tracker's own", sent_at=claim.now())
-        request.seconds = monotonic() - began
         results.put(request)
 
     @contextmanager
@@ -420,9 +413,11 @@ class Poller:
                 facts = {"began_at": gap.began_at, "ended_at": gap.ended_at, "cause": gap.cause}
                 tx.log("gap_ended", logging.WARNING, **facts)
         # The transitions first: one whose job was not changed is rolled back with it.
-        database.insert_rows(connection, TRANSITIONS, tx.transitions)
-        database.update_rows(connection, JOBS, tx.answered)
-        database.update_rows(connection, JOBS, tx.failed)
+        if tx.transitions:
+            connection.execute(sa.insert(TRANSITIONS), tx.transitions)
+        for rows in filter(None, (tx.answered, tx.failed)):
+            columns: dict[str, Any] = {name: sa.bindparam(name) for name in rows[0] if name != "row_id"}
+            connection.execute(sa.update(JOBS).where(JOBS.c.id == sa.bindparam("row_id")).values(columns), rows)
         if tx.well_at is not None:  # others failed because of the gap, and need not sit out their backoff
             waiting = sa.update(JOBS).where(JOBS.c.cluster == self._cluster.name, JOBS.c.failures > 0)
             connection.execute(waiting.where(JOBS.c.due_at > tx.well_at).values(due_at=tx.well_at))
@@ -439,7 +434,7 @@ class Poller:
             due_at = cadence.next_poll(job, deadline_at, now, self._rng(), self._rhythm).due_at
         working = {"due_at": due_at, "failures": 0, "last_error": None, **_FREE}
         derived = {"deadline_on": deadline_on, "deadline_at": deadline_at}
-        tx.answered.append({"id": asked.id, **observed_values(job), **derived, **working})
+        tx.answered.append({"row_id": asked.id, **observed_values(job), **derived, **working})
         if transition is not None:
             tx.transitions.append(transition_values(asked.id, transition, self._source_id))
             is_bad = transition.anomaly is not None or job.state in (State.FAILED, State.LOST)
@@ -471,7 +466,7 @@ class Poller:
         now, failures = claim.now(), asked.failures + 1
         name = next(kind.__name__ for kind in type(error).__mro__ if kind in AskError.__subclasses__())
         tx.log("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
-        others = {asked.id, *(one["id"] for one in tx.failed)}
+        others = {asked.id, *(one["row_id"] for one in tx.failed)}
         unfailed = self._unfailed(tx.connection, others) if asked.failures else THREE
         before, turn = tx.cluster, claim.turn
         change = health.failed(before, error, now, job_failures=asked.failures, unfailed=unfailed, turn=turn)
@@ -482,7 +477,7 @@ class Poller:
         if change.backs_off:
             due_at = cadence.retry_poll(failures, asked.deadline_at, now, self._rng()).due_at
         values = {"polls": asked.polls + 1, "failures": failures, "last_error": f"{name} {error.code}"}
-        tx.failed.append({"id": asked.id, "due_at": due_at, **values, **_FREE})
+        tx.failed.append({"row_id": asked.id, "due_at": due_at, **values, **_FREE})
         return change
 
     def _unfailed(self, connection: sa.Connection, but: set[int]) -> int:

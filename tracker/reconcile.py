@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
-from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
@@ -99,7 +98,6 @@ def reconcile(
     cluster: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
-    moved: Callable[[int], None] = lambda rows: None,
 ) -> Reconciliation:
     """Compare a file of submitted jobs with what is registered, as it is after any amendment; write nothing.
 
@@ -109,12 +107,11 @@ def reconcile(
 
     Args:
         engine: Of tracker's database; it is read at one instant, after the last row.
-        rows: From `intake.read`; no transaction is open while one is waited for.
+        rows: From `intake.read`.
         settings: For the clusters; one that is only in the database is known, too.
         cluster: In the scope though no row names it; where no row names any, the one that is configured is.
         since: Aware.
         until: Aware; the first instant that is not in the scope any more.
-        moved: Is called with how many rows have been read.
 
     Raises:
         InvalidField: *cluster* is unknown, *until* is not after *since*, or the file names none of several clusters.
@@ -124,82 +121,74 @@ def reconcile(
     """
     if since is not None and until is not None and since >= until:
         raise InvalidField("until", f"{until} is not after since, {since}: no job can lie between them")
+    listed = list(rows)  # first, so that no transaction is open while a row is waited for
     with database.reading(engine) as connection:
-        known = intake.known_clusters(connection, settings.clusters)
+        known, now = intake.known_clusters(connection, settings.clusters), database.now(connection)
 
-    @cache
-    def cluster_of(name: str | None) -> str:
-        if name is None or not known:
-            return settings.cluster(name).name
-        if name not in known:
-            raise InvalidField("cluster", f"there is no cluster {name[:80]!r}; there are: {', '.join(known)}")
-        return name
+        @cache
+        def cluster_of(name: str | None) -> str:
+            if name is None or not known:
+                return settings.cluster(name).name
+            return intake.check_cluster(name, known)
 
-    clusters = set() if cluster is None else {cluster_of(cluster)}
-    findings: list[Difference] = []
-    jobs: dict[_Key, tuple[int, Facts]] = {}
-    read = 0
-    rows = iter(rows)
-    while piece := list(islice(rows, intake.PIECE)):
-        with database.reading(engine) as connection:
-            now = database.now(connection)
-        for row in piece:
-            try:
-                if isinstance(row.declared, Refused):
-                    raise row.declared
-                key, facts = intake.check(row.declared, cluster_of, now)
-            except Refused as error:
-                findings.append(_wrong(row, error))
-                with suppress(InvalidField):  # it may be the cluster that is wrong
-                    if row.jid or row.cluster:
-                        clusters.add(cluster_of(row.cluster))
-                continue
-            line, earlier = jobs.setdefault(key, (row.line, facts))
-            more: dict[str, Any] = {}
-            for field, (before, value) in intake.compare(earlier, facts).items():
-                if before is None or before is Kind.UNKNOWN:
-                    more[field] = value
-                else:
-                    why, kind = f"an earlier row says {before}", DifferenceKind.CONTRADICTS
-                    findings.append(Difference(kind, row.line, *key, field, there=value, problem=why))
-            if more:
-                jobs[key] = line, replace(earlier, **more)
-        read += len(piece)
-        moved(read)
-    clusters.update(cluster for cluster, _ in jobs)
-    # Without a scope an empty log would agree with everything.
-    if not clusters and (not findings or len(settings.clusters) == 1):
-        clusters.add(cluster_of(None))
-    in_file, in_scope = len(jobs), 0
-
-    def compare(job: sa.Row[Any]) -> None:
-        """Compare a registered job with the file, and take it off the list of those that are missing here."""
-        key = job.cluster, job.jid
-        line, facts = jobs.pop(key)
-        for field, (here, there) in intake.compare(facts_of(job), facts).items():
-            findings.append(Difference(DifferenceKind.DIFFERS, line, *key, field, here, there))
-
-    missing_there: list[_Key] = []
-    with database.reading(engine) as connection:
+        clusters = set() if cluster is None else {cluster_of(cluster)}
+        jobs, findings = _in_file(listed, cluster_of, now)
+        clusters |= {cluster for cluster, _ in jobs}
+        for row in listed:
+            with suppress(InvalidField):  # it may be the cluster that is wrong
+                if row.jid or row.cluster:
+                    clusters.add(cluster_of(row.cluster))
+        # Without a scope an empty log would agree with everything.
+        if not clusters and (not findings or len(settings.clusters) == 1):
+            clusters.add(cluster_of(None))
         began_at = sa.func.coalesce(JOBS.c.submitted_at, JOBS.c.registered_at)
         within = sa.select(*(JOBS.c[name] for name in _COLUMNS)).where(JOBS.c.cluster.in_(clusters))
         within = within if since is None else within.where(began_at >= since)
         within = within if until is None else within.where(began_at < until)
+        in_scope: dict[_Key, Facts | None] = {}
         for job in connection.execute(within, execution_options={"yield_per": _FETCH}):
-            in_scope += 1
-            if (job.cluster, job.jid) in jobs:
-                compare(job)
-            else:
-                missing_there.append((job.cluster, job.jid))
-        for job in intake.registered(connection, list(jobs), *_COLUMNS):  # outside the scope
-            compare(job)
-    findings += [Difference(DifferenceKind.MISSING_HERE, line, *key) for key, (line, _) in jobs.items()]
+            key = job.cluster, job.jid
+            in_scope[key] = facts_of(job) if key in jobs else None
+        others = intake.registered(connection, jobs.keys() - in_scope.keys(), *_COLUMNS)
+        registered = in_scope | {(job.cluster, job.jid): facts_of(job) for job in others}
+
+    for key, (line, declared) in jobs.items():
+        facts = registered.get(key)
+        if facts is None:
+            findings.append(Difference(DifferenceKind.MISSING_HERE, line, *key))
+            continue
+        for field, (here, there) in intake.compare(facts, declared).items():
+            findings.append(Difference(DifferenceKind.DIFFERS, line, *key, field, here, there))
     findings.sort(key=lambda found: found.line or 0)  # the others keep their order
-    findings += [Difference(DifferenceKind.MISSING_THERE, None, *key) for key in sorted(missing_there)]
-    return Reconciliation(findings, tuple(sorted(clusters)), read, in_file, in_scope)
+    missing_there = sorted(in_scope.keys() - jobs.keys())
+    findings += [Difference(DifferenceKind.MISSING_THERE, None, *key) for key in missing_there]
+    return Reconciliation(findings, tuple(sorted(clusters)), len(listed), len(jobs), len(in_scope))
 
 
-def _wrong(row: intake.JobRow, error: Refused) -> Difference:
-    field, problem = (error.field, error.problem) if isinstance(error, InvalidField) else (None, str(error))
-    jid = row.jid[: text.LONGEST] or None
-    return Difference(DifferenceKind.WRONG_ROW, row.line, row.cluster, jid, field, problem=problem)
+def _in_file(
+    rows: Iterable[intake.JobRow], cluster_of: Callable[[str | None], str], now: datetime
+) -> tuple[dict[_Key, tuple[int, Facts]], list[Difference]]:
+    """Return what the file says of each job, with the first line about it, and which rows are wrong or contradict."""
+    jobs: dict[_Key, tuple[int, Facts]] = {}
+    findings: list[Difference] = []
+    for row in rows:
+        try:
+            if isinstance(row.declared, Refused):
+                raise row.declared
+            key, facts = intake.check(row.declared, cluster_of, now)
+        except Refused as error:
+            field, problem = (error.field, error.problem) if isinstance(error, InvalidField) else (None, str(error))
+            jid = row.jid[: text.LONGEST] or None
+            kind = DifferenceKind.WRONG_ROW
+            findings.append(Difference(kind, row.line, row.cluster, jid, field, problem=problem))
+            continue
+        line, earlier = jobs.setdefault(key, (row.line, facts))
+        more: dict[str, Any] = {}
+        for field, (before, value) in intake.compare(earlier, facts).items():
+            if before is None or before is Kind.UNKNOWN:
+                more[field] = value
+            else:
+                why, kind = f"an earlier row says {before}", DifferenceKind.CONTRADICTS
+                findings.append(Difference(kind, row.line, *key, field, there=value, problem=why))
+        jobs[key] = line, replace(earlier, **more)
+    return jobs, findings

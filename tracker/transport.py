@@ -17,7 +17,6 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +25,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
-from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -215,10 +213,7 @@ class _TLSPool(urllib3.HTTPSConnectionPool):
 
 
 class Adapter(HTTPAdapter):
-    """Requests' adapter for one origin: what it would compute for each request is computed once.
-
-    That and the cookies that it looks for in each response take more time than sending and receiving.
-    """
+    """Requests' adapter for one origin: every request goes through one pool of our connections."""
 
     def __init__(self, url: str, context: ssl.SSLContext | None, proxy: str | None, pool_size: int) -> None:
         # Retry(False) raises the error itself; a stale connection is the only thing worth a repetition, see `Elevate`.
@@ -236,9 +231,6 @@ class Adapter(HTTPAdapter):
 
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the pool's own context verifies, and nothing given with a request changes that."""
-
-    def request_url(self, request: PreparedRequest, proxies: Mapping[str, str] | None) -> str:
-        return request.path_url
 
     def close(self) -> None:
         self._pool.close()  # the managers only forget it
@@ -258,11 +250,6 @@ class Adapter(HTTPAdapter):
                 connection.close()
             with suppress(queue.Full):
                 kept.put(None, block=False)
-
-    def build_response(self, req: PreparedRequest, resp: urllib3.BaseHTTPResponse) -> Response:
-        response = Response()
-        response.raw = resp
-        return response
 
 
 def tls_context(ca_bundle: Path | None) -> ssl.SSLContext:

@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tests.benchmarks.reports import Sql
+from tests.benchmarks.record import Sql
 from tests.conftest import serve_postgres
 from tracker import database
 from tracker.reports import overview

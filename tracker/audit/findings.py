@@ -127,5 +127,5 @@ class Report:
 
 
 def printable(value: object) -> str:
-    """Return a value as text that can be printed: bytes that are not UTF-8 (`database.lenient`) as ``\\xNN``."""
+    """Return a value as text that can be printed: bytes that are not UTF-8 (`lenient`) as ``\\xNN``."""
     return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

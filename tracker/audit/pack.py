@@ -7,10 +7,8 @@ same history gives the same bytes from SQLite and PostgreSQL.
 
 from __future__ import annotations
 
-import heapq
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -21,7 +19,7 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from string import Template
-from typing import IO, Any, Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -36,15 +34,12 @@ from tracker.models import SEGMENTS
 from tracker.reports import page
 from tracker.reports.about import Filters
 from tracker.reports.as_of import Sealed, kept, legal_days, shadows
+from tracker.reports.tables import column_type
 from tracker.reports.views import VIEWS
 
 SUMS: Final = "SHA256SUMS"
-_TEXTS: Final = {"state", "status", "registered_by", "verdict", "basis", "month", "pause_cause"} | {
-    name for columns in lines.COLUMNS.values() for name, type_ in columns.items() if type_ == "text"
-}
 _UNKNOWN: Final = frozenset(("next_poll_at", "failures", "last_error"))  # in no sealed row, so always NULL
 _STREAM: Final = {"yield_per": 1000}  # rows that are fetched together: some hundred kB
-_SORTED_AT_ONCE: Final = 20_000  # rows of a report: some MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +190,7 @@ def _put_reports(
     """Write each view as of the checkpoint, and the days of the legal time zones that its deadlines need."""
     with kept(connection, sealed, zone) as is_kept:
         for done, view in enumerate(VIEWS, 1):
-            folder.put(f"reports/{view}.csv", _report(connection, folder, view, sealed, zone, is_kept))
+            folder.put(f"reports/{view}.csv", _report(connection, view, sealed, zone, is_kept))
             progress(done, len(VIEWS), "reports")
     days = (
         f'"{day.timezone}",{day.day},{instant(day.begins_at)},{instant(day.ends_at)}\n'.encode()
@@ -204,51 +199,25 @@ def _put_reports(
     folder.put("zone.csv", [b"timezone,day,begins_at,ends_at\n", *days])
 
 
-def _report(
-    connection: sa.Connection, folder: _Folder, view: str, sealed: Sealed, zone: ZoneInfo, is_kept: bool
-) -> Iterator[bytes]:
+def _report(connection: sa.Connection, view: str, sealed: Sealed, zone: ZoneInfo, is_kept: bool) -> Iterator[bytes]:
     """Yield the lines of a report: a header, then the rows as canonical lines, sorted by id or by their bytes."""
     dialect = connection.dialect.name
     columns = tuple(connection.execute(sa.text(f"SELECT * FROM {view} LIMIT 0")).keys())
     yield f"{','.join(columns)}\n".encode()
     line = report_line(columns, dialect)
-    if dialect == "sqlite":  # as bytes, as in `lines.stream`
-        line = f"CAST({line} AS BLOB)"
-    has_id = columns[0] == "id"
+    # As bytes in SQLite, as in `lines.stream`; PostgreSQL sorts by bytes, too.
+    line = f"CAST({line} AS BLOB)" if dialect == "sqlite" else f'({line}) COLLATE "C"'
     ctes = shadows(connection, Filters(), sealed, zone, view, is_kept=is_kept)
     query: sa.Select[Any] = sa.select(sa.literal_column(line)).select_from(sa.table(view)).add_cte(*ctes)
-    query = query.order_by(sa.literal_column("id")) if has_id else query
+    query = query.order_by(sa.literal_column("id" if columns[0] == "id" else "1"))
     with closing(connection.execute(query, execution_options=_STREAM)) as result:
-        found = ((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in result.scalars())
-        yield from found if has_id else _sorted(found, folder.path)
-
-
-def _sorted(rows: Iterable[bytes], folder: Path) -> Iterator[bytes]:
-    """Yield *rows* sorted, through temporary files in *folder*: SQLite would sort them all in memory."""
-    rows = iter(rows)
-    with ExitStack() as stack:
-        runs: list[IO[bytes]] = []
-        while some := sorted(islice(rows, _SORTED_AT_ONCE)):
-            runs.append(stack.enter_context(tempfile.TemporaryFile(dir=folder)))
-            runs[-1].writelines(some)
-            runs[-1].seek(0)
-        yield from heapq.merge(*runs)
+        for text in result.scalars():
+            yield (text if isinstance(text, bytes) else text.encode()) + b"\n"
 
 
 def report_line(columns: Sequence[str], dialect: str) -> str:
     """Return the SQL of a line of a published report, without LF, from the columns of a view."""
     return " || ',' || ".join(
-        "''" if column in _UNKNOWN else f"coalesce({lines.field(column, _type(column), dialect)}, '')"
+        "''" if column in _UNKNOWN else f"coalesce({lines.field(column, column_type(column), dialect)}, '')"
         for column in columns
     )
-
-
-def _type(column: str) -> str:
-    """Return the type of a view's column for `lines.field`, by its name."""
-    if column in _TEXTS:
-        return "text"
-    if column.endswith("_on"):
-        return "date"
-    if column.endswith(("_at", "_at_first", "_after", "_by", "_date")):
-        return "instant"
-    return "double" if column.endswith(("seconds", "seconds_min", "seconds_max", "_share")) else "integer"

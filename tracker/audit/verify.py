@@ -26,6 +26,7 @@ from tracker.audit import checks, lines, roles
 from tracker.audit.checkpoint import Checkpoint, SealedSegment, Signed, parse
 from tracker.audit.findings import LONGEST_LIST, AskedServer, AuditFinding, Report, What, printable
 from tracker.audit.keys import PublicKey
+from tracker.audit.lenient import lenient
 from tracker.audit.lines import TABLES
 from tracker.audit.seal import WRITTEN, columns
 from tracker.errors import BadCheckpoint
@@ -60,7 +61,7 @@ def verify(
         zone: The legal time zone of clusters that have no source yet.
         now: The time by which rows wait too long for a seal; None: the database's time.
     """
-    with database.lenient(connection):
+    with lenient(connection):
         return _Verification(connection, public_key, trusted, progress).run(zone, now or database.now(connection))
 
 

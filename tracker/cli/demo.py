@@ -9,7 +9,6 @@ import signal
 import sys
 from pathlib import Path
 from threading import Event
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -49,22 +48,15 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     from tracker import database
     from tracker.cli.report import print_durations
     from tracker.demo import demo as scene
-    from tracker.reports.durations import durations
 
     log = logging.getLogger("tracker")
     level = log.level
     log.setLevel(logging.CRITICAL)  # a vanished job and an outage are part of the scene, not news
-    caught: list[int] = []
     stop = Event()
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        stop.set()
-        for each, action in before.items():
-            signal.signal(each, action)  # a second signal ends it at once
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number in before:
+            signal.signal(number, lambda *_: stop.set())
         with progress("hours") as tell:
             outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, tell=tell)
     finally:
@@ -73,13 +65,13 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
             signal.signal(number, action)
     states = ", ".join(f"{number} {state}" for state, number in outcome.states.items()) or "no jobs"
     click.echo(f"{outcome.now:%Y-%m-%d %H:%M} UTC: {states}; {outcome.polls:,} polls.", err=True)
-    if caught:
+    if stop.is_set():
         click.echo(f"Interrupted; nothing is left running.\n{_place(path, outcome)}", err=True)
-        ctx.exit(128 + caught[0])
+        ctx.exit(130)
     click.echo(f"That took {outcome.seconds:.0f} s.\n", err=True)
     engine = database.open_database(scene.url_of(path))
     with database.reading(engine) as connection:
-        print_durations(durations(connection))
+        print_durations(connection)
     engine.dispose()
     page = scene.write_page(path)
     click.echo(f"\n{_shown(outcome)}\n\n{_place(path, outcome)}", err=True)
@@ -90,7 +82,7 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
 
 def _shown(outcome: Outcome) -> str:
     """Return what the demo has shown, a few lines each."""
-    from tracker.demo.demo import NORTH, SOUTH
+    from tracker.demo.demo import SOUTH
 
     checked = f"{outcome.bounds:,} recorded changes of status"
     lines = [f"All {checked} truly happened between their two bounds, as the simulators, which made them, know."]
@@ -99,15 +91,6 @@ def _shown(outcome: Outcome) -> str:
     if outcome.gap_seconds:
         gap = human(outcome.gap_seconds)
         lines.append(f"{SOUTH} had an outage: a gap of {gap} is on record, and the bounds across it are that wide.")
-    if outcome.uncertainty_seconds is not None:
-        lines.append(f"The bounds of a `done` are {human(outcome.uncertainty_seconds)} apart (median).")
-    if outcome.ended_polls and outcome.delay_seconds and outcome.fixed_polls:
-        delay = outcome.delay_seconds
-        lines.append(
-            f"The {outcome.ended} jobs of {NORTH} that ended took {outcome.ended_polls:.0f} polls each, and the end "
-            f"was seen {human(delay)} after it (means). A poll every {human(2 * delay)} has the same mean delay, and "
-            f"would have taken {outcome.fixed_polls:.0f} polls each from registration to end."
-        )
     width = min(shutil.get_terminal_size().columns, 100) - 1
     return "\n".join(["What this showed:", *(click.wrap_text(line, width, "- ", "  ") for line in lines)])
 

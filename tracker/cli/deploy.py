@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tracker.cli.destination import destination
+from tracker.cli.destination import output_to
 from tracker.cli.output import example, plain
 from tracker.errors import Refused
 
@@ -40,6 +40,6 @@ def deploy(name: str, output: str | None) -> None:
         if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
             raise Refused(plain(f"{str(path)!r} is there with other content: compare the two, and move it away first"))
     for path, text in paths.items():
-        with destination(path) as stream:
-            stream.write(text)
+        with output_to(path, "csv"):
+            click.echo(text, nl=False)
         click.echo(plain(f"{path} written."), err=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tracker.cli.output import Column, human
+from tracker.cli.output import Column
 
 if TYPE_CHECKING:
     from tracker.reports.durations import Durations, Quantiles
@@ -18,32 +18,29 @@ tenths, p95 nineteen twentieths, max all. A job that is not done counts as at le
 done, also a failed, lost or attested one. So where many fail, the figures are those of jobs that do not. Withdrawn jobs
 are left out. "not reached" (csv: empty, json: null): too few jobs are done to say.
 
-Above the table, and in csv and json by row, stands how late registrations came, in seconds after the declared
-submission (late_median_seconds, late_max_seconds), how many came more than a day late (late_over_1d), and how many jobs
-have no declared submission (submission_unknown); withdrawn jobs count there.
+In csv and json each row also has how many jobs were registered more than a day after their submission (late), and how
+many have no declared submission (unknown); withdrawn jobs count there.
 
 The last row is the total: its groups are "all" in a table, empty in csv, null in json.
 """
 
 _COUNTS = ("jobs", "done", "open", "failed", "lost", "attested", "withdrawn")
 _QUANTILES = ("median", "p90", "p95", "max")
-_LATE = ("late_median_seconds", "late_max_seconds", "late_over_1d", "submission_unknown")
 
 
 def columns(made: Durations) -> list[str]:
     """Return the columns of CSV and JSON."""
     bounds = [f"{name}_seconds_{bound}" for name in _QUANTILES for bound in ("min", "max")]
-    return [*made.by, *_COUNTS, *bounds, *_LATE]
+    return [*made.by, *_COUNTS, *bounds, "late", "unknown"]
 
 
 def rows(made: Durations) -> Iterator[list[object]]:
     """Yield the rows of CSV and JSON, the total last; none where there are no jobs."""
     for row in _with_total(made):
-        late = row.registered
         pairs = [getattr(row, name) for name in _QUANTILES]
         bounds = [bound for pair in pairs for bound in (pair.seconds_min, pair.seconds_max)]
         head = [getattr(row, name) for name in (*made.by, *_COUNTS)]
-        yield [*head, *bounds, late.median, late.max, late.over_a_day, late.unknown]
+        yield [*head, *bounds, row.late, row.unknown]
 
 
 def table(made: Durations) -> tuple[list[Column], list[list[object]]]:
@@ -68,20 +65,16 @@ def table(made: Durations) -> tuple[list[Column], list[list[object]]]:
 
 def note(made: Durations) -> str:
     """Return what a person should know who reads the table."""
-    late = made.total.registered
     lines = [
         "Estimated (Kaplan-Meier): a job that is not done, also a failed, lost or",
         "attested one, counts until last seen not done, and leaves the curve there.",
     ]
     if made.total.withdrawn:
         lines.append(f"Withdrawn, and left out: {made.total.withdrawn}.")
-    if late.median is not None and late.max is not None:
-        lines.append(
-            f"Registered after submission: median {human(late.median, up=True)}, max {human(late.max, up=True)}; "
-            f"later than a day: {late.over_a_day}."
-        )
-    if late.unknown:
-        lines.append(f"Submission unknown: {late.unknown}.")
+    if made.total.late:
+        lines.append(f"Registered more than a day after submission: {made.total.late}.")
+    if made.total.unknown:
+        lines.append(f"Submission unknown: {made.total.unknown}.")
     return "\n".join(lines)
 
 

@@ -5,7 +5,6 @@ What became of the jobs goes to standard output, and what was refused to standar
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from tracker.cli.look import opened
-from tracker.cli.output import example, plain, progress, utc
+from tracker.cli.output import example, plain, progress
 from tracker.errors import Conflict, Refused
 from tracker.status import Kind
 
@@ -72,34 +71,29 @@ def add(
     what is left out is not compared; other facts are refused. Each job that is refused is named, the others are
     registered, and the exit code is 1.
     """
-    from tracker import database, intake
+    from tracker import database, files, intake
 
+    notes = files.Notes()
     with opened() as (settings, engine):
         times = {}
         for field, text in (("submitted_at", submitted_at), ("received_at", received_at)):
             if text is not None:
                 times[field], is_day = intake.parse_time(field, text.strip(), settings.zone)
-                if is_day:
-                    start = f"start in {settings.timezone}: {utc(times[field]).isoformat(' ', 'seconds')}"
-                    click.echo(f"{field}: {text} is taken as that day's {start}", err=True)
+                notes.plain_dates += is_day
         registrations = [intake.Registration(jid, cluster, kind, reference=reference, **times) for jid in jids]
-        if dry_run:
-            with database.reading(engine) as connection, intake.rehearsing() as rehearsal:
-                outcomes = intake.register_many(connection, registrations, settings=settings, rehearsal=rehearsal)
-        else:
-            with database.writing(engine) as connection:
-                outcomes = intake.register_many(connection, registrations, settings=settings)
+        with (database.reading if dry_run else database.writing)(engine) as connection:
+            rehearsed: intake.Rehearsed | None = {} if dry_run else None
+            outcomes = intake.register_many(connection, registrations, settings=settings, rehearsed=rehearsed)
         for jid, outcome in zip(jids, outcomes, strict=True):
             if isinstance(outcome, Refused):
                 which = "" if isinstance(outcome, Conflict) else f"{jid[:255]!r}: "
                 click.echo(plain(f"{which}{outcome}"), err=True)
                 continue
-            if outcome.jid != jid:
-                click.echo(f"{jid!r}: the blanks or invisible characters around it were removed", err=True)
             done = "registered already" if outcome.already else "would be registered" if dry_run else "registered"
             due = outcome.deadline
             where = f"{outcome.jid} of cluster {outcome.cluster}"
             click.echo(plain(f"{where}: {done}; deadline {due.on}, counted from {due.basis}_at"))
+        say(notes, settings.timezone)
     return 1 if any(isinstance(outcome, Refused) for outcome in outcomes) else 0
 
 
@@ -140,7 +134,8 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
 
     counts: Counter[str] = Counter()
     notes = files.Notes()
-    would_be = "would be " if dry_run else ""
+    would_be, nothing = ("would be ", "; nothing was written (--dry-run)") if dry_run else ("", "")
+    early = "The import ended early: "
     with opened() as (settings, engine):
         if cluster is not None:
             settings.cluster(cluster)  # once, not for each row
@@ -154,18 +149,13 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
                             counts["refused"] += 1
                         else:
                             counts["already" if outcome.already else "new"] += 1
-                    tell(counts.total(), expected(file, counts.total()), "")
-        except BaseException:
-            if counts:
-                rest = "nothing was written" if dry_run else "they stay, and to import the file again is harmless"
-                rows_done = f"after {counts.total()} rows: {counts['new']} {would_be}registered"
-                click.echo(f"The import ended early, {rows_done}; {rest}.", err=True)
-            raise
-        say(notes, settings.timezone)
-        click.echo(
-            f"{counts['new']} {would_be}registered, {counts['already']} registered already, {counts['refused']} refused"
-            + ("; nothing was written (--dry-run)." if dry_run else ".")
-        )
+                    tell(counts.total(), None, "")
+            early = ""
+        finally:
+            say(notes, settings.timezone)
+            if counts or not early:
+                done = f"{counts['new']} {would_be}registered, {counts['already']} registered already"
+                click.echo(f"{early}{done}, {counts['refused']} refused{nothing}.", err=bool(early))
     return 1 if counts["refused"] else 0
 
 
@@ -176,12 +166,3 @@ def say(notes: Notes, timezone: str) -> None:
         click.echo(f"Blanks or invisible characters around a jid or reference were removed: {where}.", err=True)
     if notes.plain_dates:
         click.echo(f"Plain dates that were taken as that day's start in {timezone}: {notes.plain_dates}.", err=True)
-
-
-def expected(file: BinaryIO, rows: int) -> float | None:
-    """Return how many rows the file has, judged by its size and the bytes that *rows* took; None of a pipe."""
-    try:
-        size, done = os.fstat(file.fileno()).st_size, file.tell()
-    except OSError:
-        return None
-    return rows * size / done if size and done else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Final
 
 import click
@@ -56,47 +57,46 @@ def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int] | None:
     return widths
 
 
-def print_table(
-    cells: list[list[tuple[str, bool]]], columns: Sequence[Column], title: str | None, records: bool
-) -> None:
-    """Print *cells* (text, and whether it stands on the right) on standard output."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _print_row(cells: Sequence[tuple[str, bool]], widths: Sequence[int], *, bold: bool = False) -> None:
+    """Print a row of folded cells, each a text and whether it stands on the right."""
+    from rich.cells import cell_len
 
+    folded = [_fold(text, width) for (text, _), width in zip(cells, widths, strict=True)]
+    for line in zip_longest(*folded, fillvalue=""):
+        shown = ""
+        for text, (_, right), width in zip(line, cells, widths, strict=True):
+            space = " " * (width - cell_len(text))
+            shown += (space + text if right else text + space) + " " * _GAP
+        click.secho(shown.rstrip(), bold=bold)
+
+
+def print_table(
+    cells: Sequence[Sequence[tuple[str, bool]]], columns: Sequence[Column], title: str, records: bool
+) -> None:
+    """Print a table of *cells* (each a text, and whether it stands on the right) on standard output."""
     room = shutil.get_terminal_size((10_000, 24)).columns  # COLUMNS, the terminal, or (a file) as wide as it likes
-    console = Console(width=room, highlight=False, markup=False, emoji=False)
     headings = [column.heading or column.name.replace("_", " ") for column in columns]
     shown = list(range(len(columns)))
     widths: list[int] | None = None
     while not records:
-        texts = [[headings[i], *(row[i][0] for row in cells)] for i in shown]
-        widths = _widths(texts, room)
+        widths = _widths([[headings[i], *(row[i][0] for row in cells)] for i in shown], room)
         optional = [i for i in shown if columns[i].optional]
         if widths or not optional:
             break
         shown.remove(optional[-1])
-    if title:
-        console.print(Text(title, style="bold"))
+    for line in title.split("\n") if title else ():
+        click.secho("\n".join(_fold(line, room)), bold=True)
     if not widths:
         left = max(map(len, headings))
         for number, row in enumerate(cells):
             if number:
-                console.print()
+                click.echo()
             for heading, (text, _) in zip(headings, row, strict=True):
-                lines = _fold(text, max(room - left - _GAP, 20))
-                console.print(Text(heading.ljust(left + _GAP), style="bold") + Text(lines[0]))
-                for line in lines[1:]:
-                    console.print(Text(" " * (left + _GAP) + line))
+                _print_row([(heading, False), (text, False)], [left, max(room - left - _GAP, 20)])
         return
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=True, header_style="bold")
-    for i, width in zip(shown, widths, strict=True):
-        right = all(row[i][1] for row in cells if row[i][0])
-        table.add_column(
-            Text("\n".join(_fold(headings[i], width))), width=width, no_wrap=True, justify="right" if right else "left"
-        )
+    rights = [all(row[i][1] for row in cells if row[i][0]) for i in shown]
+    _print_row([(headings[i], right) for i, right in zip(shown, rights, strict=True)], widths, bold=True)
     for row in cells:
-        table.add_row(*(Text("\n".join(_fold(row[i][0], width))) for i, width in zip(shown, widths, strict=True)))
-    console.print(table)
+        _print_row([(row[i][0], right) for i, right in zip(shown, rights, strict=True)], widths)
     if left_out := [column.name for i, column in enumerate(columns) if i not in shown]:
         click.echo(f"Left out for lack of room: {', '.join(left_out)} (--format csv has all).", err=True)

@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tracker.cli import times
-from tracker.cli.destination import spooled
-from tracker.cli.output import Column, chosen, counted, emit, example, format_option, human, json_value, plain, utc
+from tracker.cli.destination import output_to
+from tracker.cli.output import (
+    Column,
+    chosen,
+    counted,
+    emit,
+    example,
+    format_option,
+    human,
+    json_value,
+    of_one_cluster,
+    plain,
+    utc,
+)
 from tracker.deadline import Verdict
 from tracker.reports import words
-from tracker.status import Action, Kind, State
+from tracker.status import Action, Facts, Kind, State
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -28,7 +41,6 @@ if TYPE_CHECKING:
     from tracker.cadence import Rhythm
     from tracker.reports.jobs import AnyGap, ExplainedBounds
     from tracker.settings import Settings
-    from tracker.status import Facts
 
 ROWS = 50
 """Rows of ``tracker jobs`` in a table, unless --limit says otherwise; ours: what a person scrolls through."""
@@ -110,24 +122,15 @@ def jobs(
         raise click.UsageError("--due-within and --past-deadline exclude each other: a deadline is ahead or past")
     form = chosen(format)
     most = limit or ROWS
-    with spooled() as spool, opened() as (_, engine), database.reading(engine) as connection:
+    with output_to(None, form), opened() as (_, engine), database.reading(engine) as connection:
         at_most = most + 1 if form == "table" else limit
-        with closing(
-            queries.jobs(connection, wanted, past_deadline=past_deadline, due_within=due_within, limit=at_most)
-        ) as found:
-            if form == "table":
-                rows = list(found)
-            else:
-                with redirect_stdout(spool):
-                    emit(found, queries.columns(connection), form)
-    if form != "table":
-        return
-    # Of one cluster only, its name is what a narrow terminal can best do without.
-    several = len({row.cluster for row in rows}) > 1
-    first, last = ([Column("cluster")], []) if several else ([], [Column("cluster", optional=True)])
-    columns = [*first, *_JOBS, *last]
-    cells = [[_state(row) if one.name == "state" else getattr(row, one.name) for one in columns] for row in rows[:most]]
-    emit(cells, columns, "table", empty="No jobs match.")
+        found = queries.jobs(connection, wanted, past_deadline=past_deadline, due_within=due_within, limit=at_most)
+        if form != "table":
+            emit(found, queries.columns(connection), form)
+            return
+        rows = list(found)
+    cells = [[_state(row) if one.name == "state" else getattr(row, one.name) for one in _JOBS] for row in rows[:most]]
+    emit(cells, of_one_cluster(_JOBS, {row.cluster for row in rows}), "table", empty="No jobs match.")
     if len(rows) > most:
         click.echo(f"There are more than these {most}: add filters, or --limit N.", err=True)
 
@@ -140,6 +143,7 @@ _JOBS = (
     Column("age_seconds", "age", optional=True),
     Column("kind", optional=True),
     Column("reference", optional=True),
+    Column("cluster"),
 )
 
 
@@ -169,8 +173,6 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
     As csv it is the timeline only, with how many gaps lie in each change's bounds and for how many seconds; as json one
     object with the job and its timeline, each gap included.
     """
-    from dataclasses import asdict
-
     import sqlalchemy as sa
 
     from tracker import database, models, operate
@@ -189,43 +191,40 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
         declared = queries.declared(connection, found.job_id)
         began_at = row.submitted_at or row.registered_at
         gaps = queries.gaps(connection, found.cluster, began_at)
-    explained = [queries.explain(change, began_at, gaps) for change in changes]
-    unseen_since = gaps[-1] if gaps and gaps[-1].ended_at is None and row.state is State.OPEN else None
+    explained = [(change, queries.explain(change, began_at, gaps)) for change in changes]
+    open_gap = gaps[-1] if gaps and gaps[-1].ended_at is None and row.state is State.OPEN else None
     why = _why(row, cluster_row, rhythm, changes[-1])
     meaning = words.verdict_meaning(seen.verdict, seen.state)
     if form == "csv":
-        rows = [
-            [*change, len(its.gaps), its.unobserved.total_seconds()]
-            for change, its in zip(changes, explained, strict=True)
-        ]
+        rows = [[*change, len(its.gaps), its.unobserved] for change, its in explained]
         emit(rows, [*changes[0]._fields, "gaps", "gap_seconds"], "csv")
     elif form == "json":
-        job = seen._asdict() | {"verdict_meaning": meaning, "next_poll_why": why}
-        job |= {"deadline_at": row.deadline_at, "extended_on": row.extended_on, "status_polls": row.status_polls}
-        job["open_gap"] = unseen_since and asdict(unseen_since)
+        job = seen._asdict() | {"verdict_meaning": meaning, "next_poll_why": why, "open_gap": open_gap}
+        job |= {name: getattr(row, name) for name in ("deadline_at", "extended_on", "status_polls")}
         timeline = [
-            change._asdict()
-            | {"declared": asdict(declared[change.seq]) if change.seq in declared else None}
-            | {"gaps": [asdict(gap) for gap in its.gaps], "gap_seconds": its.unobserved.total_seconds()}
-            for change, its in zip(changes, explained, strict=True)
+            change._asdict() | {"declared": declared.get(change.seq), "gaps": its.gaps, "gap_seconds": its.unobserved}
+            for change, its in explained
         ]
+
+        def plain_value(value: object) -> object:
+            return asdict(value) if isinstance(value, queries.AnyGap | Facts) else json_value(value)
+
         # ASCII only: no text of a server's in it is raw.
-        click.echo(json.dumps({"job": job, "timeline": timeline}, indent=2, default=json_value))
+        click.echo(json.dumps({"job": job, "timeline": timeline}, indent=2, default=plain_value))
     else:
         facts = _facts(row, seen, meaning, why, now, settings.timezone)
         emit([list(facts.values())], [*facts], "table", title=plain(f"Job {jid}"), records=True)
         click.echo()
         lines = []
-        for change, its in zip(changes, explained, strict=True):
+        for change, its in explained:
             lines += [_change(change, row.submitted_at, declared), *_gap_lines(its)]
-        if unseen_since is not None:
-            lines.append(_gap_line(unseen_since, "nothing could be observed since"))
+        if open_gap is not None:
+            lines.append(_gap_line(open_gap, "nothing could be observed since"))
         emit(lines, ["#", "not before", "no later than", "change", "note"], "table", title="Timeline")
 
 
 def amended(was: Facts, now: Facts) -> list[str]:
     """Return in words how what was declared about a job differs from what is declared now."""
-    from dataclasses import asdict
 
     def worded(value: object) -> str:
         if isinstance(value, datetime):
@@ -240,13 +239,16 @@ def _facts(
     row: sa.Row[Any], seen: sa.Row[Any], meaning: str, why: str, now: datetime, timezone: str
 ) -> dict[str, object]:
     """Return what a person reads about a job, by heading."""
+    late = ""
+    if row.submitted_at is not None and row.registered_at >= row.submitted_at:
+        late = f", {words.exact(row.registered_at - row.submitted_at)} after its submission"
     facts: dict[str, object] = {
         "cluster": row.cluster,
         "kind": _declared(row.kind.value),
         "reference": _declared(row.reference),
         "request received": _declared(row.received_at),
         "submitted": _declared(row.submitted_at),
-        "registered": f"{_time(row.registered_at)} by {row.registered_by}{_delay(row)}",
+        "registered": f"{_time(row.registered_at)} by {row.registered_by}{late}",
         "state": row.state.value,
         "status": "not answered yet",
     }
@@ -254,12 +256,13 @@ def _facts(
         began = _between(seen.status_after, row.status_by)
         facts["status"] = f"{row.status}; began {began}; {counted(row.status_polls, 'answer')} in a row"
         facts["last seen"] = row.seen_at
-    if row.ended_by is not None:
-        facts["ended"] = _between(seen.ended_after, row.ended_by)
-        if row.state is State.ATTESTED:
+    match row.state:
+        case State.ATTESTED:
             facts["ended"] = f"by {_time(row.ended_by)}, as an operator says"
-        elif row.state is State.WITHDRAWN:
+        case State.WITHDRAWN:
             facts["ended"] = row.ended_by
+        case State.DONE | State.FAILED | State.LOST:
+            facts["ended"] = _between(seen.ended_after, row.ended_by)
     facts["deadline"] = "computed at the first answer"
     if row.deadline_at is not None:
         away = f"in {human(row.deadline_at - now)}" if row.deadline_at > now else ago(row.deadline_at, now)
@@ -268,18 +271,14 @@ def _facts(
         idle = "" if row.deadline_on == row.extended_on else "; not the deadline: recorded too late, or too long"
         facts["extended"] = _declared(row.extended_on) + idle
     facts["verdict"] = f"{seen.verdict}: {meaning}"
-    facts["next poll"] = why if row.due_at is None else f"{_time(row.due_at)}, {_when(row.due_at, now)}; {why}"
-    in_a_row = f", {row.failures} of them failed in a row" if row.failures else ""
-    facts["polls"] = f"{row.polls}{in_a_row}"
-    facts["last error"] = row.last_error
-    return {heading: value for heading, value in facts.items() if value is not None}
-
-
-def _delay(row: sa.Row[Any]) -> str:
-    """Return in words how long after its submission the job was registered."""
-    if row.submitted_at is None or row.registered_at < row.submitted_at:
-        return ""
-    return f", {words.exact(row.registered_at - row.submitted_at)} after its submission"
+    facts["next poll"] = why
+    if row.due_at is not None:
+        due = f"in {human(row.due_at - now)}" if row.due_at > now else f"due for {human(now - row.due_at)}"
+        facts["next poll"] = f"{_time(row.due_at)}, {due}; {why}"
+    facts["polls"] = f"{row.polls}, {row.failures} of them failed in a row" if row.failures else row.polls
+    if row.last_error is not None:
+        facts["last error"] = row.last_error
+    return facts
 
 
 def _change(change: sa.Row[Any], submitted_at: datetime | None, declared: dict[int, Facts]) -> list[object]:
@@ -302,34 +301,29 @@ def _change(change: sa.Row[Any], submitted_at: datetime | None, declared: dict[i
         if moved and change.from_state is not None:
             what += f" (was {change.from_state})"
         notes.append(f"by {change.actor}" + (f": {change.reason}" if change.reason else ""))
-        if change.action == Action.ATTESTED and change.claimed_at is not None:
+        if change.action == Action.ATTESTED:
             notes.append(f"done by {_time(change.claimed_at)} (declared)")
-        if change.action == Action.AMENDED and change.seq in declared:
-            before = declared[max((seq for seq in declared if seq < change.seq), default=change.seq)]
-            notes += [f"{change_} (declared)" for change_ in amended(before, declared[change.seq])]
+        if change.action == Action.AMENDED:
+            before = declared[max(seq for seq in declared if seq < change.seq)]
+            notes += [f"{fact} (declared)" for fact in amended(before, declared[change.seq])]
     return [change.seq, after, change.observed_at, what, "; ".join(notes)]
 
 
 def _gap_lines(its: ExplainedBounds) -> list[list[object]]:
-    """Return what stands below a change in the timeline: each gap in its bounds, or in one line many of them."""
-    after, by, width = its.after, its.by, human(its.by - its.after, up=True)
-    if len(its.gaps) <= GAPS:
-        return [_gap_line(gap, f"explains {human(gap.within(after, by))} of these {width}") for gap in its.gaps]
-    longest = max(its.gaps, key=lambda gap: gap.within(after, by))
-    note = (
-        f"explain {human(its.unobserved)} of these {width}; the longest {human(longest.within(after, by))}, from "
-        f"{_time(longest.began_at)} ({_cause(longest)})"
-    )
-    ended_at = None if its.gaps[-1].ended_at is None else max(gap.ended_at for gap in its.gaps if gap.ended_at)
-    return [[None, its.gaps[0].began_at, ended_at or "still open", f"{len(its.gaps)} gaps", note]]
+    """Return what stands below a change in the timeline: the first gaps in its bounds, and how many more there are."""
+    width = human(its.by - its.after, up=True)
+    lines = [
+        _gap_line(gap, f"explains {human(gap.within(its.after, its.by))} of these {width}") for gap in its.gaps[:GAPS]
+    ]
+    if (more := len(its.gaps) - GAPS) > 0:
+        note = f"all {len(its.gaps)} explain {human(its.unobserved)} of these {width}; csv and json have more"
+        lines.append([None, None, None, f"{counted(more, 'gap')} more", note])
+    return lines
 
 
 def _gap_line(gap: AnyGap, note: str) -> list[object]:
-    return [None, gap.began_at, gap.ended_at or "still open", "gap", f"{note} ({_cause(gap)})"]
-
-
-def _cause(gap: AnyGap) -> str:
-    return f"{gap.cause}: {gap.detail}" if gap.detail else gap.cause.value
+    cause = f"{gap.cause}: {gap.detail}" if gap.detail else gap.cause.value
+    return [None, gap.began_at, gap.ended_at or "still open", "gap", f"{note} ({cause})"]
 
 
 def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhythm:
@@ -341,22 +335,12 @@ def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhyt
     from tracker.cadence import Rhythm
     from tracker.models import SOURCES
 
-    if cluster in settings.clusters:
-        its = settings.clusters[cluster]
-        return Rhythm(its.zone, its.archive_days, settings.delay_per_poll)
-    query = (
-        sa.select(SOURCES.c.timezone, SOURCES.c.archive_days)
-        .where(SOURCES.c.cluster == cluster)
-        .order_by(SOURCES.c.id.desc())
-    )
-    source = connection.execute(query.limit(1)).one_or_none()
-    if source is None:
+    s = SOURCES.c
+    query = sa.select(s.timezone, s.archive_days).where(s.cluster == cluster).order_by(s.id.desc()).limit(1)
+    its = settings.clusters.get(cluster) or connection.execute(query).one_or_none()
+    if its is None:
         return Rhythm(settings.zone, delay_per_poll=settings.delay_per_poll)
-    try:
-        zone = ZoneInfo(source.timezone)
-    except (LookupError, ValueError, OSError):  # a zone that this machine does not know
-        zone = settings.zone
-    return Rhythm(zone, source.archive_days, settings.delay_per_poll)
+    return Rhythm(ZoneInfo(its.timezone), its.archive_days, settings.delay_per_poll)
 
 
 def _why(row: sa.Row[Any], cluster: sa.Row[Any] | None, rhythm: Rhythm, last: sa.Row[Any]) -> str:
@@ -367,15 +351,15 @@ def _why(row: sa.Row[Any], cluster: sa.Row[Any] | None, rhythm: Rhythm, last: sa
     if job.state is not State.OPEN:
         return "none: an ended job is not polled"
     if row.failures:
-        failed = "1 error" if row.failures == 1 else f"{row.failures} errors in a row"
-        why = f"{failed}: waits grow"
+        why = f"{counted(row.failures, 'error')} in a row: waits grow"
     elif last.action == Action.AMENDED and row.due_at == last.observed_at:
         why = "amended: its deadline or its submission moved"
     else:
         # As it was planned: after the last answer. What it comes to now would be another plan.
         why = cadence.next_poll(job, row.deadline_at, job.seen_at or job.registered_at, 0.5, rhythm).why
     if cluster is not None and cluster.pause_cause is not None:
-        why += f"; but cluster {row.cluster} is paused: {_paused(cluster)}"
+        until = "resumed" if cluster.paused_until is None else _time(cluster.paused_until)
+        why += f"; but cluster {row.cluster} is paused: {cluster.pause_cause} until {until}"
     return why
 
 
@@ -396,13 +380,3 @@ def _between(after: datetime | None, by: datetime) -> str:
 def ago(at: datetime, now: datetime) -> str:
     """Return how long before *now* something was, as ``2h 5m ago``."""
     return f"{human(max(now - at, timedelta()))} ago"
-
-
-def _when(at: datetime, now: datetime) -> str:
-    return f"in {human(at - now)}" if at > now else f"due for {human(now - at)}"
-
-
-def _paused(row: Any) -> str | None:
-    if row.pause_cause is None:
-        return None
-    return f"{row.pause_cause} until {'resumed' if row.paused_until is None else _time(row.paused_until)}"

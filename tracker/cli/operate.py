@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeVar
+from zoneinfo import ZoneInfo
 
 import click
 
@@ -23,46 +24,26 @@ if TYPE_CHECKING:
 
     from tracker.files import Notes
     from tracker.operate import Amendment, Fact
-    from tracker.settings import Settings
     from tracker.status import Decision
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Texts: TypeAlias = Mapping[str, str]
 """What is said about a job besides its jid, by column."""
-_Act: TypeAlias = Callable[["sa.Connection", int, str, str, Any, bool], str]
-"""Decides about a job (connection, job_id, actor, reason, what was parsed, dry_run); returns what else to say of it."""
+_Act: TypeAlias = Callable[["sa.Connection", int, str, str, "dict[str, Fact]", ZoneInfo], str]
+"""Decides about a job (connection, job_id, actor, reason, what is said about it, legal time zone); returns what else to
+say of it."""
 
 CLEARED: Final = "none"
 """What is written where a declared fact is to be cleared."""
 _AMENDED: Final = ("kind", "reference", "received_at", "submitted_at", "extended_until")
 
 
-@dataclass(frozen=True, slots=True)
-class _Command:
-    """What sets one command about jobs apart from the others.
-
-    Attributes:
-        done: What a job then is.
-        parse: Returns what *act* needs of the options and of a row of a file; raises Refused.
-        columns: What a row may say besides jid and cluster.
-        others: Whether further columns are ignored; else they are refused.
-        names_each: Whether each job of a file is named, and not only counted.
-    """
-
-    done: str
-    act: _Act
-    parse: Callable[[_Texts, Settings, Notes], Any] = lambda texts, settings, notes: None
-    columns: tuple[str, ...] = ()
-    others: bool = True
-    names_each: bool = False
+def _closing_or_opening(decide: Callable[[sa.Connection, int, str, str], Decision]) -> _Act:
+    return lambda connection, job_id, actor, reason, said, zone: _was(decide(connection, job_id, actor, reason))
 
 
-def _plain_decision(done: str, decide: Callable[..., Decision]) -> _Command:
-    def act(connection: sa.Connection, job_id: int, actor: str, reason: str, parsed: Any, dry_run: bool) -> str:
-        before = decide(connection, job_id, actor, reason, dry_run=dry_run).transition
-        return f"; it was {before.from_state}" if before else ""
-
-    return _Command(done, act)
+def _was(decision: Decision) -> str:
+    return f"; it was {decision.transition.from_state}" if decision.transition else ""
 
 
 def _reason_option(required: bool) -> Callable[[_F], _F]:
@@ -113,7 +94,7 @@ def withdraw(**given: Any) -> int:
     """
     from tracker import operate
 
-    return _carry_out(_plain_decision("withdrawn", operate.withdraw), {}, **given)
+    return _carry_out("withdrawn", _closing_or_opening(operate.withdraw), **given)
 
 
 @click.command(
@@ -130,7 +111,7 @@ def reopen(**given: Any) -> int:
     """
     from tracker import operate
 
-    return _carry_out(_plain_decision("reopened", operate.reopen), {}, **given)
+    return _carry_out("reopened", _closing_or_opening(operate.reopen), **given)
 
 
 @click.command(
@@ -148,30 +129,26 @@ def attest(done_by: str | None, **given: Any) -> int:
     before Elevate was last seen to say otherwise is refused. A day is taken as its end in the legal time zone, or as
     now if that is still ahead. `tracker reopen` takes it back. A file may have a column done_by.
     """
-    from tracker import database, intake, operate
+    from tracker import database, operate
     from tracker.deadline import start_of_day
 
     if done_by is None and given["source"] is None:
         raise click.UsageError("Missing option '--done-by'.")
 
-    def parse(texts: _Texts, settings: Settings, notes: Notes) -> tuple[datetime, bool] | None:
-        if "done_by" not in texts:
-            return None
-        at, is_day = intake.parse_time("done_by", texts["done_by"].strip(), settings.zone)
-        if is_day:
-            at = start_of_day(at.astimezone(settings.zone).date() + timedelta(days=1), settings.zone)
-        return at, is_day
-
-    def act(connection: sa.Connection, job_id: int, actor: str, reason: str, parsed: Any, dry_run: bool) -> str:
-        if parsed is None:
+    def act(
+        connection: sa.Connection, job_id: int, actor: str, reason: str, said: dict[str, Fact], zone: ZoneInfo
+    ) -> str:
+        at = said.get("done_by")
+        if at is None:
             raise InvalidField("done_by", "is left out; say it for all jobs with --done-by")
-        at, is_day = parsed
-        at = min(at, database.now(connection)) if is_day else at
-        before = operate.attest(connection, job_id, actor, reason, at, dry_run=dry_run).transition
-        return f": done by {utc(at).isoformat(' ')} (declared)" + (f"; it was {before.from_state}" if before else "")
+        if not isinstance(at, datetime):
+            assert isinstance(at, date)  # noqa: S101 - a day
+            at = min(start_of_day(at + timedelta(days=1), zone), database.now(connection))
+        decision = operate.attest(connection, job_id, actor, reason, at)
+        return f": done by {utc(at).isoformat(' ')} (declared){_was(decision)}"
 
     options = {} if done_by is None else {"done_by": done_by}
-    return _carry_out(_Command("attested", act, parse, ("done_by",), names_each=True), options, **given)
+    return _carry_out("attested", act, options, ("done_by",), **given)
 
 
 @click.command(
@@ -211,18 +188,12 @@ def amend(**given: Any) -> int:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in _AMENDED)
         raise click.UsageError(f"Say what is to be amended: {names}.")
 
-    def parse(texts: _Texts, settings: Settings, notes: Notes) -> tuple[dict[str, Fact], Settings]:
-        return _facts(texts, settings, notes), settings
+    def act(
+        connection: sa.Connection, job_id: int, actor: str, reason: str, said: dict[str, Fact], zone: ZoneInfo
+    ) -> str:
+        return f": {_amendment(operate.amend(connection, job_id, actor, reason, said, zone=zone))}"
 
-    def act(connection: sa.Connection, job_id: int, actor: str, reason: str, parsed: Any, dry_run: bool) -> str:
-        changes, settings = parsed
-        if not changes:
-            raise Refused(f"there is nothing to amend: give one of {', '.join(_AMENDED)}")
-        done = operate.amend(connection, job_id, actor, reason, changes, zone=settings.zone, dry_run=dry_run)
-        return f": {_amendment(done)}"
-
-    command = _Command("amended", act, parse, _AMENDED, others=False, names_each=True)
-    return _carry_out(command, options, **given)
+    return _carry_out("amended", act, options, _AMENDED, others=False, **given)
 
 
 def _amendment(done: Amendment) -> str:
@@ -238,33 +209,35 @@ def _amendment(done: Amendment) -> str:
     return "; ".join(changes)
 
 
-def _facts(texts: _Texts, settings: Settings, notes: Notes) -> dict[str, Fact]:
-    """Return what is to be amended, by column of jobs; raise InvalidField for a value that cannot be read."""
+def _said(texts: _Texts, zone: ZoneInfo, notes: Notes) -> dict[str, Fact]:
+    """Return what is said about a job, as `operate` takes it; raise InvalidField for a value that cannot be read."""
     from tracker import intake
 
-    facts: dict[str, Fact] = {}
-    for name in _AMENDED:
-        if name not in texts:
-            continue
-        text = texts[name].strip()
-        if name != "kind" and text.lower() == CLEARED:
-            facts["extended_on" if name == "extended_until" else name] = None
-        elif name in ("kind", "reference"):
-            facts[name] = text
-        else:
-            at, is_day = intake.parse_time(name, text, settings.zone)
-            if name != "extended_until":
-                facts[name], notes.plain_dates = at, notes.plain_dates + is_day
-            elif is_day:
-                facts["extended_on"] = at.astimezone(settings.zone).date()
-            else:
-                raise InvalidField(name, f"{text[:60]!r} is not a day: write it as 2026-03-31")
-    return facts
+    said: dict[str, Fact] = {}
+    for name, text in texts.items():
+        if name not in ("jid", "cluster", "kind") and text.strip().lower() == CLEARED:
+            said[name] = None
+        elif name in ("received_at", "submitted_at"):
+            said[name], is_day = intake.parse_time(name, text.strip(), zone)
+            notes.plain_dates += is_day
+        elif name in ("done_by", "extended_until"):
+            try:
+                said[name] = intake.day_or_instant(text.strip())
+            except ValueError as error:
+                raise InvalidField(name, str(error)) from None
+        elif name in _AMENDED:
+            said[name] = text.strip()
+    if "extended_until" in said:
+        said["extended_on"] = said.pop("extended_until")
+    return said
 
 
 def _carry_out(
-    command: _Command,
-    options: _Texts,
+    done: str,
+    act: _Act,
+    options: _Texts = MappingProxyType({}),
+    columns: tuple[str, ...] = (),
+    others: bool = True,
     *,
     jids: tuple[str, ...],
     cluster: str | None,
@@ -273,22 +246,30 @@ def _carry_out(
     actor: str | None,
     dry_run: bool,
 ) -> int:
-    """Decide about the jobs that are named, by arguments or in a file, and return the exit code."""
+    """Decide about the jobs that are named, by arguments or in a file, and return the exit code.
+
+    Args:
+        done: What a job then is.
+        act: What sets a command apart from the others.
+        options: What is said of all jobs, by column.
+        columns: What a row of a file may say besides jid and cluster; if anything, each job of a file is named.
+        others: Whether further columns are ignored; else they are refused.
+        jids, cluster, source, reason, actor, dry_run: As they were typed. A dry run is rolled back.
+    """
     from tracker import database, files, intake, operate, text
 
     if bool(jids) is bool(source):
         raise click.UsageError("Give either JIDs or --from FILE.")
     reason, actor = text.check_reason(reason), text.check("actor", intake.login() if actor is None else actor)
-    is_done = f"would be {command.done}" if dry_run else f"is {command.done}"
-    transaction = database.reading if dry_run else database.writing
+    is_done = f"would be {done}" if dry_run else f"is {done}"
     notes, counts = files.Notes(), Counter[str]()
     first_lines: dict[int, int] = {}
     records: Iterable[files.Record] = [files.Record(0, {"jid": jid}) for jid in jids]
     if source is not None:
-        records = files.read(source, ("jid", "cluster", *command.columns), notes, others=command.others)
-    is_whole = False
+        records = files.read(source, ("jid", "cluster", *columns), notes, others=others)
+    early = "This ended early: "
     with opened() as (settings, engine):
-        command.parse(options, settings, files.Notes())  # what is wrong for all jobs is said once
+        _said(options, settings.zone, files.Notes())  # what is wrong for all jobs is said once
         try:
             for line, values, problem in records:
                 jid, where = values.get("jid", ""), f"line {line}: " if source else ""
@@ -298,24 +279,25 @@ def _carry_out(
                     if both := sorted(options.keys() & values.keys()):
                         option = f"--{both[0].replace('_', '-')}"
                         raise Refused(f"has {both[0]}, which {option} says for all jobs: leave one of them out")
-                    parsed = command.parse({**options, **values}, settings, notes)
-                    with transaction(engine) as connection:
+                    said = _said({**options, **values}, settings.zone, notes)
+                    with database.writing(engine) as connection:
                         job = operate.find(connection, text.check("jid", jid), values.get("cluster", cluster))
                         if (first := first_lines.setdefault(job.job_id, line)) != line:
                             raise Refused(f"the same job as in line {first}")
-                        more = command.act(connection, job.job_id, actor, reason, parsed, dry_run)
+                        more = act(connection, job.job_id, actor, reason, said, settings.zone)
+                        if dry_run:
+                            connection.rollback()
                 except Refused as error:
                     counts["refused"] += 1
                     which = f"{jid[:255]!r}: " if jid and repr(jid[:255]) not in str(error) else ""
                     click.echo(plain(f"{where}{which}{error}"), err=True)
                 else:
                     counts["done"] += 1
-                    if jids or command.names_each:
+                    if jids or columns:
                         click.echo(plain(f"{where}{job.jid} of cluster {job.cluster} {is_done}{more}."), err=True)
-            is_whole = True
+            early = ""
         finally:
-            if (is_whole or counts) and len(jids) != 1:
-                early = "" if is_whole else "This ended early: "
+            if (counts or not early) and len(jids) != 1:
                 were = is_done.removeprefix("is ")
                 click.echo(f"{early}{counts['done']} {were}, {counts['refused']} refused.", err=True)
         say(notes, settings.timezone)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -38,17 +38,13 @@ _SPREADSHEET = f"{__name__}.spreadsheet"
 """In click's context: the option was given."""
 
 
-def _for_spreadsheet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    ctx.meta[_SPREADSHEET] = value
-
-
 def spreadsheet_option(command: _F) -> _F:
     """Give *command* the option ``--for-spreadsheet``, which `emit` reads."""
     return click.option(
         "--for-spreadsheet",
         is_flag=True,
         expose_value=False,
-        callback=_for_spreadsheet,
+        callback=lambda ctx, _, value: ctx.meta.update({_SPREADSHEET: value}),
         help="In csv, put ' before text that a spreadsheet would take for a formula. Else csv is verbatim.",
     )(command)
 
@@ -73,6 +69,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def of_one_cluster(columns: Sequence[Column], clusters: Collection[object]) -> list[Column]:
+    """Return *columns*; of one cluster only, its name is what a narrow terminal can best do without."""
+    return [replace(one, optional=True) if len(clusters) < 2 and one.name == "cluster" else one for one in columns]
+
+
 def chosen(format: str | None) -> str:
     """Return *format*, or what standard output gets when None: ``table`` on a terminal, ``csv`` elsewhere.
 
@@ -95,7 +96,7 @@ def emit(
     columns: Sequence[Column | str],
     format: str | None = None,
     *,
-    title: str | None = None,
+    title: str = "",
     empty: str = "Nothing to show.",
     records: bool = False,
 ) -> None:
@@ -128,8 +129,7 @@ def emit(
             separator = "["
             for row in rows:
                 line = _COMPACT.encode(dict(zip(names, map(json_value, row), strict=True)))
-                if not line.isprintable():
-                    line = INVISIBLE.sub(_escaped, line)
+                line = INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
                 sys.stdout.write(f"{separator}\n  {line}")
                 separator = ","
             sys.stdout.write("[]\n" if separator == "[" else "\n]\n")
@@ -145,8 +145,8 @@ def emit(
 def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], None]]:
     """Yield ``tell(done, total, what)``, which moves a bar on standard error, if that is a terminal.
 
-    Each *what* has a bar of its own; a *total* of None: nobody knows how long it takes. What is printed on
-    standard error meanwhile comes out above the bar.
+    Each *what* has a bar of its own; a *total* of None is unknown. What is printed on standard error meanwhile comes
+    out above the bar.
 
     Args:
         unit: What *done* counts, as ``rows``; it is shown before the bar. Default: the share only.
@@ -155,17 +155,17 @@ def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], No
         yield lambda done, total, what: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     counter = [TextColumn(f"{{task.completed:,.0f}} {unit}")] if unit else []
-    columns = (TextColumn("{task.description}"), *counter, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), *counter, BarColumn(), TaskProgressColumn())
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def tell(done: float, total: float | None, what: str) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what] = bars.add_task(what)
             bars.update(tasks[what], completed=done, total=total)
 
         yield tell
@@ -182,17 +182,13 @@ def utc(at: datetime) -> datetime:
     return at if at.tzinfo is UTC else at.astimezone(UTC)
 
 
-def _is_duration(column: Column) -> bool:
-    return "seconds" in column.name.split("_")
-
-
 def _table_cell(value: object, column: Column) -> tuple[str, bool]:
     """Return the cell's text and whether it stands on the right."""
     if isinstance(value, bool):
         return ("yes" if value else "no"), False
-    if isinstance(value, timedelta) or (isinstance(value, int | float | Decimal) and _is_duration(column)):
-        seconds = value if isinstance(value, timedelta) else float(value)
-        return human(seconds, up="max" in column.name.split("_")), True
+    words = column.name.split("_")
+    if isinstance(value, timedelta) or ("seconds" in words and isinstance(value, int | float | Decimal)):
+        return human(value if isinstance(value, timedelta) else float(value), up="max" in words), True
     if isinstance(value, datetime):
         return utc(value).isoformat(" ", "seconds"), False
     if isinstance(value, int | float | Decimal):
@@ -228,7 +224,3 @@ def _csv_cell(value: object, guard: Callable[[str], str]) -> object:
     if isinstance(value, bool):
         return str(value).lower()
     return guard(value) if isinstance(value, str) else value
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from tracker.cli import times
-from tracker.cli.intake import INPUT, expected, say
+from tracker.cli.intake import INPUT, say
 from tracker.cli.look import opened
-from tracker.cli.output import Column, chosen, counted, emit, example, format_option, plain, progress, utc
+from tracker.cli.output import Column, chosen, counted, emit, example, format_option, plain, utc
 from tracker.errors import InvalidField, Refused
 
 if TYPE_CHECKING:
@@ -84,16 +84,7 @@ def reconcile(
             begin = None if since is None else since.instant(now, settings.zone)
             end = None if until is None else until.instant(now, settings.zone, at_end=True)
             rows = intake.read(file, settings.zone, notes, cluster=cluster)
-            with progress("rows") as tell:
-                made = _reconcile.reconcile(
-                    engine,
-                    rows,
-                    settings=settings,
-                    cluster=cluster,
-                    since=begin,
-                    until=end,
-                    moved=lambda rows: tell(rows, expected(file, rows), ""),
-                )
+            made = _reconcile.reconcile(engine, rows, settings=settings, cluster=cluster, since=begin, until=end)
         except InvalidField as error:  # of a row it is a finding
             raise click.BadParameter(plain(error.problem), param_hint=f"'--{error.field}'") from None
         except Refused as error:  # not 1, which says that they do not agree

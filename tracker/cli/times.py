@@ -21,20 +21,9 @@ _LONGEST: Final = timedelta(days=3650)
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """A time, as it was typed.
+    """A time, as it was typed: an aware instant, a day, how many days before today, or how long before now."""
 
-    Attributes:
-        text: For messages.
-        meant: An aware instant, a day, how many days before today, or how long before now.
-    """
-
-    text: str
     meant: datetime | date | int | timedelta
-
-    @property
-    def is_day(self) -> bool:
-        """It is a whole day."""
-        return not isinstance(self.meant, datetime | timedelta)
 
     def instant(self, now: datetime, zone: ZoneInfo, *, at_end: bool = False) -> datetime:
         """Return the instant that is meant; of a day its beginning, or its end if *at_end*."""
@@ -52,12 +41,12 @@ class When:
         return start_of_day(day + timedelta(days=at_end), zone)
 
 
-DAY_AGO: Final = When("1d", timedelta(days=1))
+DAY_AGO: Final = When(timedelta(days=1))
 
 
 def when(ctx: click.Context, param: click.Parameter, value: str | None) -> When | None:
     """Read a time: the ``callback`` of an option."""
-    return None if value is None else When(value.strip(), _meant(value.strip()))
+    return None if value is None else When(_meant(value.strip()))
 
 
 def length(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
@@ -71,21 +60,16 @@ def length(ctx: click.Context, param: click.Parameter, value: str | None) -> tim
 
 
 def _meant(text: str) -> datetime | date | int | timedelta:
+    from tracker.intake import day_or_instant
+
     if text in _DAYS:
         return _DAYS[text]
     if (ago := _length(text)) is not None:
         return ago
-    found: date | None = None
-    for parse in (date.fromisoformat, datetime.fromisoformat):
-        try:
-            found = parse(text)
-            break
-        except ValueError:
-            continue
-    if found is None:
-        raise click.BadParameter(f"{text[:80]!r} is not a time: write {HELP}, as in 2026-11-24T10:00+01:00")
-    if isinstance(found, datetime) and found.tzinfo is None:
-        raise click.BadParameter(f"{text!r} has no offset: write {text}+01:00, for instance, or the date alone")
+    try:
+        found = day_or_instant(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, or yesterday, or how long ago: 7d, 36h, 2 weeks") from None
     if not 1970 <= found.year <= 9998:  # what the database can hold
         raise click.BadParameter(f"{text!r} is before 1970 or after 9998")
     return found

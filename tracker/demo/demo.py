@@ -18,7 +18,6 @@ from http.client import HTTPConnection
 from itertools import count
 from math import ceil
 from pathlib import Path
-from statistics import fmean, median
 from threading import Event
 from time import monotonic
 from urllib.parse import quote, urlsplit
@@ -106,12 +105,6 @@ class Outcome:
         bounds: Recorded changes of status whose bounds were checked against the truth.
         wrong: A line for each whose bounds do not contain it.
         gap_seconds: How long nothing could be observed in the second cluster; None if no poll fell into its outage.
-        uncertainty_seconds: Median width of the bounds of `done`.
-        ended: Jobs of the first cluster, which had no outage, that were done or failed; the next three are about them.
-        ended_polls: Requests for each (mean).
-        delay_seconds: From the true end until it was known (mean).
-        fixed_polls: Requests for each (mean) at a fixed interval with that same delay: twice the delay, since an end
-            falls anywhere between two polls, from the registration until the end was known.
         example: A jid worth looking at.
     """
 
@@ -125,11 +118,6 @@ class Outcome:
     bounds: int = 0
     wrong: list[str] = field(default_factory=list)
     gap_seconds: float | None = None
-    uncertainty_seconds: float | None = None
-    ended: int = 0
-    ended_polls: float | None = None
-    delay_seconds: float | None = None
-    fixed_polls: float | None = None
     example: str | None = None
 
 
@@ -164,8 +152,8 @@ def make_way(path: Path) -> None:
     """Remove the database of an earlier demo at *path*, and mark a new, empty file there as a demo's.
 
     Raises:
-        BadConfiguration: What is there is not a demo's, is in use, or has jobs that no demo registered; or it cannot be
-            made there; or there is another file where its page goes. Nothing was changed.
+        BadConfiguration: What is there is not a demo's, or is in use; or it cannot be made there; or there is another
+            file where its page goes. Nothing was changed.
     """
     way_out = "name another file with --database, or move this one away"
     try:
@@ -178,10 +166,6 @@ def make_way(path: Path) -> None:
             if header[:16] != b"SQLite format 3\0" or header[68:72] != MARK.to_bytes(4, "big"):
                 raise BadConfiguration(f"{path} is not a demo's: {way_out}")
             with closing(sqlite3.connect(path, timeout=0)) as connection:
-                others = "SELECT 1 FROM jobs WHERE registered_by <> ? LIMIT 1"
-                is_made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
-                if is_made and connection.execute(others, (REGISTERED_BY,)).fetchone():
-                    raise BadConfiguration(f"{path} has jobs that no demo registered: {way_out}")
                 # Fails while another program has it open, and folds the WAL into the file.
                 connection.execute("PRAGMA journal_mode = DELETE")
             path.unlink()
@@ -332,14 +316,4 @@ def _judge(connection: sa.Connection, outcome: Outcome) -> None:
         if row.to_status == Status.NOT_FOUND:
             outcome.example = outcome.example or row.jid
 
-    ended = [job for job in jobs if job.cluster == NORTH and job.state in (State.DONE, State.FAILED)]
-    outcome.ended = len(ended)
-    if ended:
-        outcome.ended_polls = fmean(job.polls for job in ended)
-        ends = [(job, outcome.elevates[NORTH].truth(job.jid).ends_at) for job in ended]
-        outcome.delay_seconds = fmean((job.ended_by - end).total_seconds() for job, end in ends)
-        followed = fmean((job.ended_by - job.registered_at).total_seconds() for job in ended)
-        outcome.fixed_polls = followed / (2 * outcome.delay_seconds)
     outcome.gap_seconds = connection.exec_driver_sql("SELECT sum(seconds) FROM report_gaps").scalar_one()
-    widths = connection.exec_driver_sql("SELECT uncertainty_seconds FROM report_durations").scalars().all()
-    outcome.uncertainty_seconds = median(widths) if widths else None

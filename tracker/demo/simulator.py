@@ -12,7 +12,6 @@ import logging
 import random
 import re
 import socket
-import struct
 import threading
 import time
 import uuid
@@ -96,15 +95,11 @@ FAULT_KINDS = {
     "CODE": "that HTTP code, 201 to 599; a 3xx leads to another host; 429 has a Retry-After (30 s), others if given",
     "hang": "no answer for 30 s, then the end of the connection",
     "slow": "the answer comes after 1 s",
-    "drip": "the answer comes byte by byte, one each 0.5 s",
-    "reset": "the connection is reset",
-    "truncate": "half of the body, then the end of the connection",
     "garbage": "200 with a body that is no answer",
-    "wrong_jid": "an answer about another job",
     "unknown": "a status that nobody documented",
 }
 """What each fault does, for `--help` and for error messages."""
-_FAULT_SECONDS = {"hang": 30.0, "slow": 1.0, "drip": 0.5, "429": 30.0}
+_FAULT_SECONDS = {"hang": 30.0, "slow": 1.0, "429": 30.0}
 
 _GARBAGE = [b"", b"<!doctype html><title>Gateway</title>", b'{"jid": "', b'["done"]', b'{"status": null}']
 _GARBAGE += [b'{"jid": "\xff\xfe", "status": "done"}', b"[" * 5_000]
@@ -117,8 +112,8 @@ class Fault:
     Attributes:
         kind: One of `FAULT_KINDS`, an HTTP code for ``CODE``.
         share: The share of status requests that meet it, 0 to 1.
-        seconds: How long it lasts (``hang``, ``slow``), the time between bytes (``drip``), both in real seconds, or the
-            Retry-After of a code. None: the kind's default.
+        seconds: How long it lasts in real seconds (``hang``, ``slow``), or the Retry-After of a code. None: the kind's
+            default.
 
     Raises:
         ValueError: One of them is wrong; the message lists the kinds.
@@ -336,8 +331,6 @@ class Simulator:
         match fault.kind:
             case "garbage":
                 return _Reply(200, self._luck.choice(_GARBAGE))
-            case "wrong_jid":
-                return _answer(str(uuid.UUID(int=self._luck.getrandbits(128), version=4)), Status.DONE)
             case "unknown":
                 return _answer(jid, "postponed")
             case _:
@@ -407,41 +400,20 @@ class _Connection(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def _send(self, reply: _Reply, now: datetime) -> None:
-        """Send the reply, in one piece unless a fault says otherwise."""
+        """Send the reply; a fault delays it, or keeps it back."""
         fault = reply.delivery
-        kind = "" if fault is None else fault.kind
-        self.close_connection |= kind in ("truncate", "hang", "reset")
+        if fault is not None:
+            is_there = self._client_waits(fault.pause or 0.0)
+            if fault.kind == "hang" or not is_there:
+                self.close_connection = True
+                return
         phrase = self.responses.get(reply.code, ("",))[0]
         date = format_datetime(now.astimezone(UTC), usegmt=True)
         head = f"HTTP/1.1 {reply.code} {phrase}\r\nDate: {date}\r\n"
-        if self.close_connection:
-            head += "Connection: close\r\n"
         body = b"" if reply.code in (204, 304) else reply.body  # those have no body (RFC 9110, 6.4.1)
         if body or reply.code == 200:
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        data = f"{head}{reply.headers}\r\n".encode("latin-1") + body
-
-        pause = (fault and fault.pause) or 0.0
-        match kind:
-            case "hang":
-                self._client_waits(pause)
-            case "reset":
-                # Lingering for no time makes close() send RST; the reader holds the socket open until it is closed too.
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.rfile.close()
-                self.connection.close()
-            case "truncate":
-                self.connection.sendall(data[: -len(body) // 2])
-            case "drip":
-                for byte in data:
-                    self.connection.sendall(bytes((byte,)))
-                    if not self._client_waits(pause):
-                        self.close_connection = True
-                        break
-            case "slow" if not self._client_waits(pause):
-                self.close_connection = True
-            case _:
-                self.connection.sendall(data)
+        self.connection.sendall(f"{head}{reply.headers}\r\n".encode("latin-1") + body)
 
     def _client_waits(self, seconds: float) -> bool:
         """Wait this many real seconds; return early, with False, if the client hangs up or the server stops."""

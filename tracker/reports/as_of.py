@@ -102,14 +102,13 @@ def shadows(
     jobs: sa.FromClause = _jobs("jobs", "main" if dialect == "sqlite" else None)
     if as_of is not None:
         _check(connection, as_of)
-        found += _known(dialect, as_of, "clusters", "transitions", "gaps", "sources", "seals")
-        if not is_kept or "report_deadlines" in needed:
-            found.append(_zone(connection, as_of, zone))
-        if is_kept:
-            jobs = _KEPT
-        else:
-            found += _replay(dialect, as_of)
-            jobs = _jobs("replayed")
+        read = ["clock", "clusters", "transitions", "gaps", "sources", "seals"]
+        if not is_kept:
+            read += ["zone", "names", "replayed"]
+        elif "report_deadlines" in needed:
+            read.append("zone")
+        found += _relations(connection, as_of, zone, *read)
+        jobs = _KEPT if is_kept else _jobs("replayed")
     asked = sa.select(*jobs.c).where(*filters.conditions(jobs.c)).cte("jobs")
     # A replay must run only once; a mere filter must not hide the indexes from a view.
     found.append(asked.prefix_with("NOT MATERIALIZED" if as_of is None or is_kept else "MATERIALIZED"))
@@ -129,12 +128,13 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
     _check(connection, as_of)
     _KEPT.create(connection)
     transitions = render.sql("reports/replay/transitions", dialect, _mode(as_of))
-    known = *_known(dialect, as_of, "gaps", "sources"), _zone(connection, as_of, zone)
+    known = _relations(connection, as_of, zone, "clock", "gaps", "sources", "zone")
+    replayed = _relations(connection, as_of, zone, "names", "replayed")
     last = connection.execute(sa.select(sa.func.max(JOBS.c.id))).scalar_one() or 0
     for after in range(0, last, _KEPT_AT_ONCE):
         some = text(f"{transitions} AND t.job_id > {after} AND t.job_id <= {after + _KEPT_AT_ONCE}").cte("transitions")
-        replayed = sa.select(_jobs("replayed")).add_cte(*known, some, *_replay(dialect, as_of))
-        connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), replayed))
+        query = sa.select(_jobs("replayed")).add_cte(*known, some, *replayed)
+        connection.execute(sa.insert(_KEPT).from_select(_KEPT.c.keys(), query))
     connection.exec_driver_sql(f"ANALYZE {_KEPT.name}")
     yield True
     _KEPT.drop(connection)  # after an error the rollback removes it
@@ -142,7 +142,7 @@ def kept(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo = LEGAL_ZONE) ->
 
 def replay(connection: sa.Connection, zone: ZoneInfo) -> tuple[sa.CTE, ...]:
     """Return ``replayed``, what `jobs` should be by all transitions, with the CTEs that it reads."""
-    return (_zone(connection, None, zone), *_replay(connection.dialect.name, None))
+    return _relations(connection, None, zone, "zone", "names", "replayed")
 
 
 def legal_days(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[ZoneDay]:
@@ -154,9 +154,10 @@ def legal_days(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> list[Z
         zone: The legal time zone of clusters that have no source.
     """
     dialect, mode = connection.dialect.name, _mode(as_of)
-    known = () if as_of is None else _known(dialect, as_of, "transitions", "sources")
+    known = () if as_of is None else _relations(connection, as_of, zone, "clock", "transitions", "sources")
     days, zones = (text(render.sql(f"reports/replay/{name}", dialect, mode)) for name in ("days", "zones"))
-    names = connection.execute(zones.add_cte(*known, _relation("names", dialect, mode))).scalars().all()
+    named = _relations(connection, as_of, zone, "names")
+    names = connection.execute(zones.add_cte(*known, *named)).scalars().all()
     return zone_days(names, zone, connection.execute(days.add_cte(*known)), instant(as_of))
 
 
@@ -188,32 +189,30 @@ _MAY_KEEP: Final = (
 )
 
 
-def _replay(dialect: str, as_of: AsOf) -> list[sa.CTE]:
-    """Return ``replayed``, the rows of jobs as they were then, after ``names``, which it reads."""
-    return [_relation("names", dialect, _mode(as_of)), _relation("jobs", dialect, _mode(as_of), name="replayed")]
+def _relations(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo, *names: str) -> tuple[sa.CTE, ...]:
+    """Return the relations *names*; each reads only those before it, and ``clock`` has the time that all go by."""
+
+    def relation(name: str) -> sa.CTE:
+        if name == "clock" and as_of is not None:
+            return text(_clock(connection.dialect.name, as_of)).cte(name)
+        file = "jobs" if name == "replayed" else name
+        query = text(render.sql(f"reports/replay/{file}", connection.dialect.name, _mode(as_of)))
+        if name == "zone":  # kept, since SQLite would parse it again for each job
+            given = as_parameter(legal_days(connection, as_of, zone))
+            return query.bindparams(zone=given).cte(name).prefix_with("MATERIALIZED")
+        # A table's rows must not hide the indexes from a query.
+        return query.cte(name) if name == "replayed" else query.cte(name).prefix_with("NOT MATERIALIZED")
+
+    return tuple(map(relation, names))
 
 
-def _zone(connection: sa.Connection, as_of: AsOf, zone: ZoneInfo) -> sa.CTE:
-    given = as_parameter(legal_days(connection, as_of, zone))
-    days = text(render.sql("reports/replay/zone", connection.dialect.name, _mode(as_of))).bindparams(zone=given)
-    return days.cte("zone").prefix_with("MATERIALIZED")  # otherwise SQLite parses it again for each job
-
-
-def _known(dialect: str, as_of: datetime | Sealed, *names: str) -> list[sa.CTE]:
-    """Return ``clock`` and the relations *names*: the rows of each table that were known then."""
+def _clock(dialect: str, as_of: datetime | Sealed) -> str:
+    """Return the query for the time of *as_of*, and for the ids that a checkpoint closes."""
     at = f"'{(as_of.at if isinstance(as_of, Sealed) else as_of).astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}'"
     if dialect != "sqlite":
         at = f"CAST({at} AS timestamp) AT TIME ZONE 'UTC'"
-    clock = f"SELECT {at} AS at"
-    if isinstance(as_of, Sealed):
-        ids = ("transition_id", "gap_id", "source_id")
-        clock += "".join(f", {int(getattr(as_of, name))} AS {name}" for name in ids)
-    return [text(clock).cte("clock"), *(_relation(name, dialect, _mode(as_of)) for name in names)]
-
-
-def _relation(file: str, dialect: str, mode: Mode, name: str | None = None) -> sa.CTE:
-    cte = text(render.sql(f"reports/replay/{file}", dialect, mode)).cte(name or file)
-    return cte if name else cte.prefix_with("NOT MATERIALIZED")  # it must not hide the indexes from a query
+    ids = ("transition_id", "gap_id", "source_id") if isinstance(as_of, Sealed) else ()
+    return f"SELECT {at} AS at" + "".join(f", {int(getattr(as_of, name))} AS {name}" for name in ids)
 
 
 def text(sql: str) -> sa.TextualSelect:

@@ -12,8 +12,6 @@ view ``report_durations``. How each job enters, in seconds since its submission 
   quantiles are those of jobs that do not.
 - **withdrawn**: left out, and counted: nobody waits for it.
 
-Beside the curves stands how late the registrations came: nobody saw what Elevate did before.
-
 So the pair of a quantile is what the observations leave open about *when*; it is not a confidence interval, and says
 nothing about jobs to come. Where an open job was last seen between the two bounds of a done one, the two curves may
 cross; the pair is put in order, so that the lower bound is never above the upper one.
@@ -23,11 +21,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from itertools import chain
 from typing import Any, Final
@@ -45,11 +42,9 @@ from tracker.status import Kind, State, Status
 
 SHARES: Final = (0.5, 0.9, 0.95, 1.0)
 """Of the median, p90, p95 and max."""
-LATE: Final = 86_400.0
-"""Seconds after its submission from which on a registration is counted as late; ours: a job runs on the next day at the
-earliest, so what is registered within a day misses nothing."""
-_RANKS: Final = (0.5, 0.95, 1.0)
-"""Of the median, p95 and max of `Lateness`."""
+LATE: Final = timedelta(days=1)
+"""From this long after its submission on a registration is late; ours: a job runs on the next day at the earliest, so
+what is registered within a day misses nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +61,6 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Lateness:
-    """How long after their declared submission jobs were registered; nearest rank, in seconds.
-
-    Attributes:
-        jobs: Those with a declared submission, withdrawn ones included.
-        median: None where there is no such job; likewise p95 and max.
-        over_a_day: How many were registered more than a day after it.
-        unknown: Those of unknown submission: nobody can say how late they came.
-    """
-
-    jobs: int
-    median: float | None
-    p95: float | None
-    max: float | None
-    over_a_day: int
-    unknown: int
-
-
-@dataclass(frozen=True, slots=True)
 class Quantiles:
     """The jobs of one group, or all.
 
@@ -93,7 +69,9 @@ class Quantiles:
         jobs: How many count: the sum of done, open, failed, lost and attested.
         withdrawn: Left out, and not among *jobs*.
         median: By this time half of the jobs are done; likewise p90, p95 and max (all).
-        registered: How late their registrations came; withdrawn jobs count here.
+        late: How many were registered more than a day after their submission: nobody saw what Elevate did before. This
+            and the next count withdrawn jobs, too.
+        unknown: How many have no declared submission.
     """
 
     cluster: str | None
@@ -111,7 +89,8 @@ class Quantiles:
     p90: Bounds
     p95: Bounds
     max: Bounds
-    registered: Lateness
+    late: int
+    unknown: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +173,7 @@ class Cohort:
         done_max: The upper bounds, where there is one.
         unbounded: The lower bounds of those that are done and have no upper one.
         unended: How old each other job was when last seen not done.
-        late: How long after its submission each was registered.
+        late: How many were registered late.
         unknown: How many have no declared submission.
     """
 
@@ -203,15 +182,8 @@ class Cohort:
     done_max: array[float] = field(default_factory=_seconds)
     unbounded: array[float] = field(default_factory=_seconds)
     unended: array[float] = field(default_factory=_seconds)
-    late: array[float] = field(default_factory=_seconds)
+    late: int = 0
     unknown: int = 0
-
-    def register(self, late: float | None) -> None:
-        """Count a job that was registered *late* seconds after its submission (None: unknown)."""
-        if late is None:
-            self.unknown += 1
-        else:
-            self.late.append(max(0.0, late))  # a clock can be ahead
 
     def curves(self) -> tuple[Curve, Curve]:
         """Return the curves at the lower and at the upper bounds."""
@@ -244,7 +216,8 @@ def cohorts_of(
             cluster, kind, submitted_at, registered_at = tuple(row)[:4]
             began_at = submitted_at or registered_at
             cohort = cohorts[tuple(_group(name, cluster, kind, began_at) for name in by)]
-            cohort.register(submitted_at and (registered_at - submitted_at).total_seconds())
+            cohort.late += registered_at - began_at > LATE
+            cohort.unknown += submitted_at is None
             yield cohort, began_at, *row[4:]
 
     for cohort, _, least, most in rows(typed(connection, "report_durations"), "seconds_min seconds_max"):
@@ -297,15 +270,9 @@ def row_of(cohort: Cohort, of: Mapping[str, str], curves: tuple[Curve, Curve] | 
         p90=p90,
         p95=p95,
         max=longest,
-        registered=_lateness(cohort),
+        late=cohort.late,
+        unknown=cohort.unknown,
     )
-
-
-def _lateness(cohort: Cohort) -> Lateness:
-    ordered = sorted(cohort.late)
-    median, p95, longest = (ordered[math.ceil(share * len(ordered)) - 1] if ordered else None for share in _RANKS)
-    over_a_day = len(ordered) - bisect_right(ordered, LATE)
-    return Lateness(len(ordered), median, p95, longest, over_a_day, cohort.unknown)
 
 
 def _or_infinity(seconds: float | None) -> float:

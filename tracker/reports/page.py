@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
-from math import ceil, floor
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
@@ -41,8 +41,8 @@ LIMIT: Final = 50
 """Rows of a table: the commands list all."""
 POINTS: Final = 60
 """Instants at which jobs in flight are counted, at most."""
-FIGURES: Final = 12
-"""Rows of the table beside a picture, about: as high as the picture."""
+RECENT: Final = timedelta(days=90)
+"""How far back the sections of gaps and coverage look where no times are asked for: each of their rows reads many."""
 AHEAD: Final = 31
 """Deadlines are drawn for so many days ahead: no legal month is longer."""
 
@@ -107,13 +107,11 @@ class Picture:
         svg: Its shapes.
         caption: What it shows, in words.
         legend: What its colours mean: (class, word).
-        figures: What it is drawn from.
     """
 
     svg: Markup
     caption: str
-    legend: Sequence[tuple[str, str]]
-    figures: Grid
+    legend: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(slots=True)
@@ -265,12 +263,6 @@ def _bounds(pair: Bounds) -> Cell:
     return Cell(low if low == high else f"{low} to {high}", "number")
 
 
-def _percent(share: float, *, up: bool = False) -> Cell:
-    """Return *share* rounded down, or *up*: it must not say 100 % at least while one is left."""
-    thousandths = ceil(share * 1000 - 1e-6) if up else floor(share * 1000 + 1e-6)  # floats are no exact fractions
-    return Cell(f"{thousandths / 10:.1f} %", "number")
-
-
 # -- what needs a person, daemons and clusters ---------------------------------------------------------------------
 
 
@@ -325,12 +317,17 @@ def _cluster(one: ClusterOverview) -> list[Cell]:
 def _report(data: _Data, name: str) -> Section:
     """Return the section of the report *name*: its first rows, and what is drawn of it."""
     report = catalog.REPORTS[name]
+    filters, texts = data.filters, [report.help]
+    if name in ("gaps", "coverage") and filters.since is filters.until is None:
+        filters = replace(filters, since=data.at - RECENT)
+        which = "Gaps" if name == "gaps" else "Jobs submitted"
+        texts.append(f"{which} in the last {RECENT.days} days; `tracker report {name}` has all.")
     made = tables.read(
-        data.connection, name, data.filters, as_of=data.as_of, zone=data.zone, most=LIMIT, is_kept=data.is_kept
+        data.connection, name, filters, as_of=data.as_of, zone=data.zone, most=LIMIT, is_kept=data.is_kept
     )
     places = [made.columns.index(column.name) for column in report.columns]
     rows = [[_cell(made.columns[place], row[place]) for place in places] for row in made.rows]
-    section = Section(name, report.title, [report.help])
+    section = Section(name, report.title, texts)
     if data.jobs and name in _DRAWN:
         section.picture = _DRAWN[name](data)
     if data.jobs and name == "deadlines":
@@ -370,12 +367,10 @@ def _durations(data: _Data) -> Section:
         "least as old as when it was last seen not done, and leaves the curve there, also a failed, lost or attested "
         "one. So where many fail, the curve lies above the share that is done. Withdrawn jobs are left out."
     )
-    if (late := total.registered).median is not None and late.max is not None:
-        section.texts.append(
-            "A job is observed only from its registration on. Registered after submission: median "
-            f"{human(late.median, up=True)}, at most {human(late.max, up=True)}; more than a day later: "
-            f"{late.over_a_day:,}; submission unknown: {late.unknown:,}."
-        )
+    section.texts.append(
+        "A job is observed only from its registration on. Registered more than a day after submission: "
+        f"{total.late:,}; submission unknown: {total.unknown:,}."
+    )
     end = max(1.03 * max((*early.ends[-1:], *sure.ends[-1:]), default=0.0), 60.0)
     if not early.ends:
         end = max(everything.unended, default=end)
@@ -404,15 +399,7 @@ def _curve(early: Curve, sure: Curve, end: float, median: Bounds) -> Picture:
         said = f"Half are done after {human(median.seconds_min)} at the earliest{latest}."
     title = "Estimated share of jobs done, by time since submission"
     svg = pictures.completion("curve", title, said, sure, early, end)
-    sizes = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, *(86400 * n for n in (1, 2, 5, 10, 30, 100)))
-    step = next((size for size in sizes if end / size <= FIGURES), 365 * 86400)
-    rows = []
-    for at in range(step, ceil(end / step) * step + 1, step):
-        # Where the curves cross (see `durations`), the pair is put in order, as the quantiles are.
-        least, most = sorted((1 - sure.left(at), 1 - early.left(at)))
-        rows.append([Cell(human(at)), _percent(least), _percent(most, up=True)])
-    figures = Grid("Estimated share of jobs done", ("time since submission", "at least", "at most"), rows)
-    return Picture(svg, f"{title}. {said}", [("band", "between the bounds: what the observations leave open")], figures)
+    return Picture(svg, f"{title}. {said}", [("band", "between the bounds: what the observations leave open")])
 
 
 def _in_flight(data: _Data) -> Picture:
@@ -434,15 +421,7 @@ def _in_flight(data: _Data) -> Picture:
     said = f"{counts[-1].total():,} open at the end; at most {most:,} at once."
     series = [(colour, [each[layer] for each in counts]) for colour, layer in zip(colours, layers, strict=True)]
     svg = pictures.layers("flight", title, said, times, series)
-    rows = [
-        [
-            Cell(f"{at:%Y-%m-%d %H:%M}", "time", at.isoformat()),
-            *map(_number, (*(each[one] for one in layers), each.total())),
-        ]
-        for at, each in list(zip(times, counts, strict=True))[:: -ceil(len(times) / FIGURES)]
-    ]
-    figures = Grid("Open jobs over time", ("at", *layers, "open"), rows)
-    return Picture(svg, f"{title}. {said}", list(zip(colours, layers, strict=True)), figures)
+    return Picture(svg, f"{title}. {said}", list(zip(colours, layers, strict=True)))
 
 
 _HOUR: Final = timedelta(hours=1)
@@ -497,11 +476,7 @@ def _ahead(data: _Data) -> Picture:
     said = f"{days[-1]:,} past, {ahead:,} within the next {AHEAD} days, {days[AHEAD + 1]:,} later."
     bars = [(f"in {day} d" if day and day % 7 == 0 else "", days[day], False) for day in range(AHEAD + 1)]
     svg = pictures.bars("ahead", title, said, [("past", days[-1], True), *bars])
-    spans = {"past": (-1, -1), "0": (0, 0), "1": (1, 1), "2 to 3": (2, 3), "4 to 7": (4, 7), "8 to 14": (8, 14)}
-    spans |= {f"15 to {AHEAD}": (15, AHEAD), "later": (AHEAD + 1, AHEAD + 1)}
-    rows = [[Cell(name), _number(sum(days[day] for day in range(a, b + 1)))] for name, (a, b) in spans.items()]
-    figures = Grid("Unfinished jobs: open, failed and lost ones", ("days left", "jobs"), rows)
-    return Picture(svg, f"{title}. {said}", (), figures)
+    return Picture(svg, f"{title}. {said}")
 
 
 _DRAWN: Final[dict[str, Callable[[_Data], Picture]]] = {"deadlines": _ahead, "statuses": _in_flight}

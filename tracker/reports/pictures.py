@@ -2,7 +2,7 @@
 
 Owns scales, ticks and shapes. Pure: knows no jobs and no database. Every text is escaped; every coordinate is
 rounded to a tenth, so that the same numbers give the same bytes. A picture has a title and a description for people who
-do not see it; its figures are in a table beside it, which is the page's.
+do not see it.
 """
 
 from __future__ import annotations

@@ -29,35 +29,27 @@ class Curve:
         unended: How old each of the others was when last seen unended: it takes at least that long.
 
     Attributes:
-        ends: How long each took that has ended, ascending.
+        ends: How long those took that have ended, ascending, each duration once.
     """
 
     def __init__(self, ended: Iterable[float], unended: Iterable[float]) -> None:
-        self.ends: Sequence[float] = array("d", sorted(ended))
-        ages = sorted(unended)
-        # Of each run of ends in which none leaves unended: the place of its first, the share and those at risk before
-        # it. The steps within a run are of one height, so they need not be gone through one by one.
-        self._first, self._share, self._at_risk = [0], [1.0], [len(self.ends) + len(ages)]
-        for age in ages:
-            place = bisect_right(self.ends, age, self._first[-1])
-            if place > self._first[-1]:
-                left, at_risk = self._after(place), self._at_risk[-1] - (place - self._first[-1])
-                self._first.append(place)
-                self._share.append(left)
-                self._at_risk.append(at_risk)
-            self._at_risk[-1] -= 1
+        self.ends = array("d")
+        self._left = array("d")  # the share that is left after each of them
+        ordered, ages = sorted(ended), sorted(unended)
+        left, place = 1.0, 0
+        while place < len(ordered):
+            at = ordered[place]
+            at_risk = len(ordered) - place + len(ages) - bisect_left(ages, at)
+            following = bisect_right(ordered, at, place)
+            left *= (at_risk - (following - place)) / at_risk
+            self.ends.append(at)
+            self._left.append(left)
+            place = following
 
     def left(self, at: float) -> float:
         """Return the share that takes longer than *at*."""
-        return self._after(bisect_right(self.ends, at))
-
-    def _after(self, ends: int) -> float:
-        """Return the share that is left after so many ends."""
-        if not ends:
-            return 1.0
-        run = bisect_left(self._first, ends) - 1
-        at_risk = self._at_risk[run]
-        return self._share[run] * (at_risk - (ends - self._first[run])) / at_risk
+        place = bisect_right(self.ends, at)
+        return self._left[place - 1] if place else 1.0
 
     def quantiles(self, shares: Sequence[float]) -> list[float | None]:
         """Return for each of *shares* the shortest duration by which that share has ended; None: not reached.
@@ -68,8 +60,8 @@ class Curve:
         Args:
             shares: Above 0, at most 1.
         """
-        counts, found = range(1, len(self.ends) + 1), []
+        found: list[float | None] = []
         for share in shares:  # what is left only falls: with the sign turned it is in order
-            place = bisect_left(counts, share - 1 - ROUNDING, key=lambda ends: -self._after(ends))
+            place = bisect_left(self._left, share - 1 - ROUNDING, key=lambda left: -left)
             found.append(self.ends[place] if place < len(self.ends) else None)
         return found

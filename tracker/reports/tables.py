@@ -42,7 +42,7 @@ class Table:
     Attributes:
         about: When, with which filters and over how many jobs it was made.
         columns: Those of the view, in its order.
-        rows: As long as *columns*: text, numbers, bools, dates, aware datetimes or None. To be read once, while the
+        rows: As long as *columns*: text, numbers, dates, aware datetimes or None. To be read once, while the
             transaction lasts: they come from the database as they are read, so that any number fits into memory.
         has_more: There are more rows than were asked for.
     """
@@ -124,33 +124,29 @@ def changes(
 def typed(connection: sa.Connection, view: str) -> sa.TableClause:
     """Return *view* with the types that its columns have; SQLite has none, and their names say it."""
     names = connection.execute(sa.text(f"SELECT * FROM {view} LIMIT 0")).keys()
-    return sa.table(view, *(sa.column(name, _type(name)) for name in names))
+    return sa.table(view, *(sa.column(name, _TYPES.get(column_type(name), sa.types.NullType())) for name in names))
 
 
-class _Flag(sa.TypeDecorator[bool]):
-    """A bool that a view says as 0 or 1, since SQLite has no other."""
-
-    impl = sa.Integer
-    cache_ok = True
-
-    def process_result_value(self, value: int | None, dialect: sa.Dialect) -> bool | None:
-        return None if value is None else bool(value)
-
-
-def _type(name: str) -> sa.types.TypeEngine[Any]:
+def column_type(name: str) -> str:
+    """Return the type of a view's column, by its name: text, date, instant, double or integer."""
     if name in _TEXTS:
-        return sa.String()
+        return "text"
     if name.endswith("_on"):
-        return sa.Date()
-    if name.startswith("is_"):
-        return _Flag()
+        return "date"
     if name.endswith(("_at", "_at_first", "_after", "_by", "_date")):
-        return UtcDateTime()
-    return sa.types.NullType()
+        return "instant"
+    return "double" if name.endswith(("seconds", "seconds_min", "seconds_max", "_share")) else "integer"
 
 
-_TEXTS: Final = frozenset(("cluster", "jid", "kind", "reference", "status", "month", "registered_by"))
-"""Those that rows are sorted by, and one whose name looks like a time's."""
+_TEXTS: Final = frozenset(
+    (
+        *("cluster", "jid", "kind", "reference", "state", "status", "registered_by", "last_error", "verdict", "basis"),
+        *("month", "action", "from_status", "to_status", "from_state", "to_state", "base_url", "actor", "anomaly"),
+        *("reason", "cause", "detail", "pause_cause"),
+    )
+)
+_TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {"text": sa.String(), "date": sa.Date(), "instant": UtcDateTime()}
+"""SQLAlchemy's types, where the database's own do not do."""
 
 
 def _order(view: sa.TableClause, names: str, dialect: str) -> list[sa.ColumnElement[Any]]:
