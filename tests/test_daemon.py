@@ -25,7 +25,7 @@ from tests.test_poller import change, histories_are_whole, job, on_sqlite, stand
 from tracker import database
 from tracker.audit.checkpoint import parse, split
 from tracker.audit.keys import keygen
-from tracker.models import JOBS, SEALS, TRANSITIONS, WORKERS
+from tracker.models import JOBS, TRANSITIONS, WORKERS
 from tracker.status import Cause, State
 
 TRACKER = Path(sys.executable).with_name("tracker")
@@ -147,17 +147,6 @@ def test_a_second_signal_exits_at_once(
     assert (job(engine, "a").status, job(engine, "a").leased_by is None) == (None, False)
 
 
-def test_once_polls_what_is_due_and_exits(engine: sa.Engine, script: Script, url: str) -> None:
-    """`--once` is for cron: it polls all that is due, says what it did, and exits 0."""
-    add(engine, *[f"j{i}" for i in range(30)])
-    done = tracker("run", "--once", env=environment(url, script.url))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("30 asked, 0 failed, 30 transitions recorded\n")
-    again = tracker("run", "--once", env=environment(url, script.url))
-    assert again.stderr.endswith("0 asked, 0 failed, 0 transitions recorded\n")
-    histories_are_whole(engine)
-
-
 @on_sqlite
 def test_daemons_of_long_ago_are_deleted(engine: sa.Engine, script: Script, url: str) -> None:
     """Each run of cron has a row in `workers`; the last sign of life stays, however old."""
@@ -257,9 +246,11 @@ def test_kill_and_restart_loses_nothing(engine: sa.Engine, script: Script, start
     assert len(keys) > 200
 
 
-def test_two_daemons_share_one_database(engine: sa.Engine, script: Script, start: Start) -> None:
-    """Jobs that come while they run are asked once each, and have one transition for each answer; both beat."""
-    daemons = start(), start()
+def test_two_daemons_share_one_database(engine: sa.Engine, script: Script, start: Start, tmp_path: Path) -> None:
+    """Jobs that come while they run are asked once each, with a transition for each answer; on SQLite one warns."""
+    first = start()
+    until(lambda: bool(logged(tmp_path, "started")))
+    daemons = first, start()
 
     def count(rows: sa.ColumnElement[bool] | sa.Table) -> int:
         with database.reading(engine) as connection:
@@ -279,6 +270,9 @@ def test_two_daemons_share_one_database(engine: sa.Engine, script: Script, start
         assert daemon.wait(20) == 0
     assert sorted(script.asked) == sorted(jids)
     histories_are_whole(engine)
+    notes = [line["note"] for line in logged(tmp_path, "sqlite_shared")]
+    assert len(notes) == (engine.dialect.name == "sqlite")
+    assert all("use PostgreSQL for more than one daemon" in note for note in notes)
 
 
 def last_transition(engine: sa.Engine) -> int:
@@ -321,25 +315,3 @@ def test_the_daemon_seals_while_it_runs_and_at_its_stop(
     assert signed[-1].checkpoint.ids["transitions"][1] == last_transition(engine)
     assert [one["sha256"] for one in logged(tmp_path, "checkpoint")] == [one.sha256 for one in signed]
     assert "s3cret" not in (tmp_path / "daemon.log").read_text()
-
-
-@on_sqlite
-def test_once_exits_with_an_error_when_it_could_not_seal(
-    engine: sa.Engine, script: Script, url: str, tmp_path: Path
-) -> None:
-    """Cron reports it, and what was polled is recorded: without the key that signs, and on rubbish."""
-    keygen(tmp_path / "key.pem")
-    env = environment(url, script.url, TRACKER_SEAL_AFTER="0 s")
-    assert tracker("run", "--once", env=env | {"TRACKER_SIGNING_KEY_FILE": str(tmp_path / "key.pem")}).returncode == 0
-    add(engine, "a")
-    ended = tracker("run", "--once", env=env)
-    assert (ended.returncode, script.asked, len(texts(engine))) == (78, ["a"], 1)
-    assert "error: sealing has stopped: a key signs the chain" in ended.stderr
-    with database.writing(engine) as connection:
-        row = dict(connection.execute(sa.select(SEALS)).one()._mapping) | {"id": 2}
-        text = f"tracker checkpoint v2\nsha256 {row['checkpoint_sha256']}  checkpoints/garbage"
-        row |= {"checkpoint": text, "checkpoint_sha256": "0" * 64}
-        connection.execute(sa.insert(SEALS).values(row))
-    ended = tracker("run", "--once", env=env)
-    assert (ended.returncode, "error: a checkpoint in the database is damaged" in ended.stderr) == (1, True)
-    histories_are_whole(engine)

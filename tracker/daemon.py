@@ -1,7 +1,8 @@
 """The daemon: runs the pollers until it is stopped.
 
-Owns the scheduler (nothing else knows APScheduler), the signals, this daemon's row in ``workers`` and its heartbeat.
-Leaves alone: what a poll is (``poller``), and what runs beside the polling, which ``cli/run.py`` hands over.
+Owns the scheduler (nothing else knows APScheduler), the signals, the reload, this daemon's row in ``workers``, its
+heartbeat and its pulse. Leaves alone: what a poll is (``poller``), and what runs beside the polling, which
+``cli/run.py`` hands over.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from time import monotonic
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from apscheduler.executors.pool import ThreadPoolExecutor as PoolExecutor
@@ -27,8 +29,8 @@ from apscheduler.triggers.base import BaseTrigger
 from tracker import database, guards, operate
 from tracker.cadence import doubled
 from tracker.clusters import Watch, look, take_up
-from tracker.errors import DatabaseMoved, DatabaseUnavailable, Refused
-from tracker.health import Health
+from tracker.errors import BadConfiguration, DatabaseMoved, DatabaseUnavailable, KeyRefused, Refused, TrackerError
+from tracker.health import MISSED, Health
 from tracker.logs import DATABASE, event
 from tracker.models import CLUSTERS, JOBS, WORKERS
 from tracker.poller import Poller, Tally
@@ -48,14 +50,42 @@ Beside = Callable[[sa.Engine], AbstractContextManager[object]]
 """What runs beside the polling: a context around it, with threads of its own, that must not disturb it."""
 
 
+class Pulse:
+    """Knows when the daemon last looked at its clusters. A class that counts what a daemon does extends it."""
+
+    def __init__(self) -> None:
+        self._ticked_at = monotonic()
+
+    def tick(self, seconds: float) -> None:
+        """A look at all clusters is complete and took *seconds*; also if the database was away: that is handled."""
+        self._ticked_at = monotonic()
+
+    def age(self) -> float:
+        """Return the seconds since the last look was complete; before the first one, since the start."""
+        return monotonic() - self._ticked_at
+
+    def asked(self, cluster: str, outcome: str, seconds: float) -> None:
+        """A request brought an ``answer``, or an error of the class *outcome*, such as ``key_refused``."""
+
+
+class Trouble(NamedTuple):
+    """Why a cluster was not polled by `run` *once*, and the exit code for that; 0: an operator wants it so."""
+
+    cluster: str
+    exit_code: int
+    why: str
+
+
 class Stop(threading.Event):
     """Set by SIGTERM and SIGINT while `listening`; a second signal, a moment later, ends the process at once.
 
     Attributes:
         failure: Why the daemon stopped by itself; `run` raises it.
+        wants_reload: A signal asked for it.
     """
 
     failure: DatabaseMoved | None = None
+    wants_reload = False
 
     def because(self, failure: DatabaseMoved) -> None:
         """Stop: nothing can be written any more."""
@@ -76,9 +106,21 @@ class Stop(threading.Event):
             self.wait(wait)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the signals, in the main thread, and restore the handlers before at the end."""
+    def listening(self, reloads: bool) -> Iterator[None]:
+        """Handle the signals, in the main thread, and restore the handlers before at the end.
+
+        SIGHUP asks for a reload if *reloads*, but on a terminal it says that the terminal is gone, and stops.
+        """
         first = 0.0
+        reloads = reloads and not os.isatty(2)  # asked now: a terminal that is gone is no terminal any more
+
+        def hang_up(number: int, frame: FrameType | None) -> None:
+            nonlocal first
+            if reloads:
+                self.wants_reload = True
+            elif not self.is_set():  # a shell and the system both send it, so a second one means nothing
+                first = monotonic()
+                self.set()
 
         def stop(number: int, frame: FrameType | None) -> None:
             nonlocal first
@@ -88,7 +130,8 @@ class Stop(threading.Event):
             elif monotonic() - first > SAME_SIGNAL_SECONDS:
                 os._exit(128 + number)  # leases end by themselves
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: hang_up}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
@@ -96,48 +139,55 @@ class Stop(threading.Event):
                 signal.signal(number, handler)
 
 
-def run(settings: Settings, *, once: bool = False, stop: Stop | None = None, beside: Iterable[Beside] = ()) -> Tally:
-    """Poll all configured clusters until *stop*, or *once* all that is due; return what was done.
+def run(
+    settings: Settings,
+    *,
+    once: bool = False,
+    stop: Stop | None = None,
+    beside: Callable[[Settings], Iterable[Beside]] = lambda settings: (),
+    pulse: Pulse | None = None,
+    reload: Callable[[], Settings] | None = None,
+) -> tuple[Tally, list[Trouble]]:
+    """Poll all configured clusters until *stop*, or *once* all that is due; then return what was done, and what not.
 
     Args:
         settings: With at least one cluster.
         once: Do not wait for more to become due.
         stop: Set it to end the polling; signals set it, too.
-        beside: Each runs from before the first poll until after the last.
+        beside: Returns what runs from before the first poll until after the last. A reload calls it again, before
+            anything ends: it refuses settings that cannot be used.
+        pulse: Gets each look and each request.
+        reload: Reads the settings again.
 
     Raises:
         BadConfiguration: No cluster is configured, or the database is missing, of another version or without its
             guards; each with the way out.
         DatabaseMoved: The SQLite file is another one now; nothing was written to it.
-        DatabaseUnavailable: At the start; later it is waited for.
-        TrackerError: *once*: what kept a cluster from being polled, else what *beside* raises at its end.
+        DatabaseUnavailable: At the start, and at the end of a run *once*; else it is waited for.
     """
     stop = stop or Stop()
     settings.cluster(next(iter(settings.clusters), None))  # says what to set if there is none
+    first = beside(settings)
     engine = database.open_database(settings.database_url)
     try:
         with database.reading(engine) as connection:
             guards.check(connection)
-        with stop.listening(), _worker(engine, settings, once, stop) as worker, ExitStack() as stack:
-            for other in beside:
-                stack.enter_context(other(engine))
-            watch = Watch()
-            tasks = {
-                name: _Task(name, stack.enter_context(Poller(engine, cluster, settings, worker, watch=watch)), stop)
-                for name, cluster in settings.clusters.items()
-            }
-            with database.writing(engine) as connection:
-                take_up(connection, tasks, worker)
-            daemon = _Daemon(engine, worker, tasks, watch, stop)
-            if once:
-                daemon.run_once()
-            else:
-                daemon.keep_running(2 * settings.request_timeout.total_seconds())
+        can_reload = reload is not None and not once
+        with stop.listening(can_reload), _worker(engine, settings, once, stop) as worker:
+            daemon = _Daemon(engine, worker, stop, beside, pulse or Pulse())
+            daemon.begin(settings, first)
+            try:
+                with database.writing(engine) as connection:
+                    take_up(connection, settings.clusters, worker)
+                if once:
+                    daemon.run_once()
+                else:
+                    daemon.keep_running(reload)
+            finally:
+                daemon.close()
             if stop.failure:
                 raise stop.failure
-            if failure := next((task.failure for task in tasks.values() if once and task.failure), None):
-                raise failure
-            return sum((task.tally for task in tasks.values()), Tally())
+            return daemon.tally, daemon.troubles
     finally:
         engine.dispose()
 
@@ -185,12 +235,13 @@ class _Task:
         failure: What went wrong in the last run, if anything did.
     """
 
-    def __init__(self, cluster: str, poller: Poller, stop: Stop) -> None:
+    def __init__(self, cluster: str, poller: Poller, stop: Stop, over: threading.Event) -> None:
         self.tally = Tally()
         self.failure: Exception | None = None
         self._cluster = cluster
         self._poller = poller
         self._stop = stop
+        self._over = over
         self._thread: threading.Thread | None = None
         self._failures = 0
         self._not_before = 0.0
@@ -212,21 +263,41 @@ class _Task:
 
     def look(self, now: datetime, cluster: Health, due_at: datetime | None) -> None:
         """Start if there is something to do, unless it runs already or has just failed."""
-        is_free = not self.is_running and not self._stop.is_set() and monotonic() >= self._not_before
+        is_free = not self.is_running and not self._over.is_set() and monotonic() >= self._not_before
         if is_free and self._poller.wants(now, cluster, due_at):
             self.start()
+
+    def trouble(self, cluster: Health, due_at: datetime | None) -> Trouble | None:
+        """Return why the cluster was not polled, if it was not; the arguments are what `look` finds afterwards."""
+        name, cause, error = self._cluster, cluster.pause_cause, self._poller.error
+        if isinstance(self.failure, DatabaseUnavailable):
+            return Trouble(name, 75, str(self.failure))
+        if self.failure is not None:  # a fault of tracker's own
+            raise self.failure
+        if due_at is None:  # no job is open
+            return None
+        if cluster.is_paused_by_hand:
+            return Trouble(name, 0, f"an operator paused it: tracker resume {name}")
+        # A job that always fails does not count against its cluster, even if no other was due.
+        is_unanswered = self.tally.failed > 0 and self.tally.asked == self.tally.failed + self.tally.lost
+        if cause is None and not (is_unanswered and cluster.failures):
+            return None
+        why = str(error or f"nothing was asked ({cause})")
+        if cluster.paused_until is not None:
+            why += f"; paused until {cluster.paused_until:%Y-%m-%d %H:%M:%S} UTC"
+        return Trouble(name, 78 if cause is Cause.KEY_REFUSED or isinstance(error, KeyRefused) else 69, why)
 
     def _run(self, patient: bool) -> None:
         with self._stop.handling_outages():
             try:
-                while (tally := self._poller.run(self._stop, patient=patient)).asked:
+                while (tally := self._poller.run(self._over, patient=patient)).asked:
                     self.tally += tally
                 self.failure, self._failures = None, 0
             except Exception as error:
                 self.failure, self._failures = error, self._failures + 1
                 self._not_before = monotonic() + doubled(SECOND, self._failures - 1, LONGEST_WAIT).total_seconds()
                 if patient:
-                    return  # `run` raises it
+                    return  # `trouble` reports it
                 if isinstance(error, DatabaseMoved | DatabaseUnavailable):
                     raise
                 event("polling_failed", logging.ERROR, cluster=self._cluster, error=f"{type(error).__name__}: {error}")
@@ -243,10 +314,16 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> It
         last_sign = sa.func.coalesce(WORKERS.c.stopped_at, WORKERS.c.beat_at)
         last = sa.select(sa.func.max(last_sign)).scalar_subquery()
         connection.execute(sa.delete(WORKERS).where(last_sign < now - FORGOTTEN, last_sign < last))
+        others = sa.select(WORKERS.c.worker).where(WORKERS.c.stopped_at.is_(None), ~WORKERS.c.once)
+        shares = connection.execute(others.where(WORKERS.c.beat_at > now - MISSED)).scalars().all()
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": release}
         connection.execute(sa.insert(WORKERS).values(worker=worker, started_at=now, beat_at=now, once=once, **facts))
     shown = mask_url(settings.database_url)
     event("started", worker=worker, version=release, database=shown, clusters=",".join(settings.clusters))
+    if shares and engine.dialect.name == "sqlite" and not once:
+        note = "another daemon uses this SQLite file, or was killed a moment ago; several work, but their writes wait "
+        note += "for each other: use PostgreSQL for more than one daemon"
+        event("sqlite_shared", logging.WARNING, others=",".join(shares), note=note)
     try:
         yield worker
     finally:
@@ -269,28 +346,69 @@ class _Every(BaseTrigger):  # type: ignore[misc]  # APScheduler is untyped
         return now if previous is None else now + self._interval
 
 
+@dataclass
 class _Daemon:
-    """The tasks of all clusters, and the heartbeat, until the stop."""
+    """The tasks of all clusters, what runs beside them, and the heartbeat, until the stop.
 
-    def __init__(self, engine: sa.Engine, worker: str, tasks: dict[str, _Task], watch: Watch, stop: Stop) -> None:
-        self._engine = engine
-        self._worker = worker
-        self._tasks = tasks
-        self._watch = watch
-        self._stop = stop
+    Attributes:
+        watch: One for all settings that it serves.
+        settings, tasks, over, close: Of the settings that are in force. *over*: no task asks any more; *close* ends
+            what runs beside.
+    """
+
+    engine: sa.Engine
+    worker: str
+    stop: Stop
+    beside: Callable[[Settings], Iterable[Beside]]
+    pulse: Pulse
+    watch: Watch = field(default_factory=Watch)
+    tally: Tally = field(default_factory=Tally)
+    troubles: list[Trouble] = field(default_factory=list)
+    settings: Settings = field(init=False)
+    tasks: dict[str, _Task] = field(init=False)
+    over: threading.Event = field(init=False)
+    close: Callable[[], None] = field(init=False)
+
+    def begin(self, settings: Settings, beside: Iterable[Beside]) -> None:
+        """Enter what runs beside, and make a task for each cluster; nothing of it is left if that fails."""
+        tasks, over = dict[str, _Task](), threading.Event()
+        with ExitStack() as stack:
+            for other in beside:
+                stack.enter_context(other(self.engine))
+            for name, cluster in settings.clusters.items():
+                poller = Poller(self.engine, cluster, settings, self.worker, watch=self.watch, asked=self.pulse.asked)
+                tasks[name] = _Task(name, stack.enter_context(poller), self.stop, over)
+            self.close = stack.pop_all().close
+        self.settings, self.tasks, self.over = settings, tasks, over
+
+    def finish(self, also: threading.Thread | None = None) -> bool:
+        """Wait until the requests under way are recorded, and *also* has ended; return whether that was in time."""
+        self.over.set()
+        end = monotonic() + 2 * self.settings.request_timeout.total_seconds() + CLOSING_SECONDS
+        for task in self.tasks.values():
+            task.join(end - monotonic())
+        if also is not None:
+            also.join(max(0.0, end - monotonic()))
+        return not any(task.is_running for task in self.tasks.values()) and not (also and also.is_alive())
 
     def run_once(self) -> None:
         """Poll all that is due, of all clusters at once."""
-        for task in self._tasks.values():
+        for task in self.tasks.values():
             task.start(patient=True)
         beat_at = monotonic() + BEAT_SECONDS
-        while running := [task for task in self._tasks.values() if task.is_running]:
+        while running := [task for task in self.tasks.values() if task.is_running]:
             running[0].join(0.5)  # so that signals are handled meanwhile
+            if self.stop.is_set():
+                self.finish()
             if monotonic() >= beat_at:
                 self._beat()
                 beat_at = monotonic() + BEAT_SECONDS
+        _, found = look(self.engine, self.watch)
+        self.tally = sum((task.tally for task in self.tasks.values()), Tally())
+        troubles = [task.trouble(*found[name]) for name, task in self.tasks.items()]
+        self.troubles = [one for one in troubles if one is not None]
 
-    def keep_running(self, longest_request: float) -> None:
+    def keep_running(self, reload: Callable[[], Settings] | None) -> None:
         """Run the scheduler until the stop, and then until the last requests have ended and are recorded."""
         scheduler = BackgroundScheduler(
             timezone=UTC,
@@ -302,33 +420,67 @@ class _Daemon:
         scheduler.add_job(self._look, _Every(LOOK_SECONDS))
         scheduler.add_job(self._beat, _Every(BEAT_SECONDS))
         scheduler.start()
-        while not self._stop.wait(LOOK_SECONDS):
+        while not self.stop.wait(LOOK_SECONDS):
             now = datetime.now(UTC)
             for job in scheduler.get_jobs():
                 if job.next_run_time > now + timedelta(seconds=2 * BEAT_SECONDS):  # the clock was set back
                     job.modify(next_run_time=now)
+            if self.stop.wants_reload and reload is not None:
+                with self.stop.handling_outages(AWAY_SECONDS):
+                    look(self.engine, self.watch)  # while the database is away, what runs beside goes on
+                    self.stop.wants_reload = False
+                    self._reload(reload)
         event("stopping")
-        end = monotonic() + longest_request + CLOSING_SECONDS
         closing = threading.Thread(target=scheduler.shutdown, daemon=True)  # it has no time-out of its own
         closing.start()
-        closing.join(end - monotonic())
-        for task in self._tasks.values():
-            task.join(end - monotonic())
-        if closing.is_alive() or any(task.is_running for task in self._tasks.values()):
+        if not self.finish(closing):
             event("stop_timed_out", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
             os._exit(1)
 
+    def _reload(self, read: Callable[[], Settings]) -> None:
+        """Serve other settings from now on; those that cannot be used are logged, and the old ones stay."""
+        old = self.settings
+        try:
+            new = read()
+            new.cluster(next(iter(new.clusters), None))
+            if new.database_url != old.database_url:
+                raise BadConfiguration("TRACKER_DATABASE_URL has changed: stop the daemon, and start it again")
+            beside = self.beside(new)
+        except (TrackerError, OSError) as error:
+            event("settings_refused", logging.ERROR, error=error)
+            return
+        # Looks and heartbeats go on meanwhile, and find no task that would start.
+        if not self.finish():
+            event("reload_timed_out", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
+        self.close()
+        while not self.stop.is_set():
+            with self.stop.handling_outages(AWAY_SECONDS):
+                try:
+                    self.begin(new, beside)
+                    if new is not old:
+                        event("reloaded", clusters=",".join(new.clusters))
+                    break
+                except DatabaseMoved:
+                    raise
+                except BadConfiguration as error:  # a port in use, for instance
+                    event("settings_refused", logging.ERROR, error=error)
+                    if new is old:
+                        raise
+                    new, beside = old, self.beside(old)
+
     def _look(self) -> None:
         """Start what there is to do."""
-        with self._stop.handling_outages(AWAY_SECONDS):
-            now, found = look(self._engine, self._watch)
-            for name, (cluster, due_at) in found.items():
-                if name in self._tasks:
-                    self._tasks[name].look(now, cluster, due_at)
+        began = monotonic()
+        with self.stop.handling_outages(AWAY_SECONDS):
+            now, found = look(self.engine, self.watch)
+            for name, task in self.tasks.items():
+                if name in found:
+                    task.look(now, *found[name])
+        self.pulse.tick(monotonic() - began)
 
     def _beat(self) -> None:
-        with self._stop.handling_outages():
-            with database.writing(self._engine) as connection:
-                now, _ = self._watch.read(connection, writing=True)
-                connection.execute(sa.update(WORKERS).where(WORKERS.c.worker == self._worker).values(beat_at=now))
+        with self.stop.handling_outages():
+            with database.writing(self.engine) as connection:
+                now, _ = self.watch.read(connection, writing=True)
+                connection.execute(sa.update(WORKERS).where(WORKERS.c.worker == self.worker).values(beat_at=now))
             DATABASE.came_back()

@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tracker import database
+from tracker.daemon import Pulse
 from tracker.errors import TrackerError
 from tracker.needs import KINDS, Overview, needs
 from tracker.reports import overview
@@ -49,10 +50,11 @@ _JOBS: Final = """
     FROM report_clusters v"""
 
 
-class Metrics:
+class Metrics(Pulse):
     """What a daemon counts, from its start on."""
 
     def __init__(self) -> None:
+        super().__init__()
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -74,6 +76,7 @@ class Metrics:
 
     def tick(self, seconds: float) -> None:
         """Count a look at the clusters."""
+        super().tick(seconds)
         self._ticks.observe(seconds)
 
     def asked(self, cluster: str, outcome: str, seconds: float) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -125,9 +126,14 @@ class Poller:
 
     A context manager, which closes its connections. Making one puts the cluster's configuration on record.
 
+    Attributes:
+        error: Of the last request that failed.
+
     Args:
         worker: The name under which it leases jobs.
         watch: Of the process.
+        asked: Is called after each request, from several threads, with the cluster, ``answer`` or the error's class,
+            and the seconds that it took.
         clock: Where due and observed times come from, if not from the database: aware UTC.
         rng: Uniform random numbers in [0, 1), for jitter.
     """
@@ -140,9 +146,11 @@ class Poller:
         worker: str,
         *,
         watch: Watch | None = None,
+        asked: Callable[[str, str, float], None] = lambda cluster, outcome, seconds: None,
         clock: Callable[[], datetime] | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
+        self.error: AskError | None = None
         with database.writing(engine) as connection:
             self._source_id = first_contact(connection, cluster, settings)
         self._engine = engine
@@ -156,6 +164,7 @@ class Poller:
         self._client = Elevate(cluster, settings.request_timeout)
         self._worker = worker
         self._watch = watch or Watch(has_heartbeat=False)
+        self._asked = asked
         self._clock = clock
         self._rng = rng
         self._is_new = True  # nothing was asked yet: what failed may be mended
@@ -238,8 +247,9 @@ class Poller:
         wait, claim = request.start - monotonic(), request.claim
         if wait > 0:
             stop.wait(wait)
+        began = monotonic()
         try:
-            if not stop.is_set() and not self._halt.is_set() and monotonic() < claim.end:
+            if not stop.is_set() and not self._halt.is_set() and began < claim.end:
                 request.result = self._client.ask(request.jid, claim.now)
         except AskError as error:
             request.result = error
@@ -249,7 +259,10 @@ class Poller:
             facts = {"cluster": self._cluster.name, "jid": request.jid, "error": repr(error)}
             event("poll_crashed", logging.ERROR, **facts)
             request.result = BadAnswer("internal", "a fault of tracker's own", sent_at=claim.now())
+        result, seconds = request.result, monotonic() - began
         results.put(request)
+        if result is not None:
+            self._asked(self._cluster.name, _outcome(result), seconds)
 
     @contextmanager
     def _transaction(self) -> Iterator[_Transaction]:
@@ -464,7 +477,7 @@ class Poller:
     def _error(self, tx: _Transaction, asked: sa.Row[Any], claim: _Claim, error: AskError) -> Change:
         """Take an error: the job *asked* keeps its status. Return what becomes of the cluster."""
         now, failures = claim.now(), asked.failures + 1
-        name = next(kind.__name__ for kind in type(error).__mro__ if kind in AskError.__subclasses__())
+        name, self.error = _class(error), error
         tx.log("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
         others = {asked.id, *(one["row_id"] for one in tx.failed)}
         unfailed = self._unfailed(tx.connection, others) if asked.failures else THREE
@@ -519,6 +532,16 @@ class _Transaction:
     def log(self, name: str, level: int = logging.INFO, **fields: object) -> None:
         """Log an event after the commit."""
         self.events.append((name, level, fields))
+
+
+def _class(error: AskError) -> str:
+    """Return which of the classes in ``errors`` it is."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind in AskError.__subclasses__())
+
+
+def _outcome(result: Answer | AskError) -> str:
+    """Return ``answer``, or the error's class in small letters, such as ``key_refused``."""
+    return "answer" if isinstance(result, Answer) else re.sub(r"\B(?=[A-Z])", "_", _class(result)).lower()
 
 
 def _pasts(connection: sa.Connection, jobs: Iterable[sa.Row[Any]]) -> dict[int, Past]:

@@ -34,6 +34,9 @@ class Sealing:
 
     At the end it seals everything new. For ``run --once``, which has only an end, `Settings.seal_after` decides.
 
+    Attributes:
+        failure: Why the last attempt to seal failed, if it did.
+
     Raises:
         BadConfiguration: The signing key cannot be used.
     """
@@ -42,15 +45,11 @@ class Sealing:
         self._settings = settings
         self._once = once
         self._key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        self._failure: Exception | None = None  # of the last attempt to seal
+        self.failure: Exception | None = None
 
     @contextmanager
     def __call__(self, engine: sa.Engine) -> Iterator[None]:
-        """Run beside the block.
-
-        Raises:
-            TrackerError: *once* only: why nothing could be sealed, unless the block raises.
-        """
+        """Run beside the block."""
         over = threading.Event()
         thread = threading.Thread(target=self._run, args=(engine, over), name="tracker-sealing", daemon=True)
         if not self._once:
@@ -64,8 +63,6 @@ class Sealing:
             thread.join(CLOSING_SECONDS)
             if thread.is_alive():  # a seal is written in one transaction, so it is safe to stop in the middle
                 event("sealing_unfinished", logging.WARNING)
-        if self._once and self._failure is not None:
-            raise self._failure
 
     def _run(self, engine: sa.Engine, over: threading.Event) -> None:
         courier = Courier.of(engine, self._settings)
@@ -79,11 +76,11 @@ class Sealing:
         self._tried(lambda: courier.deliver(seconds=LAST_DELIVERY_SECONDS))
 
     def _seal(self, engine: sa.Engine, seal_after: timedelta) -> None:
-        self._failure = None
+        self.failure = None
         try:
             seal(engine, self._key, seal_after=seal_after)
         except Exception as error:
-            self._failure = error
+            self.failure = error
             raise
 
     @staticmethod

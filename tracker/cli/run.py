@@ -2,43 +2,90 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from tracker.cli.output import Column, emit, example, format_option
+from tracker.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from tracker.settings import Settings
 
 _PAGE = "from tracker import cli; raise SystemExit(cli.main(['report', '--format', 'html']))"
 """Python that writes the page of all reports to standard output."""
+_BY_WEIGHT = (78, 69, 75, 1)
+"""Exit codes of ``run --once``: a key refused, a cluster not asked, the database away, only sealing failed."""
 
 
 @click.command(epilog=example("tracker run", "tracker run --once   # for cron"))
 @click.option("--once", is_flag=True, help="Poll everything that is due, and exit.")
-def run(once: bool) -> None:
+def run(once: bool) -> int:
     """Poll open jobs until SIGTERM or Ctrl-C, and record each transition.
 
-    After the first signal the requests under way end and are recorded; a second one exits at once. Events go to stderr,
-    one line each: key=value on a terminal, JSON otherwise.
+    After the first signal the requests under way end and are recorded; a second one exits at once. SIGHUP reads the
+    settings again, or stops where stderr is a terminal. Events go to stderr, one line each: key=value on a terminal,
+    JSON otherwise.
+
+    --once exits with 78 if a key was refused, else 69 if a cluster could not be asked, else 75 if the database was
+    away, else 1 if only sealing failed. For cron it prints nothing while all is well, unless stderr is a terminal.
     """
-    from tracker import daemon, logs, settings
+    from tracker import daemon, logs, metrics, notify, settings, web
+    from tracker.alerts import Alerts
     from tracker.audit.sealing import Sealing
 
     effective = settings.load()
-    logs.setup()
-    beside: list[daemon.Beside] = [Sealing(effective, once=once)]
-    if not once:
-        from tracker import metrics, web
-
-        page = [sys.executable, "-P", "-c", _PAGE]  # -P: import nothing from the current folder
-        port = web.Web(page, lambda: 0.0, metrics.Metrics())
-        beside.insert(0, port.beside(effective))
-    tally = daemon.run(effective, once=once, beside=beside)
     if once:
+        return _once(effective)
+    logs.setup()
+    counts, stop = metrics.Metrics(), daemon.Stop()
+    port = web.Web([sys.executable, "-P", "-c", _PAGE], counts.age, counts)  # -P: import nothing from this folder
+    systemd = notify.Systemd(counts.age, stop)
+
+    def beside(new: Settings) -> list[daemon.Beside]:
+        # Alerts end after sealing: they report what the last seal could not do.
+        return [Alerts(new, age=counts.age), Sealing(new), port.beside(new)]
+
+    def reread() -> Settings:
+        systemd.reloading()
+        return settings.load()
+
+    with systemd.running():
+        daemon.run(effective, stop=stop, beside=beside, pulse=counts, reload=reread)
+    return 0
+
+
+def _once(settings: Settings) -> int:
+    """Poll what is due, say on stderr what is wrong, and return the exit code."""
+    from tracker import daemon, logs
+    from tracker.alerts import Alerts
+    from tracker.audit.sealing import Sealing
+    from tracker.reports.words import visible
+
+    is_watched = sys.stderr.isatty()  # else cron mails what is printed: nothing while all is well
+    logs.setup(level=logging.INFO if is_watched else logging.WARNING)
+    sealing = Sealing(settings, once=True)
+    try:
+        tally, troubles = daemon.run(settings, once=True, beside=lambda new: [Alerts(new, once=True), sealing])
+    except DatabaseUnavailable as error:
+        click.echo(f"tracker: error: {visible(str(error))}", err=True)
+        return 75
+    wrong = [(one.exit_code, f"cluster {one.cluster}: {one.why}") for one in troubles]
+    if sealing.failure is not None:
+        wrong.append((75 if isinstance(sealing.failure, DatabaseUnavailable) else 1, str(sealing.failure)))
+    code = next((code for code in _BY_WEIGHT if code in dict(wrong)), 0)
+    for its_code, why in wrong:
+        if its_code or is_watched:
+            click.echo(f"tracker: {'error: ' if its_code else ''}{visible(why)}", err=True)
+    if code or is_watched:
         click.echo(
             f"{tally.asked} asked, {tally.failed} failed, {tally.transitions} transitions recorded"
             + (f", {tally.lost} left to another daemon" if tally.lost else ""),
             err=True,
         )
+    return code
 
 
 @click.command(epilog=example("tracker poll ca24b4e2-34ab-406a-a4db-b30b0247837a"))
