@@ -102,7 +102,7 @@ class Life:
         return max(self.steps[-1][1].observed_at, self.job.seen_at or self.at)
 
 
-def told() -> list[Life]:
+def on_boundaries() -> list[Life]:
     """Return the lives in which something falls on a boundary, or a microsecond beside it."""
     received = datetime(2025, 3, 31, 8, 30, 0, 1, tzinfo=UTC)
     facts = Facts(Kind.EXPORT, "R-1", received, received + HOUR)

@@ -57,7 +57,7 @@ def unguarded(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 def test_honest_histories_have_no_findings(engine: sa.Engine) -> None:
     """Of whole lives of jobs none is a finding; nor is a correction of the clock by seconds, or a job asked in vain."""
-    lives.write(engine, 1, [*lives.told(), *lives.drawn(1, 60)])
+    lives.write(engine, 1, [*lives.on_boundaries(), *lives.drawn(1, 60)])
     job_id = register(engine, "corrected")
     at = job(engine, job_id).registered_at
     record(engine, job_id, lambda one, _: status.withdraw(one, at + 5 * SECOND, "bob", "no"))

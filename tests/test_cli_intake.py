@@ -197,8 +197,8 @@ def test_import_that_ends_early_says_how_far_it_came(
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_import_shows_a_bar_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A person sees how far it is, and refused rows in whole lines above; nothing of the bar is on stdout."""
+def test_import_says_on_a_terminal_how_far_it_is(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A person sees how many rows are done, and the refused ones; nothing of that is on stdout."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

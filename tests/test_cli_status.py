@@ -6,7 +6,6 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import sqlalchemy as sa
 
 from tests import history
 from tests.benchmarks import screens
+from tests.conftest import Run
 from tests.history import answer, change, register, stand
-from tracker import cli, database, status
+from tracker import database, status
 from tracker.audit.seal import seal
 from tracker.models import DELIVERIES, SEALS, WORKERS
 from tracker.needs import Group
@@ -25,29 +25,6 @@ from tracker.status import Cause
 
 DAY, HOUR, MINUTE, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 HOSTILE = "=cmd|' /C calc'!A0 <b>"  # what the CHECKs let through
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command line in 80 columns, and returns exit code, output and messages."""
-    monkeypatch.setenv("TRACKER_DATABASE_URL", url)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*args: str) -> tuple[int, str, str]:
-        code = cli.main(args)
-        out, err = capsys.readouterr()
-        assert "\x1b" not in out + err
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def now(engine: sa.Engine) -> datetime:
-    with database.reading(engine) as connection:
-        return database.now(connection)
 
 
 def daemon(engine: sa.Engine, worker: str, beat_at: datetime, **values: datetime) -> None:

@@ -43,7 +43,7 @@ NOTE = 'says ""no""; =1+1, é 😀'
 
 def history(engine: sa.Engine, at: datetime) -> None:
     """Write whole lives of jobs, and later, *at*, one more job and a gap with awkward text."""
-    lives.write(engine, 3, [*lives.told(), *lives.drawn(3, 20)])
+    lives.write(engine, 3, [*lives.on_boundaries(), *lives.drawn(3, 20)])
     with unguarded(engine) as connection:
         connection.execute(sa.delete(SEALS))  # they hold no real checkpoints
         guards.create(connection)

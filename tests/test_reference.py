@@ -94,7 +94,7 @@ def new_engine(
 def world(request: pytest.FixtureRequest, new_engine: Callable[[], sa.Engine]) -> World:
     """A database in which the boundaries are, and 45 lives drawn by a seed; no test changes it."""
     made = World(new_engine(), request.param)
-    lives.write(made.engine, made.seed, [*lives.told(), *lives.drawn(made.seed, 45)])
+    lives.write(made.engine, made.seed, [*lives.on_boundaries(), *lives.drawn(made.seed, 45)])
     return made
 
 

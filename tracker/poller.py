@@ -132,8 +132,8 @@ class Poller:
     Args:
         worker: The name under which it leases jobs.
         watch: Of the process.
-        asked: Is called after each request, in its thread: with the cluster, ``answer`` or the error's class, and the
-            seconds that it took.
+        asked: Is called after each request, from several threads, with the cluster, ``answer`` or the error's class,
+            and the seconds that it took.
         clock: Where due and observed times come from, if not from the database: aware UTC.
         rng: Uniform random numbers in [0, 1), for jitter.
     """

@@ -26,6 +26,7 @@ COMMANDS = {
     "simulate": ("Start", "tracker.cli.simulate:simulate", "Serve a fake Elevate on this machine."),
     "config": ("Start", "tracker.cli.config:config", "Show the settings, and where each comes from."),
     "db": ("Start", "tracker.cli.db:db", "Make, upgrade and check the database."),
+    "deploy": ("Start", "tracker.cli.deploy:deploy", "Print files for systemd, containers and Prometheus."),
     "add": ("Register", "tracker.cli.intake:add", "Register jobs by their jids."),
     "import": ("Register", "tracker.cli.intake:import_", "Register jobs from a file: CSV or JSON Lines."),
     "run": ("Follow", "tracker.cli.run:run", "Poll open jobs and record each transition: the daemon."),

@@ -34,6 +34,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _COMPACT = json.JSONEncoder(ensure_ascii=False)
 
 
+_CLEAR_LINE = "\r\x1b[K"
+"""What empties a terminal's line; the cursor stands at its beginning."""
 _SPREADSHEET = f"{__name__}.spreadsheet"
 """In click's context: the option was given."""
 
@@ -143,32 +145,27 @@ def emit(
 
 @contextmanager
 def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], None]]:
-    """Yield ``tell(done, total, what)``, which moves a bar on standard error, if that is a terminal.
+    """Yield ``tell(done, total, what)``, which says on standard error how far it is, if that is a terminal.
 
-    Each *what* has a bar of its own; a *total* of None is unknown. What is printed on standard error meanwhile comes
-    out above the bar.
+    It writes a line over the one before; what is printed on standard error meanwhile stays.
 
     Args:
-        unit: What *done* counts, as ``rows``; it is shown before the bar. Default: the share only.
+        unit: What *done* counts, as ``rows``. Default: the share of *total* only.
     """
-    if not sys.stderr.isatty():
-        yield lambda done, total, what: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+    is_shown = sys.stderr.isatty()
 
-    counter = [TextColumn(f"{{task.completed:,.0f}} {unit}")] if unit else []
-    columns = (TextColumn("{task.description}"), *counter, BarColumn(), TaskProgressColumn())
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
+    def tell(done: float, total: float | None, what: str) -> None:
+        if is_shown:
+            count = f"{done:,.0f} {unit}" if unit else ""
+            share = f"{done / total:.0%}" if total else ""
+            sys.stderr.write(f"{_CLEAR_LINE}{' '.join(filter(None, (what, count, share)))}\r")
+            sys.stderr.flush()
 
-        def tell(done: float, total: float | None, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what)
-            bars.update(tasks[what], completed=done, total=total)
-
+    try:
         yield tell
+    finally:
+        if is_shown:
+            sys.stderr.write(_CLEAR_LINE)
 
 
 def utc(at: datetime) -> datetime:

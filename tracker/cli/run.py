@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -14,10 +12,6 @@ from tracker.cli.output import Column, emit, example, format_option
 from tracker.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from tracker.audit.sealing import Sealing
-    from tracker.daemon import Beside, Pulse
     from tracker.settings import Settings
 
 _PAGE = "from tracker import cli; raise SystemExit(cli.main(['report', '--format', 'html']))"
@@ -38,50 +32,43 @@ def run(once: bool) -> int:
     --once exits with 78 if a key was refused, else 69 if a cluster could not be asked, else 75 if the database was
     away, else 1 if only sealing failed. For cron it prints nothing while all is well, unless stderr is a terminal.
     """
-    from tracker import daemon, logs, settings
+    from tracker import daemon, logs, metrics, notify, settings, web
+    from tracker.alerts import Alerts
     from tracker.audit.sealing import Sealing
 
     effective = settings.load()
     if once:
         return _once(effective)
     logs.setup()
-    pulse = daemon.Pulse()
-    daemon.run(effective, beside=lambda new: _beside(new, Sealing(new), pulse), pulse=pulse, reload=settings.load)
+    counts, stop = metrics.Metrics(), daemon.Stop()
+    port = web.Web([sys.executable, "-P", "-c", _PAGE], counts.age, counts)  # -P: import nothing from this folder
+    systemd = notify.Systemd(counts.age, stop)
+
+    def beside(new: Settings) -> list[daemon.Beside]:
+        # Alerts end after sealing: they report what the last seal could not do.
+        return [Alerts(new, age=counts.age), Sealing(new), port.beside(new)]
+
+    def reread() -> Settings:
+        systemd.reloading()
+        return settings.load()
+
+    with systemd.running():
+        daemon.run(effective, stop=stop, beside=beside, pulse=counts, reload=reread)
     return 0
-
-
-def _beside(settings: Settings, sealing: Sealing, pulse: Pulse, *, once: bool = False) -> list[Beside]:
-    """Return all that runs beside the polling: here it is put together."""
-    found: list[Beside] = [sealing]
-    if settings.http_port is not None and not once:
-        found.append(_page(settings.http_port))
-    return found
-
-
-def _page(port: int) -> Beside:
-    from tracker import web
-
-    @contextmanager
-    def serving(engine: sa.Engine) -> Iterator[None]:
-        page = web.PageProcess([sys.executable, "-P", "-c", _PAGE])  # -P: import nothing from the current folder
-        with closing(page), web.serving(port, {"/": page.response}):
-            yield
-
-    return serving
 
 
 def _once(settings: Settings) -> int:
     """Poll what is due, say on stderr what is wrong, and return the exit code."""
     from tracker import daemon, logs
+    from tracker.alerts import Alerts
     from tracker.audit.sealing import Sealing
     from tracker.reports.words import visible
 
     is_watched = sys.stderr.isatty()  # else cron mails what is printed: nothing while all is well
     logs.setup(level=logging.INFO if is_watched else logging.WARNING)
-    sealing, pulse = Sealing(settings, once=True), daemon.Pulse()
+    sealing = Sealing(settings, once=True)
     try:
-        beside = _beside(settings, sealing, pulse, once=True)
-        tally, troubles = daemon.run(settings, once=True, beside=lambda _: beside, pulse=pulse)
+        tally, troubles = daemon.run(settings, once=True, beside=lambda new: [Alerts(new, once=True), sealing])
     except DatabaseUnavailable as error:
         click.echo(f"tracker: error: {visible(str(error))}", err=True)
         return 75

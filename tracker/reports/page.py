@@ -318,7 +318,7 @@ def _report(data: _Data, name: str) -> Section:
     """Return the section of the report *name*: its first rows, and what is drawn of it."""
     report = catalog.REPORTS[name]
     filters, texts = data.filters, [report.help]
-    if name in ("gaps", "coverage") and filters.since is filters.until is None:
+    if name in ("gaps", "coverage") and filters.since is None and filters.until is None:
         filters = replace(filters, since=data.at - RECENT)
         which = "Gaps" if name == "gaps" else "Jobs submitted"
         texts.append(f"{which} in the last {RECENT.days} days; `tracker report {name}` has all.")
@@ -363,7 +363,7 @@ def _durations(data: _Data) -> Section:
     total = row_of(everything, {}, curves)
     section.texts.append(
         "From submission (where that is unknown, registration) to done. Elevate gives no times, so each figure is a "
-        "pair: at least so long, and at most. They are estimates (Kaplan–Meier): a job that is not done counts as at "
+        "pair: at least, and at most. They are estimates (Kaplan–Meier): a job that is not done counts as at "
         "least as old as when it was last seen not done, and leaves the curve there, also a failed, lost or attested "
         "one. So where many fail, the curve lies above the share that is done. Withdrawn jobs are left out."
     )
