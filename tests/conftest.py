@@ -24,6 +24,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from tests.scripted import Script
 from tracker import cli, database
 from tracker.errors import TrackerError
 
@@ -245,6 +246,13 @@ def refused(connection: sa.Connection, words: str = "") -> Iterator[None]:
     with pytest.raises((sa.exc.DBAPIError, TrackerError)) as caught, connection.begin_nested():
         yield
     assert words in str(caught.value)
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    """A server in Elevate's place, on loopback."""
+    with Script().serve() as script:
+        yield script
 
 
 @pytest.fixture(scope="session")

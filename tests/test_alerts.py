@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import requests
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.history import answer, register, stand
 from tests.hostile import wait_until
+from tests.processes import Process, look_once
 from tracker import alerts, cli, database
 from tracker.alerts import Alerts, Gathering, Notice, decide, gathered, message, standby
 from tracker.errors import BadConfiguration
@@ -245,6 +245,19 @@ def made(receiver: Receiver, *paths: str, once: bool = True) -> Alerts:
     return Alerts(settings(*(f"json://{receiver.host}/{path}" for path in paths)), once=once)
 
 
+@pytest.fixture
+def _without_apprise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process send, as Apprise's child does, which takes a quarter of a second for each message."""
+
+    def send(self: alerts.Destination, message: dict[str, str] | None) -> str:
+        if message is None:
+            return ""
+        answer = requests.post(self._url.replace("json", "http", 1), json={"message": message["body"]}, timeout=10)
+        return "" if answer.ok else f"http_{answer.status_code}"
+
+    monkeypatch.setattr(alerts.Destination, "send", send)
+
+
 def refused(engine: sa.Engine, cluster: str = "w1", *, is_over: bool = False) -> None:
     """Make the key of *cluster* be refused, or accepted."""
     with database.writing(engine) as connection:
@@ -258,6 +271,7 @@ def table(engine: sa.Engine) -> list[Any]:
         return list(connection.execute(sa.select(ALERTS).order_by(ALERTS.c.since, ALERTS.c.kind)))
 
 
+@pytest.mark.usefixtures("_without_apprise")
 def test_a_need_and_its_end_are_sent_once(engine: sa.Engine, receiver: Receiver) -> None:
     """Also over a restart; with five jids of its jobs and no reference; and again if it stands again."""
     refused(engine)
@@ -285,6 +299,7 @@ def test_a_need_and_its_end_are_sent_once(engine: sa.Engine, receiver: Receiver)
     assert len(receiver.bodies()) == 3
 
 
+@pytest.mark.usefixtures("_without_apprise")
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_daemon_leaves_it_to_one_that_began_before(
     engine: sa.Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
@@ -305,27 +320,20 @@ def test_a_daemon_leaves_it_to_one_that_began_before(
     assert len(receiver.got) == 1
 
 
-ONE_LOOK = """
-import sys
-from tracker import database
-from tracker.alerts import Alerts
-from tracker.settings import Settings
-Alerts(Settings(alert_urls=sys.argv[2]), once=True).look(database.open_database(sys.argv[1]))
-"""
-
-
+@pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_daemon_that_is_killed_before_it_notes_loses_nothing(engine: sa.Engine, url: str, receiver: Receiver) -> None:
     """The next daemon sends it again, and notes it; the one after that sends nothing."""
     refused(engine)
-    running: list[subprocess.Popen[bytes]] = []
+    running: list[Process] = []
     receiver.on_post = lambda: os.kill(running[-1].pid, signal.SIGKILL) if len(running) == 1 else None
     for expected, code in ((1, -signal.SIGKILL), (2, 0), (2, 0)):
-        running.append(subprocess.Popen([sys.executable, "-c", ONE_LOOK, url, f"json://{receiver.host}/good"]))
-        assert running[-1].wait(60) == code
+        running.append(Process(look_once, url, f"json://{receiver.host}/good"))
+        assert running[-1].wait() == code
         assert len(receiver.bodies()) == expected
         assert [one.told_at is not None for one in table(engine)] == [code == 0]
 
 
+@pytest.mark.usefixtures("_without_apprise")
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_destination_that_fails_gets_what_it_missed(
     engine: sa.Engine, receiver: Receiver, caplog: pytest.LogCaptureFixture
@@ -368,19 +376,16 @@ def test_a_destination_that_fails_gets_what_it_missed(
 def test_the_polling_does_not_wait(
     engine: sa.Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A receiver that never answers is left after its time, while what runs beside it goes on."""
-    for name in ("LOOK_SECONDS", "SETTLED_SECONDS"):
-        monkeypatch.setattr(alerts, name, 0.05)
-    monkeypatch.setattr(alerts, "SEND_SECONDS", 3.0)
-    over = threading.Event()
-    receiver.on_post = lambda: over.wait(20)
-    refused(engine)
+    """A child that waits for its receiver is left after its time, while what runs beside it goes on."""
     beside = made(receiver, "good", once=False)
+    for name, seconds in {"LOOK_SECONDS": 0.05, "SETTLED_SECONDS": 0.05, "SEND_SECONDS": 0.3}.items():
+        monkeypatch.setattr(alerts, name, seconds)
+    monkeypatch.setattr(alerts, "_APPRISE", "import time; time.sleep(60)")
+    refused(engine)
     began = time.monotonic()
     with beside(engine):
         assert time.monotonic() - began < 1
-        wait_until(lambda: bool(receiver.got), 10)
-    over.set()
+        wait_until(lambda: "alert_failed" in [record.message for record in caplog.records], 10)
     assert "timeout" in str([vars(record)["fields"] for record in caplog.records if record.message == "alert_failed"])
     assert [one.told_at for one in table(engine) if one.kind == "key_refused"] == [None]
 

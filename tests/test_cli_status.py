@@ -230,7 +230,7 @@ def test_status_starts_as_fast_as_the_libraries_below_it(engine: sa.Engine, run:
 
     def best(*command: str | Path) -> float:
         taken = []
-        for _ in range(6):
+        for _ in range(3):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)

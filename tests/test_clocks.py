@@ -28,12 +28,6 @@ HOURS = timedelta(hours=8)
 DAYS = timedelta(days=3)
 
 
-@pytest.fixture
-def script() -> Iterator[Script]:
-    with Script().serve() as script:
-        yield script
-
-
 class Moved:
     """The database's clock, moved by so much."""
 

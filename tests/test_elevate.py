@@ -28,6 +28,7 @@ from pydantic import SecretStr
 
 from tests.hostile import Hostile, Wire, free_port
 from tests.hostile import http as response
+from tracker import elevate as elevate_module
 from tracker.elevate import Elevate
 from tracker.errors import AskError, BadAnswer, BadConfiguration, KeyRefused, RateLimited, Unavailable, WrongTarget
 from tracker.settings import DEFAULT_PATH, ClusterSettings
@@ -551,14 +552,15 @@ def test_a_server_that_breaks_every_connection_is_not_asked_without_end() -> Non
         assert len(server.requests) == 3
 
 
-def test_connections_that_went_silent_while_idle_cost_no_answer() -> None:
+def test_connections_that_went_silent_while_idle_cost_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that times out on a connection that had been idle is asked once more, on a new one."""
+    monkeypatch.setattr(elevate_module, "IDLE_SECONDS", 0.5)
     at_once = 4
     used: dict[int, float] = {}
 
     def play(wire: Wire) -> None:
         before, used[id(wire.connection)] = used.get(id(wire.connection)), time.monotonic()
-        if before is not None and time.monotonic() - before > 2:
+        if before is not None and time.monotonic() - before > 0.5:
             wire.stall()
         else:
             time.sleep(0.05)
@@ -572,7 +574,7 @@ def test_connections_that_went_silent_while_idle_cost_no_answer() -> None:
 
         all_at_once()
         assert server.connections == at_once
-        time.sleep(2.2)
+        time.sleep(0.6)
         asked_at = now()
         answers = all_at_once()
         assert [answer.status for answer in answers] == ["waiting"] * at_once

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests import nginx
-from tests.test_daemon import environment, tracker
+from tests.processes import tracker
+from tests.test_daemon import environment
 from tests.test_poller import on_sqlite
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -14,34 +13,27 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.processes import Tracker
 from tests.scripted import Script
-from tests.test_daemon import TRACKER, environment, until
+from tests.test_daemon import environment, until
 from tracker import database
 from tracker.models import CLUSTERS, JOBS
 
 
-@pytest.fixture
-def script() -> Iterator[Script]:
-    with Script().serve() as script:
-        yield script
-
-
 @contextmanager
-def running(url: str, clusters: dict[str, str], folder: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(url: str, clusters: dict[str, str], folder: Path, *more: str) -> Iterator[None]:
     """Run a daemon for clusters by their base URLs."""
     config = folder / "clusters.toml"
     tables = (f'[clusters.{name}]\napi_key = "k"\nbase_url = "{base_url}"\n' for name, base_url in clusters.items())
     config.write_text("\n".join([*more, *tables]))
     env = os.environ | {"TRACKER_DATABASE_URL": url, "TRACKER_CONFIG": str(config)}
-    with (folder / "daemon.log").open("wb") as log:
-        daemon = subprocess.Popen([TRACKER, "run"], env=env, stderr=log)
+    daemon = Tracker("run", env=env, log=folder / "daemon.log")
     try:
-        yield daemon
+        yield
         daemon.terminate()
         assert daemon.wait(40) == 0
     finally:
         daemon.kill()
-        daemon.wait()
 
 
 def put(engine: sa.Engine, *rows: tuple[str, str]) -> None:
@@ -106,7 +98,7 @@ def test_four_daemons_share_a_cap_evenly(engine: sa.Engine, script: Script, url:
     more = {"TRACKER_MAX_REQUESTS_PER_SECOND": "100", "TRACKER_MAX_CONCURRENCY": "16"}
     env = environment(url, script.url, **more)
     with ExitStack() as stack:
-        daemons = [subprocess.Popen([TRACKER, "run"], env=env, stderr=subprocess.DEVNULL) for _ in range(4)]
+        daemons = [Tracker("run", env=env, log=Path(os.devnull)) for _ in range(4)]
         for daemon in daemons:
             stack.callback(daemon.wait)
             stack.callback(daemon.terminate)

@@ -6,14 +6,15 @@ import json
 import os
 import pty
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from tests.processes import Tracker, tracker
 from tests.scripted import Script
-from tests.test_daemon import TRACKER, add, environment, tracker, until
+from tests.test_daemon import TRACKER, add, environment
 from tests.test_deliver import texts
 from tests.test_poller import change, histories_are_whole, job, on_sqlite, stand
 from tracker import database
@@ -22,12 +23,6 @@ from tracker.models import JOBS, SEALS
 from tracker.status import Cause
 
 NOWHERE = "http://127.0.0.1:1"
-
-
-@pytest.fixture
-def script() -> Iterator[Script]:
-    with Script().serve() as script:
-        yield script
 
 
 def once(env: Mapping[str, str]) -> tuple[int, list[str]]:
@@ -57,15 +52,17 @@ def test_a_terminal_gets_the_events_and_a_summary(engine: sa.Engine, script: Scr
     """A person at a terminal sees what was done, and which cluster an operator paused."""
     add(engine, "a")
     ours, theirs = pty.openpty()
-    assert subprocess.run([TRACKER, "run", "--once"], env=environment(url, script.url), stderr=theirs).returncode == 0
+    env, terminal = environment(url, script.url), Path(os.ttyname(theirs))
+    assert Tracker("run", "--once", env=env, log=terminal).wait() == 0
     stand(engine, pause_cause=Cause.PAUSED)
-    assert subprocess.run([TRACKER, "run", "--once"], env=environment(url, script.url), stderr=theirs).returncode == 0
+    assert Tracker("run", "--once", env=env, log=terminal).wait() == 0
     seen = os.read(ours, 10_000).decode()
     assert "transition cluster=w1 jid=a" in seen
     assert "1 asked, 0 failed, 1 transitions recorded" in seen
     assert "tracker: cluster w1: an operator paused it: tracker resume w1" in seen
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("says", "code", "why"),
     [
@@ -175,27 +172,33 @@ It may read all files, since the Python of the tests may be in somebody's home.
 
 
 @on_sqlite
-@pytest.mark.parametrize("odd", ["LANG=C", "TZ=:nonsense", "TZ=Mars/Olympus+99"])
-def test_a_container_without_a_name_a_home_and_a_place_to_write(
-    engine: sa.Engine, script: Script, url: str, tmp_path: Path, odd: str
-) -> None:
-    """`--once` and the daemon need nothing but one folder that they may write: the database's."""
+def test_a_container_without_a_name_a_home_and_a_place_to_write(empty_url: str, script: Script, tmp_path: Path) -> None:
+    """In any locale and time zone tracker needs nothing but one folder that it may write: the database's."""
     place = ["unshare", "--mount", "sh", "-c", ODD_PLACE, str(tmp_path)]
     if os.geteuid() or subprocess.run([*place, "true"], capture_output=True).returncode:
         pytest.skip("needs root, unshare and setpriv")
-    add(engine, "å")
-    engine.dispose()
-    for path in (tmp_path, *tmp_path.iterdir()):
-        os.chown(path, 12345, 12345)
-    env = environment(url, script.url)
+    os.chown(tmp_path, 12345, 12345)
+    env = environment(empty_url, script.url)
     given = [f"{name}={value}" for name, value in env.items() if name.startswith("TRACKER_")]
-    run = [*place, odd, *given, str(TRACKER), "run"]
-    done = subprocess.run([*run, "--once"], cwd="/", capture_output=True, timeout=30)
-    assert (done.returncode, done.stdout, done.stderr, script.asked) == (0, b"", b"", ["å"])
-    with subprocess.Popen(run, cwd="/", stderr=subprocess.PIPE, text=True) as daemon:
-        add(engine, "b")
-        until(lambda: script.asked[1:] == ["b"])
+
+    def begin(odd: str, *words: str) -> subprocess.Popen[str]:
+        command = [*place, *odd.split(), *given, str(TRACKER), *words]
+        return subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    for odd, *words in (
+        ("LANG=C TZ=:nonsense", "db", "upgrade"),
+        ("LC_ALL=xx_YY.nothing TZ=Mars/Olympus+99", "add", "å"),
+        ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0", "run", "--once"),
+        ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 TZ=Nowhere/Land", "status"),
+        ("TZ=", "config", "check"),
+    ):
+        process = begin(odd, *words)
+        assert "Traceback" not in process.communicate(timeout=30)[1]
+        assert process.returncode == 0
+    assert script.asked == ["å"]
+    with begin("LANG=C TZ=Mars/Olympus+99", "run") as daemon:
+        assert daemon.stderr is not None
+        events = [json.loads(daemon.stderr.readline())["event"]]
         daemon.terminate()
-        _, log = daemon.communicate(timeout=30)
-    events = [json.loads(line)["event"] for line in log.splitlines()]
+        events += [json.loads(line)["event"] for line in daemon.communicate(timeout=30)[1].splitlines()]
     assert (daemon.returncode, events[0], events[-1]) == (0, "started", "stopped")

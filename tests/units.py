@@ -42,7 +42,12 @@ def main(root: Path, verb: str, *words: str) -> None:
         lines.read_string(below(root, file.read_text()))
         if verb == "reload":
             command = lines["Service"]["ExecReload"].replace("$MAINPID", pid_file.read_text())
+            journal = root / "journal"
+            before = journal.read_text()
             subprocess.run(shlex.split(command), check=True)
+            end = monotonic() + SECONDS
+            while not re.search("reloaded|settings_refused", journal.read_text()[len(before) :]) and monotonic() < end:
+                sleep(0.05)
         else:
             start(root, file.name, lines["Service"], pid_file)
 
