@@ -18,6 +18,7 @@ from tracker.models import (
     JOBS,
     SOURCES,
     TRANSITIONS,
+    WORKERS,
     job_of,
     observed_values,
     transition_values,
@@ -27,6 +28,13 @@ from tracker.status import Action, Answer, Decision, Facts, Job, LostRule, Past,
 
 ZONE = ZoneInfo("Europe/Stockholm")
 LOST_RULE = LostRule(polls=2, duration=timedelta())
+
+
+def daemon(engine: sa.Engine, worker: str, beat_at: datetime, **values: Any) -> None:
+    """Enter a daemon that beat last at this time."""
+    row = {"started_at": beat_at, "host": f"host-{worker}", "pid": 1, "version": "1"} | values
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(WORKERS).values(worker=worker, beat_at=beat_at, **row))
 
 
 def register(engine: sa.Engine, jid: str, cluster: str = "w1", *, at: datetime | None = None, **declared: Any) -> int:

@@ -11,7 +11,6 @@ import socket
 import ssl
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Self
@@ -190,11 +189,3 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-def wait_until(true: Callable[[], object], seconds: float = 2) -> None:
-    """Return as soon as *true*; AssertionError after *seconds*."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)

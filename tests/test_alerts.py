@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -20,9 +17,10 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.history import answer, register, stand
-from tests.hostile import wait_until
+from tests.history import answer, daemon, register, stand
 from tests.processes import Process, look_once
+from tests.test_daemon import until
+from tests.test_deliver import Receiver
 from tracker import alerts, cli, database
 from tracker.alerts import Alerts, Gathering, Notice, decide, gathered, message, standby
 from tracker.errors import BadConfiguration
@@ -188,52 +186,14 @@ def test_any_subject_can_be_stored(subject: str) -> None:
     assert not INVISIBLE.search(stored)
 
 
-class Receiver:
-    """A real server on loopback; `codes` has what it answers below a path's first part, else 200."""
-
-    def __init__(self) -> None:
-        self.codes: dict[str, int] = {}
-        self.got: list[tuple[str, str]] = []  # path and body
-        self.on_post: Callable[[], object] = lambda: None
-
-    def bodies(self, path: str = "/good") -> list[str]:
-        return [json.loads(body)["message"] for where, body in self.got if where == path]
-
-    def __enter__(self) -> Receiver:
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
-                receiver.got.append((self.path, body))
-                receiver.on_post()
-                with suppress(OSError):
-                    self.send_response(receiver.codes.get(self.path, 200))
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-
-            def do_GET(self) -> None:
-                self.headers["Content-Length"] = "0"
-                self.do_POST()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        self.host = f"127.0.0.1:{self._server.server_port}"
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with Receiver() as receiver:
         yield receiver
+
+
+def bodies(receiver: Receiver, path: str = "/good") -> list[str]:
+    return [json.loads(body)["message"] for where, _, _, body, _ in receiver.got if where == path]
 
 
 def settings(*urls: str, **more: Any) -> Settings:
@@ -242,7 +202,7 @@ def settings(*urls: str, **more: Any) -> Settings:
 
 def made(receiver: Receiver, *paths: str, once: bool = True) -> Alerts:
     """Return alerts that go to these paths of *receiver*, and wait for nothing if *once*."""
-    return Alerts(settings(*(f"json://{receiver.host}/{path}" for path in paths)), once=once)
+    return Alerts(settings(*(f"json://127.0.0.1:{receiver.port}/{path}" for path in paths)), once=once)
 
 
 @pytest.fixture
@@ -282,7 +242,7 @@ def test_a_need_and_its_end_are_sent_once(engine: sa.Engine, receiver: Receiver)
         answer(engine, job, ("not_found", now - 2 * DAY - HOUR), ("not_found", now - 2 * DAY))
     for _ in range(2):
         assert made(receiver, "good").look(engine)
-    [body] = receiver.bodies()
+    [body] = bodies(receiver)
     assert "URGENT [key_refused] w1: Elevate refuses the API key" in body
     assert "[lost] 7 jobs lost" in body
     assert body.count("jid-") == 5
@@ -290,13 +250,13 @@ def test_a_need_and_its_end_are_sent_once(engine: sa.Engine, receiver: Receiver)
     refused(engine, is_over=True)
     for _ in range(2):
         assert not made(receiver, "good").look(engine)
-    assert receiver.bodies()[1:] == ["RESOLVED [key_refused] w1 (since 2026-01-02 12:00 UTC)"]
+    assert bodies(receiver)[1:] == ["RESOLVED [key_refused] w1 (since 2026-01-02 12:00 UTC)"]
     first = table(engine)[0]
     assert (first.kind, first.told_at >= first.ended_at) == ("key_refused", True)
     refused(engine)
     made(receiver, "good").look(engine)
-    assert "URGENT [key_refused]" in receiver.bodies()[2]
-    assert len(receiver.bodies()) == 3
+    assert "URGENT [key_refused]" in bodies(receiver)[2]
+    assert len(bodies(receiver)) == 3
 
 
 @pytest.mark.usefixtures("_without_apprise")
@@ -307,10 +267,9 @@ def test_a_daemon_leaves_it_to_one_that_began_before(
     """Until that one is dead; then it sends what is still to be sent."""
     monkeypatch.setattr(alerts, "SETTLED_SECONDS", 0.0)
     refused(engine)
-    with database.writing(engine) as connection:
+    with database.reading(engine) as connection:
         now = database.now(connection)
-        facts = {"host": "other", "pid": 1, "version": "1", "started_at": now, "beat_at": now}
-        connection.execute(sa.insert(WORKERS).values(worker="other", **facts))
+    daemon(engine, "other", now)
     younger = made(receiver, "good", once=False)
     younger.look(engine)
     assert receiver.got == []
@@ -325,11 +284,11 @@ def test_a_daemon_that_is_killed_before_it_notes_loses_nothing(engine: sa.Engine
     """The next daemon sends it again, and notes it; the one after that sends nothing."""
     refused(engine)
     running: list[Process] = []
-    receiver.on_post = lambda: os.kill(running[-1].pid, signal.SIGKILL) if len(running) == 1 else None
+    receiver.watch = lambda: os.kill(running[-1].pid, signal.SIGKILL) if len(running) == 1 else None
     for expected, code in ((1, -signal.SIGKILL), (2, 0), (2, 0)):
-        running.append(Process(look_once, url, f"json://{receiver.host}/good"))
+        running.append(Process(look_once, url, f"json://127.0.0.1:{receiver.port}/good"))
         assert running[-1].wait() == code
-        assert len(receiver.bodies()) == expected
+        assert len(bodies(receiver)) == expected
         assert [one.told_at is not None for one in table(engine)] == [code == 0]
 
 
@@ -339,33 +298,33 @@ def test_a_destination_that_fails_gets_what_it_missed(
     engine: sa.Engine, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It holds up no other, is a need after a quarter of an hour, and is tried again after a restart."""
-    receiver.codes["/bad"] = 500
+    receiver.by_path["/bad"] = 500
     refused(engine)
     both = made(receiver, "good", "bad")
     for _ in range(2):
         both.look(engine)
-    assert (len(receiver.bodies("/good")), len(receiver.bodies("/bad"))) == (1, 1)  # it is not tried at once
+    assert (len(bodies(receiver, "/good")), len(bodies(receiver, "/bad"))) == (1, 1)  # it is not tried at once
     [failed] = [vars(record)["fields"] for record in caplog.records if record.message == "alert_failed"]
     assert (failed["error"], failed["again_in_seconds"]) == ("http_500", 15)
-    assert receiver.host not in str(failed)
+    assert str(receiver.port) not in str(failed)
     refused(engine, is_over=True)
     refused(engine, "w2")
     made(receiver, "good", "bad").look(engine)
-    assert (len(receiver.bodies("/good")), len(receiver.bodies("/bad"))) == (2, 2)
+    assert (len(bodies(receiver, "/good")), len(bodies(receiver, "/bad"))) == (2, 2)
     with database.writing(engine) as connection:
         earlier = sa.update(ALERTS).where(ALERTS.c.kind == "alert_undelivered")
         connection.execute(earlier.values(since=LONG_AGO))
-    receiver.codes.clear()
+    receiver.by_path.clear()
     made(receiver, "good", "bad").look(engine)
-    assert "URGENT [alert_undelivered] Alerts do not reach json (" in receiver.bodies("/good")[-1]
-    told = receiver.bodies("/bad")[-1]
+    assert "URGENT [alert_undelivered] Alerts do not reach json (" in bodies(receiver, "/good")[-1]
+    told = bodies(receiver, "/bad")[-1]
     assert "URGENT [key_refused] w2" in told
     assert "RESOLVED [key_refused] w1" in told
     assert [one for one in table(engine) if one.kind == "alert_undelivered" and one.ended_at is None] == []
     made(receiver, "good", "bad").look(engine)
-    assert "RESOLVED [alert_undelivered] json (" in receiver.bodies("/good")[-1]
-    assert len(receiver.bodies("/good")) == 4
-    receiver.codes["/bad"] = 500
+    assert "RESOLVED [alert_undelivered] json (" in bodies(receiver, "/good")[-1]
+    assert len(bodies(receiver, "/good")) == 4
+    receiver.by_path["/bad"] = 500
     refused(engine)
     made(receiver, "good", "bad").look(engine)
     made(receiver, "good").look(engine)  # that destination is given up
@@ -385,7 +344,7 @@ def test_the_polling_does_not_wait(
     began = time.monotonic()
     with beside(engine):
         assert time.monotonic() - began < 1
-        wait_until(lambda: "alert_failed" in [record.message for record in caplog.records], 10)
+        until(lambda: "alert_failed" in [record.message for record in caplog.records], 10)
     assert "timeout" in str([vars(record)["fields"] for record in caplog.records if record.message == "alert_failed"])
     assert [one.told_at for one in table(engine) if one.kind == "key_refused"] == [None]
 
@@ -393,7 +352,7 @@ def test_the_polling_does_not_wait(
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_the_dead_mans_switch(engine: sa.Engine, receiver: Receiver) -> None:
     """A ping after each good minute, ``/fail`` while something is urgent or the run failed; none if polling stands."""
-    pinging = settings(ping_url=f"http://{receiver.host}/p/?create=1")
+    pinging = settings(ping_url=f"http://127.0.0.1:{receiver.port}/p/?create=1")
     watched = Alerts(pinging, once=True)
     for _ in range(3):
         with watched(engine):
@@ -406,7 +365,7 @@ def test_the_dead_mans_switch(engine: sa.Engine, receiver: Receiver) -> None:
     refused(engine, is_over=True)
     with pytest.raises(KeyError), Alerts(pinging, once=True)(engine):
         raise KeyError
-    assert [path for path, _ in receiver.got] == ["/p/?create=1", "/p/fail?create=1", "/p/fail?create=1"]
+    assert [path for path, *_ in receiver.got] == ["/p/?create=1", "/p/fail?create=1", "/p/fail?create=1"]
 
 
 def test_a_url_that_cannot_be_used_is_named_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,11 +383,11 @@ def test_only_the_proxy_of_the_settings_is_used(receiver: Receiver, monkeypatch:
     """Not the environment's; and none for this machine."""
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    urls = "json://far.invalid/x", f"json://{receiver.host}/good"
-    ways = alerts.destinations(settings(*urls, receiver_proxy=f"http://{receiver.host}"))
+    urls = "json://far.invalid/x", f"json://127.0.0.1:{receiver.port}/good"
+    ways = alerts.destinations(settings(*urls, receiver_proxy=f"http://127.0.0.1:{receiver.port}"))
     text = {"title": "a", "body": "b", "notify_type": "info"}
     assert [one.send(text) for one in ways] == ["", ""]
-    assert [path for path, _ in receiver.got] == ["http://far.invalid/x", "/good"]
+    assert [path for path, *_ in receiver.got] == ["http://far.invalid/x", "/good"]
 
 
 def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -470,12 +429,13 @@ def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_a_test_alert(receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It reports for each destination what came of it, without a secret, and exits with 69 if one failed."""
-    receiver.codes["/bad"] = 503
-    monkeypatch.setenv("TRACKER_ALERT_URLS", f"json://{receiver.host}/good json://{receiver.host}/bad")
+    receiver.by_path["/bad"] = 503
+    place = f"json://127.0.0.1:{receiver.port}"
+    monkeypatch.setenv("TRACKER_ALERT_URLS", f"{place}/good {place}/bad")
     assert cli.main(["alerts", "test"]) == 69
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("URL 1 json (")
     assert first.endswith("): sent")
     assert second.endswith("): not sent (http_503)")
-    assert receiver.host not in first + second
-    assert "This is a test." in receiver.bodies()[0]
+    assert str(receiver.port) not in first + second
+    assert "This is a test." in bodies(receiver)[0]

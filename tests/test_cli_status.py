@@ -15,22 +15,16 @@ import sqlalchemy as sa
 from tests import history
 from tests.benchmarks import screens
 from tests.conftest import Run
-from tests.history import answer, change, register, stand
+from tests.history import answer, change, daemon, register, stand
 from tracker import database, status
 from tracker.audit.seal import seal
-from tracker.models import DELIVERIES, SEALS, WORKERS
+from tracker.models import DELIVERIES, SEALS
 from tracker.needs import Group
 from tracker.reports import overview
 from tracker.status import Cause
 
 DAY, HOUR, MINUTE, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 HOSTILE = "=cmd|' /C calc'!A0 <b>"  # what the CHECKs let through
-
-
-def daemon(engine: sa.Engine, worker: str, beat_at: datetime, **values: datetime) -> None:
-    row = {"started_at": beat_at, "host": f"host-{worker}", "pid": 1, "version": "1"} | values
-    with database.writing(engine) as connection:
-        connection.execute(sa.insert(WORKERS).values(worker=worker, beat_at=beat_at, **row))
 
 
 def screen(run: Run) -> tuple[int, list[str], str]:

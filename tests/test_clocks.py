@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
+from tests.history import daemon
 from tests.scripted import Script, cluster_settings
 from tests.test_checks import found
 from tests.test_daemon import add
@@ -19,7 +20,7 @@ from tests.test_poller import change, cluster, gaps, histories_are_whole, job, o
 from tracker import clusters, database
 from tracker.audit.seal import seal
 from tracker.daemon import _Every
-from tracker.models import CLUSTERS, GAPS, JOBS, TRANSITIONS, WORKERS
+from tracker.models import CLUSTERS, GAPS, JOBS, TRANSITIONS
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
 from tracker.status import Cause
@@ -59,13 +60,6 @@ def freeze(polling: Poller, seconds: float = 75) -> datetime:
     now, tick = polling._watch._last
     polling._watch._last = now - timedelta(seconds=seconds), tick - seconds
     return now - timedelta(seconds=seconds)
-
-
-def other_daemon(engine: sa.Engine, at: datetime) -> None:
-    """Enter another daemon that beat last at this time."""
-    with database.writing(engine) as connection:
-        facts = {"host": "h", "pid": 1, "version": "1", "started_at": at, "beat_at": at, "once": False}
-        connection.execute(sa.insert(WORKERS).values(worker="other", **facts))
 
 
 @pytest.mark.parametrize(("before", "after"), [(timedelta(), HOURS), (HOURS, timedelta())])
@@ -128,7 +122,7 @@ def test_a_clock_that_was_ahead_and_is_set_right_stops_nothing(
         connection.execute(sa.update(JOBS).where(JOBS.c.jid == "d").values(leased_by="gone", leased_until=ahead))
         last = connection.execute(sa.select(sa.func.max(TRANSITIONS.c.id))).scalar_one()
     stand(engine, next_request_at=ahead)
-    other_daemon(engine, ahead)
+    daemon(engine, "other", ahead)
     script.answers, script.default = {}, "started"
     clock.by = timedelta()
     if restarted:
@@ -265,7 +259,7 @@ def test_where_nothing_could_be_missed_there_is_no_gap(
         looked_at, found = clusters.look(engine, polling._watch)
         assert polling.wants(looked_at, *found["w1"])
         assert run(polling).asked == 1
-        other_daemon(engine, datetime.now(UTC)) if jid == "a" else None
+        daemon(engine, "other", datetime.now(UTC)) if jid == "a" else None
     assert (gaps(engine), cluster(engine).gap_began_at) == ([], None)
 
 

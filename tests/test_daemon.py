@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import pytest
 import sqlalchemy as sa
 
+from tests import history
 from tests.processes import Tracker
 from tests.processes import tracker as tracker
 from tests.scripted import Script
@@ -67,10 +68,10 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def add(engine: sa.Engine, *jids: str) -> None:
+def add(engine: sa.Engine, *jids: str, cluster: str = "w1") -> None:
     with database.writing(engine) as connection:
         for jid in jids:
-            connection.execute(sa.insert(JOBS).values(cluster="w1", jid=jid))
+            connection.execute(sa.insert(JOBS).values(cluster=cluster, jid=jid))
 
 
 @pytest.fixture
@@ -141,10 +142,9 @@ def test_daemons_of_long_ago_are_deleted(engine: sa.Engine, script: Script, url:
     """Each run of cron has a row in `workers`; the last sign of life stays, however old."""
     with database.writing(engine) as connection:
         now = database.now(connection)
-        for days in (40, 50, 60):
-            at = now - timedelta(days=days)
-            facts = {"host": "h", "pid": 1, "version": "1", "started_at": at, "beat_at": at, "stopped_at": at}
-            connection.execute(sa.insert(WORKERS).values(worker=f"old{days}", **facts))
+    for days in (40, 50, 60):
+        at = now - timedelta(days=days)
+        history.daemon(engine, f"old{days}", at, stopped_at=at)
     tracker("run", "--once", env=environment(url, script.url))
     with database.reading(engine) as connection:
         left = connection.execute(sa.select(WORKERS.c.worker).where(WORKERS.c.worker.like("old%"))).scalars().all()
@@ -224,7 +224,7 @@ def test_kill_and_restart_loses_nothing(engine: sa.Engine, script: Script, start
             now = database.now(connection)
         change(engine, due_at=now, leased_until=None, leased_by=None)  # free of the killed one's leases
         daemon = start()
-        until(lambda seen=len(acknowledged): len(transitions(engine)) > seen)  # type: ignore[misc]
+        until(lambda seen=acknowledged: len(transitions(engine)) > len(seen))  # type: ignore[misc]
         time.sleep(random_moment.random() * 0.3)
         daemon.kill()
         daemon.wait()

@@ -31,10 +31,10 @@ from tracker.settings import Settings
 
 
 class Receiver:
-    """A real server on loopback that takes checkpoints.
+    """A real server on loopback that takes checkpoints, alerts and pings.
 
     Attributes:
-        codes, always: What it answers, in turn, or to all; else 200.
+        codes, always, by_path: What it answers, in turn, to all, or on a path; else 200.
         got: The path, the headers and the body of what came, and what was answered.
         watch: Is called during each request.
     """
@@ -42,21 +42,28 @@ class Receiver:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.codes: list[int] = []
         self.always: int | None = None
+        self.by_path: dict[str, int] = {}
         self.got: list[tuple[str, str, str, str, int]] = []
         self.watch: Callable[[], object] = lambda: None
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                receiver.watch()
-                code = receiver.always or (receiver.codes.pop(0) if receiver.codes else 200)
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
+                code = (
+                    receiver.by_path.get(self.path)
+                    or receiver.always
+                    or (receiver.codes.pop(0) if receiver.codes else 200)
+                )
                 kind, number = self.headers["Content-Type"], self.headers["Tracker-Checkpoint"]
                 receiver.got.append((self.path, kind, number, body, code))
+                receiver.watch()
                 self.send_response(code)
                 self.send_header("Location", f"{receiver.url}/elsewhere")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+
+            do_GET = do_POST
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from tests.processes import Tracker
 from tests.scripted import Script
-from tests.test_daemon import environment, until
+from tests.test_daemon import add, environment, until
 from tracker import database
 from tracker.models import CLUSTERS, JOBS
 
@@ -34,11 +34,6 @@ def running(url: str, clusters: dict[str, str], folder: Path, *more: str) -> Ite
         assert daemon.wait(40) == 0
     finally:
         daemon.kill()
-
-
-def put(engine: sa.Engine, *rows: tuple[str, str]) -> None:
-    with database.writing(engine) as connection:
-        connection.execute(sa.insert(JOBS), [{"cluster": cluster, "jid": jid} for cluster, jid in rows])
 
 
 def unanswered(engine: sa.Engine, *clusters: str) -> int:
@@ -63,9 +58,11 @@ def test_ten_clusters_that_hang_delay_none_of_ninety(
     script.hold = lambda jid: go_on.wait(30) if jid in hung else None  # type: ignore[assignment]  # no result
     with running(url, dict.fromkeys(names, script.url), tmp_path, 'request_timeout = "25s"'):
         until(lambda: alive(engine, 100), 40)
-        put(engine, *((name, name) for name in hung))
+        for name in hung:
+            add(engine, name, cluster=name)
         until(lambda: set(hung) <= set(script.asked), 20)
-        put(engine, *((name, f"a-{name}") for name in others))
+        for name in others:
+            add(engine, f"a-{name}", cluster=name)
         began = time.monotonic()
         until(lambda: unanswered(engine, *others) == 0, 20)
         assert time.monotonic() - began < 12
@@ -103,7 +100,7 @@ def test_four_daemons_share_a_cap_evenly(engine: sa.Engine, script: Script, url:
             stack.callback(daemon.wait)
             stack.callback(daemon.terminate)
         time.sleep(6)  # they start
-        put(engine, *(("w1", f"j{i}") for i in range(2000)))
+        add(engine, *(f"j{i}" for i in range(2000)))
         until(lambda: len(times) == 2000, 60)
         until(lambda: unanswered(engine, "w1") == 0, 10)
     assert Counter(script.asked).most_common(1)[0][1] == 1

@@ -105,9 +105,8 @@ def test_each_troubled_cluster_has_a_line(engine: sa.Engine, script: Script, url
     good = f'api_key = "hush"\nbase_url = "{script.url}"\n'
     tables = {"w1": good, "w2": f'api_key = "hush"\nbase_url = "{NOWHERE}"\n', "w3": good}
     (tmp_path / "tracker.toml").write_text("".join(f"[clusters.{name}]\n{table}" for name, table in tables.items()))
-    with database.writing(engine) as connection:
-        for name in tables:
-            connection.execute(sa.insert(JOBS).values(cluster=name, jid=f"of-{name}"))
+    for name in tables:
+        add(engine, f"of-{name}", cluster=name)
     script.answers["of-w3"] = 401
     env = os.environ | {"TRACKER_DATABASE_URL": url, "TRACKER_CONFIG": str(tmp_path / "tracker.toml")}
     code, lines = once(env)

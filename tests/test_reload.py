@@ -19,17 +19,12 @@ from tests.conftest import run_sql
 from tests.hostile import free_port
 from tests.processes import Tracker
 from tests.scripted import Script, cluster_settings
-from tests.test_daemon import TRACKER, environment, logged, until
+from tests.test_daemon import TRACKER, add, environment, logged, until
 from tests.test_deliver import texts
 from tests.test_poller import histories_are_whole, job, on_sqlite
 from tracker import daemon, database
-from tracker.models import JOBS, WORKERS
+from tracker.models import WORKERS
 from tracker.settings import Settings
-
-
-def add(engine: sa.Engine, cluster: str, jid: str) -> None:
-    with database.writing(engine) as connection:
-        connection.execute(sa.insert(JOBS).values(cluster=cluster, jid=jid))
 
 
 def is_listening(port: int) -> bool:
@@ -84,17 +79,16 @@ def test_clusters_and_addresses_change_without_a_restart(engine: sa.Engine, scri
     """
     served.write(w1="http://127.0.0.1:1", w2=script.url)
     served.start()
-    for number in range(3):
-        add(engine, "w1", f"j{number}")
-    add(engine, "w2", "of-w2")
-    add(engine, "w3", "of-w3")
+    add(engine, "j0", "j1", "j2")
+    add(engine, "of-w2", cluster="w2")
+    add(engine, "of-w3", cluster="w3")
     until(lambda: script.asked == ["of-w2"])
     until(lambda: bool(served.logged("cluster_paused")))
     served.write(w1=script.url, w3=script.url)
     assert served.reload("reloaded")["clusters"] == "w1,w3"
     until(lambda: sorted(script.asked) == ["j0", "j1", "j2", "of-w2", "of-w3"])
-    add(engine, "w2", "late")
-    add(engine, "w3", "last")
+    add(engine, "late", cluster="w2")
+    add(engine, "last", cluster="w3")
     until(lambda: script.asked[-1] == "last")
     assert served.stop() == 0
     assert "late" not in script.asked
@@ -131,7 +125,7 @@ def test_settings_that_are_wrong_change_nothing(
         ):
             served.write(top, **clusters)
             assert message in served.reload("settings_refused")["error"]
-            add(engine, "w1", f"j{number}")
+            add(engine, f"j{number}")
             until(lambda number=number: script.asked[-1:] == [f"j{number}"])  # type: ignore[misc]
             assert is_listening(first)
     assert served.logged("reloaded") == []
@@ -143,7 +137,7 @@ def test_settings_that_are_wrong_change_nothing(
 
 def test_a_terminal_that_is_gone_stops_the_daemon(engine: sa.Engine, script: Script, url: str) -> None:
     """Everything is recorded and sealed, as after SIGTERM."""
-    add(engine, "w1", "a")
+    add(engine, "a")
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(TRACKER, ["tracker", "run"], environment(url, script.url))  # noqa: S606  # in a terminal of its own
@@ -161,7 +155,7 @@ def test_a_reload_waits_for_the_database(engine: sa.Engine, script: Script, serv
     port = free_port()
     served.write(f"http_port = {port}", w1=script.url)
     served.start()
-    add(engine, "w1", "early")
+    add(engine, "early")
     until(lambda: job(engine, "early").status == "waiting")
     engine.dispose()
     name, maintenance = sa.make_url(url).database, sa.make_url(url).set(database="postgres")
@@ -174,7 +168,7 @@ def test_a_reload_waits_for_the_database(engine: sa.Engine, script: Script, serv
     run_sql(maintenance, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     until(lambda: bool(served.logged("reloaded")))
     until(lambda: bool(served.logged("database_available")))
-    add(engine, "w1", "a")
+    add(engine, "a")
     until(lambda: job(engine, "a").status == "waiting")
     assert served.stop() == 0
     assert [len(served.logged(f"database_{word}")) for word in ("unavailable", "available")] == [1, 1]
@@ -196,8 +190,7 @@ def test_the_pulse_gets_each_look_and_each_request(engine: sa.Engine, script: Sc
                 stop.set()
 
     ticks, outcomes = list[float](), list[tuple[str, str]]()
-    add(engine, "w1", "a")
-    add(engine, "w1", "b")
+    add(engine, "a", "b")
     script.answers["b"] = 400
     stop, pulse = daemon.Stop(), Counting()
     settings = Settings(database_url=url, clusters={"w1": cluster_settings(script.url)})

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.history import register
-from tests.hostile import wait_until
+from tests.test_daemon import until
 from tests.test_deliver import texts
 from tracker.audit import sealing as module
 from tracker.audit.checkpoint import split
@@ -48,7 +48,7 @@ def test_sealing_goes_on_whatever_fails(
     with Sealing(settings(tmp_path, seal_after="0 s"))(engine):
         for number in range(1, 3):
             register(engine, f"j{number}")
-            wait_until(lambda number=number: len(texts(engine)) == number, 10)  # type: ignore[misc]
+            until(lambda number=number: len(texts(engine)) == number, 10)  # type: ignore[misc]
         assert {"database_unavailable", "sealing_failed"} <= {record.message for record in caplog.records}
         register(engine, "last")
     assert len(texts(engine)) == 3
@@ -59,7 +59,7 @@ def test_rows_wait_for_their_time_until_the_end(engine: sa.Engine, tmp_path: Pat
     """Young rows are not sealed at once, and at a clean stop they are; a run of cron leaves them to a later one."""
     with Sealing(settings(tmp_path))(engine):
         register(engine, "a")
-        wait_until((tmp_path / "c.txt").exists, 10)
+        until((tmp_path / "c.txt").exists, 10)
         assert texts(engine) == []
     assert len(texts(engine)) == 1
     register(engine, "b")
@@ -69,19 +69,6 @@ def test_rows_wait_for_their_time_until_the_end(engine: sa.Engine, tmp_path: Pat
     with Sealing(settings(tmp_path, seal_after=0), once=True)(engine):
         pass
     assert len(texts(engine)) == 2
-
-
-def test_a_failure_is_kept(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`run --once` exits because of it, after what kept clusters from being polled; a daemon logs it."""
-
-    def fails(*arguments: Any, **more: Any) -> object:
-        raise DatabaseUnavailable("it went away")
-
-    monkeypatch.setattr(module, "seal", fails)
-    sealing = Sealing(settings(tmp_path), once=True)
-    with sealing(engine):
-        pass
-    assert isinstance(sealing.failure, DatabaseUnavailable)
 
 
 def test_the_end_does_not_wait_for_long(
