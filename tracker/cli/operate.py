@@ -127,7 +127,7 @@ def attest(done_by: str | None, **given: Any) -> int:
 
     Their verdict is then `attested`: your word is kept with who gave it, when and why, and is shown as declared. A time
     before Elevate was last seen to say otherwise is refused. A day is taken as its end in the legal time zone, or as
-    now if that is still ahead. `tracker reopen` takes it back. A file may have a column done_by.
+    now if it is today. `tracker reopen` takes it back. A file may have a column done_by.
     """
     from tracker import database, operate
     from tracker.deadline import start_of_day
@@ -143,7 +143,8 @@ def attest(done_by: str | None, **given: Any) -> int:
             raise InvalidField("done_by", "is left out; say it for all jobs with --done-by")
         if not isinstance(at, datetime):
             assert isinstance(at, date)  # noqa: S101 - a day
-            at = min(start_of_day(at + timedelta(days=1), zone), database.now(connection))
+            began_at, ends_at = start_of_day(at, zone), start_of_day(at + timedelta(days=1), zone)
+            at = min(max(began_at, database.now(connection)), ends_at)  # a later day stays one: it is refused
         decision = operate.attest(connection, job_id, actor, reason, at)
         return f": done by {utc(at).isoformat(' ')} (declared){_was(decision)}"
 
