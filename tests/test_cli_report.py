@@ -153,7 +153,7 @@ def test_changes_are_counted_and_listed(run: Run, engine: sa.Engine, monkeypatch
     assert (count("--as-of", "36h"), count("--since", "3d", "--as-of", "36h"), count("--as-of", "3d")) == (2, 2, 0)
     until = "2026-11-01"  # without --since: all before it, not an error about a day that nobody asked for
     assert run("changes", "--until", until, "--format", "json")[0] == 0
-    assert run("changes", "--format", "html")[0] == 2
+    assert "Jobs by what happened" in run("changes", "--format", "html")[1]
 
 
 def test_times_are_dates_instants_or_how_long_ago(run: Run, engine: sa.Engine) -> None:

@@ -26,7 +26,7 @@ from tracker.status import Cause, Kind, withdraw
 T0 = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
 VOID = {"meta", "link", "path", "line", "rect", "br"}
-SECTIONS = ["deadlines", "requests", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage"]
+SECTIONS = ["deadlines", "requests", "changes", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage"]
 
 
 class Outline(HTMLParser):
@@ -163,6 +163,8 @@ def test_the_figures_are_those_of_the_views(engine: sa.Engine, render: Callable[
         since = database.now(connection) - page.RECENT
         for name in ("gaps", "coverage"):
             rows[name] = list(tables.read(connection, name, Filters(since=since)).rows)
+        last_day = Filters(since=database.now(connection) - timedelta(days=1))
+        rows["changes"] = list(tables.read(connection, "changes", last_day).rows)
         months = tables.read(connection, "monthly", most=50)
         shown = [column.name for column in catalog.REPORTS["monthly"].columns]
         monthly = [[str(row[months.columns.index(name)]) for name in shown] for row in months.rows]

@@ -218,8 +218,6 @@ def _subcommand(of: TableReport, *options: Callable[[Any], Any], help: str) -> N
         if of is CHANGES and not given["until"]:
             given["since"] = given["since"] or times.DAY_AGO
         if form == "html":
-            if of is CHANGES:
-                raise click.UsageError("changes are not on the page: choose another format")
             _page([of.name], output, **given)
             return
         most = ROWS if form == "table" else None

@@ -136,7 +136,7 @@ CHANGES: Final = TableReport(
     shows="observed_at:when jid action to_status:status to_state:state | cluster from_status:was kind "
     "reference anomaly actor reason",
 )
-"""Rows of ``report_transitions``; not on the page."""
+"""Rows of ``report_transitions``."""
 
 COUNTED: Final = ("registered", "done", "failed", "lost", "attested", "withdrawn", "reopened", "overdue")
 """What ``changes`` counts."""

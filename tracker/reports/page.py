@@ -46,7 +46,7 @@ RECENT: Final = timedelta(days=90)
 AHEAD: Final = 31
 """Deadlines are drawn for so many days ahead: no legal month is longer."""
 
-NAMES: Final = ("deadlines", "requests", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage")
+NAMES: Final = ("deadlines", "requests", "changes", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage")
 """The reports that are on the page, in its order."""
 MARK: Final = '<meta name="generator" content="tracker'
 """In the head of each page: by this it is known to be one of ours."""
@@ -316,9 +316,12 @@ def _cluster(one: ClusterOverview) -> list[Cell]:
 
 def _report(data: _Data, name: str) -> Section:
     """Return the section of the report *name*: its first rows, and what is drawn of it."""
-    report = catalog.REPORTS[name]
+    report = catalog.CHANGES if name == catalog.CHANGES.name else catalog.REPORTS[name]
     filters, texts = data.filters, [report.help]
-    if name in ("gaps", "coverage") and filters.since is None and filters.until is None:
+    has_times = filters.since is not None or filters.until is not None
+    if name == "changes" and not has_times:
+        filters = replace(filters, since=data.at - timedelta(days=1))
+    if name in ("gaps", "coverage") and not has_times:
         filters = replace(filters, since=data.at - RECENT)
         which = "Gaps" if name == "gaps" else "Jobs submitted"
         texts.append(f"{which} in the last {RECENT.days} days; `tracker report {name}` has all.")
@@ -332,6 +335,10 @@ def _report(data: _Data, name: str) -> Section:
         section.picture = _DRAWN[name](data)
     if data.jobs and name == "deadlines":
         section.grids.append(_verdicts(data))
+    if rows and name == "changes":
+        counts = tables.changes(data.connection, filters, as_of=data.as_of, zone=data.zone)
+        cells = [[Cell(plain(cluster)), Cell(kind), *map(_number, numbers)] for cluster, kind, *numbers in counts]
+        section.grids.append(Grid("Jobs by what happened", ["cluster", "kind", *catalog.COUNTED], cells))
     if rows:
         more = f"These are the first {LIMIT} rows. `tracker report {name} --format csv` has all."
         headings = [_heading(column) for column in report.columns]
