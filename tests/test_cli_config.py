@@ -108,7 +108,7 @@ def test_each_cluster_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixtur
             assert err.startswith("The settings are good")
             return code, dict(line.split(": ", 1) for line in err.splitlines()[1:])
 
-        assert ask("good") == (0, {"good": "good: it answers, and the key is accepted"})
+        assert ask("good") == (0, {"good": "good: the cluster answers and accepts the key"})
         code, said = ask("good", "odd", "away")
         assert code == 69
         assert "'done', not 'not_found'" in said["odd"]

@@ -319,7 +319,7 @@ def test_the_bounds_of_each_change_are_in_csv_and_json(engine: sa.Engine, run: R
     assert read["job"]["verdict_meaning"] == (
         "Elevate reported the job done in time; that the person was informed is not shown"
     )
-    assert read["job"]["next_poll_why"] == "none: an ended job is not polled"
+    assert read["job"]["next_poll_why"] == "none: the job has ended"
 
 
 @pytest.mark.usefixtures("many")
@@ -478,13 +478,13 @@ def test_the_next_poll_says_why(engine: sa.Engine, run: Run, now: datetime) -> N
     answer(engine, job_id, ("running", now - 2 * DAY))
     assert why(run) == cadence.Why.RUNNING
     change(engine, job_id, failures=3, last_error="Unavailable http_503")
-    assert why(run) == "3 errors in a row: waits grow"
+    assert why(run) == "3 errors in a row, so the waits grow"
     stand(engine, "w1", pause_cause=Cause.KEY_REFUSED, paused_until=now)
     paused = f"but cluster w1 is paused: key_refused until {at(now)}"
     assert why(run) == f"3 errors in a row: waits grow; {paused}"
     change(engine, job_id, failures=0)
     history.record(engine, job_id, lambda job, past: status.withdraw(job, now, "eve", "x"))
-    assert why(run) == "none: an ended job is not polled"
+    assert why(run) == "none: the job has ended"
     history.record(engine, job_id, lambda job, past: status.reopen(job, now, "eve", "x"), due_at=now)
     assert why(run) == f"{cadence.Why.REOPENED}; {paused}"
 

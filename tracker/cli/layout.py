@@ -99,4 +99,4 @@ def print_table(
     for row in cells:
         _print_row([(row[i][0], right) for i, right in zip(shown, rights, strict=True)], widths)
     if left_out := [column.name for i, column in enumerate(columns) if i not in shown]:
-        click.echo(f"Left out for lack of room: {', '.join(left_out)} (--format csv has all).", err=True)
+        click.echo(f"Columns that do not fit: {', '.join(left_out)} (--format csv has all).", err=True)

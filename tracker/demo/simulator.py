@@ -92,11 +92,11 @@ class Fate:
 
 
 FAULT_KINDS = {
-    "CODE": "that HTTP code, 201 to 599; a 3xx leads to another host; 429 has a Retry-After (30 s), others if given",
-    "hang": "no answer for 30 s, then the end of the connection",
+    "CODE": "that HTTP code, 201 to 599; 3xx redirects to another host; Retry-After: 30 for 429, SECONDS for others",
+    "hang": "no answer for 30 s, then the connection closes",
     "slow": "the answer comes after 1 s",
-    "garbage": "200 with a body that is no answer",
-    "unknown": "a status that nobody documented",
+    "garbage": "200 with a body that is not an answer",
+    "unknown": "a status that is not documented",
 }
 """What each fault does, for `--help` and for error messages."""
 _FAULT_SECONDS = {"hang": 30.0, "slow": 1.0, "429": 30.0}
