@@ -317,7 +317,7 @@ def test_the_bounds_of_each_change_are_in_csv_and_json(engine: sa.Engine, run: R
     assert [change["observed_at"] for change in read["timeline"][1:]] == [first["observed_at"], second["observed_at"]]
     assert read["job"]["ended_after"] == second["last_seen_at"]
     assert read["job"]["verdict_meaning"] == (
-        "Elevate reported the job done in time; that the person was informed is not shown"
+        "Elevate reported the job done in time; this does not show that the person was informed"
     )
     assert read["job"]["next_poll_why"] == "none: the job has ended"
 
@@ -325,7 +325,7 @@ def test_the_bounds_of_each_change_are_in_csv_and_json(engine: sa.Engine, run: R
 @pytest.mark.usefixtures("many")
 def test_show_says_no_more_than_the_verdict_does(run: Run) -> None:
     meanings = {
-        "met": "met: Elevate reported the job done in time; that the person was informed is not shown",
+        "met": "met: Elevate reported the job done in time; this does not show that the person was informed",
         "missed": "missed: it was seen not done at or after the deadline, and done later",
         "between": "undecidable: the deadline lies between the bounds of its end",
         "overdue": "overdue: it was seen not done at or after the deadline",

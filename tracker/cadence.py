@@ -61,13 +61,13 @@ class Why(StrEnum):
 
     FIRST = "no answer yet"
     REOPENED = "reopened"
-    NOT_FOUND = "not found: growing waits"
-    NIGHT = "before its archive day: three times a night"
-    ARCHIVED = "since its archive day: waits grow with its age"
-    RUNNING = "running: waits grow with its age"
+    NOT_FOUND = "not found, so the waits grow"
+    NIGHT = "before its archive day, three times a night"
+    ARCHIVED = "after its archive day; waits grow with its age"
+    RUNNING = "running; waits grow with its age"
     BEFORE_DEADLINE = "just before its deadline"
     AFTER_DEADLINE = "just after its deadline"
-    ERROR = "after an error: growing waits"
+    ERROR = "after an error; waits grow"
 
 
 @dataclass(frozen=True, slots=True)

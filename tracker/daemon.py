@@ -282,7 +282,7 @@ class _Task:
         is_unanswered = self.tally.failed > 0 and self.tally.asked == self.tally.failed + self.tally.lost
         if cause is None and not (is_unanswered and cluster.failures):
             return None
-        why = str(error or f"nothing was asked ({cause})")
+        why = str(error or f"no request was sent ({cause})")
         if cluster.paused_until is not None:
             why += f"; paused until {cluster.paused_until:%Y-%m-%d %H:%M:%S} UTC"
         return Trouble(name, 78 if cause is Cause.KEY_REFUSED or isinstance(error, KeyRefused) else 69, why)
@@ -444,7 +444,7 @@ class _Daemon:
             new = read()
             new.cluster(next(iter(new.clusters), None))
             if new.database_url != old.database_url:
-                raise BadConfiguration("TRACKER_DATABASE_URL has changed: stop the daemon, and start it again")
+                raise BadConfiguration("TRACKER_DATABASE_URL has changed: restart the daemon")
             beside = self.beside(new)
         except (TrackerError, OSError) as error:
             event("settings_refused", logging.ERROR, error=error)

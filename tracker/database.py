@@ -214,10 +214,12 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
     lines = str(original).strip().splitlines()
     text = lines[0] if lines else type(original).__name__
     if isinstance(error, (sa.exc.ProgrammingError, sa.exc.NotSupportedError)):
-        hint = "check the rights of its role, the URL, and the schema: tracker db check"
-        raise BadConfiguration(f"the database refuses: {text} ({hint})") from original
+        hint = "Check the URL, the rights of its role and, with `tracker db check`, the schema"
+        raise BadConfiguration(f"the database refused: {text}. {hint}") from original
     if "not a database" in text or "malformed" in text:
-        raise BadConfiguration(f"the file is not a SQLite database, or damaged ({text}): restore a copy") from original
+        raise BadConfiguration(
+            f"the file is not a SQLite database, or is damaged ({text}): restore a copy"
+        ) from original
     if text == "unable to open database file":
         text += ": may this user read and write it and its folder?"
     state = getattr(original, "sqlstate", None)

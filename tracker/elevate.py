@@ -130,11 +130,11 @@ class Elevate:
             # As it came: what is compressed, although nobody asked for that, is no JSON and is not unpacked.
             return response, response.read(CAP)
         except urllib3.exceptions.ReadTimeoutError:
-            raise unavailable("timeout", "no whole answer in the time for one request") from None
+            raise unavailable("timeout", "no complete answer within the time limit") from None
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             if isinstance(error.__cause__, OSError):
-                raise unavailable("reset", "the connection broke in the answer") from None
-            raise bad_answer("truncated", "the answer ended before its end") from None
+                raise unavailable("reset", "the connection broke during the answer") from None
+            raise bad_answer("truncated", "the answer was cut off") from None
         finally:
             # A connection that was read to its end is back in the pool by now; no other may get there.
             response.close()
@@ -204,7 +204,7 @@ def _status(jid: str, body: bytes) -> str:
         raise bad_answer("other_jid", "the answer is not about this job")
     status = document.get("status")
     if not isinstance(status, str) or not 1 <= len(status) <= text.LONGEST or text.INVISIBLE.search(status):
-        raise bad_answer("bad_status", "the answer has no status that could be one")
+        raise bad_answer("bad_status", "the answer has no valid status")
     return status
 
 
@@ -214,13 +214,13 @@ def _refusal(response: urllib3.HTTPResponse, server_now: datetime) -> AskError:
     name = f"http_{code}"
     pause = _retry_after(response.headers.get("retry-after", ""), server_now)
     if code == 429 or (code == 503 and pause is not None):
-        return RateLimited(name, f"asked to wait ({code})", sent_at=at, retry_after=pause)
+        return RateLimited(name, f"the server asked us to wait ({code})", sent_at=at, retry_after=pause)
     kind: type[AskError] = BadAnswer
-    words = f"the server does not answer this question ({code})"
+    words = f"the server refuses this request ({code})"
     if code in (401, 403):
         kind, words = KeyRefused, f"the key is refused ({code}): check api_key"
     elif 300 <= code <= 399:
-        kind, words = WrongTarget, f"a redirect ({code}), never followed: check base_url and path"
+        kind, words = WrongTarget, f"the server redirects ({code}), which is not followed: check base_url and path"
     elif code == 404:
         kind, words = WrongTarget, "no such cluster or path (404): check base_url and path"
     elif code == 408 or 500 <= code <= 599:

@@ -91,8 +91,8 @@ class Conflict(Refused):
     """
 
     def __init__(self, cluster: str, jid: str, differences: dict[str, tuple[str, str]]) -> None:
-        facts = "; ".join(f"{name} is {there}, given {given}" for name, (there, given) in differences.items())
-        super().__init__(f"job {jid} of cluster {cluster} is registered already with other facts: {facts}")
+        facts = "; ".join(f"{name} is {there}, not {given}" for name, (there, given) in differences.items())
+        super().__init__(f"job {jid} of cluster {cluster} is already registered with other facts: {facts}")
         self.differences = differences
 
 

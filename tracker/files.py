@@ -184,10 +184,10 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
         if "jid" in names and headings.issuperset(names):
             if [*filter(None, names)] == [*filter(None, header)]:
                 continue
-            # The rows below it would be read by the first header, without an error in many a case.
+            # Otherwise the rows below it are read by the first header, often without an error.
             raise Refused(
-                f"line {line}: this header has other columns than the one in line {header_line}; nothing was read from"
-                " here on: give each file on its own"
+                f"line {line}: this header has other columns than the one in line {header_line}. The rows from here on"
+                " were not read: give each file separately"
             )
         stray = [place for place, (name, cell) in enumerate(zip_longest(header, names), 1) if cell and not name]
         if stray:
@@ -212,7 +212,7 @@ def _header(cells: list[str], line: int, columns: Collection[str], others: bool)
         if name not in columns and not others:
             raise Refused(f"line {line}: there is no column {name[:60]!r}; {known}")
         if name in columns and header.count(name) > 1:
-            raise Refused(f"line {line}: the column {name} is there twice")
+            raise Refused(f"line {line}: the column {name} appears twice")
     return header
 
 
@@ -247,7 +247,7 @@ def _json_object(line: str, columns: Collection[str], others: bool) -> dict[str,
     if not isinstance(said, dict):
         raise Refused('is not a JSON object, such as {"jid": "…"}')
     if unknown := [key for key in said if key not in columns and not others]:
-        raise Refused(f"has the unknown key {unknown[0][:60]!r}; known are: {', '.join(columns)}")
+        raise Refused(f"has the unknown key {unknown[0][:60]!r}; allowed keys: {', '.join(columns)}")
     said = {key: value for key, value in said.items() if key in columns and value is not None}
     for key, value in said.items():
         if not isinstance(value, str):

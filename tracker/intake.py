@@ -325,7 +325,7 @@ def day_or_instant(text: str) -> date | datetime:
     if found is None:
         raise ValueError(f"{text[:60]!r} is not a time: {_TIME_FORM}")
     if isinstance(found, datetime) and found.tzinfo is None:
-        raise ValueError(f"{text!r} has no offset, so it can be several instants: {_TIME_FORM}")
+        raise ValueError(f"{text!r} has no offset, so the instant is unclear: {_TIME_FORM}")
     return found
 
 
@@ -339,7 +339,7 @@ def instant(field: str, at: object, now: datetime) -> datetime:
     if not isinstance(at, datetime):
         raise InvalidField(field, f"must be a datetime with a time zone, not {type(at).__name__}")
     if at.utcoffset() is None:
-        raise InvalidField(field, f"{at} has no time zone, so it can be several instants")
+        raise InvalidField(field, f"{at} has no time zone, so the instant is unclear")
     if at > now + SKEW:
         raise InvalidField(field, f"{at} is in the future: the database's clock says {now.isoformat(' ', 'seconds')}")
     if at < _EARLIEST:

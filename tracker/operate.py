@@ -78,9 +78,11 @@ def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Fou
         return found[0]
     shown, others = repr(jid[:255]), ", ".join(row.cluster for row in rows)
     if found:
-        raise AmbiguousJob(f"several clusters have a job {shown}, so say which one with --cluster: {others}")
+        raise AmbiguousJob(f"several clusters have a job {shown}; choose one with --cluster: {others}")
     if others:
-        raise UnknownJob(f"cluster {str(cluster)[:80]!r} has no job {shown}; found in: {others} (--cluster)")
+        raise UnknownJob(
+            f"cluster {str(cluster)[:80]!r} has no job {shown}; set --cluster to a cluster that has it: {others}"
+        )
     at = "" if cluster is None else f" --cluster {cluster[:80]}"
     raise UnknownJob(f"no job has the jid {shown}; register it with: tracker add JID{at}")
 
@@ -131,7 +133,9 @@ def attest(connection: sa.Connection, job_id: int, actor: str, reason: str, done
         not_done_at = job.status_after if job.status == Status.NOT_FOUND else job.seen_at
         submitted_at = job.facts.submitted_at
         if not_done_at is not None and done_by < not_done_at:
-            raise InvalidField("done_by", f"{done_by} is too early: the job was seen not done later, at {not_done_at}")
+            raise InvalidField(
+                "done_by", f"{done_by} is too early: a later answer showed the job not done, at {not_done_at}"
+            )
         if submitted_at is not None and done_by < submitted_at:
             raise InvalidField("done_by", f"{done_by} is before the job was submitted, at {submitted_at} (declared)")
         return decision
@@ -191,7 +195,7 @@ def _amended(row: sa.Row[Any], job: status.Job, changes: Mapping[str, Fact], at:
     given: dict[str, Any] = dict(changes)
     if unknown := given.keys() - Facts.__dataclass_fields__.keys():
         known = ", ".join(Facts.__dataclass_fields__)
-        raise InvalidField(min(unknown), f"cannot be amended; only these can: {known}")
+        raise InvalidField(min(unknown), f"cannot be amended; these can: {known}")
     if "kind" in given and not given["kind"]:
         raise InvalidField("kind", "cannot be cleared: write export, removal or unknown")
     if given.get("reference") is not None:
@@ -230,8 +234,8 @@ def _check_extension(
     if due.on != new and deadline_of(replace(facts, extended_on=old), job.registered_at, zone, declared).on != first:
         raise InvalidField(
             "extended_on",
-            f"{new} comes after the first month was over ({first}), so it would not count, and it would end the "
-            f"extension to {old}, which was recorded in time; to end that one, clear it",
+            f"{new} is recorded after the first month ended ({first}), so it does not count. It would also replace the "
+            f"extension to {old}, which counts. To remove that one, clear extended_on",
         )
 
 

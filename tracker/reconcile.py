@@ -120,7 +120,7 @@ def reconcile(
         DatabaseUnavailable: Try again.
     """
     if since is not None and until is not None and since >= until:
-        raise InvalidField("until", f"{until} is not after since, {since}: no job can lie between them")
+        raise InvalidField("until", f"{until} is not after since, {since}: there is no time between them")
     listed = list(rows)  # first, so that no transaction is open while a row is waited for
     with database.reading(engine) as connection:
         known, now = intake.known_clusters(connection, settings.clusters), database.now(connection)

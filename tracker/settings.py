@@ -152,7 +152,7 @@ def _zone_name(value: str) -> str:
 def _url(value: str, *, http_anywhere: bool = False, userinfo: bool = True) -> str:
     """Return *value* if it is an http(s) URL of a host; no error repeats it, since it may hold a secret."""
     if re.search(r"[\x00-\x20\x7f-\x9f\\]", value):  # urlsplit would drop some of these silently
-        raise ValueError("has a space, a backslash or a control character in it")
+        raise ValueError("contains a space, a backslash or a control character")
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
@@ -396,7 +396,7 @@ class Settings(_Model):
             raise BadConfiguration(f"no cluster is configured: {NO_CLUSTER_HINT}")
         known = ", ".join(self.clusters)
         if name is None and len(self.clusters) > 1:
-            raise InvalidField("cluster", f"several are configured, name one of them: {known}")
+            raise InvalidField("cluster", f"several are configured; name one of them: {known}")
         name = next(iter(self.clusters)) if name is None else name
         if name not in self.clusters:
             near = _suggest(name, self.clusters)

@@ -53,7 +53,7 @@ def check(field: str, value: object, longest: int = LONGEST) -> str:
     if match := INVISIBLE.search(text):
         is_half = "\ud800" <= match[0] <= "\udfff"
         what = "a byte or half a character that is not UTF-8" if is_half else f"the invisible character {match[0]!r}"
-        raise InvalidField(field, f"has {what} in it")
+        raise InvalidField(field, f"contains {what}")
     if len(text) > longest:
         raise InvalidField(field, f"has {len(text)} characters; at most {longest} are allowed")
     return text
@@ -63,7 +63,7 @@ def check_jid(value: object) -> str:
     """Return a jid as `check` does, but refuse a blank inside it: two jids in one cell, or half of another text."""
     jid = check("jid", value)
     if re.search(r"\s", jid):
-        raise InvalidField("jid", "has a blank in it: give one jid at a time")
+        raise InvalidField("jid", "contains a blank: give one jid at a time")
     return jid
 
 
@@ -72,7 +72,7 @@ def check_no_address(field: str, value: object, longest: int = LONGEST) -> str:
     if isinstance(value, str) and "@" in value:  # the message does not repeat it: it would stay in the log
         raise InvalidField(
             field,
-            "has an @ in it: an address is personal data, and nobody can remove it from the history; name a ticket"
+            "contains an @: an address is personal data and can never be removed from the history; name a ticket"
             " instead",
         )
     return check(field, value, longest)
@@ -97,7 +97,7 @@ def parse_json(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
-        raise ValueError("it has a key twice")
+        raise ValueError("a key appears twice")
     return document
 
 

@@ -163,13 +163,13 @@ class _PlainConnection(HTTPConnection):
         try:
             super().connect()
         except TimeoutError:
-            raise unavailable("timeout", f"{at}: no connection in the time for one request") from None
+            raise unavailable("timeout", f"{at}: no connection within the time limit") from None
         except socket.gaierror as error:
             raise unavailable("dns", f"{at}: the name was not resolved ({error.strerror})") from None
         except ConnectionRefusedError:
             raise unavailable("refused", f"{at}: the connection was refused") from None
         except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError):
-            raise unavailable("reset", f"{at}: the connection was closed while it was made") from None
+            raise unavailable("reset", f"{at}: the connection was closed while it was opened") from None
         except ssl.SSLCertVerificationError as error:
             words = f"{at}: the certificate is not trusted ({error.verify_message}): check base_url and ca_bundle"
             raise WrongTarget("tls_unverified", words, sent_at=flight.sent_at) from None
@@ -193,11 +193,11 @@ class _PlainConnection(HTTPConnection):
             self.used_at = monotonic()
             return response
         except TimeoutError:
-            raise unavailable("timeout", "no answer in the time for one request") from None
+            raise unavailable("timeout", "no answer within the time limit") from None
         except OSError:
             raise unavailable("reset", "the connection was closed before an answer") from None
         except (http.client.HTTPException, urllib3.exceptions.HTTPError):
-            raise bad_answer("not_http", "what answers does not speak HTTP") from None
+            raise bad_answer("not_http", "the server does not speak HTTP") from None
 
 
 class _TLSConnection(_PlainConnection, HTTPSConnection):

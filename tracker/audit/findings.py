@@ -15,7 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 LONGEST_LIST: Final = 1000
-"""Most findings that are kept. The rest is only counted, so that a damaged database does not fill the memory."""
+"""Most findings that are kept. Others are only counted, so that a damaged database does not fill the memory."""
 
 
 class What(StrEnum):
@@ -46,7 +46,7 @@ class AuditFinding:
     cluster: str | None = None
     jid: str | None = None
     seq: int | None = None  # of the transition
-    is_note: bool = False  # it may have an honest cause; a person should look
+    is_note: bool = False  # it may have a harmless cause; a person should look
 
 
 @dataclass(frozen=True, slots=True)

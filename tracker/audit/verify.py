@@ -255,7 +255,7 @@ class _Verification:
         if not self._trusted:
             return
         number, hash_, origin = min(self._trusted)
-        why = "the chain has a different one, or none"
+        why = "the chain has another checkpoint in its place, or none"
         if head is None or origin != head.checkpoint.origin:
             why = "it belongs to another database"
         elif number > head.checkpoint.number:
@@ -281,7 +281,7 @@ class _Verification:
                 continue
             uncertain.add(segment.name)
         if found:
-            self._find(What.SEGMENTS, f"table segments has {len(found)} more than it names", one.number)
+            self._find(What.SEGMENTS, f"table segments has {len(found)} more segments than it names", one.number)
         for table in {*TABLES} - uncertain:
             after, upto = one.ids[table]
             if count := self._between(table, after, upto, ranges[table]):
@@ -325,7 +325,7 @@ class _Verification:
         head = self._last.signed if self._last else None
         for table, (id_, written_at) in WRITTEN.items():
             if count := self._scalar(f"SELECT count(*) FROM {table} WHERE id < 1"):
-                self._find(What.ROWS, f"rows of {table} with an id below 1, which no database gives: {count}")
+                self._find(What.ROWS, f"rows of {table} with an id below 1, which is not possible: {count}")
             is_new = id_ > (head.checkpoint.ids[table][1] if head else 0)
             query = sa.select(sa.func.count(), sa.func.min(written_at) < now - LONGEST_WAIT).where(is_new)
             count, is_late = self._connection.execute(query).one()

@@ -74,7 +74,7 @@ def opened() -> Iterator[tuple[Settings, sa.Engine]]:
     "--state",
     multiple=True,
     type=click.Choice([state.value for state in State]),
-    help="The state that tracker concluded.",
+    help="The conclusion of tracker.",
 )
 @click.option("--status", multiple=True, metavar="WORD", help="What Elevate said last, verbatim.")
 @click.option("--cluster", multiple=True, metavar="NAME", help="Of this cluster.")

@@ -329,9 +329,9 @@ def pause(cluster: str, reason: str) -> None:
 def resume(cluster: str, reason: str | None) -> None:
     """Poll a cluster again, at once, whatever paused it.
 
-    An automatic pause (the key refused, Elevate unreachable, too many requests) can be ended so too; if nothing has
-    changed, the next answer pauses the cluster again. The gap stays open until the first valid answer; a reason is
-    kept with it.
+    This also ends an automatic pause (key refused, Elevate unreachable, too many requests). If the cause is still
+    there, the next request pauses the cluster again. The gap stays open until the first valid answer; it keeps the
+    reason.
     """
     from tracker import database, operate
 

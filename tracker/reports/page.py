@@ -253,7 +253,7 @@ def _number(value: int) -> Cell:
 
 
 def _bounds(pair: Bounds) -> Cell:
-    """Return both bounds of a duration in few words."""
+    """Return both bounds of a duration as one cell."""
     if pair.seconds_min is None:
         return Cell("not reached")
     low = human(pair.seconds_min)
@@ -267,12 +267,12 @@ def _bounds(pair: Bounds) -> Cell:
 
 
 def _now(data: _Data, overview: Overview | None) -> list[Section]:
-    """Return how everything stands now."""
+    """Return the sections about needs, daemons and clusters."""
     section = Section("needs", "What needs a person")
     if overview is None:
-        why = "This page is about some of the jobs, or does not know the settings."
+        why = "This page covers only some of the jobs, or was made without the settings."
         if data.as_of is not None:
-            why = "Which daemons ran and what needed a person at an earlier time is not stored."
+            why = "It is not stored which daemons ran and what needed a person at an earlier time."
         section.texts.append(f"{why} `tracker status` shows what needs a person now.")
         return [section]
     section.needs = needs(overview)
@@ -282,15 +282,15 @@ def _now(data: _Data, overview: Overview | None) -> list[Section]:
     standing = Section("clusters", "Daemons and clusters")
     for one in overview.daemons:
         times = f"started {one.started_at:{_SECOND}}, last alive {one.beat_at:{_SECOND}}"
-        standing.texts.append(f"A daemon runs: {one.host}:{one.pid}, version {one.version}, {times}.")
+        standing.texts.append(f"A daemon is running: {one.host}:{one.pid}, version {one.version}, {times}.")
     if not overview.daemons:
         last = overview.last_beat_at
         was = f"The last one was alive at {last:{_SECOND}}." if last else "No daemon has run on this database."
-        standing.texts.append(f"No daemon runs now. {was}")
+        standing.texts.append(f"No daemon is running. {was}")
     seals = overview.seals
     if seals.sealed_at is not None:
-        name = f"checkpoint {seals.number}" if seals.number is not None else "a checkpoint that is damaged"
-        rest = f"; rows that are newer and not sealed: {seals.unsealed:,}" if seals.unsealed else ""
+        name = f"checkpoint {seals.number}" if seals.number is not None else "a damaged checkpoint"
+        rest = f"; newer rows that are not sealed: {seals.unsealed:,}" if seals.unsealed else ""
         standing.texts.append(f"The history is sealed up to {name} of {seals.sealed_at:{_SECOND}}{rest}.")
     if overview.clusters:
         headings = ("cluster", "open", "late polls", "last answer", "paused until", "no answers since", "next deadline")
@@ -315,7 +315,7 @@ def _cluster(one: ClusterOverview) -> list[Cell]:
 
 
 def _report(data: _Data, name: str) -> Section:
-    """Return the section of the report *name*: its first rows, and what is drawn of it."""
+    """Return the section of the report *name*: its first rows and its picture."""
     report = catalog.REPORTS[name]
     filters, texts = data.filters, [report.help]
     if name in ("gaps", "coverage") and filters.since is None and filters.until is None:
@@ -333,7 +333,7 @@ def _report(data: _Data, name: str) -> Section:
     if data.jobs and name == "deadlines":
         section.grids.append(_verdicts(data))
     if rows:
-        more = f"These are the first {LIMIT} rows. `tracker report {name} --format csv` has all."
+        more = f"Only the first {LIMIT} rows are shown. `tracker report {name} --format csv` has all."
         headings = [_heading(column) for column in report.columns]
         section.grids.append(Grid(report.title, headings, rows, more if made.has_more else ""))
     else:
@@ -362,13 +362,13 @@ def _durations(data: _Data) -> Section:
     early, sure = curves = everything.curves()
     total = row_of(everything, {}, curves)
     section.texts.append(
-        "From submission (where that is unknown, registration) to done. Elevate gives no times, so each figure is a "
-        "pair: at least, and at most. They are estimates (Kaplan–Meier): a job that is not done counts as at "
-        "least as old as when it was last seen not done, and leaves the curve there, also a failed, lost or attested "
-        "one. So where many fail, the curve lies above the share that is done. Withdrawn jobs are left out."
+        "From submission (if unknown: registration) to done. Elevate gives no times, so each figure is a pair: at "
+        "least, and at most. The figures are estimates (Kaplan–Meier): a job that is not done counts until it was last "
+        "seen not done; so does a failed, lost or attested job. If many jobs fail, the curve is above the share that "
+        "is done. Withdrawn jobs are left out."
     )
     section.texts.append(
-        "A job is observed only from its registration on. Registered more than a day after submission: "
+        "A job is observed only after its registration. Registered more than a day after submission: "
         f"{total.late:,}; submission unknown: {total.unknown:,}."
     )
     end = max(1.03 * max((*early.ends[-1:], *sure.ends[-1:]), default=0.0), 60.0)
@@ -399,7 +399,7 @@ def _curve(early: Curve, sure: Curve, end: float, median: Bounds) -> Picture:
         said = f"Half are done after {human(median.seconds_min)} at the earliest{latest}."
     title = "Estimated share of jobs done, by time since submission"
     svg = pictures.completion("curve", title, said, sure, early, end)
-    return Picture(svg, f"{title}. {said}", [("band", "between the bounds: what the observations leave open")])
+    return Picture(svg, f"{title}. {said}", [("band", "between the bounds: uncertain")])
 
 
 def _in_flight(data: _Data) -> Picture:
@@ -458,14 +458,14 @@ def _verdicts(data: _Data) -> Grid:
         [Cell(verdict), Cell(state), _number(number), Cell(words.verdict_meaning(verdict, state))]
         for (state, verdict), number in by_gravity
     ]
-    return Grid("Jobs by verdict on their legal deadline", ("verdict", "state", "jobs", "it says"), rows)
+    return Grid("Jobs by verdict on their legal deadline", ("verdict", "state", "jobs", "meaning"), rows)
 
 
 _GRAVITY: Final = ("overdue", "undecidable", "missed", "pending", "attested", "withdrawn", "met")
 
 
 def _ahead(data: _Data) -> Picture:
-    """Draw the deadlines of jobs for which somebody still waits: those that are past, and the next 31 days."""
+    """Draw the deadlines of unsettled jobs: those that are past, and those of the next 31 days."""
     state: sa.ColumnClause[str] = sa.column("state")
     left: sa.ColumnClause[int] = sa.column("days_left")
     days = Counter[int]()
@@ -480,4 +480,4 @@ def _ahead(data: _Data) -> Picture:
 
 
 _DRAWN: Final[dict[str, Callable[[_Data], Picture]]] = {"deadlines": _ahead, "statuses": _in_flight}
-"""By report: what draws its picture, where there is one and any job."""
+"""By report: the function that draws its picture, if the report has one."""
