@@ -442,7 +442,7 @@ def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsy
         1,
         "tracker: error: several needs are key_refused; name one of them: key_refused w1, key_refused w2\n",
     )
-    assert "no need is nonsense; there are: key_refused w1" in run("ack", "nonsense", "--reason", "x")[1]
+    assert "there is no need nonsense; current needs: key_refused w1" in run("ack", "nonsense", "--reason", "x")[1]
     assert "not in the future" in run("ack", "key_refused", "w1", "--reason", "x", "--until", "2020-01-01")[1]
     assert "@" in run("ack", "key_refused", "w1", "--reason", "a@b")[1]
     assert table(engine) == []
@@ -452,9 +452,9 @@ def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsy
     assert run("ack", "key_refused", "w2", "--reason", "OPS-3", "--actor", "bob")[0] == 0
     code, said = run("status")
     assert code == 0
-    assert "eve has it in hand until 2099-11-27 23:00 UTC (OPS-1)" in said
-    assert "bob has it in hand (OPS-3)" in said
-    assert "in hand until 2" in run("ack", "key_refused", "w2", "--reason", "OPS-3", "--until", "2d")[1]
+    assert "eve is handling it until 2099-11-27 23:00 UTC (OPS-1)" in said
+    assert "bob is handling it (OPS-3)" in said
+    assert "silenced until 2" in run("ack", "key_refused", "w2", "--reason", "OPS-3", "--until", "2d")[1]
     refused(engine, is_over=True)
     monkeypatch.setattr(alerts, "SETTLED_SECONDS", 0.0)
     Alerts(Settings()).look(engine)  # without URLs, too

@@ -105,7 +105,7 @@ def test_each_cluster_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixtur
             out, err = capsys.readouterr()
             assert out.startswith("name,value,source")
             assert KEY not in out + err
-            assert err.startswith("The settings are good")
+            assert err.startswith("The settings are valid")
             return code, dict(line.split(": ", 1) for line in err.splitlines()[1:])
 
         assert ask("good") == (0, {"good": "good: the cluster answers and accepts the key"})

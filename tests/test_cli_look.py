@@ -102,11 +102,11 @@ def test_each_filter_of_jobs_narrows(run: Run) -> None:
     assert jids(run, "--due-within", "8 weeks", "--kind", "removal") == ["new"]
     assert jids(run, "--due-within", "36h") == []
     for args, problem in (
-        (["--due-within", "soon"], "'--due-within': 'soon' is not a duration of at most ten years: write 7d, 36h"),
+        (["--due-within", "soon"], "'--due-within': 'soon' is not a duration up to ten years: write 7d, 36h"),
         (["--due-within", "7d", "--past-deadline"], "--due-within and --past-deadline exclude each other"),
         (["--verdict", "good"], "'good' is not one of 'met', 'missed'"),
-        (["--reference", "\udcff"], "--reference has an invisible character in it, or bytes that are not UTF-8"),
-        (["--format", "json", "--for-spreadsheet"], "--for-spreadsheet does nothing in json: add --format csv"),
+        (["--reference", "\udcff"], "--reference contains an invisible character, or bytes that are not UTF-8"),
+        (["--format", "json", "--for-spreadsheet"], "--for-spreadsheet has no effect on json: add --format csv"),
     ):
         code, out, err = run("jobs", *args)
         assert (code, out) == (2, "")
@@ -157,7 +157,7 @@ def test_a_table_stops_at_its_limit_and_says_so_and_csv_does_not(engine: sa.Engi
         connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": f"j{n}"} for n in range(51)])
     _, out, err = run("jobs", "--format", "table")
     assert len(out.splitlines()) == 1 + 50
-    assert "There are more than these 50" in err
+    assert "There are more than 50 jobs" in err
     _, out, err = run("jobs", "--format", "table", "--limit", "51")
     assert (len(out.splitlines()), err.count("more")) == (1 + 51, 0)
     _, out, err = run("jobs", "--format", "csv")
@@ -481,7 +481,7 @@ def test_the_next_poll_says_why(engine: sa.Engine, run: Run, now: datetime) -> N
     assert why(run) == "3 errors in a row, so the waits grow"
     stand(engine, "w1", pause_cause=Cause.KEY_REFUSED, paused_until=now)
     paused = f"but cluster w1 is paused: key_refused until {at(now)}"
-    assert why(run) == f"3 errors in a row: waits grow; {paused}"
+    assert why(run) == f"3 errors in a row, so the waits grow; {paused}"
     change(engine, job_id, failures=0)
     history.record(engine, job_id, lambda job, past: status.withdraw(job, now, "eve", "x"))
     assert why(run) == "none: the job has ended"

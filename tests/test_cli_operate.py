@@ -94,7 +94,7 @@ def test_each_line_that_cannot_be_done_is_named_and_the_rest_is_done(
     expected = [
         "line 5: 'd': the job is done, as Elevate said: only its declared facts can be amended",
         "line 7: no job has the jid 'nope'; register it with: tracker add JID",
-        "line 8: several clusters have a job 'two', so say which one with --cluster: w1, w2, w3",
+        "line 8: several clusters have a job 'two'; choose one with --cluster: w1, w2, w3",
         "line 11: 'a': the same job as in line 2",
         "line 12: is not UTF-8 text, but perhaps Windows-1252 (CP1252): save the file as UTF-8 (in Excel: CSV UTF-8)",
         r"line 13: '[2J\x1bx': jid: has the invisible character '\x1b' in it",
@@ -129,7 +129,7 @@ def test_a_file_that_is_not_read_to_its_end_says_how_far_it_came(
     with monkeypatch.context() as patch:
         patch.setattr(operate, "find", fail)
         code, message = say("withdraw", "--from", "-", "--reason", "x", stdin=b"jid\na\nb\n")
-    said = "This ended early: 1 withdrawn, 0 refused.\ntracker: error: "
+    said = "This stopped early: 1 withdrawn, 0 refused.\ntracker: error: "
     assert (code, message) == (69, f"{said}the database is not available: gone\n")
     code, message = say("withdraw", "--from", "-", "--reason", "x", stdin=b"jid,state\nb,x\nstate,jid\ny,c\n")
     assert (code, message.startswith(f"{said}line 3: this header has other columns")) == (1, True)
@@ -143,7 +143,7 @@ def test_pause_and_resume_say_what_they_did(engine: sa.Engine, say: Say, monkeyp
     """Also of a cluster that is only configured; twice is harmless."""
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
     assert say("pause", "w1", "--reason", "maintenance") == (0, "Cluster w1 is paused until `tracker resume w1`.\n")
-    assert say("pause", "w1", "--reason", "more") == (0, "Cluster w1 is paused already; nothing was changed.\n")
+    assert say("pause", "w1", "--reason", "more") == (0, "Cluster w1 is already paused; nothing was changed.\n")
     resumed = "Cluster w1 is resumed. An open gap ends with the first valid answer.\n"
     assert say("resume", "w1", "--reason", "over") == (0, resumed)
     assert say("resume", "w1") == (0, "Cluster w1 is not paused; nothing was changed.\n")

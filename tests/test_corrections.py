@@ -290,7 +290,7 @@ def amended_under_way(engine: sa.Engine, script: Script, said: str | int) -> Non
 
 
 def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
-    """From open, failed and lost; it is not polled, its verdict is attested, and reopening takes it back."""
+    """From open, failed and lost; it is not polled, its verdict is attested, and reopening undoes it."""
     stories = {"new": [], "open": ["waiting"], "failed": ["error"], "lost": ["waiting", "not_found", "not_found"]}
     for jid, words in stories.items():
         job_id = register(engine, jid, at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
@@ -357,7 +357,7 @@ def test_amend_says_what_it_changed(engine: sa.Engine, say: Say) -> None:
     said = (
         f"reference R-1 -> unknown; received_at {NOW - 40 * DAY} -> {midnight(day)}; "
         f"deadline {before.deadline_on} -> {add_months(day, 1)}.\n"
-        "Plain dates that were taken as that day's start in Europe/Stockholm: 1.\n"
+        "Plain dates read as the start of the day in Europe/Stockholm: 1.\n"
     )
     once = [*command, str(day), "--reference", "None"]
     assert say(*once, "--dry-run") == (0, f"a of cluster w1 would be amended: {said}")
@@ -420,7 +420,7 @@ def test_amend_reads_csv(engine: sa.Engine, say: Say) -> None:
         *lines, dates = said.splitlines()
         is_done = "would be amended" if args else "is amended"
         assert (code, len(lines)) == (1, 14)
-        assert dates == "Plain dates that were taken as that day's start in Europe/Stockholm: 1."
+        assert dates == "Plain dates read as the start of the day in Europe/Stockholm: 1."
         assert lines[0].startswith(f"line 2: a of cluster w1 {is_done}: kind export -> removal; received_at")
         assert f"; deadline {first} -> {months(NOW - 20 * DAY, 1)}." in lines[0]
         assert lines[1].startswith(f"line 3: b of cluster w2 {is_done}: reference R-1 -> unknown; received_at")
@@ -435,7 +435,7 @@ def test_amend_reads_csv(engine: sa.Engine, say: Say) -> None:
                 (9, "'h': received_at: '2026-01-05T10:00:00' has no offset"),
                 (10, "no job has the jid 'none'"),
                 (11, "'c': the same job as in line 4"),
-                (12, "'i': reference: has an @ in it"),
+                (12, "'i': reference: contains an @"),
                 (13, "has 'y' in column 7, which has no heading"),
                 (14, "'l': extended_on: "),
             ],
@@ -465,9 +465,9 @@ def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, say: Say) ->
         "line 3: b",
         "line 4: kind: must be text, in quotes, not 1",
         f"line 5: has the unknown key 'when'; known are: {known}",
-        "line 6: 'c': has submitted_at, which --submitted-at says for all jobs: leave one of them out",
+        "line 6: 'c': has submitted_at, but --submitted-at gives it for all jobs: remove one of the two",
         "2 amended, 3 refused.",
-        "Plain dates that were taken as that day's start in Europe/Stockholm: 2.",
+        "Plain dates read as the start of the day in Europe/Stockholm: 2.",
     ]
     found = [row(engine, job_id) for job_id in ids]
     assert [one.reference for one in found] == 3 * ["R-1"]
@@ -500,7 +500,7 @@ def test_attest_says_what_is_claimed(engine: sa.Engine, say: Say) -> None:
     assert (code, said.splitlines()[1:]) == (
         1,
         [
-            "line 3: 'd': done_by: is left out; say it for all jobs with --done-by",
+            "line 3: 'd': done_by: is missing; give it for all jobs with --done-by",
             "line 4: 'e': done_by: 'x' is not a time: write it as 2026-01-31T14:00:00+01:00, or a day as 2026-01-31",
             "1 attested, 2 refused.",
         ],
@@ -512,7 +512,7 @@ def test_attest_says_what_is_claimed(engine: sa.Engine, say: Say) -> None:
 
 
 MISUSED: list[tuple[str, int, str]] = [
-    ("amend a", 2, "Say what is to be amended: --kind, --reference, --received-at"),
+    ("amend a", 2, "Give at least one fact to amend: --kind, --reference, --received-at"),
     ("amend a --kind unknown", 1, "there is nothing to amend"),
     ("amend a --reference ''", 1, "reference: is empty"),
     ("amend a --extended-until 2026-02-30", 1, "extended_until: '2026-02-30' is not a time"),

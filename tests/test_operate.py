@@ -152,7 +152,7 @@ def test_texts_are_refused_with_what_is_wrong() -> None:
         (text.check_reason, "not utf-8 \udcff", "not UTF-8"),
         (text.check_reason, "asked by jo@example.com", "personal data"),
         (text.check_jid, "x" * 256, "jid: has 256 characters; at most 255"),
-        (text.check_jid, "a b", "jid: has a blank in it: give one jid at a time"),
+        (text.check_jid, "a b", "jid: contains a blank: give one jid at a time"),
         (text.check_jid, "a\u3000b", "jid: has a blank in it"),
         (text.check_jid, "a\u00adb", "jid: has the invisible character"),
         (text.check_jid, "b\udce5", "jid: has a byte or half a character that is not UTF-8"),

@@ -278,7 +278,7 @@ def test_a_long_table_is_cut_and_says_so(engine: sa.Engine, render: Callable[...
     with database.writing(engine) as connection:
         connection.execute(sa.insert(JOBS), jobs)
     text = is_sound(render(names=["deadlines"])).text
-    assert f"These are the first {page.LIMIT} rows. tracker report deadlines --format csv has all." in text
+    assert f"Only the first {page.LIMIT} rows are shown. tracker report deadlines --format csv has all." in text
     assert ("jid-000" in text, f"jid-{page.LIMIT:03}" in text) == (True, False)
 
 

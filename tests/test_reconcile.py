@@ -99,7 +99,7 @@ def test_each_difference_is_named(engine: sa.Engine, reconciled: Reconcile) -> N
     problems = [row[7].split(":")[0] for row in found if row[7]]
     assert problems[:3] == ["an earlier row says export", "is empty", "'delete'"]
     assert problems[3:] == [
-        "has an @ in it",
+        "contains an @",
         r"has the invisible character '\x1b' in it",
         "has 1 cells, where the header has 4",
     ]

@@ -305,7 +305,7 @@ def test_the_daemon_serves_the_page_until_it_ends(url: str, tmp_path: Path) -> N
         try:
             until(lambda: b'"serving"' in log.read_bytes())
             response, body = get(port)
-            assert (response.status, "A daemon runs: " in body, "1 job: 1 open" in body) == (200, True, True)
+            assert (response.status, "A daemon is running: " in body, "1 job: 1 open" in body) == (200, True, True)
             second = subprocess.run([TRACKER, "run"], env=env, capture_output=True, text=True, timeout=30)
             assert second.returncode == 78
             assert "TRACKER_HTTP_PORT" in second.stderr.splitlines()[-1]
