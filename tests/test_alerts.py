@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tests.history import answer, register, stand
 from tests.hostile import wait_until
 from tracker import alerts, cli, database
-from tracker.alerts import Alerts, Gathering, Notice, decide, gathered, message, standby
+from tracker.alerts import Alerts, Notice, PendingMessage, decide, gathered, message, standby
 from tracker.errors import BadConfiguration
 from tracker.models import ALERTS, CLUSTERS, WORKERS
 from tracker.needs import KINDS, Alerted, Daemon, Need, Overview, needs
@@ -117,7 +117,7 @@ def test_each_need_is_sent_and_so_is_its_end(course: list[tuple[int, set[str], s
 def test_one_message_for_all_that_comes_together() -> None:
     """It goes 10 s after the last job was added, or after a minute; another daemon leaves it a minute to this one."""
     due = [Notice(row("failed", ""), need("failed", "", count=1))]
-    waiting: Gathering | None = None
+    waiting: PendingMessage | None = None
     for second in range(100):
         due = [replace(due[0], need=replace(need("failed", ""), count=min(1000 * second, 10_000)))]
         waiting = gathered(waiting, due, second)

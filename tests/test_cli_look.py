@@ -468,15 +468,15 @@ def why(run: Run, jid: str = "a") -> str:
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_the_next_poll_says_why(engine: sa.Engine, run: Run, now: datetime) -> None:
     job_id = register(engine, "a", at=now - 20 * DAY)
-    assert why(run) == cadence.Why.FIRST
+    assert why(run) == cadence.PollReason.FIRST
     answer(engine, job_id, ("not_found", now - 20 * DAY + MINUTE))
-    assert why(run) == cadence.Why.NOT_FOUND
+    assert why(run) == cadence.PollReason.NOT_FOUND
     answer(engine, job_id, ("waiting", now - 19 * DAY))
-    assert why(run) == cadence.Why.NIGHT
+    assert why(run) == cadence.PollReason.NIGHT
     answer(engine, job_id, ("waiting", now - 3 * DAY))
-    assert why(run) == cadence.Why.ARCHIVED
+    assert why(run) == cadence.PollReason.ARCHIVED
     answer(engine, job_id, ("running", now - 2 * DAY))
-    assert why(run) == cadence.Why.RUNNING
+    assert why(run) == cadence.PollReason.RUNNING
     change(engine, job_id, failures=3, last_error="Unavailable http_503")
     assert why(run) == "3 errors in a row, so the waits grow"
     stand(engine, "w1", pause_cause=Cause.KEY_REFUSED, paused_until=now)
@@ -486,7 +486,7 @@ def test_the_next_poll_says_why(engine: sa.Engine, run: Run, now: datetime) -> N
     history.record(engine, job_id, lambda job, past: status.withdraw(job, now, "eve", "x"))
     assert why(run) == "none: the job has ended"
     history.record(engine, job_id, lambda job, past: status.reopen(job, now, "eve", "x"), due_at=now)
-    assert why(run) == f"{cadence.Why.REOPENED}; {paused}"
+    assert why(run) == f"{cadence.PollReason.REOPENED}; {paused}"
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -495,16 +495,16 @@ def test_the_reason_goes_by_the_clusters_own_calendar(
 ) -> None:
     """As configured here; else as the last daemon had it; else by the defaults."""
     answer(engine, register(engine, "a", at=now - 4 * DAY), ("waiting", now - HOUR))
-    assert why(run) == cadence.Why.NIGHT
+    assert why(run) == cadence.PollReason.NIGHT
     values = {"cluster": "w1", "base_url": "http://127.0.0.1", "path": "/", "lost_after_polls": 5, "version": "1"}
     values |= {"lost_after_seconds": 1, "legal_timezone": "UTC", "recorded_at": now, "timezone": "UTC"}
     with database.writing(engine) as connection:
         for days in (5, 2):
             connection.execute(sa.insert(SOURCES).values(**values, archive_days=days))
-    assert why(run) == cadence.Why.ARCHIVED
+    assert why(run) == cadence.PollReason.ARCHIVED
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
     monkeypatch.setenv("TRACKER_ARCHIVE_DAYS", "9")
-    assert why(run) == cadence.Why.NIGHT
+    assert why(run) == cadence.PollReason.NIGHT
 
 
 def test_a_job_that_plain_sql_registered_is_shown_before_its_first_poll(engine: sa.Engine, run: Run) -> None:

@@ -121,7 +121,7 @@ def test_a_file_that_is_not_read_to_its_end_says_how_far_it_came(
     ids = [register(engine, jid) for jid in "abc"]
     find = operate.find
 
-    def fail(connection: sa.Connection, jid: str, cluster: str | None) -> operate.Found:
+    def fail(connection: sa.Connection, jid: str, cluster: str | None) -> operate.FoundJob:
         if jid == "b":
             raise DatabaseUnavailable("the database is not available: gone")
         return find(connection, jid, cluster)

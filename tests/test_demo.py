@@ -20,7 +20,7 @@ from tests import history
 from tests.history import selected
 from tracker import cli, database
 from tracker.demo import demo
-from tracker.demo.simulator import Fate
+from tracker.demo.simulator import SimulatedJob
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
 from tracker.status import Anomaly, Cause, State, Status
@@ -148,10 +148,10 @@ def test_it_ends_with_the_report_and_commands_that_work(tmp_path: Path) -> None:
 def test_a_bound_without_the_truth_fails_it(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 1, and the job, the bounds and the truth are printed: the check can fail."""
 
-    def wrong(fate: Fate) -> dict[Status, datetime]:
+    def wrong(fate: SimulatedJob) -> dict[Status, datetime]:
         return dict.fromkeys(Status, fate.gone_at or fate.ends_at)
 
-    monkeypatch.setattr(Fate, "entered", property(wrong))
-    monkeypatch.setattr(Fate, "status_at", lambda fate, at: Status.WAITING)
+    monkeypatch.setattr(SimulatedJob, "entered", property(wrong))
+    monkeypatch.setattr(SimulatedJob, "status_at", lambda fate, at: Status.WAITING)
     assert cli.main(["demo", "--jobs", "4", "--days", "1"]) == 1
     assert "recorded changes of status were not between their bounds" in " ".join(capfd.readouterr().err.split())

@@ -6,7 +6,7 @@ Each need is sent at least once. It is noted afterwards, so a crash in between m
 beforehand: the daemon that began first sends, and each other waits a minute longer for every one before it, so that it
 sends only what those could not. `run --once` does not wait.
 
-A need is noted as told when one destination has it. A destination that fails has a row of its own since then (kind
+A need is noted as sent when one destination has it. A destination that fails gets a row of its own (kind
 ``alert_undelivered``); it gets what it missed as soon as it works again, also after a restart.
 
 Apprise runs in a child process for each message. So it ends in time however slowly a server answers, uses the proxy and
@@ -57,7 +57,7 @@ SEND_SECONDS: Final = 15.0  # for one message to one destination
 CLOSING_SECONDS: Final = 20.0  # how long the end waits for what is being sent
 FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
 LONGEST_PAUSE: Final = timedelta(minutes=5)
-AGAIN: Final = timedelta(days=1)  # an urgent need that stands is sent again
+AGAIN: Final = timedelta(days=1)  # after this time an urgent need is sent again
 PING_TIMEOUT: Final = timedelta(seconds=10)
 UNDELIVERED: Final = "alert_undelivered"
 PASSING: Final = ("deadline_near", "download_closing", "anomaly")  # time ends these, whether or not anything was done
@@ -91,18 +91,18 @@ class Notice:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether the need stands and is urgent."""
+        """Whether the need still exists and is urgent."""
         return self.need is not None and self.need.is_urgent
 
 
 def decide(found: Iterable[Need], rows: Iterable[Alerted], now: datetime, after: timedelta) -> list[Notice]:
-    """Return what is to be sent: what is new, has become urgent, is urgent a day later, is no longer in hand, is over.
+    """Return what to send: needs that are new, became urgent, are urgent a day later, are no longer handled, or ended.
 
     Args:
         found: All needs.
         rows: `Overview.alerts`.
         now: The database's time.
-        after: How long an `unreachable` need stands before it is sent.
+        after: How long an `unreachable` need must exist before it is sent.
     """
     standing = {need.key: need for need in found}
     known: dict[tuple[str, str], Alerted] = {}
@@ -129,7 +129,7 @@ def decide(found: Iterable[Need], rows: Iterable[Alerted], now: datetime, after:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathering:
+class PendingMessage:
     """What waits for its message: since when, when it last grew (monotonic seconds), and the number of each."""
 
     first_at: float
@@ -141,13 +141,13 @@ class Gathering:
         return at >= min(self.grown_at + SETTLED_SECONDS, self.first_at + LONGEST_SECONDS) + standby
 
 
-def gathered(before: Gathering | None, due: Iterable[Notice], at: float) -> Gathering | None:
+def gathered(before: PendingMessage | None, due: Iterable[Notice], at: float) -> PendingMessage | None:
     """Return what waits now; None: nothing."""
     counts = {one.key: one.need.count if one.need else 1 for one in due}
     if before is None:
-        return Gathering(at, at, counts) if counts else None
+        return PendingMessage(at, at, counts) if counts else None
     has_grown = any(count > before.counts.get(key, 0) for key, count in counts.items())
-    return Gathering(before.first_at, at if has_grown else before.grown_at, counts) if counts else None
+    return PendingMessage(before.first_at, at if has_grown else before.grown_at, counts) if counts else None
 
 
 def standby(daemons: Sequence[Daemon], host: str, pid: int) -> float:
@@ -227,7 +227,7 @@ class Destination:
                 text=True,
                 env=self._environment,
                 timeout=SEND_SECONDS,
-                start_new_session=True,  # Ctrl-C is meant for us
+                start_new_session=True,  # Ctrl-C must reach only the daemon
             )
         except subprocess.TimeoutExpired:
             return "timeout"
@@ -274,7 +274,7 @@ class Alerts:
     def __init__(self, settings: Settings, *, once: bool = False, age: Callable[[], float] = lambda: 0.0) -> None:
         self._settings, self._once, self._age = settings, once, age
         self._destinations = destinations(settings)
-        self._waiting: Gathering | None = None
+        self._waiting: PendingMessage | None = None
         self._is_first = True
         self._pinged: tuple[bool, float] | None = None  # whether something was urgent, and when
 
@@ -371,7 +371,7 @@ class Alerts:
 
 
 def ack(connection: sa.Connection, need: Need, actor: str, reason: str, until: datetime | None, now: datetime) -> None:
-    """Record that *actor* has *need* in hand until it is over, or *until*.
+    """Record that *actor* is handling *need*, until it ends or *until*.
 
     Raises:
         InvalidField: A text is not valid, or *until* is not in the future.
@@ -414,7 +414,7 @@ def _note(
 
 
 def _open(connection: sa.Connection, row: Alerted) -> None:
-    """Enter a need; one that is over, and stands since the same time as before, begins again."""
+    """Insert a need. One that ended, and exists again since the same time, gets its old row."""
     statement = """
         INSERT INTO alerts (kind, subject, since, level) VALUES (:kind, :subject, :since, :level)
         ON CONFLICT (kind, subject, since) DO UPDATE SET level = excluded.level, told_at = NULL, ended_at = NULL,
@@ -425,13 +425,13 @@ def _open(connection: sa.Connection, row: Alerted) -> None:
 
 
 def _change(connection: sa.Connection, row: Alerted, **values: object) -> bool:
-    """Update the row of a need that stands; False: there is none."""
+    """Update the row of a need that exists; False: there is no such row."""
     its = (ALERTS.c.kind == row.kind, ALERTS.c.subject == row.subject, ALERTS.c.ended_at.is_(None))
     return bool(connection.execute(sa.update(ALERTS).where(*its).values(values).returning(ALERTS.c.since)).all())
 
 
 def _missed(connection: sa.Connection, failing: Alerted, found: Iterable[Need]) -> Iterator[Notice]:
-    """Yield what others were sent while a destination failed, but for its own failure."""
+    """Yield what other destinations got while this one failed, except its own failure."""
     standing = {need.key: need for need in found}
     for values in connection.execute(sa.select(ALERTS).where(ALERTS.c.told_at >= failing.since)):
         row = Alerted(**values._asdict())

@@ -28,7 +28,7 @@ from apscheduler.triggers.base import BaseTrigger
 
 from tracker import database, guards, operate
 from tracker.cadence import doubled
-from tracker.clusters import Watch, look, take_up
+from tracker.clusters import ClockWatch, look, take_up
 from tracker.errors import BadConfiguration, DatabaseMoved, DatabaseUnavailable, KeyRefused, Refused, TrackerError
 from tracker.health import MISSED, Health
 from tracker.logs import DATABASE, event
@@ -68,7 +68,7 @@ class Pulse:
         """A request brought an ``answer``, or an error of the class *outcome*, such as ``key_refused``."""
 
 
-class Trouble(NamedTuple):
+class UnpolledCluster(NamedTuple):
     """Why a cluster was not polled by `run` *once*, and the exit code for that; 0: an operator wants it so."""
 
     cluster: str
@@ -147,7 +147,7 @@ def run(
     beside: Callable[[Settings], Iterable[Beside]] = lambda settings: (),
     pulse: Pulse | None = None,
     reload: Callable[[], Settings] | None = None,
-) -> tuple[Tally, list[Trouble]]:
+) -> tuple[Tally, list[UnpolledCluster]]:
     """Poll all configured clusters until *stop*, or *once* all that is due; then return what was done, and what not.
 
     Args:
@@ -267,17 +267,17 @@ class _Task:
         if is_free and self._poller.wants(now, cluster, due_at):
             self.start()
 
-    def trouble(self, cluster: Health, due_at: datetime | None) -> Trouble | None:
+    def trouble(self, cluster: Health, due_at: datetime | None) -> UnpolledCluster | None:
         """Return why the cluster was not polled, if it was not; the arguments are what `look` finds afterwards."""
         name, cause, error = self._cluster, cluster.pause_cause, self._poller.error
         if isinstance(self.failure, DatabaseUnavailable):
-            return Trouble(name, 75, str(self.failure))
+            return UnpolledCluster(name, 75, str(self.failure))
         if self.failure is not None:  # a fault of tracker's own
             raise self.failure
         if due_at is None:  # no job is open
             return None
         if cluster.is_paused_by_hand:
-            return Trouble(name, 0, f"an operator paused it: tracker resume {name}")
+            return UnpolledCluster(name, 0, f"an operator paused it: tracker resume {name}")
         # A job that always fails does not count against its cluster, even if no other was due.
         is_unanswered = self.tally.failed > 0 and self.tally.asked == self.tally.failed + self.tally.lost
         if cause is None and not (is_unanswered and cluster.failures):
@@ -285,7 +285,7 @@ class _Task:
         why = str(error or f"no request was sent ({cause})")
         if cluster.paused_until is not None:
             why += f"; paused until {cluster.paused_until:%Y-%m-%d %H:%M:%S} UTC"
-        return Trouble(name, 78 if cause is Cause.KEY_REFUSED or isinstance(error, KeyRefused) else 69, why)
+        return UnpolledCluster(name, 78 if cause is Cause.KEY_REFUSED or isinstance(error, KeyRefused) else 69, why)
 
     def _run(self, patient: bool) -> None:
         with self._stop.handling_outages():
@@ -333,7 +333,7 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> It
         event("stopped", worker=worker)
 
 
-class _Every(BaseTrigger):  # type: ignore[misc]  # APScheduler is untyped
+class _EverySeconds(BaseTrigger):  # type: ignore[misc]  # APScheduler is untyped
     """Fires every so many seconds from now on.
 
     APScheduler's own interval lists all missed runs, which takes seconds and much memory after a clock was set.
@@ -361,9 +361,9 @@ class _Daemon:
     stop: Stop
     beside: Callable[[Settings], Iterable[Beside]]
     pulse: Pulse
-    watch: Watch = field(default_factory=Watch)
+    watch: ClockWatch = field(default_factory=ClockWatch)
     tally: Tally = field(default_factory=Tally)
-    troubles: list[Trouble] = field(default_factory=list)
+    troubles: list[UnpolledCluster] = field(default_factory=list)
     settings: Settings = field(init=False)
     tasks: dict[str, _Task] = field(init=False)
     over: threading.Event = field(init=False)
@@ -417,8 +417,8 @@ class _Daemon:
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
         )
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a look that takes longer than a second is no warning
-        scheduler.add_job(self._look, _Every(LOOK_SECONDS))
-        scheduler.add_job(self._beat, _Every(BEAT_SECONDS))
+        scheduler.add_job(self._look, _EverySeconds(LOOK_SECONDS))
+        scheduler.add_job(self._beat, _EverySeconds(BEAT_SECONDS))
         scheduler.start()
         while not self.stop.wait(LOOK_SECONDS):
             now = datetime.now(UTC)

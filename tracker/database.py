@@ -237,7 +237,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Yield a connection in a transaction that may write; it commits at the end and rolls back on an error.
 
     Raises:
-        DatabaseUnavailable: The database did not answer, is locked or full. After a lost COMMIT nobody knows whether
+        DatabaseUnavailable: The database did not answer, is locked or full. After a lost COMMIT it is unknown whether
             the rows were written: callers write so that they can do it again.
     """
     with engine.begin() as connection:
@@ -269,7 +269,7 @@ def now(connection: sa.Connection) -> datetime:
 
 
 def execute(connection: sa.Connection, statement: str) -> None:
-    """Execute DDL as it stands: psycopg would read a `%` as a placeholder, and sa.text() a `:` as a bind."""
+    """Execute DDL unchanged: psycopg would read a `%` as a placeholder, and sa.text() a `:` as a bind."""
     connection.exec_driver_sql(statement if connection.dialect.name == "sqlite" else statement.replace("%", "%%"))
 
 

@@ -29,13 +29,13 @@ from tracker.status import Answer
 from tracker.transport import CAP, IDLE_SECONDS, Adapter, bad_answer, flight, tls_context, unavailable
 
 _LONGEST_PAUSE = timedelta(hours=6)
-"""The longest wait that a server can ask for: a typing error of its owner must not stop polling for weeks."""
+"""The longest wait that a server can ask for: a mistake in its configuration must not stop polling for weeks."""
 
 RECEIVER_HINTS = {
     "tls_unverified": "the receiver's certificate is not trusted: check TRACKER_RECEIVER_CA_BUNDLE",
     "proxy": "the proxy made no connection: check TRACKER_RECEIVER_PROXY",
 }
-"""What to do about an error of `post`, by its code; the words of the errors themselves are about Elevate."""
+"""What to do about an error of `post`, by its code; the messages of the errors themselves are about Elevate."""
 
 
 class Elevate:
@@ -43,7 +43,7 @@ class Elevate:
 
     Args:
         cluster: Where to ask, with which key; its settings are valid.
-        timeout: For the whole of one request: look-up, connection, TLS, headers and body. One that times out on a
+        timeout: For one complete request: look-up, connection, TLS, headers and body. One that times out on a
             connection that was idle is sent once more, on a new one, with as much time.
 
     Raises:
@@ -80,7 +80,7 @@ class Elevate:
             now: The clock (aware UTC), read just before the request is sent and when the answer is complete.
 
         Raises:
-            AskError: there is no answer; which subclass, see `tracker.errors`. Nothing hangs on it that holds the key:
+            AskError: there is no answer; `tracker.errors` lists the subclasses. Nothing attached to it holds the key:
                 neither a cause nor a context, nor a frame below this one (a server can echo the key into a body).
         """
         try:
@@ -127,7 +127,7 @@ class Elevate:
         try:
             if response.status != 200:
                 return response, b""
-            # As it came: what is compressed, although nobody asked for that, is no JSON and is not unpacked.
+            # Not decoded: a compressed answer, which we do not ask for, counts as invalid JSON.
             return response, response.read(CAP)
         except urllib3.exceptions.ReadTimeoutError:
             raise unavailable("timeout", "no complete answer within the time limit") from None
@@ -156,7 +156,7 @@ def post(
         url: A valid one, with ``https://``, or ``http://`` for this machine; may hold a secret.
         body: It can have arrived although an error is raised.
         headers: Beside those of every request.
-        timeout: For the whole of it.
+        timeout: For the complete request.
         method: A ping is a GET without a body.
         ca_bundle: PEM file of the authorities to trust in place of the usual ones.
         proxy: For ``https://``; this machine is asked without it.

@@ -21,7 +21,7 @@ LONGEST_ROW: Final = 65_536
 """Bytes of a row: several times what its longest values need, so that memory is bounded."""
 
 _SEPARATOR: Final = re.compile(r'"?sep=([,;\t|])"?\1*', re.IGNORECASE)
-"""The first line by which Excel is told the separator."""
+"""A first line that names the separator for Excel."""
 _AS_UTF_8: Final = "save the file as UTF-8 (in Excel: CSV UTF-8)"
 _NOT_UTF_8: Final = f"is not UTF-8 text, but perhaps Windows-1252 (CP1252): {_AS_UTF_8}"
 
@@ -155,7 +155,7 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
     form: dict[str, Any] = {"skipinitialspace": True, "strict": True}
     form["delimiter"] = (
         separator[1] if separator else max(",;\t", key=first.count)
-    )  # the comma, if there is none of them
+    )  # a comma if the header has no separator
     try:
         (cells,) = csv.reader([first], **form)
     except csv.Error as error:
@@ -170,7 +170,7 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
         except StopIteration:
             return
         except (csv.Error, _TooLong) as error:
-            # Reading goes on with the next line, so that what an open quote swallowed is named, and no more.
+            # Reading continues with the next line, so that only the row with the open quote is lost.
             upto = f" (lines {line} to {lines.number} were not read)" if lines.number > line else ""
             why = "a quote is not closed" if "unexpected end" in str(error) else error
             yield Record(line, {}, Refused(f"is not a row of CSV: {why}{upto}"))

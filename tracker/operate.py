@@ -38,7 +38,7 @@ Fact: TypeAlias = str | datetime | date | None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundJob:
     """A job that is registered."""
 
     job_id: int
@@ -48,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Amendment:
-    """What an amendment made of a job.
+    """The result of an amendment.
 
     Attributes:
         decision: The job as it is now, and the transition that holds what is now declared.
@@ -64,16 +64,16 @@ class Amendment:
 
     @property
     def idle_extension(self) -> date | None:
-        """An extension that is on record and is not the deadline: recorded too late, or of more than two months."""
+        """An extension that does not count: it was recorded too late, or is longer than two months."""
         extended_on = self.decision.job.facts.extended_on
         return None if extended_on == self.deadline.on else extended_on
 
 
-def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Found:
+def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> FoundJob:
     """Return the job with this jid, in any cluster if *cluster* is None; raise UnknownJob or AmbiguousJob."""
     query = sa.select(JOBS.c.id, JOBS.c.cluster).where(JOBS.c.jid == jid).order_by(JOBS.c.cluster)
     rows = connection.execute(query).all() if not text.INVISIBLE.search(jid) else []
-    found = [Found(row.id, row.cluster, jid) for row in rows if cluster in (None, row.cluster)]
+    found = [FoundJob(row.id, row.cluster, jid) for row in rows if cluster in (None, row.cluster)]
     if len(found) == 1:
         return found[0]
     shown, others = repr(jid[:255]), ", ".join(row.cluster for row in rows)
@@ -88,7 +88,7 @@ def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Fou
 
 
 def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str) -> Decision:
-    """Close an open, failed or lost job, and return what became of it.
+    """Close an open, failed or lost job, and return the decision.
 
     Args:
         connection: In a transaction of `database.writing` that the caller commits.
@@ -240,7 +240,7 @@ def _check_extension(
 
 
 def _carry_out(connection: sa.Connection, job_id: int, decide: Callable[[status.Job, datetime], Decision]) -> Decision:
-    """Return what *decide* makes of the job now, and write it."""
+    """Apply *decide* to the job as it is now, and write the result."""
     row, at = _lock_job(connection, job_id)
     decision = decide(job_of(row), at)
     job = decision.job

@@ -42,7 +42,7 @@ class DifferenceKind(StrEnum):
     DIFFERS = "differs"
     """A fact is registered otherwise than the file first says."""
     MISSING_HERE = "missing_here"
-    """It is in the file, and not registered: nobody follows it."""
+    """It is in the file, but not registered: tracker does not follow it."""
     MISSING_THERE = "missing_there"
     """It is registered, within the scope, and not in the file."""
 

@@ -206,7 +206,7 @@ def _file(value: Path) -> Path:
 
 
 def _authorities(value: Path) -> Path:
-    import ssl  # here: it takes some milliseconds, and few settings need it
+    import ssl  # imported here: it takes some milliseconds, and few settings need it
 
     if not os.path.isfile(value):
         raise ValueError(f"there is no file {value}")
@@ -321,7 +321,7 @@ class ClusterSettings(_Model):
         default_factory=lambda data: f"https://{data['name']}.api.esales.apptus.cloud"
     )
     path: Annotated[str, AfterValidator(_path)] = DEFAULT_PATH  # of the job-status call
-    timezone: Zone = DEFAULT_TIMEZONE  # where Elevate's next day begins (undocumented, hence a setting)
+    timezone: Zone = DEFAULT_TIMEZONE  # in which Elevate's days begin (undocumented, so a setting)
     archive_days: Annotated[Count, _number(1, 365, "a whole number of days")] = 5  # until a day's jobs may start
     max_requests_per_second: Annotated[  # over all daemons on one database
         float, BeforeValidator(_no_bool), _number(0.001, 1_000_000, "a number")
@@ -366,7 +366,7 @@ class Settings(_Model):
     lost_after_polls: Annotated[Count, _number(1, 10_000)] = 5  # ``not_found`` answers in a row that end a job …
     lost_after: Duration = timedelta(days=2)  # … over at least this long
     delay_per_poll: Duration = timedelta(seconds=60)  # how much mean delay one poll may save
-    request_timeout: Duration = timedelta(seconds=10)  # for the whole of one request to Elevate
+    request_timeout: Duration = timedelta(seconds=10)  # for one complete request to Elevate
     clusters: dict[str, ClusterSettings] = {}  # by name; empty for commands that only read the database
 
     _places: dict[_Where, str] = PrivateAttr(default_factory=dict)

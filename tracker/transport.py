@@ -1,6 +1,6 @@
-"""Sockets, TLS, the deadline of a whole request and a cap on what is read: what is beneath ``elevate``.
+"""Sockets, TLS, the deadline of a whole request and the largest answer: the layer below ``elevate``.
 
-Owns every byte that goes to Elevate and comes back; what answers may be slow, wrong or hostile. Leaves alone: what is
+Owns every byte that goes to Elevate and comes back; the other side may be slow, wrong or hostile. Leaves alone what is
 asked and what an answer means (``elevate``).
 
 It uses the adapter of requests and the pool of urllib3, with three differences. There is no Session, hence no redirect
@@ -35,11 +35,11 @@ CAP = 64 * 1024
 """Bytes that are read of one response, headers included; an answer has about 100, and its headers a few hundred."""
 
 IDLE_SECONDS = 2.0
-"""A connection that was idle for longer may be dead without a sign: a router on the way forgot it."""
+"""A connection that was idle for longer may be dead without notice: a router forgot it."""
 
 
-class Flight(threading.local):
-    """What the request that this thread has under way may still take: every socket of ours obeys it.
+class RequestInFlight(threading.local):
+    """The time and bytes that are left for this thread's request; every socket of ours obeys them.
 
     Not an argument: between `Adapter.send` and a socket's `recv` are requests, urllib3 and http.client.
     """
@@ -51,7 +51,7 @@ class Flight(threading.local):
     sent_at: datetime  # goes into each error
 
 
-flight = Flight()
+flight = RequestInFlight()
 
 
 def unavailable(code: str, words: str) -> Unavailable:
@@ -92,7 +92,7 @@ class _Socket(socket.socket):
         return count
 
     def _take(self, count: int) -> None:
-        # Here, not at the body: headers, interim responses, chunk sizes and trailers may have no end either.
+        # Counted here, not at the body: headers, interim responses, chunk sizes and trailers can be endless, too.
         flight.room -= count
         if flight.room < 0:
             raise bad_answer("too_large", f"the answer is longer than {CAP} bytes")
@@ -137,7 +137,7 @@ def _open(host: str, port: int, options: list[tuple[int, int, int | bytes]]) -> 
             sock = _Socket(family, kind, protocol)
             for option in options:
                 sock.setsockopt(*option)
-            # An even share for each address, so that a dead IPv6 route does not eat the time for IPv4.
+            # An equal share for each address, so that a dead IPv6 route does not use up the time for IPv4.
             sock.settimeout(_left() / (len(addresses) - number))
             sock.connect(address)
             return sock
@@ -179,7 +179,7 @@ class _PlainConnection(HTTPConnection):
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.strerror:
                 raise unavailable("unreachable", f"{at}: no connection ({error.strerror})") from None
-            code = re.search(r"\b[1-5]\d\d\b", str(error))  # all else in there is the proxy's own words
+            code = re.search(r"\b[1-5]\d\d\b", str(error))  # the rest is text of the proxy
             words = f"{at}: the proxy made no connection ({code[0] if code else 'no HTTP'}): check proxy"
             raise unavailable("proxy", words) from None
 

@@ -18,7 +18,7 @@ LONGEST_LIST: Final = 1000
 """Most findings that are kept. Others are only counted, so that a damaged database does not fill the memory."""
 
 
-class What(StrEnum):
+class FindingKind(StrEnum):
     """What kind of thing is wrong."""
 
     GUARD = "guard"  # a guard, table or CHECK is missing, changed or not tracker's
@@ -39,7 +39,7 @@ class What(StrEnum):
 class AuditFinding:
     """One thing that is wrong, in words and with its place."""
 
-    what: What
+    what: FindingKind
     message: str
     checkpoint: int | None = None  # its number
     segment: str | None = None  # its path in a pack

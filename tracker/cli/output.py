@@ -169,7 +169,7 @@ def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], No
 
 
 def utc(at: datetime) -> datetime:
-    """Return *at* in UTC; a naive time is a mistake in the program, since nobody knows what it means.
+    """Return *at* in UTC; a naive time is a mistake in the program.
 
     Raises:
         ValueError: *at* is naive.
@@ -180,7 +180,7 @@ def utc(at: datetime) -> datetime:
 
 
 def _table_cell(value: object, column: Column) -> tuple[str, bool]:
-    """Return the cell's text and whether it stands on the right."""
+    """Return the cell's text and whether it is aligned to the right."""
     if isinstance(value, bool):
         return ("yes" if value else "no"), False
     words = column.name.split("_")

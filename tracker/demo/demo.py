@@ -52,7 +52,8 @@ EARLY = timedelta(days=28)
 class LaggingClock:
     """A clock that runs as the real one does, some time behind it, and leaps towards it: shared by all in the demo.
 
-    Between two leaps it runs, so that a request takes time (nobody asks while it leaps); *lag* is how far it is behind.
+    Between two leaps it runs, so that a request takes time; no request is sent during a leap. *lag* is how far it is
+    behind.
     """
 
     def __init__(self, lag: timedelta) -> None:
@@ -264,7 +265,7 @@ def run(
 
 def _next_polls(engine: sa.Engine) -> dict[str, datetime]:
     """Return when each cluster is to be asked next, if it has open jobs."""
-    _, found = clusters.look(engine, clusters.Watch())
+    _, found = clusters.look(engine, clusters.ClockWatch())
     return {name: max(due_at, standing.paused_until or due_at) for name, (standing, due_at) in found.items() if due_at}
 
 
@@ -307,7 +308,7 @@ def _judge(connection: sa.Connection, outcome: Outcome) -> None:
     )
     for row in connection.execute(changes):
         if row.from_status is None and row.to_status == Status.NOT_FOUND:
-            continue  # nobody created this jid
+            continue  # this jid was never created
         outcome.bounds += 1
         truth = outcome.elevates[row.cluster].truth(row.jid).entered.get(row.to_status)
         after, by = row.last_seen_at or row.submitted_at, row.observed_at

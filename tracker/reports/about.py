@@ -1,7 +1,7 @@
-"""What a report is about: which jobs were asked for, and what it says of itself.
+"""Which jobs a report is about, and what its head says.
 
-Owns the filters that all reports share: as a value, as conditions of a query and in words. Reading what a person typed
-is the command line's.
+Owns the filters that all reports share: as a value, as conditions of a query and in words. Leaves the reading of
+options to the command line.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What every report says of itself.
+    """The head of every report.
 
     Attributes:
         as_of: The database's time when it was read: nothing later is in it.

@@ -163,13 +163,13 @@ def urgent(
     deadline: Sequence[sa.ColumnElement[Any]],
     newest: Sequence[sa.ColumnElement[Any]],
 ) -> tuple[Part, Part]:
-    """Return the urgent order: those that somebody waits for by *deadline*, then the settled ones, the *newest* first.
+    """Return the urgent order: unsettled rows by *deadline*, then the settled ones, the *newest* first.
 
     Args:
-        waiting: Which rows somebody waits for.
-        settled: The others.
-        deadline: The deadline, and what else those that wait are sorted by.
-        newest: What the settled ones are sorted by.
+        waiting: The condition of unsettled rows.
+        settled: The condition of the others.
+        deadline: What unsettled rows are sorted by.
+        newest: What settled rows are sorted by.
     """
     first, *ties = deadline
     return (waiting, [first.asc().nulls_last(), *ties]), (settled, newest)
