@@ -104,16 +104,16 @@ def decide(found: Iterable[Need], rows: Iterable[Alerted], now: datetime, after:
         now: The database's time.
         after: How long an `unreachable` need must exist before it is sent.
     """
-    standing = {need.key: need for need in found}
+    current = {need.key: need for need in found}
     known: dict[tuple[str, str], Alerted] = {}
     due: list[Notice] = []
     for row in sorted(rows, key=lambda row: row.told_at is not None):  # two daemons may each have made one
         key = row.kind, row.subject
-        if row.ended_at is not None or (key not in standing and row.kind != UNDELIVERED):
+        if row.ended_at is not None or (key not in current and row.kind != UNDELIVERED):
             due.append(Notice(row, None))
         else:
             known[key] = row
-    for key, need in standing.items():
+    for key, need in current.items():
         level = URGENT if need.is_urgent else NORMAL
         row = known.get(key) or Alerted(*key, need.since or now, level)
         if need.is_acked:
@@ -157,7 +157,7 @@ def standby(daemons: Sequence[Daemon], host: str, pid: int) -> float:
 
 
 def message(notices: Iterable[Notice], jids_of: Callable[[Need, int], list[str]]) -> dict[str, str]:
-    """Return what Apprise sends; *jids_of* returns at most so many jids of a need."""
+    """Return what Apprise sends; *jids_of* returns some jids of a need, at most as many as asked for."""
     ordered = sorted(notices, key=lambda one: (not one.is_urgent, one.need is None))
     lines: list[str] = []
     left = MOST_JIDS
@@ -207,7 +207,7 @@ class Destination:
         return monotonic() >= self._retry_at
 
     def deliver(self, message: dict[str, str], standby: float) -> str:
-        """Send it, log what came of it, and return that as `send` does."""
+        """Send it, log the result, and return the result as `send` does."""
         problem = self.send(message)
         if problem:
             pause = cadence.doubled(FIRST_PAUSE, self._failures, LONGEST_PAUSE).total_seconds() + standby
@@ -280,7 +280,7 @@ class Alerts:
 
     @contextmanager
     def __call__(self, engine: sa.Engine) -> Iterator[None]:
-        """Run beside the block."""
+        """Run in a thread during the block."""
         over, is_good = threading.Event(), False
         thread = threading.Thread(target=self._rounds, args=(engine, over), name="tracker-alerts", daemon=True)
         if not self._once:
@@ -336,21 +336,21 @@ class Alerts:
         problems: dict[str, str] = {}  # by destination; "": it works
         if self._is_first:  # another daemon that still uses such a destination notes it again
             problems = dict.fromkeys(failing.keys() - {place.name for place in self._destinations}, "")
-        is_told = not self._destinations
+        is_sent = not self._destinations
         for place in self._destinations:
             row = failing.get(place.name)
             if not place.is_ready(row is not None, wait) or not (due or row):
                 continue
             with database.reading(engine) as connection:
                 its = {each.key: each for each in [*(_missed(connection, row, found) if row else ()), *due]}
-                told = message(its.values(), partial(overview.jids, connection, now=seen.now))
+                sent_notices = message(its.values(), partial(overview.jids, connection, now=seen.now))
             if its:
-                problem = problems[place.name] = place.deliver(told, wait)
-                is_told = is_told or not problem
-        if problems or (due and is_told):
+                problem = problems[place.name] = place.deliver(sent_notices, wait)
+                is_sent = is_sent or not problem
+        if problems or (due and is_sent):
             with database.writing(engine) as connection:
-                _note(connection, due if is_told else [], problems, failing, seen.now)
-                self._waiting = None if due and is_told else self._waiting
+                _note(connection, due if is_sent else [], problems, failing, seen.now)
+                self._waiting = None if due and is_sent else self._waiting
         self._is_first = False
         return any(need.is_urgent for need in found)
 
@@ -390,21 +390,21 @@ def ack(connection: sa.Connection, need: Need, actor: str, reason: str, until: d
 
 def _note(
     connection: sa.Connection,
-    told: Sequence[Notice],
+    sent_notices: Sequence[Notice],
     problems: Mapping[str, str],
     failing: Mapping[str, Alerted],
     began_at: datetime,
 ) -> None:
     """Note what was sent, and which destinations fail or work again."""
     now = database.now(connection)
-    sent = {one.row.subject for one in told if one.row.kind == UNDELIVERED}
+    sent = {one.row.subject for one in sent_notices if one.row.kind == UNDELIVERED}
     for name, problem in problems.items():
         if problem and name not in failing:
             _open(connection, Alerted(UNDELIVERED, name, began_at, URGENT))
         elif not problem and name in failing:  # its end is worth a message only if its beginning was
             told_at = failing[name].told_at or (None if name in sent else now)
             _change(connection, failing[name], ended_at=now, told_at=told_at)
-    for one in told:
+    for one in sent_notices:
         if one.need is not None:
             _change(connection, one.row, told_at=now, level=URGENT if one.is_urgent else one.row.level)
         else:
@@ -432,9 +432,9 @@ def _change(connection: sa.Connection, row: Alerted, **values: object) -> bool:
 
 def _missed(connection: sa.Connection, failing: Alerted, found: Iterable[Need]) -> Iterator[Notice]:
     """Yield what other destinations got while this one failed, except its own failure."""
-    standing = {need.key: need for need in found}
+    current = {need.key: need for need in found}
     for values in connection.execute(sa.select(ALERTS).where(ALERTS.c.told_at >= failing.since)):
         row = Alerted(**values._asdict())
         key = row.kind, row.subject
-        if key != (failing.kind, failing.subject) and (row.ended_at or key in standing):
-            yield Notice(row, None if row.ended_at else standing[key])
+        if key != (failing.kind, failing.subject) and (row.ended_at or key in current):
+            yield Notice(row, None if row.ended_at else current[key])

@@ -60,7 +60,7 @@ class ClockWatch:
             now = database.now(connection)
             ended = monotonic()
             if ended - began < CLOCK_STEP.total_seconds() / 5:
-                break  # else the database stood still, or we did: it may have read its clock at any moment
+                break  # otherwise the database or this process was stopped: it may have read its clock at any moment
         tick = (began + ended) / 2
         with self._lock:
             if self._last is not None and tick <= self._last[1]:

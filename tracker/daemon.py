@@ -37,9 +37,9 @@ from tracker.poller import Poller, Tally
 from tracker.settings import Settings, mask_url
 from tracker.status import Cause, State
 
-LOOK_SECONDS: Final = 1  # how often all clusters are looked at for due jobs
+LOOK_SECONDS: Final = 1  # how often to look for due jobs of all clusters
 BEAT_SECONDS: Final = 10  # a daemon whose last beat is older than a minute is taken for dead
-SAME_SIGNAL_SECONDS: Final = 0.5  # a wrapper that signals us and our group sends one signal twice
+SAME_SIGNAL_SECONDS: Final = 0.5  # a wrapper that signals the process and its group sends one signal twice
 CLOSING_SECONDS: Final = 20  # beyond the time for one request: to write what came of the last ones
 FORGOTTEN: Final = timedelta(days=30)  # how long a daemon that stopped is listed
 AWAY_SECONDS: Final = 5  # between looks while the database is away
@@ -69,7 +69,7 @@ class Pulse:
 
 
 class UnpolledCluster(NamedTuple):
-    """Why a cluster was not polled by `run` *once*, and the exit code for that; 0: an operator wants it so."""
+    """Why `run` *once* did not poll a cluster, and the exit code for that; 0: an operator paused it."""
 
     cluster: str
     exit_code: int
@@ -148,7 +148,7 @@ def run(
     pulse: Pulse | None = None,
     reload: Callable[[], Settings] | None = None,
 ) -> tuple[Tally, list[UnpolledCluster]]:
-    """Poll all configured clusters until *stop*, or *once* all that is due; then return what was done, and what not.
+    """Poll all configured clusters until *stop*, or *once* all that is due; then return what was done and what was not.
 
     Args:
         settings: With at least one cluster.
@@ -321,8 +321,8 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> It
     shown = mask_url(settings.database_url)
     event("started", worker=worker, version=release, database=shown, clusters=",".join(settings.clusters))
     if shares and engine.dialect.name == "sqlite" and not once:
-        note = "another daemon uses this SQLite file, or was killed a moment ago; several work, but their writes wait "
-        note += "for each other: use PostgreSQL for more than one daemon"
+        note = "another daemon uses this SQLite file, or was killed within the last minute. Daemons on one SQLite file "
+        note += "wait for each other's writes: use PostgreSQL for more than one daemon"
         event("sqlite_shared", logging.WARNING, others=",".join(shares), note=note)
     try:
         yield worker
@@ -434,7 +434,7 @@ class _Daemon:
         closing = threading.Thread(target=scheduler.shutdown, daemon=True)  # it has no time-out of its own
         closing.start()
         if not self.finish(closing):
-            event("stop_timed_out", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
+            event("stop_timed_out", logging.ERROR, note="a poll did not end in time; its job is polled again later")
             os._exit(1)
 
     def _reload(self, read: Callable[[], Settings]) -> None:
@@ -451,7 +451,7 @@ class _Daemon:
             return
         # Looks and heartbeats go on meanwhile, and find no task that would start.
         if not self.finish():
-            event("reload_timed_out", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
+            event("reload_timed_out", logging.ERROR, note="a poll did not end in time; its job is polled again later")
         self.close()
         while not self.stop.is_set():
             with self.stop.handling_outages(AWAY_SECONDS):

@@ -155,7 +155,7 @@ def post(
     Args:
         url: A valid one, with ``https://``, or ``http://`` for this machine; may hold a secret.
         body: It can have arrived although an error is raised.
-        headers: Beside those of every request.
+        headers: In addition to those of every request.
         timeout: For the complete request.
         method: A ping is a GET without a body.
         ca_bundle: PEM file of the authorities to trust in place of the usual ones.

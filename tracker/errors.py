@@ -91,7 +91,7 @@ class Conflict(Refused):
     """
 
     def __init__(self, cluster: str, jid: str, differences: dict[str, tuple[str, str]]) -> None:
-        facts = "; ".join(f"{name} is {there}, not {given}" for name, (there, given) in differences.items())
+        facts = "; ".join(f"{name} is {there[:60]}, not {given[:60]}" for name, (there, given) in differences.items())
         super().__init__(f"job {jid} of cluster {cluster} is already registered with other facts: {facts}")
         self.differences = differences
 

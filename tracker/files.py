@@ -31,7 +31,7 @@ class Record(NamedTuple):
 
     Attributes:
         line: The physical line on which it begins, from 1.
-        values: What it says, by column; stripped, and without the cells that are empty.
+        values: The values by column; stripped, without empty cells.
         problem: Why it cannot be read; then there are no values.
     """
 

@@ -44,7 +44,7 @@ UNOBSERVED = {
 TABLES = (
     *("sources", "jobs", "transitions", "gaps", "clusters", "workers", "seals", "segments", "deliveries", "alerts"),
 )
-# What is refused beside changes of the history: table, event and message; `_conditions` says when.
+# What is refused besides changes of the history: table, event and message; `_conditions` says when.
 RULES = {
     "claim": ("jobs", "INSERT", "INSERT into jobs may set declared columns only, and no time in the future"),
     "change": ("jobs", "UPDATE", "only an amendment changes declared facts, and an open job must have a due_at"),

@@ -240,7 +240,7 @@ def register_rows(
     settings: Settings | None = None,
     dry_run: bool = False,
 ) -> Iterator[list[tuple[JobRow, Outcome]]]:
-    """Register the rows of a file, and yield each piece of them with what became of it, once it is committed.
+    """Register the rows of a file; yield each piece of them with its results, once it is committed.
 
     No transaction is open while a row is waited for. A dry run yields what would become of the rows, writes nothing,
     and holds in memory what they say.
@@ -397,7 +397,7 @@ def _insert_statement(dialect: str) -> sa.TextClause:
         )
     values = [form.format(place) for place, form in enumerate((word,) * 4 + (instant,) * 4 + (day,))]
     if dialect == "sqlite":
-        # Not ON CONFLICT: the guard against REPLACE aborts before it. Nobody else can write in the meantime.
+        # Not ON CONFLICT: the guard against REPLACE aborts before it. No other session can write in the meantime.
         there = f"SELECT 1 FROM jobs j WHERE j.cluster = {values[0]} AND j.jid = {values[1]}"
         source = f"json_each(:rows) WHERE NOT EXISTS ({there})"
     else:

@@ -104,7 +104,7 @@ def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str) ->
 
 
 def reopen(connection: sa.Connection, job_id: int, actor: str, reason: str) -> Decision:
-    """Open a failed, lost, attested or withdrawn job again, to be asked at once, and return what became of it.
+    """Open a failed, lost, attested or withdrawn job again, to be asked at once, and return the decision.
 
     Arguments and errors are those of `withdraw`.
     """
@@ -113,7 +113,7 @@ def reopen(connection: sa.Connection, job_id: int, actor: str, reason: str) -> D
 
 
 def attest(connection: sa.Connection, job_id: int, actor: str, reason: str, done_by: datetime) -> Decision:
-    """End an open, failed or lost job as an operator says that it ended, unseen by us, and return what became of it.
+    """End an open, failed or lost job on an operator's word, and return the decision.
 
     The verdict is then ``attested``: what people claim is not an observation.
 

@@ -105,7 +105,7 @@ class _Claim:
 
 @dataclass(slots=True)
 class _Request:
-    """A job that is leased to us, and what came of asking about it.
+    """A job that is leased to us, and the result of the request about it.
 
     Attributes:
         failures: The job's failures in a row.
@@ -266,7 +266,7 @@ class Poller:
 
     @contextmanager
     def _transaction(self) -> Iterator[_Transaction]:
-        """Yield the cluster's row, locked, with the clock's steps put on record; write what became of it at the end."""
+        """Yield the cluster's row, locked, with the clock's steps recorded; write it at the end."""
         with database.writing(self._engine) as connection:
             before = lock(connection, self._cluster.name)
             database_now, tick = self._watch.read(connection, writing=True)
@@ -357,7 +357,7 @@ class Poller:
         return free.where(c.due_at <= now).order_by(c.due_at).limit(room)
 
     def _record(self, requests: Sequence[_Request], stop: Event) -> Tally:
-        """Write what came of requests, and try again while the database is away and the leases last."""
+        """Write the results of requests; while the database is away, try again as long as the leases last."""
         last = min(request.claim.end for request in requests) + self._longest_request.total_seconds()
         wait = 0.5
         while True:
@@ -382,7 +382,7 @@ class Poller:
                 lines = str(getattr(error, "orig", error)).strip().splitlines()  # without the statement and its values
                 text = f"{type(error).__name__}: {lines[0] if lines else ''}"
                 event("record_failed", logging.ERROR, cluster=self._cluster.name, jid=request.jid, error=text)
-                request.result = BadAnswer("not_recorded", "cannot be recorded", sent_at=request.claim.now())
+                request.result = BadAnswer("not_recorded", "the answer cannot be stored", sent_at=request.claim.now())
         for name, level, facts in tx.events:
             event(name, level, cluster=self._cluster.name, **facts)
         if tx.cluster.pause_cause is not None:
@@ -507,7 +507,7 @@ class _Transaction:
     Attributes:
         database_now: The database's time.
         tick: The monotonic time then.
-        cluster: The cluster, as it is becoming.
+        cluster: The cluster, with the changes so far.
         stepped_at: Monotonic time of the last step of the clock: claims that are older say nothing of the cluster now.
         answered, failed: Rows of jobs.
         transitions: Rows of transitions.

@@ -1,6 +1,6 @@
 """Reconciling: whether the company's own log of submitted jids and what is registered agree.
 
-Only a job that is registered can be followed, so a log that somebody else keeps is the one check that none was
+Only registered jobs are followed, so an independent list of submissions is the only check that none was
 forgotten. Owns what is compared and what a difference is called; it writes nothing. Leaves alone: reading a file and
 what a declared value may be (``files``, ``intake``).
 
@@ -73,7 +73,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """What came of it.
+    """The result.
 
     Attributes:
         findings: By line, then what is missing there by cluster and jid; empty: all agree.

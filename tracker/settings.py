@@ -1,8 +1,8 @@
 """Settings: their names, their sources, their valid values, and how to show them without secrets.
 
 Owns the names, the defaults and the precedence: defaults < tracker.toml < files in the secrets folder < TRACKER_*
-variables. Reads files and an environment, never a database or the network. An unknown name is an error, since nobody
-notices for months that a misspelt setting is ignored.
+variables. Reads files and an environment, never a database or the network. An unknown name is an error, since a
+misspelt setting that is ignored may go unnoticed for months.
 
 Plain pydantic, not pydantic-settings: `explain` and the errors name the place that gave each value, which that library
 does not record; it also adds 0.1 s to the start of every command.
@@ -121,7 +121,7 @@ def mask_hook(url: str) -> str:
 
 
 def _mask_alerts(urls: tuple[SecretStr, ...]) -> str:
-    """Return the scheme of each URL: the token of a service may stand where other URLs have the host."""
+    """Return the scheme of each URL: some services put a token where other URLs have the host."""
     return " ".join(f"{url.get_secret_value().partition(':')[0]}://{_MASK}" for url in urls)
 
 
@@ -235,7 +235,7 @@ def _alert_urls(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
 
 
 def _with_effect(*needed: str) -> AfterValidator:
-    """Refuse a setting that does nothing unless one of *needed*, which stand before it in `Settings`, is set."""
+    """Refuse a setting that has no effect because none of *needed* (earlier fields of `Settings`) is set."""
 
     def check(value: object, info: ValidationInfo) -> object:
         # One that is wrong is missing in `data`, and is reported by itself.

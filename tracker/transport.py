@@ -116,7 +116,7 @@ def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
         except OSError as error:
             found.put(error)
 
-    # A thread a connection costs little beside the handshake. One that hangs ends when the resolver gives up.
+    # One thread a connection costs little compared with the handshake. It ends when the resolver gives up.
     threading.Thread(target=look, name="tracker-lookup", daemon=True).start()
     try:
         addresses = found.get(timeout=_left())

@@ -165,7 +165,7 @@ def listen(bind: str, port: int) -> socket.socket:
 
 @contextmanager
 def serving(listening: socket.socket, routes: Routes) -> Iterator[None]:
-    """Serve *routes*, and nothing else; *listening* is still open afterwards, so that a reload refuses nobody."""
+    """Serve *routes*, and nothing else; *listening* stays open afterwards, so that a reload refuses no client."""
     over: Future[None] = Future()
     host, port = listening.getsockname()[:2]
     connections = _Connections(routes, is_loopback(host))
@@ -250,7 +250,7 @@ class _Connections:
             response = self._routes[path]()
         except Exception as error:  # one request that fails ends neither the server nor the daemon
             event("request_failed", logging.ERROR, path=path, error=error)
-            text = "This failed. The reason is in the log.\n"
+            text = "The request failed. The reason is in the log of the daemon.\n"
             response = Response(text, code=HTTPStatus.INTERNAL_SERVER_ERROR)
         with suppress(RuntimeError):  # the server has ended
             made.get_loop().call_soon_threadsafe(made.set_result, response)

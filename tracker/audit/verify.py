@@ -55,7 +55,7 @@ def verify(
 
     Args:
         connection: In a transaction that sees one state of the database (`database.reading`).
-        public_key: The right key, from somebody else. It must have signed a checkpoint of the chain's own succession,
+        public_key: The expected key, from another person. It must have signed a checkpoint of the chain's succession,
             in which each key announces the next. None: accept any succession.
         trusted: Checkpoints that were kept outside: the chain must have them.
         zone: The legal time zone of clusters that have no source yet.

@@ -74,8 +74,10 @@ def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | Non
 
     key = None if public_key is None else PublicKey.load(public_key)
     outside = (signed for path in trusted for signed in _checkpoints(path))
-    with opened() as (settings, engine), progress() as tell, database.reading(engine) as connection:
-        report = checks.verify(connection, public_key=key, trusted=outside, zone=settings.zone, progress=tell)
+    with opened() as (settings, engine), progress() as report_progress, database.reading(engine) as connection:
+        report = checks.verify(
+            connection, public_key=key, trusted=outside, zone=settings.zone, progress=report_progress
+        )
     match chosen(format):
         case "json":
             click.echo(json.dumps(_json(report), indent=2))
@@ -164,9 +166,9 @@ def export(folder: Path) -> None:
     from tracker.audit import pack
     from tracker.audit.keys import SigningKey
 
-    with opened() as (settings, engine), progress() as tell:
+    with opened() as (settings, engine), progress() as report_progress:
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        made = pack.export(engine, folder, zone=settings.zone, key=key, progress=tell)
+        made = pack.export(engine, folder, zone=settings.zone, key=key, progress=report_progress)
     last = made.last
     as_of = f"{last.sealed_at:%Y-%m-%d %H:%M:%S} UTC"
     lines = [f"{made.folder}: checkpoints 1 to {last.number}, {counted(made.rows, 'row')}, as of {as_of}"]

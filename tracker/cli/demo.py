@@ -61,8 +61,8 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     try:
         for number in before:
             signal.signal(number, lambda *_: stop.set())
-        with progress("hours") as tell:
-            outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, tell=tell)
+        with progress("hours") as report_progress:
+            outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, report_progress=report_progress)
     finally:
         log.setLevel(level)
         for number, action in before.items():

@@ -141,7 +141,7 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
             settings.cluster(cluster)  # once, not for each row
         rows = intake.read(file, settings.zone, notes, cluster=cluster, kind=kind)
         try:
-            with progress("rows") as tell:
+            with progress("rows") as report_progress:
                 for piece in intake.register_rows(engine, rows, settings=settings, dry_run=dry_run):
                     for row, outcome in piece:
                         if isinstance(outcome, Refused):
@@ -149,7 +149,7 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
                             counts["refused"] += 1
                         else:
                             counts["already" if outcome.already else "new"] += 1
-                    tell(counts.total(), None, "")
+                    report_progress(counts.total(), None, "")
             early = ""
         finally:
             say(notes, settings.timezone)

@@ -145,16 +145,16 @@ def emit(
 
 @contextmanager
 def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], None]]:
-    """Yield ``tell(done, total, what)``, which says on standard error how far it is, if that is a terminal.
+    """Yield ``report_progress(done, total, what)``, which prints the progress on standard error, if that is a terminal.
 
-    It writes a line over the one before; what is printed on standard error meanwhile stays.
+    Each call replaces the line of the call before. Other output on standard error stays.
 
     Args:
         unit: What *done* counts, as ``rows``. Default: the share of *total* only.
     """
     is_shown = sys.stderr.isatty()
 
-    def tell(done: float, total: float | None, what: str) -> None:
+    def report_progress(done: float, total: float | None, what: str) -> None:
         if is_shown:
             count = f"{done:,.0f} {unit}" if unit else ""
             share = f"{done / total:.0%}" if total else ""
@@ -162,7 +162,7 @@ def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], No
             sys.stderr.flush()
 
     try:
-        yield tell
+        yield report_progress
     finally:
         if is_shown:
             sys.stderr.write(_CLEAR_LINE)

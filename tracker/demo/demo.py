@@ -200,7 +200,7 @@ def run(
     days: float = 7,
     seed: int = 1,
     stop: Event | None = None,
-    tell: Callable[[float, float | None, str], None] = lambda done, total, what: None,
+    report_progress: Callable[[float, float | None, str], None] = lambda done, total, what: None,
 ) -> Outcome:
     """Let *jobs* jobs go through *days* simulated days that end now, and return what came of it.
 
@@ -210,7 +210,7 @@ def run(
         days: How long, in simulated time.
         seed: The same seed makes the same scene, at another time.
         stop: Set to end it early; what was recorded is kept.
-        tell: Is given the simulated hours that have passed, and all of them, after each step.
+        report_progress: Gets the simulated hours that have passed, and all of them, after each step.
 
     Raises:
         BadConfiguration: The database cannot be made; see `make_way`.
@@ -249,7 +249,7 @@ def run(
                 if at <= clock():
                     tally += pollers[name].run(stop)
             outcome.now = clock()
-            tell((span - clock.lag) / timedelta(hours=1), span / timedelta(hours=1), "simulated time")
+            report_progress((span - clock.lag) / timedelta(hours=1), span / timedelta(hours=1), "simulated time")
             if not clock.lag:
                 break
             coming = [*_next_polls(engine).values(), *(one.at for one in submissions[:1])]
@@ -266,7 +266,7 @@ def run(
 def _next_polls(engine: sa.Engine) -> dict[str, datetime]:
     """Return when each cluster is to be asked next, if it has open jobs."""
     _, found = clusters.look(engine, clusters.ClockWatch())
-    return {name: max(due_at, standing.paused_until or due_at) for name, (standing, due_at) in found.items() if due_at}
+    return {name: max(due_at, health.paused_until or due_at) for name, (health, due_at) in found.items() if due_at}
 
 
 def _submit(engine: sa.Engine, settings: Settings, elevates: dict[str, Simulator], one: Submission) -> None:

@@ -51,7 +51,7 @@ class Sealed:
     Attributes:
         number: Of the checkpoint.
         at: Its time (aware): *now* in reports as of it.
-        transition_id: The last id; likewise the others.
+        transition_id: The last id; the others are those of gaps and sources.
     """
 
     number: int

@@ -39,7 +39,7 @@ def jobs(
         wanted: By column of the view, the values that are wanted; an empty collection wants all.
         past_deadline: Only those whose deadline is past and the verdict missed, overdue or undecidable.
         due_within: Only those that are not settled, and whose deadline is ahead by no more than this.
-        limit: At most so many.
+        limit: At most this many.
     """
     now, view = database.now(connection), typed(connection, "report_jobs")
     j, r = JOBS.c, view.c

@@ -44,7 +44,7 @@ POINTS: Final = 60
 RECENT: Final = timedelta(days=90)
 """How far back the sections of gaps and coverage look where no times are asked for: each of their rows reads many."""
 AHEAD: Final = 31
-"""Deadlines are drawn for so many days ahead: no legal month is longer."""
+"""Deadlines are drawn for this many days ahead: no legal month is longer."""
 
 NAMES: Final = ("deadlines", "requests", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage")
 """The reports that are on the page, in its order."""
@@ -53,9 +53,9 @@ MARK: Final = '<meta name="generator" content="tracker'
 
 _SECOND: Final = "%Y-%m-%d %H:%M:%S"
 _DECLARED: Final = frozenset(("received_at", "submitted_at", "extended_on", "claimed_at"))
-"""Columns that people declared: nobody observed them."""
+"""Columns that people declared; they were not observed."""
 _CODE: Final = frozenset(("jid", "reference", "status", "from_status", "to_status"))
-"""Columns that are shown letter by letter."""
+"""Columns that are shown as code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def render(
         as_of: What could be known then (aware), or what a checkpoint closed; default: now, by the database's clock.
         zone: The legal time zone (setting ``timezone``) of clusters that have no source yet.
         names: Of the reports (`NAMES`) that are on it; default all.
-        overview: How everything stands, read on *connection*; None: the page says that this is not on it.
+        overview: The present state, read on *connection*; None: the page says that it lacks this.
 
     Raises:
         InvalidField: There is no such report; the message lists what there is.
@@ -190,7 +190,7 @@ def _template() -> Template:
 
 
 def _with_code(text: str) -> Markup:
-    """Return *text* with what stands between backticks as code."""
+    """Return *text* with the words between backticks as code."""
     parts = plain(text).split("`")
     marked = (Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts))
     return Markup("").join(marked)
@@ -279,23 +279,23 @@ def _now(data: _Data, overview: Overview | None) -> list[Section]:
     if not section.needs:
         begin = "" if data.jobs else " No job is registered yet: `tracker add JID` registers one."
         section.texts.append(f"Nothing needs a person.{begin}")
-    standing = Section("clusters", "Daemons and clusters")
+    overall = Section("clusters", "Daemons and clusters")
     for one in overview.daemons:
         times = f"started {one.started_at:{_SECOND}}, last alive {one.beat_at:{_SECOND}}"
-        standing.texts.append(f"A daemon is running: {one.host}:{one.pid}, version {one.version}, {times}.")
+        overall.texts.append(f"A daemon is running: {one.host}:{one.pid}, version {one.version}, {times}.")
     if not overview.daemons:
         last = overview.last_beat_at
         was = f"The last one was alive at {last:{_SECOND}}." if last else "No daemon has run on this database."
-        standing.texts.append(f"No daemon is running. {was}")
+        overall.texts.append(f"No daemon is running. {was}")
     seals = overview.seals
     if seals.sealed_at is not None:
         name = f"checkpoint {seals.number}" if seals.number is not None else "a damaged checkpoint"
         rest = f"; newer rows that are not sealed: {seals.unsealed:,}" if seals.unsealed else ""
-        standing.texts.append(f"The history is sealed up to {name} of {seals.sealed_at:{_SECOND}}{rest}.")
+        overall.texts.append(f"The history is sealed up to {name} of {seals.sealed_at:{_SECOND}}{rest}.")
     if overview.clusters:
         headings = ("cluster", "open", "late polls", "last answer", "paused until", "no answers since", "next deadline")
-        standing.grids.append(Grid("Clusters", headings, [_cluster(one) for one in overview.clusters]))
-    return [section, standing]
+        overall.grids.append(Grid("Clusters", headings, [_cluster(one) for one in overview.clusters]))
+    return [section, overall]
 
 
 def _cluster(one: ClusterOverview) -> list[Cell]:

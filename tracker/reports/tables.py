@@ -74,8 +74,7 @@ def read(
         filters: Which jobs.
         as_of: What could be known at this time, or what a checkpoint closes (see `tracker.reports.as_of`); None: now.
         zone: The legal time zone (setting ``timezone``), by which *as_of* computes deadlines.
-        most: So many rows, those first that a person looks for: what is not settled, and what is new. None: all, in an
-            order that stays as it is.
+        most: At most this many rows, unsettled and new ones first. None: all, in a fixed order.
         is_kept: The jobs as they were then are in the table of `as_of.kept`.
 
     Raises:
