@@ -307,7 +307,7 @@ def waits(engine: sa.Engine) -> bool:
 
 
 def test_two_sessions_register_the_same_job_at_once(engine: sa.Engine) -> None:
-    """The second waits, finds out what became of the first, and its transaction goes on."""
+    """The second waits, sees the result of the first, and its transaction goes on."""
     cases: list[tuple[Callable[[sa.Connection], None], str, str]] = [
         (sa.Connection.commit, "export", "already"),
         (sa.Connection.commit, "removal", "Conflict"),

@@ -123,7 +123,7 @@ def retry_poll(failures: int, deadline_at: datetime | None, now: datetime, u: fl
     The other arguments are those of `next_poll`.
     """
     plan = Plan(now + _jittered(doubled(FIRST_WAIT, failures - 1, LONGEST), u), PollReason.ERROR)
-    # The failed request may have been sent a minute ago: so it does not count for a window that has just opened.
+    # The failed request may have been sent a minute ago, so it does not count for a window that has just opened.
     return _around_deadline(plan, deadline_at, now - LAST_MINUTE, now, u)
 
 
@@ -134,7 +134,7 @@ def _jittered(interval: timedelta, u: float) -> timedelta:
 
 def doubled(first: timedelta, times: int, longest: timedelta) -> timedelta:
     """Return the wait *first*, doubled *times* times, at most *longest*: the backoff of all retries."""
-    factor: int = 2 ** min(times, 16)  # more are past any `longest`, and at last too large for timedelta
+    factor: int = 2 ** min(times, 16)  # more doublings exceed any `longest`, and in the end timedelta
     return min(first * factor, longest)
 
 

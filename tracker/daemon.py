@@ -112,13 +112,13 @@ class Stop(threading.Event):
         SIGHUP asks for a reload if *reloads*, but on a terminal it says that the terminal is gone, and stops.
         """
         first = 0.0
-        reloads = reloads and not os.isatty(2)  # asked now: a terminal that is gone is no terminal any more
+        reloads = reloads and not os.isatty(2)  # checked now: a terminal that has closed is no longer a terminal
 
         def hang_up(number: int, frame: FrameType | None) -> None:
             nonlocal first
             if reloads:
                 self.wants_reload = True
-            elif not self.is_set():  # a shell and the system both send it, so a second one means nothing
+            elif not self.is_set():  # a shell and the system both send it, so a second one is ignored
                 first = monotonic()
                 self.set()
 
@@ -166,7 +166,7 @@ def run(
         DatabaseUnavailable: At the start, and at the end of a run *once*; else it is waited for.
     """
     stop = stop or Stop()
-    settings.cluster(next(iter(settings.clusters), None))  # says what to set if there is none
+    settings.cluster(next(iter(settings.clusters), None))  # raises with what to set if there is none
     first = beside(settings)
     engine = database.open_database(settings.database_url)
     try:

@@ -431,7 +431,7 @@ class Poller:
         for rows in filter(None, (tx.answered, tx.failed)):
             columns: dict[str, Any] = {name: sa.bindparam(name) for name in rows[0] if name != "row_id"}
             connection.execute(sa.update(JOBS).where(JOBS.c.id == sa.bindparam("row_id")).values(columns), rows)
-        if tx.well_at is not None:  # others failed because of the gap, and need not sit out their backoff
+        if tx.well_at is not None:  # other jobs failed because of the gap, so their backoff ends
             waiting = sa.update(JOBS).where(JOBS.c.cluster == self._cluster.name, JOBS.c.failures > 0)
             connection.execute(waiting.where(JOBS.c.due_at > tx.well_at).values(due_at=tx.well_at))
 

@@ -133,7 +133,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _no_bool(value: object) -> object:
-    if isinstance(value, bool):  # pydantic would take TOML's `true` for 1
+    if isinstance(value, bool):  # pydantic would read TOML's `true` for 1
         raise ValueError("must be a number")
     return value
 

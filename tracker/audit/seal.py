@@ -87,7 +87,7 @@ def seal(
         signed, segments = _build(engine, before, newest, key, next_key)
         if _write(engine, before, signed, segments):
             return signed
-    raise DatabaseUnavailable("other sealers were faster each time: try again")
+    raise DatabaseUnavailable("other daemons sealed first each time: try again")
 
 
 def head(connection: sa.Connection) -> Signed | None:
