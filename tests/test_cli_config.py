@@ -111,7 +111,7 @@ def test_each_cluster_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert ask("good") == (0, {"good": "good: the cluster answers and accepts the key"})
         code, said = ask("good", "odd", "away")
         assert code == 69
-        assert "'done', not 'not_found'" in said["odd"]
+        assert "'done' instead of 'not_found'" in said["odd"]
         assert "refused" in said["away"]
         code, said = ask("refusing", "away", "good")
         assert code == 78

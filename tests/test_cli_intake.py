@@ -70,7 +70,7 @@ def test_add_names_what_is_refused_and_adds_the_rest(engine: sa.Engine, run: Run
         ]
         assert err.splitlines() == [
             "job a of cluster w1 is already registered with other facts: kind is export, not removal",
-            r"'b\x1b[2J': jid: has the invisible character '\x1b' in it",
+            r"'b\x1b[2J': jid: contains the invisible character '\x1b'",
             "'x y': jid: contains a blank: give one jid at a time",
         ]
         assert list(jobs(engine)) == (["a"] if more else ["a", "c"])
@@ -137,7 +137,7 @@ def test_import_names_refused_rows_and_ends_with_a_summary(engine: sa.Engine, ru
         "line 9: job old of cluster w1 is already registered with other facts: kind is export, not removal",
         "line 11: has 2 cells, where the header has 5",
         "line 12: jid: has 256 characters; at most 255 are allowed",
-        "line 13: jid: has a blank in it",
+        "line 13: jid: contains a blank",
         "line 15: jid: is registered already as 'CA24B4E2-34AB-406A-A4DB-B30B0247837A'",
         "Blanks or invisible characters around a jid or reference were removed: 1 (first in line 3).",
         "Plain dates read as the start of the day in Europe/Stockholm: 4.",
@@ -192,7 +192,7 @@ def test_import_that_ends_early_says_how_far_it_came(
     assert run("import", "-", stdin=text)[1] == "2 registered, 2 registered already, 1 refused.\n"
     code, out, err = run("import", "-", stdin=b"jid,kind\ne,\nf,\ng,\njid,reference\nh,R\n")
     assert (code, out) == (1, "")
-    assert "ended early: 3 registered, 0 registered already, 0 refused." in err
+    assert "stopped early: 3 registered, 0 registered already, 0 refused." in err
     assert "tracker: error: line 5: this header has other columns than the one in line 1" in err
 
 

@@ -103,7 +103,7 @@ def test_each_filter_of_jobs_narrows(run: Run) -> None:
     assert jids(run, "--due-within", "36h") == []
     for args, problem in (
         (["--due-within", "soon"], "'--due-within': 'soon' is not a duration up to ten years: write 7d, 36h"),
-        (["--due-within", "7d", "--past-deadline"], "--due-within and --past-deadline exclude each other"),
+        (["--due-within", "7d", "--past-deadline"], "use either --due-within or --past-deadline"),
         (["--verdict", "good"], "'good' is not one of 'met', 'missed'"),
         (["--reference", "\udcff"], "--reference contains an invisible character, or bytes that are not UTF-8"),
         (["--format", "json", "--for-spreadsheet"], "--for-spreadsheet has no effect on json: add --format csv"),
@@ -278,7 +278,7 @@ def test_show_tells_all_of_a_job(engine: sa.Engine, run: Run, now: datetime, mon
     second = timedelta(seconds=1)
     assert read["status"] == f"waiting; began between {at(seen[1])} and {at(seen[2] + second)}; 2 answers in a row"
     assert read["last seen"] == at(seen[3])
-    assert read["verdict"] == "pending: not done, and the deadline is ahead"
+    assert read["verdict"] == "pending: it is not done, and the deadline is in the future"
     assert read["next poll"].startswith(f"{at(due_at)}, in 2h")
     assert read["polls"] == "4"
     assert [line.split() for line in timeline.splitlines()][:2] == [
@@ -330,8 +330,8 @@ def test_show_says_no_more_than_the_verdict_does(run: Run) -> None:
         "between": "undecidable: the deadline lies between the bounds of its end",
         "overdue": "overdue: it was seen not done at or after the deadline",
         "unseen": "undecidable: the deadline is past, and the job was not seen since",
-        "lost": "undecidable: the job is lost: nobody can say whether it was done",
-        "failed": "pending: not done, and the deadline is ahead",
+        "lost": "undecidable: the job is lost, so it is unknown whether it was done",
+        "failed": "pending: it is not done, and the deadline is in the future",
         "closed": "withdrawn: an operator closed it",
     }
     for jid, meaning in meanings.items():

@@ -39,7 +39,7 @@ def test_withdraw_and_reopen_say_what_they_did(engine: sa.Engine, say: Say) -> N
         "a of cluster w1 would be withdrawn; it was open.\n"
         * 2
         + "'x\\x1b': no job has the jid 'x'; register it with: tracker add JID\n"
-        "'b\\x1b[2J': jid: has the invisible character '\\x1b' in it\n"
+        "'b\\x1b[2J': jid: contains the invisible character '\\x1b'\n"
         "2 would be withdrawn, 2 refused.\n",
     )
     assert state(engine, job_id) is State.OPEN
@@ -51,7 +51,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("withdraw --reason x", 2, "Give either JIDs or --from FILE."),
     ("withdraw a --from - --reason x", 2, "Give either JIDs"),
     ("withdraw --from - --reason x", 1, "the file is empty: CSV needs a header, as in: jid,cluster"),
-    ("withdraw two --reason x", 1, "say which one with --cluster: w1, w2"),
+    ("withdraw two --reason x", 1, "choose one with --cluster: w1, w2"),
     ("reopen done --reason x", 1, "the job is done, as Elevate said: only its declared facts can be amended"),
     ("withdraw --from missing.txt --reason x", 2, "missing.txt"),
     ("withdraw a --reason ' '", 1, "reason: is empty"),
@@ -97,7 +97,7 @@ def test_each_line_that_cannot_be_done_is_named_and_the_rest_is_done(
         "line 8: several clusters have a job 'two'; choose one with --cluster: w1, w2, w3",
         "line 11: 'a': the same job as in line 2",
         "line 12: is not UTF-8 text, but perhaps Windows-1252 (CP1252): save the file as UTF-8 (in Excel: CSV UTF-8)",
-        r"line 13: '[2J\x1bx': jid: has the invisible character '\x1b' in it",
+        r"line 13: '[2J\x1bx': jid: contains the invisible character '\x1b'",
         "line 14: jid: is empty",
         "line 15: has 1 cells, where the header has 3",
     ]

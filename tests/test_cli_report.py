@@ -225,7 +225,7 @@ BAD = (
     (["durations", "--since", "2026-13-01"], "'--since': '2026-13-01' is not a time: write it as 2026-01-31T14:00"),
     (["durations", "--until", "12"], "'--until': '12' is not a time"),
     (["durations", "--until", "9999999d"], "'--until': '9999999d' is not a time"),
-    (["durations", "--since", "2026-11-01T10:00"], "has no offset, so it can be several instants: write it as"),
+    (["durations", "--since", "2026-11-01T10:00"], "has no offset, so the instant is unclear: write it as"),
     (["durations", "--since", "0001-01-01"], "'0001-01-01' is before 1970"),
     (["durations", "--until", "9999-12-31"], "after 9998"),
     (
@@ -411,7 +411,7 @@ def test_a_database_that_cannot_be_read_is_named_and_no_file_is_lost(
     for url, code, problem in (
         ("sqlite:///none.db", 78, "there is no database at none.db: make it with `tracker db upgrade`"),
         ("sqlite:///newer.db", 78, "install a newer tracker"),
-        ("sqlite:///text.db", 78, "the file is not a SQLite database, or damaged"),
+        ("sqlite:///text.db", 78, "the file is not a SQLite database, or is damaged"),
         ("postgresql+psycopg://nobody@127.0.0.1:1/none", 69, "the database is not available"),
     ):
         monkeypatch.setenv("TRACKER_DATABASE_URL", url)

@@ -153,9 +153,9 @@ def test_texts_are_refused_with_what_is_wrong() -> None:
         (text.check_reason, "asked by jo@example.com", "personal data"),
         (text.check_jid, "x" * 256, "jid: has 256 characters; at most 255"),
         (text.check_jid, "a b", "jid: contains a blank: give one jid at a time"),
-        (text.check_jid, "a\u3000b", "jid: has a blank in it"),
+        (text.check_jid, "a\u3000b", "jid: contains a blank"),
         (text.check_jid, "a\u00adb", "jid: has the invisible character"),
-        (text.check_jid, "b\udce5", "jid: has a byte or half a character that is not UTF-8"),
+        (text.check_jid, "b\udce5", "jid: contains a byte or half a character that is not UTF-8"),
         (text.check_jid, None, "jid: must be text, not NoneType"),
         (lambda value: text.check("actor", value), "x" * 256, "actor: has 256 characters"),
     ]
@@ -181,7 +181,7 @@ def test_a_jid_finds_its_job(engine: sa.Engine) -> None:
             operate.find(connection, "b")
         with pytest.raises(UnknownJob, match=r"tracker add JID --cluster w1$"):
             operate.find(connection, "b", "w1")
-        with pytest.raises(UnknownJob, match="found in: w1, w2"):
+        with pytest.raises(UnknownJob, match="has it: w1, w2"):
             operate.find(connection, "a", "w3")
 
 

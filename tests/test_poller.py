@@ -249,6 +249,21 @@ def test_one_poisonous_job_never_stops_its_cluster(engine: sa.Engine, script: Sc
 
 
 @on_sqlite
+def test_a_refused_key_after_another_error_pauses_at_once(
+    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
+) -> None:
+    """The only open job failed once for another reason; the key that is refused then is no less urgent."""
+    add(engine, "a")
+    script.default = 500
+    run(poller)
+    assert cluster(engine).pause_cause is None
+    script.default = 401
+    clock.now = job(engine, "a").due_at
+    run(poller)
+    assert cluster(engine).pause_cause is Cause.KEY_REFUSED
+
+
+@on_sqlite
 def test_after_a_gap_nobody_sits_out_a_backoff(
     engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
 ) -> None:

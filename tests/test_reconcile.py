@@ -100,7 +100,7 @@ def test_each_difference_is_named(engine: sa.Engine, reconciled: Reconcile) -> N
     assert problems[:3] == ["an earlier row says export", "is empty", "'delete'"]
     assert problems[3:] == [
         "contains an @",
-        r"has the invisible character '\x1b' in it",
+        r"contains the invisible character '\x1b'",
         "has 1 cells, where the header has 4",
     ]
     assert "eve@" not in out + err
@@ -160,7 +160,7 @@ def test_an_empty_list_agrees_with_nothing(
     (tmp_path / "tracker.toml").write_text("[clusters.w1]\n[clusters.w2]\n")
     code, out, err = reconciled("jid\n")
     assert (code, out) == (2, "")
-    assert "'--cluster': several are configured, name one of them: w1, w2" in err
+    assert "'--cluster': several are configured; name one of them: w1, w2" in err
     assert reconciled("jid\n", "--cluster", "w2")[0] == 0
 
 

@@ -145,7 +145,7 @@ FINDING = ("status", "reconcile")  # these exit with 1 when they find something,
 def test_the_writer_runs_every_command(stand: Stand, tracker: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     """All but `db upgrade` work as the writer, the polling, the heartbeat and the closing of a gap among them."""
     tried = {line.split()[0] for line in (*WRITING, *READING)}
-    assert {*tried, "alerts", "demo", "simulate"} >= set(cli.root.list_commands(click.Context(cli.root)))
+    assert {*tried, "alerts", "demo", "deploy", "simulate"} >= set(cli.root.list_commands(click.Context(cli.root)))
     (tmp_path / "jobs.csv").write_text("jid,kind\nw1,export\nw2,export\nw3,export\nw4,removal\n")
     for line in (*WRITING, "", *READING):
         if not line:

@@ -193,7 +193,7 @@ def failed(
     if health.pause_cause is not None and not is_probe:
         # The request was in progress when the pause began: only a Retry-After makes the pause longer.
         if asked_for is not None and health.paused_until is not None:
-            until = max(health.paused_until, now + min(asked_for, LONGEST_PAUSE))
+            until = max(health.paused_until, now + min(asked_for, longest))
             health = replace(health, paused_until=until)
         return ClusterChange(health, gap, backs_off)
     pause = asked_for if asked_for is not None else doubled(first, health.pauses, longest)

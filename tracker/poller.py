@@ -482,7 +482,10 @@ class Poller:
         others = {asked.id, *(one["row_id"] for one in tx.failed)}
         unfailed = self._unfailed(tx.connection, others) if asked.failures else THREE
         before, turn = tx.cluster, claim.turn
-        change = health.failed(before, error, now, job_failures=asked.failures, unfailed=unfailed, turn=turn)
+        # An error of the cluster is news also from a job that failed otherwise before: a refused key after an outage.
+        is_news = isinstance(error, health.AT_ONCE) and not (asked.last_error or "").startswith(f"{name} ")
+        known = 0 if is_news else asked.failures
+        change = health.failed(before, error, now, job_failures=known, unfailed=unfailed, turn=turn)
         if change.health.pauses > before.pauses:
             facts = {"cause": change.health.pause_cause, "code": error.code, "until": change.health.paused_until}
             tx.log("cluster_paused", logging.ERROR, **facts)
