@@ -72,7 +72,7 @@ url, message = json.load(sys.stdin)
 sender = Apprise()
 sys.exit(3 if not sender.add(url) else 0 if message is None or sender.notify(**message, body_format="text") else 1)
 """
-"""The child: it sends a message, or only reads its URL. Exit code 3: the URL is not one of Apprise's."""
+"""The program of the child process: it sends a message, or only checks the URL. Exit code 3: no valid Apprise URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Notice:
 
     @property
     def key(self) -> tuple[bool, str, str]:
-        """What it is about, and whether that is over."""
+        """Whether the need has ended, its kind and its subject."""
         return self.need is None, self.row.kind, self.row.subject
 
     @property
@@ -130,19 +130,19 @@ def decide(found: Iterable[Need], rows: Iterable[Alerted], now: datetime, after:
 
 @dataclass(frozen=True, slots=True)
 class PendingMessage:
-    """What waits for its message: since when, when it last grew (monotonic seconds), and the number of each."""
+    """The needs that wait for a message: since when, when they last grew (monotonic seconds), and their counts."""
 
     first_at: float
     grown_at: float
     counts: Mapping[tuple[bool, str, str], int]
 
     def is_ripe(self, at: float, standby: float) -> bool:
-        """Whether the message is sent now, by a daemon that waits *standby* seconds longer than others."""
+        """Whether to send the message now; this daemon waits *standby* seconds longer than the first."""
         return at >= min(self.grown_at + SETTLED_SECONDS, self.first_at + LONGEST_SECONDS) + standby
 
 
 def gathered(before: PendingMessage | None, due: Iterable[Notice], at: float) -> PendingMessage | None:
-    """Return what waits now; None: nothing."""
+    """Return the needs that wait now; None: there are none."""
     counts = {one.key: one.need.count if one.need else 1 for one in due}
     if before is None:
         return PendingMessage(at, at, counts) if counts else None
@@ -218,7 +218,7 @@ class Destination:
         return problem
 
     def send(self, message: dict[str, str] | None) -> str:
-        """Send it (None: only read the URL), and return "" or in a word what went wrong, such as ``http_500``."""
+        """Send it (None: only check the URL). Return "", or one word about the error, such as ``http_500``."""
         try:
             done = subprocess.run(  # noqa: S603 - a constant program
                 [sys.executable, "-P", "-c", _APPRISE],
@@ -314,7 +314,7 @@ class Alerts:
             return AWAY_SECONDS
 
     def look(self, engine: sa.Engine) -> bool:
-        """Send what is to be sent, note it, and return whether something is urgent."""
+        """Send what is due, record it, and return whether something is urgent."""
         with database.reading(engine) as connection:
             seen = overview.overview(connection, self._settings.clusters, self._settings.seal_after)
         found, at = needs(seen), monotonic()
@@ -355,7 +355,7 @@ class Alerts:
         return any(need.is_urgent for need in found)
 
     def _ping(self, is_urgent: bool) -> None:
-        """Say once a minute, and when it changes, whether all is well; nothing if polling does not go on."""
+        """Ping once a minute, and when the result changes; do not ping while polling has stopped."""
         ours = self._settings
         is_due = self._pinged is None or self._pinged[0] != is_urgent or monotonic() >= self._pinged[1] + MINUTE
         if ours.ping_url is None or not is_due or self._age() > MINUTE:

@@ -96,7 +96,7 @@ class Stop(threading.Event):
 
     @contextmanager
     def handling_outages(self, wait: float = 0.0) -> Iterator[None]:
-        """Log that the database is away, *wait* so many seconds, and go on; stop if its file was moved."""
+        """Log that the database is away, *wait* this many seconds, and continue; stop if its file was moved."""
         try:
             yield
         except DatabaseMoved as error:
@@ -229,7 +229,7 @@ def poll_now(
 
 
 class _Task:
-    """One cluster's polling: a thread of its own while there is something to do, so that no cluster waits for another.
+    """The polling of one cluster, in its own thread while something is due, so that no cluster waits for another.
 
     Attributes:
         failure: What went wrong in the last run, if anything did.
@@ -251,7 +251,7 @@ class _Task:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, *, patient: bool = False) -> None:
-        """Poll until nothing is due; *patient*: wait for a place in the rate however long."""
+        """Poll until nothing is due; *patient*: wait for a place in the rate, however long that takes."""
         name = f"poll-{self._cluster}"
         self._thread = threading.Thread(target=self._run, args=(patient,), name=name, daemon=True)
         self._thread.start()
@@ -262,13 +262,13 @@ class _Task:
             self._thread.join(max(0.0, seconds))
 
     def look(self, now: datetime, cluster: Health, due_at: datetime | None) -> None:
-        """Start if there is something to do, unless it runs already or has just failed."""
+        """Start if a poll is due, unless the polling runs already or has just failed."""
         is_free = not self.is_running and not self._over.is_set() and monotonic() >= self._not_before
         if is_free and self._poller.wants(now, cluster, due_at):
             self.start()
 
     def trouble(self, cluster: Health, due_at: datetime | None) -> UnpolledCluster | None:
-        """Return why the cluster was not polled, if it was not; the arguments are what `look` finds afterwards."""
+        """Return why the cluster was not polled, if it was not. The arguments are results of `look` after the run."""
         name, cause, error = self._cluster, cluster.pause_cause, self._poller.error
         if isinstance(self.failure, DatabaseUnavailable):
             return UnpolledCluster(name, 75, str(self.failure))
@@ -306,7 +306,7 @@ class _Task:
 
 @contextmanager
 def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> Iterator[str]:
-    """Enter this daemon into ``workers`` and yield its name; note at the end that it stopped."""
+    """Insert this daemon into ``workers`` and yield its name; at the end record that it stopped."""
     worker, release = database.worker_name(), version("tracker")
     with database.writing(engine) as connection:
         now = database.now(connection)
@@ -370,7 +370,7 @@ class _Daemon:
     close: Callable[[], None] = field(init=False)
 
     def begin(self, settings: Settings, beside: Iterable[Beside]) -> None:
-        """Enter what runs beside, and make a task for each cluster; nothing of it is left if that fails."""
+        """Start what runs beside the polling, and make a task for each cluster; if that fails, stop all of it."""
         tasks, over = dict[str, _Task](), threading.Event()
         with ExitStack() as stack:
             for other in beside:
@@ -382,7 +382,7 @@ class _Daemon:
         self.settings, self.tasks, self.over = settings, tasks, over
 
     def finish(self, also: threading.Thread | None = None) -> bool:
-        """Wait until the requests under way are recorded, and *also* has ended; return whether that was in time."""
+        """Wait until requests in progress are recorded and *also* has ended; return whether both did in time."""
         self.over.set()
         end = monotonic() + 2 * self.settings.request_timeout.total_seconds() + CLOSING_SECONDS
         for task in self.tasks.values():
@@ -469,7 +469,7 @@ class _Daemon:
                     new, beside = old, self.beside(old)
 
     def _look(self) -> None:
-        """Start what there is to do."""
+        """Start the tasks of all clusters with due polls."""
         began = monotonic()
         with self.stop.handling_outages(AWAY_SECONDS):
             now, found = look(self.engine, self.watch)

@@ -269,7 +269,7 @@ async def _send(writer: asyncio.StreamWriter, response: Response, *, with_body: 
 
 
 class PageProcess:
-    """The page, made again by a process when it is asked for and older than `PAGE_SECONDS`.
+    """The page; a process makes it again when it is requested and older than `PAGE_SECONDS`.
 
     Args:
         command: Writes the page to standard output.

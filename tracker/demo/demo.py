@@ -1,4 +1,4 @@
-"""All of it on one machine: fake Elevates, a fresh database, the real client and the real pollers, through a week.
+"""The demo: fake Elevates, a new database, the real client and the real pollers, through one week, on one machine.
 
 Owns the scene: a company with two clusters that submits its customers' requests and registers each jid, an outage of
 one cluster, the clock that makes a week pass in seconds, and the comparison of what was recorded with what the
