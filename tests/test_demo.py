@@ -137,7 +137,7 @@ def test_it_ends_with_the_report_and_commands_that_work(tmp_path: Path) -> None:
     assert "cluster" in done.stdout
     assert "happened between their two bounds" in " ".join(done.stderr.split())
     place, *commands, page = done.stderr.splitlines()[-7:]
-    assert place == f"The database is {path}. Try on it:"
+    assert place == f"The database is {path}. Commands to try:"
     assert page == f"All reports on one page, for a browser: {path.with_suffix('.html').as_uri()}"
     assert "6 jobs" in path.with_suffix(".html").read_text(encoding="utf-8")
     for line in commands:

@@ -96,7 +96,7 @@ def test_a_header_in_the_middle() -> None:
     [
         (b"", "the file is empty: CSV needs a header, as in: jid,cluster,kind"),
         (b"\xef\xbb\xbf \r\n\n", "empty"),
-        (b"jid,name\na,b\n", "line 1: there is no column 'name'; allowed keys: jid, cluster, kind, reference"),
+        (b"jid,name\na,b\n", "line 1: there is no column 'name'; allowed columns: jid, cluster, kind, reference"),
         (b"a,b\nc,d\n", "line 1: there is no column jid; the first line must be a header"),
         (b"\n\njid,kind,jid\n", "line 3: the column jid appears twice"),
         (b'"jid\n', "line 1: the header is not CSV"),
@@ -130,7 +130,7 @@ JSON_ROWS = [
     (b'{"jid": "a"', None, "not a JSON object on one line"),
     (b'["a"]', None, "not a JSON object"),
     (b'{"jid": "a", "customer": 1, "Kind": 2}', None, "has the unknown key 'customer'; allowed keys: jid, cluster"),
-    (b'{"jid": "a", "jid": "b"}', None, "a key twice"),
+    (b'{"jid": "a", "jid": "b"}', None, "a key appears twice"),
     (b'{"jid": 17}', "jid", "must be text, in quotes, not 17"),
     (b'{"jid": "a", "kind": true}', "kind", "must be text"),
     (b'{"jid": "a", "reference": {"jid": "b"}}', "reference", "must be text"),

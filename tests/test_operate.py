@@ -154,7 +154,7 @@ def test_texts_are_refused_with_what_is_wrong() -> None:
         (text.check_jid, "x" * 256, "jid: has 256 characters; at most 255"),
         (text.check_jid, "a b", "jid: contains a blank: give one jid at a time"),
         (text.check_jid, "a\u3000b", "jid: contains a blank"),
-        (text.check_jid, "a\u00adb", "jid: has the invisible character"),
+        (text.check_jid, "a\u00adb", "jid: contains the invisible character"),
         (text.check_jid, "b\udce5", "jid: contains a byte or half a character that is not UTF-8"),
         (text.check_jid, None, "jid: must be text, not NoneType"),
         (lambda value: text.check("actor", value), "x" * 256, "actor: has 256 characters"),

@@ -205,7 +205,7 @@ def _header(cells: list[str], line: int, columns: Collection[str], others: bool)
     header = [text.strip(cell).lower() for cell in cells]
     while header and not header[-1]:
         header.pop()
-    known = f"known are: {', '.join(columns)}"
+    known = f"allowed columns: {', '.join(columns)}"
     if "jid" not in header:
         raise Refused(f"line {line}: there is no column jid; the first line must be a header; {known}")
     for name in filter(None, header):
