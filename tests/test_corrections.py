@@ -464,7 +464,7 @@ def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, say: Say) ->
         "line 1: a",
         "line 3: b",
         "line 4: kind: must be text, in quotes, not 1",
-        f"line 5: has the unknown key 'when'; known are: {known}",
+        f"line 5: has the unknown key 'when'; allowed keys: {known}",
         "line 6: 'c': has submitted_at, but --submitted-at gives it for all jobs: remove one of the two",
         "2 amended, 3 refused.",
         "Plain dates read as the start of the day in Europe/Stockholm: 2.",
@@ -475,7 +475,7 @@ def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, say: Say) ->
     assert [one.submitted_at and one.submitted_at.day for one in found] == [5, 5, None]
     table = say("jobs", "--format", "csv")[1]
     code, said = say("amend", "--from", "-", "--reason", "x", stdin=table)
-    assert (code, said) == (1, f"tracker: error: line 1: there is no column 'state'; known are: {known}\n")
+    assert (code, said) == (1, f"tracker: error: line 1: the column 'state' is unknown; allowed columns: {known}\n")
     pairs = "\n".join(",".join(line.split(",")[:2]) for line in table.splitlines())
     assert say("amend", "--from", "-", "--kind", "removal", "--reason", "x", stdin=pairs)[0] == 0
     assert [row(engine, job_id).kind for job_id in ids] == 3 * ["removal"]

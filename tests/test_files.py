@@ -96,7 +96,7 @@ def test_a_header_in_the_middle() -> None:
     [
         (b"", "the file is empty: CSV needs a header, as in: jid,cluster,kind"),
         (b"\xef\xbb\xbf \r\n\n", "empty"),
-        (b"jid,name\na,b\n", "line 1: there is no column 'name'; allowed columns: jid, cluster, kind, reference"),
+        (b"jid,name\na,b\n", "line 1: the column 'name' is unknown; allowed columns: jid, cluster, kind, reference"),
         (b"a,b\nc,d\n", "line 1: there is no column jid; the first line must be a header"),
         (b"\n\njid,kind,jid\n", "line 3: the column jid appears twice"),
         (b'"jid\n', "line 1: the header is not CSV"),

@@ -210,7 +210,7 @@ def _header(cells: list[str], line: int, columns: Collection[str], others: bool)
         raise Refused(f"line {line}: there is no column jid; the first line must be a header; {known}")
     for name in filter(None, header):
         if name not in columns and not others:
-            raise Refused(f"line {line}: there is no column {name[:60]!r}; {known}")
+            raise Refused(f"line {line}: the column {name[:60]!r} is unknown; {known}")
         if name in columns and header.count(name) > 1:
             raise Refused(f"line {line}: the column {name} appears twice")
     return header
