@@ -4,9 +4,9 @@ Owns what a declared value may be, the only INSERT into ``jobs``, and what a sec
 database writes the registration's transition (a trigger). Leaves alone: how a file is read (``files``), amending what
 is declared (``operate``), and everything observed (``poller``).
 
-A GUID means the same in capitals and in small letters, so a second registration in the other case is refused. What is
-looked up is the GUID in small letters and in capitals, by the index of ``(cluster, jid)``. Not found are a registered
-GUID in mixed case, and one that another session of PostgreSQL registers at the same moment.
+A GUID means the same in capitals and in small letters, so a second registration in the other case is refused. The GUID
+is looked up in small letters and in capitals, by the index of ``(cluster, jid)``. This misses a registered GUID in
+mixed case, and one that another session of PostgreSQL registers at the same moment.
 """
 
 from __future__ import annotations

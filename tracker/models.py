@@ -42,7 +42,7 @@ METADATA = sa.MetaData(
 
 
 def _id() -> sa.Column[int]:
-    """An id that the database gives and never gives again."""
+    """An id that the database assigns and never reuses."""
     return sa.Column("id", BIG, sa.Identity(always=True), primary_key=True)
 
 

@@ -12,9 +12,9 @@ view ``report_durations``. How each job enters, in seconds since its submission 
   quantiles are those of jobs that do not.
 - **withdrawn**: left out of the curves, and counted separately.
 
-So the pair of a quantile is what the observations leave open about *when*; it is not a confidence interval, and says
-nothing about jobs to come. Where an open job was last seen between the two bounds of a done one, the two curves may
-cross; the pair is put in order, so that the lower bound is never above the upper one.
+So the pair of a quantile shows how uncertain the observed times are. It is not a confidence interval, and does not
+predict later jobs. If an open job was last seen between the two bounds of a done one, the two curves may cross. Then
+the pair is sorted, so that the lower bound is never above the upper one.
 """
 
 from __future__ import annotations

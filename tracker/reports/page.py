@@ -190,7 +190,7 @@ def _template() -> Template:
 
 
 def _with_code(text: str) -> Markup:
-    """Return *text* with the words between backticks as code."""
+    """Return *text* as HTML, with the words between backticks as code."""
     parts = plain(text).split("`")
     marked = (Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts))
     return Markup("").join(marked)

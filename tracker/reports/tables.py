@@ -1,9 +1,8 @@
 """The rows of the reports that are tables: a view's, of the jobs that were asked for, now or as of an earlier time.
 
-Owns the types and the order of the rows, and how filters reach the views: a view is read as if there were no other jobs
-than those asked for, so that its counts and verdicts are theirs. What a column means is the views'; which reports there
-are and what they are called is ``catalog``'s. ``durations`` here is a row for each done job; its quantiles are
-`durations.durations`.
+Owns the types and the order of the rows, and how filters reach the views: a view is read as if the selected jobs were
+the only ones, so that counts and verdicts cover them alone. The views define the columns; ``catalog`` lists the
+reports. ``durations`` here has a row for each done job; `durations.durations` has the quantiles.
 """
 
 from __future__ import annotations
