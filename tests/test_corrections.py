@@ -169,7 +169,7 @@ def test_an_extension_in_force_is_not_replaced_too_late(
     amend(engine, job_id, extended_on=months(RECEIVED, 2))
     amend(engine, job_id, extended_on=months(RECEIVED, 2) + DAY)  # still in time
     at(None)
-    with pytest.raises(InvalidField, match="which was recorded in time; to end that one, clear it"):
+    with pytest.raises(InvalidField, match="which counts. To remove that one, clear extended_on"):
         amend(engine, job_id, extended_on=months(RECEIVED, 3))
     assert row(engine, job_id).deadline_on == months(RECEIVED, 2) + DAY
 
@@ -190,7 +190,7 @@ def test_an_extension_recorded_before_the_first_answer_is_not_taken_for_an_early
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "the job has these facts already: there is nothing to amend"),
     ({"kind": "export", "reference": "R-1"}, "there is nothing to amend"),
-    ({"jid": "b"}, "jid: cannot be amended; only these can: kind, reference, received_at"),
+    ({"jid": "b"}, "jid: cannot be amended; these can: kind, reference, received_at"),
     ({"kind": "delete"}, "kind: 'delete': write export, removal or unknown"),
     ({"kind": None}, "kind: cannot be cleared"),
     ({"reference": " "}, "reference: is empty"),
@@ -320,7 +320,7 @@ def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) ->
     answer(engine, done, ("done", NOW - 5 * DAY))
     new = register(engine, "new", at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
     wrong = [
-        (waiting, NOW - 6 * DAY, "done_by: .* is too early: the job was seen not done later, at"),
+        (waiting, NOW - 6 * DAY, "done_by: .* is too early: a later answer showed the job not done, at"),
         (gone, NOW - 6 * DAY, "done_by: .* seen not done later, at"),
         (new, NOW - 12 * DAY, "done_by: .* is before the job was submitted"),
         (new, datetime.now(UTC) + HOUR, "done_by: .* in the future"),
@@ -368,7 +368,7 @@ def test_amend_says_what_it_changed(engine: sa.Engine, say: Say) -> None:
     assert say("amend", "a", "--extended-until", str(late), "--reason", "complex") == (
         0,
         f"a of cluster w1 is amended: extended_on unknown -> {late}; deadline {first} as before; the extension to "
-        f"{late} does not count: it was recorded after the first month was over, or is longer than two further "
+        f"{late} does not count: it was recorded after the first month ended, or is longer than two further "
         "months.\n",
     )
     assert "not the deadline: recorded too late" in " ".join(say("show", "a", "--format", "table")[1].split())

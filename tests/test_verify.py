@@ -169,7 +169,7 @@ def test_a_trusted_checkpoint_that_is_not_in_the_chain_says_why(engine: sa.Engin
         ([other], "the chain has a different one"),
         ([elsewhere], "it belongs to another database"),
         ([signed, longer], "the chain ends with 1: its end was cut off"),
-        ([longer, other], "the chain has a different one, or none (and 1 more)"),
+        ([longer, other], "the chain has another checkpoint in its place, or none (and 1 more)"),
     ):
         [finding] = verified(engine, trusted=trusted).findings
         assert (finding.what, why in finding.message) == (FindingKind.TRUSTED, True), finding.message

@@ -15,7 +15,7 @@ from typing import Final
 
 ROUNDING: Final = 1e-9
 """How far above a level the curve still counts as having reached it. Floats are not exact: 1 - 0.9 is a little less
-than 0.1, but the ninth of ten is the p90. Ours: far above such errors, and far below the step of one job in a million."""
+than 0.1, but the ninth of ten is the p90. Ours: far above such errors, far below the step of one job in a million."""
 
 
 class Curve:
