@@ -166,7 +166,7 @@ def test_a_trusted_checkpoint_that_is_not_in_the_chain_says_why(engine: sa.Engin
     elsewhere = sign(replace(signed.checkpoint, origin="0" * 32), keys[0])
     longer = sign(replace(signed.checkpoint, number=2, previous_sha256=signed.sha256, rows=0, segments=()), keys[0])
     for trusted, why in (
-        ([other], "the chain has a different one"),
+        ([other], "the chain has another checkpoint in its place"),
         ([elsewhere], "it belongs to another database"),
         ([signed, longer], "the chain ends with 1: its end was cut off"),
         ([longer, other], "the chain has another checkpoint in its place, or none (and 1 more)"),
