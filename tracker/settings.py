@@ -326,7 +326,7 @@ class ClusterSettings(_Model):
     max_requests_per_second: Annotated[  # over all daemons on one database
         float, BeforeValidator(_no_bool), _number(0.001, 1_000_000, "a number")
     ] = 10.0
-    max_concurrency: Annotated[Count, _number(1, 1000)] = 4  # requests under way at once, in one daemon
+    max_concurrency: Annotated[Count, _number(1, 1000)] = 4  # requests at the same time, in one daemon
     ca_bundle: CaBundle | None = None  # PEM, in place of the usual authorities
     proxy: Annotated[str, AfterValidator(_proxy)] | None = None  # may hold a password
 

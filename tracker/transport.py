@@ -55,12 +55,12 @@ flight = RequestInFlight()
 
 
 def unavailable(code: str, words: str) -> Unavailable:
-    """Return an error of the request under way."""
+    """Return an error of the current request."""
     return Unavailable(code, words, sent_at=flight.sent_at)
 
 
 def bad_answer(code: str, words: str) -> BadAnswer:
-    """Return an error of the request under way."""
+    """Return an error of the current request."""
     return BadAnswer(code, words, sent_at=flight.sent_at)
 
 
