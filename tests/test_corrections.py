@@ -321,7 +321,7 @@ def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) ->
     new = register(engine, "new", at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
     wrong = [
         (waiting, NOW - 6 * DAY, "done_by: .* is too early: a later answer showed the job not done, at"),
-        (gone, NOW - 6 * DAY, "done_by: .* seen not done later, at"),
+        (gone, NOW - 6 * DAY, "done_by: .* showed the job not done, at"),
         (new, NOW - 12 * DAY, "done_by: .* is before the job was submitted"),
         (new, datetime.now(UTC) + HOUR, "done_by: .* in the future"),
         (new, datetime(1969, 1, 1, tzinfo=UTC), "done_by: .* before 1970"),
@@ -371,7 +371,7 @@ def test_amend_says_what_it_changed(engine: sa.Engine, say: Say) -> None:
         f"{late} does not count: it was recorded after the first month ended, or is longer than two further "
         "months.\n",
     )
-    assert "not the deadline: recorded too late" in " ".join(say("show", "a", "--format", "table")[1].split())
+    assert "does not count: recorded too late" in " ".join(say("show", "a", "--format", "table")[1].split())
     code, said = say(*command, "none", "--extended-until", "none")
     assert (code, f"extended_on {late} -> unknown" in said) == (0, True)
     assert row(engine, job_id).received_at is None

@@ -94,7 +94,7 @@ def test_a_cluster_that_cannot_be_asked(
     found, lines = once(env)
     assert (found, lines[0].startswith("tracker: error: cluster w1: ")) == (code, True)
     if isinstance(says, tuple):
-        assert "nothing was asked (rate_limited); paused until 2" in lines[0]  # the server wants it so
+        assert "no request was sent (rate_limited); paused until 2" in lines[0]  # the server wants it so
         return
     script.default = "waiting"
     change(engine, due_at=now)

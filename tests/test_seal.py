@@ -170,7 +170,7 @@ def test_a_key_is_changed_by_the_one_before_it(engine: sa.Engine) -> None:
     announced = sealed(engine, OLD, next_key=NEW.public).checkpoint
     assert (announced.rows, announced.key, announced.next_key) == (0, OLD.public, NEW.public)
     for _ in range(2):
-        for wrong, words in ((OLD, "announced another"), (None, "a key signs")):
+        for wrong, words in ((OLD, "announced another"), (None, "a key has signed")):
             run(engine, GAP % "w1")
             with pytest.raises(BadConfiguration, match=words):
                 seal(engine, wrong)
