@@ -151,7 +151,7 @@ def test_a_message_says_what_and_what_to_do() -> None:
         "[lost] 10000 jobs lost. Do it.",
         "    among them j0, j1, j2, j3, j4",
         "[failed] 2 jobs failed. Do it.",
-        "RESOLVED [failed] - (since 2026-11-27 11:00 UTC)",
+        "RESOLVED [failed] (since 2026-11-27 11:00 UTC)",
     ]
     many = message([Notice(row(subject=f"w{n}"), need(subject=f"w{n}")) for n in range(90)], lambda one, most: [])
     assert len(many["body"].splitlines()) == 21

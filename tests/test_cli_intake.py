@@ -135,7 +135,7 @@ def test_import_names_refused_rows_and_ends_with_a_summary(engine: sa.Engine, ru
         "line 7: submitted_at: 2999-01-31 23:00:00+00:00 is in the future",
         "line 8: reference: contains an @",
         "line 9: job old of cluster w1 is already registered with other facts: kind is export, not removal",
-        "line 11: has 2 cells, where the header has 5",
+        "line 11: has fewer cells (2) than the header (5)",
         "line 12: jid: has 256 characters; at most 255 are allowed",
         "line 13: jid: contains a blank",
         "line 15: jid: is registered already as 'CA24B4E2-34AB-406A-A4DB-B30B0247837A'",

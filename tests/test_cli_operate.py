@@ -46,6 +46,7 @@ def test_withdraw_and_reopen_say_what_they_did(engine: sa.Engine, say: Say) -> N
     assert history.last(engine, job_id).actor == "eve"
 
 
+GUID = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
 WRONG: list[tuple[str, int, str]] = [
     ("withdraw a", 2, "Missing option '--reason'"),
     ("withdraw --reason x", 2, "Give either JIDs or --from FILE."),
@@ -58,6 +59,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("withdraw a --reason jo@example.com", 1, "personal data"),
     ("withdraw a --reason x --actor ' '", 1, "actor: is empty"),
     ("withdraw b --reason x", 1, "no job has the jid 'b'; register it with: tracker add JID"),
+    (f"withdraw {GUID} --reason x", 1, f"no job has the jid '{GUID}', but one has '{GUID.upper()}': write it"),
     ("pause w1", 2, "Missing option '--reason'"),
     ("pause w7 --reason x", 1, "cluster: there is no cluster 'w7'; there are: w1, w2"),
     ("resume w7", 1, "cluster: there is no cluster 'w7'; there are: w1, w2"),
@@ -67,6 +69,7 @@ WRONG: list[tuple[str, int, str]] = [
 def test_what_cannot_be_done_says_why(engine: sa.Engine, say: Say, now: datetime) -> None:
     """And nothing is changed."""
     job_id, *two = [register(engine, jid, name) for jid, name in (("a", "w1"), ("two", "w1"), ("two", "w2"))]
+    register(engine, GUID.upper())
     history.answer(engine, register(engine, "done", at=now - timedelta(days=1)), ("done", now))
     for args, code, problem in WRONG:
         exit_code, message = say(*shlex.split(args))
@@ -85,11 +88,11 @@ def test_each_line_that_cannot_be_done_is_named_and_the_rest_is_done(
     """By line and reason, in words safe for a terminal; a jid that plain SQL registered is found whatever it is."""
     done = register(engine, "d", at=now - timedelta(days=1))
     history.answer(engine, done, ("done", now))
-    good = [register(engine, jid) for jid in ("a", "b with a blank", "ö;\"'")]
+    good = [register(engine, jid) for jid in ("a", "b,no-blank", "ö;\"'")]
     for name in ("w1", "w2", "w3"):
         register(engine, "two", name)
     file = tmp_path / "jids.csv"
-    text = '\ufeffreference, Jid ,cluster\r\n,a,\n\n ,,\n,d,\n"R, 1",\u200bb with a blank ,\n,nope,\n,two,\n,two,w2\n'
+    text = '\ufeffreference, Jid ,cluster\r\n,a,\n\n ,,\n,d,\n"R, 1","\u200bb,no-blank ",\n,nope,\n,two,\n,two,w2\n'
     file.write_bytes(text.encode() + ',"ö;""\'",\n,a,\n'.encode() + b",\xff\x1b[2J,\n,\x1b[2J\x1bx,\nx,,w1\nx\n")
     expected = [
         "line 5: 'd': the job is done, as Elevate said: only its declared facts can be amended",
@@ -99,7 +102,7 @@ def test_each_line_that_cannot_be_done_is_named_and_the_rest_is_done(
         "line 12: is not UTF-8 text, but perhaps Windows-1252 (CP1252): save the file as UTF-8 (in Excel: CSV UTF-8)",
         r"line 13: '[2J\x1bx': jid: contains the invisible character '\x1b'",
         "line 14: jid: is empty",
-        "line 15: has 1 cells, where the header has 3",
+        "line 15: has fewer cells (1) than the header (3)",
     ]
     around = "Blanks or invisible characters around a jid or reference were removed: 2 (first in line 6)."
     for args, were in (["--dry-run"], "would be withdrawn"), ([], "withdrawn"):

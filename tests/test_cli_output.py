@@ -228,6 +228,11 @@ def test_long_names_and_paths_fold_at_their_joints() -> None:
     assert first == path
 
 
+def test_a_blank_stays_after_a_word_that_is_cut() -> None:
+    shown = printed([["x" * 45 + " (declared)", "y"]], ["a", "b"], "table", 40)
+    assert "x (declared)" in shown
+
+
 def test_wide_characters_keep_the_columns_straight() -> None:
     lines = printed([["漢字", "x"], ["ab", "y"]], ["a", "b"], "table").splitlines()
     assert cell_len(lines[1].split("x")[0]) == cell_len(lines[2].split("y")[0])

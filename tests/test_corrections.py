@@ -517,6 +517,7 @@ MISUSED: list[tuple[str, int, str]] = [
     ("amend a --reference ''", 1, "reference: is empty"),
     ("amend a --extended-until 2026-02-30", 1, "extended_until: '2026-02-30' is not a time"),
     ("amend --from - --received-at x", 1, "tracker: error: received_at: 'x' is not a time"),
+    ("attest a --done-by 2062-01-05", 1, "done_by: 2062-01-04 23:00:00+00:00 is in the future"),
     ("attest a", 2, "Missing option '--done-by'"),
     ("attest --from - --done-by x", 1, "tracker: error: done_by: 'x' is not a time"),
 ]

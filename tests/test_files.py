@@ -108,6 +108,8 @@ def test_a_header_in_the_middle() -> None:
         ("jid,kind\na,export\n".encode("utf-16-be"), "line 1: the file is UTF-16"),
         ("\njid\n".encode("utf-16-le"), "UTF-16"),
         (b'[{"jid": "a"}]', "the file is a JSON array; JSON Lines has an object a line, as from: jq -c"),
+        (b"PK\x03\x04\x14\0\x06\0", "the file is a workbook or another ZIP archive, not text: save the file as UTF-8"),
+        (b"jid,kind\ra,export\r", "line 1: the header is not CSV: a line ends with CR alone: save the file with"),
         (b"x" * 70_000, "line 1 is longer than 65536 bytes"),
     ],
 )
@@ -120,8 +122,9 @@ def test_files_that_cannot_be_read(text: bytes, problem: str) -> None:
 
 CSV_ROWS = [
     (b"a,b,c", None, "has 'c' in column 3, which has no heading"),
-    (b"a", None, "has 1 cells, where the header has 2"),
+    (b"a", None, "has fewer cells (1) than the header (2)"),
     (b'"a"b,', None, "is not a row of CSV"),
+    (b"a,b\rc,d", None, "a line ends with CR alone"),
     (b"a,\xe5", None, "is not UTF-8 text, but perhaps Windows-1252 (CP1252)"),
     (b"x" * 70_000 + b",", None, "longer than 65536 bytes"),
 ]

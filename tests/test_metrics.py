@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.history import change, register, stand
-from tracker import database, metrics
+from tracker import alerts, database, metrics
 from tracker.audit.seal import seal
 from tracker.metrics import OUTCOMES, Metrics, StoredMetrics
 from tracker.models import DELIVERIES
-from tracker.needs import KINDS
+from tracker.needs import KINDS, needs
 from tracker.settings import Settings
 from tracker.status import Cause
 
@@ -78,6 +78,16 @@ def test_how_everything_stands(engine: sa.Engine, settings: Settings) -> None:
     waiting = {name: found[f"tracker_checkpoints_undelivered {name}"] for name in ("https://hook", "log")}
     assert waiting == {"https://hook": 1, "log": 0}
     assert "secret" not in text
+
+
+def test_what_a_person_has_in_hand_is_not_counted(engine: sa.Engine, settings: Settings) -> None:
+    """So `tracker ack` quiets Prometheus' alerts, too."""
+    now = fill(engine)
+    found = needs(StoredMetrics(engine, settings).overview())
+    with database.writing(engine) as connection:
+        alerts.ack(connection, next(one for one in found if one.kind == "key_refused"), "eve", "OPS-1", None, now)
+    counted = samples(Metrics().text(StoredMetrics(engine, settings)))
+    assert (counted["tracker_needs key_refused"], counted["tracker_needs undelivered"]) == (0, 1)
 
 
 def test_two_scrapes_read_once(engine: sa.Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

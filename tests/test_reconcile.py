@@ -101,7 +101,7 @@ def test_each_difference_is_named(engine: sa.Engine, reconciled: Reconcile) -> N
     assert problems[3:] == [
         "contains an @",
         r"contains the invisible character '\x1b'",
-        "has 1 cells, where the header has 4",
+        "has fewer cells (1) than the header (4)",
     ]
     assert "eve@" not in out + err
     assert err == (

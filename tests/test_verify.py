@@ -80,7 +80,7 @@ def test_a_finding_names_the_segment_of_a_thousand_rows(engine: sa.Engine) -> No
     assert (found(report), report.number, report.qualifications) == ([], None, ("NOTHING SEALED",))
     register_many(engine, 1500)
     with engine.connect() as connection:
-        connection.execute(sa.insert(JOBS).values(cluster="w1", jid="rolled back"))
+        connection.execute(sa.insert(JOBS).values(cluster="w1", jid="rolled-back"))
         connection.rollback()
     register_many(engine, 1000, "k")
     now = datetime.now(UTC)

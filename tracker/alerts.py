@@ -178,7 +178,8 @@ def message(notices: Iterable[Notice], jids_of: Callable[[Need, int], list[str]]
 def _line(one: Notice) -> str:
     if one.need is None:
         word = "OVER" if one.row.kind in PASSING else "RESOLVED"
-        return f"{word} [{one.row.kind}] {one.row.subject} (since {one.row.since:%Y-%m-%d %H:%M} UTC)"
+        subject = "" if one.row.subject == "-" else f" {one.row.subject}"
+        return f"{word} [{one.row.kind}]{subject} (since {one.row.since:%Y-%m-%d %H:%M} UTC)"
     head = f"{'URGENT ' * one.need.is_urgent}{'still ' * one.is_again}[{one.need.kind}]"
     return f"{head} {one.need.what}. {one.need.action}"
 

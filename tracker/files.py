@@ -132,6 +132,8 @@ def _first(lines: _Lines) -> str:
         raise Refused(f"line {lines.number} {error}: this is neither CSV nor JSON Lines") from None
     if first is None:
         raise Refused("the file is empty: CSV needs a header, as in: jid,cluster,kind")
+    if first.startswith("PK\x03\x04"):
+        raise Refused(f"the file is a workbook or another ZIP archive, not text: {_AS_UTF_8}")
     if "\0" in first or first.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         raise Refused(f"line {lines.number}: the file is UTF-16 text: {_AS_UTF_8}")
     if not lines.is_utf_8:
@@ -159,7 +161,7 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
     try:
         (cells,) = csv.reader([first], **form)
     except csv.Error as error:
-        raise Refused(f"line {lines.number}: the header is not CSV: {error}") from None
+        raise Refused(f"line {lines.number}: the header is not CSV: {_why(error)}") from None
     header = _header(cells, lines.number, columns, others)
     headings, header_line = {*header, *columns, ""}, lines.number
     reader = csv.reader(lines, **form)
@@ -172,8 +174,7 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
         except (csv.Error, _TooLong) as error:
             # Reading continues with the next line, so that only the row with the open quote is lost.
             upto = f" (lines {line} to {lines.number} were not read)" if lines.number > line else ""
-            why = "a quote is not closed" if "unexpected end" in str(error) else error
-            yield Record(line, {}, Refused(f"is not a row of CSV: {why}{upto}"))
+            yield Record(line, {}, Refused(f"is not a row of CSV: {_why(error)}{upto}"))
             continue
         if not lines.is_utf_8:
             yield Record(line, {}, Refused(_NOT_UTF_8))
@@ -194,10 +195,19 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
             value = cells[stray[0] - 1]
             yield Record(line, {}, Refused(f"has {value[:60]!r} in column {stray[0]}, which has no heading"))
         elif len(cells) < len(header):
-            yield Record(line, {}, Refused(f"has {len(cells)} cells, where the header has {len(header)}"))
+            yield Record(line, {}, Refused(f"has fewer cells ({len(cells)}) than the header ({len(header)})"))
         else:
             named = zip(header, cells, strict=False)
             yield _record(line, {name: cell for name, cell in named if name in columns}, notes)
+
+
+def _why(error: Exception) -> str:
+    """Return in plain words what is wrong with a row."""
+    if "unexpected end" in str(error):
+        return "a quote is not closed"
+    if "new-line character" in str(error):
+        return "a line ends with CR alone: save the file with the line ends of Windows or Linux"
+    return str(error)
 
 
 def _header(cells: list[str], line: int, columns: Collection[str], others: bool) -> list[str]:

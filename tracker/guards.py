@@ -27,6 +27,7 @@ APPEND_ONLY: dict[str, tuple[tuple[str, ...], ...]] = {
     "seals": (("id",), ("checkpoint_sha256",)),
     "segments": (("seal_id", "name", "part"), ("rowid",)),  # rowid: SQLite's own key; there is no id
 }
+_LONGEST = 200  # characters of a definition in a message
 SEALED = ("transitions", "sources", "gaps")  # the sealer reads them by id, so their writers take its lock, shared
 SEAL_LOCK = 0x7472616B  # the advisory lock between writers (shared) and the sealer (exclusive): "trak"
 
@@ -286,9 +287,14 @@ def _table_differences(expected: dict[str, list[str]], actual: dict[str, list[st
     found = [f"table {table} is missing" for table in expected if table not in actual]
     for table, there in actual.items():
         lines = expected[table]
-        found += [f"table {table}: missing or changed: {line}" for line in lines if line not in there]
-        found += [f"table {table}: not tracker's: {line}" for line in there if line not in lines]
+        found += [f"table {table}: missing or changed: {_begin(line)}" for line in lines if line not in there]
+        found += [f"table {table}: not tracker's: {_begin(line)}" for line in there if line not in lines]
     return found
+
+
+def _begin(line: str) -> str:
+    """Return so much of a definition as a message has room for; a CHECK of a text has a thousand characters."""
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 def definitions(connection: sa.Connection) -> dict[str, list[str]]:

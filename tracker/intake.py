@@ -455,10 +455,15 @@ def registered(connection: sa.Connection, keys: Iterable[_Key], *names: str) -> 
             yield from connection.execute(query)
 
 
+def other_cases(jid: str) -> set[str]:
+    """Return how else a GUID may be written, in small letters or in capitals; nothing if *jid* is no GUID."""
+    return {jid.lower(), jid.upper()} - {jid} if _GUID.fullmatch(jid) else set()
+
+
 def _in_other_case(connection: sa.Connection, keys: Iterable[_Key]) -> dict[_Key, str]:
     """Return the other spelling of each GUID that the database or an earlier key has in the other case."""
     guids = [key for key in keys if _GUID.fullmatch(key[1])]
-    others = ((cluster, form) for cluster, jid in guids for form in {jid.lower(), jid.upper()} - {jid})
+    others = ((cluster, form) for cluster, jid in guids for form in other_cases(jid))
     first = {(row.cluster, row.jid.lower()): row.jid for row in registered(connection, others, "cluster", "jid")}
     for key in guids:
         first.setdefault(_in_small_letters(key), key[1])

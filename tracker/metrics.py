@@ -141,9 +141,9 @@ class StoredMetrics(Collector):
         yield _gauge("nearest_deadline_timestamp_seconds", "The nearest deadline still ahead", _CLUSTER, values)
         gaps = {(*key, cause.value): float(one.gap_cause is cause) for key, one in clusters.items() for cause in Cause}
         yield _gauge("gap_open", "Whether nothing can be observed now, by cause", (*_CLUSTER, "cause"), gaps)
-        found = [need.kind for need in needs(seen)]
+        found = [need.kind for need in needs(seen) if not need.is_acked]
         kinds = {(kind,): float(found.count(kind)) for kind in KINDS}
-        yield _gauge("needs", "Things that need a person, by kind", ("kind",), kinds)
+        yield _gauge("needs", "Things that need a person, and that nobody has in hand, by kind", ("kind",), kinds)
         sealed_at = seen.seals.sealed_at
         age = {(): (seen.now - sealed_at).total_seconds()} if sealed_at else {}
         yield _gauge("seal_age_seconds", "Time since the last seal", (), age)

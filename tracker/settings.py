@@ -238,8 +238,9 @@ def _with_effect(*needed: str) -> AfterValidator:
     """Refuse a setting that has no effect because none of *needed* (earlier fields of `Settings`) is set."""
 
     def check(value: object, info: ValidationInfo) -> object:
-        # One that is wrong is missing in `data`, and is reported by itself.
-        if not any(info.data.get(name, "wrong") for name in needed):
+        # One that is wrong is missing in `data`, and is reported by itself. One that only the daemon gets may be set.
+        has_secrets = (info.context or {}).get("keys", True)
+        if has_secrets and not any(info.data.get(name, "wrong") for name in needed):
             others = " or ".join(f"TRACKER_{name.upper()}" for name in needed)
             raise PydanticCustomError("no_effect", f"has no effect without {others}: set that too, or remove this one")
         return value
@@ -443,7 +444,8 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
         environ: The environment; None is the process's.
         cwd: Where tracker.toml is looked for and the relative paths of variables begin; None is the current folder.
         keys: False for a command that does not ask Elevate. Then keys are not needed and not read from their files,
-            which the account that registers or reads jobs may be unable to read; each `api_key` is empty.
+            which the account that registers or reads jobs may be unable to read; each `api_key` is empty. A setting
+            that does nothing is no error then: it may be for a secret that systemd hands to the daemon alone.
 
     Raises:
         BadConfiguration: The message names every wrong place and what to do, and never repeats a secret.
@@ -495,7 +497,7 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
             problems.append(f"{place}: no cluster to use it for; set TRACKER_CLUSTER")
 
     _read_keys(found, keys, name, folder, problems)
-    settings = _validate(found, problems)
+    settings = _validate(found, keys, problems)
     if problems or settings is None:
         if len(problems) == 1:
             raise BadConfiguration(problems[0])
@@ -653,7 +655,7 @@ def _read_keys(found: _Found, keys: bool, single: str, folder: Path, problems: l
             problems.append(f"cluster {name[:80]}: has no key; give it by {' or '.join(ways)}")
 
 
-def _validate(found: _Found, problems: list[str]) -> Settings | None:
+def _validate(found: _Found, keys: bool, problems: list[str]) -> Settings | None:
     """Return the settings, or add what is wrong with the values to *problems* and return None."""
     document: dict[str, Any] = {where[0]: value for where, (value, _) in found.items() if len(where) == 1}
     clusters: dict[str, dict[str, object]] = {}
@@ -661,7 +663,7 @@ def _validate(found: _Found, problems: list[str]) -> Settings | None:
         if where[0] == "clusters":
             clusters.setdefault(where[1], {"timezone": document.get("timezone", DEFAULT_TIMEZONE)})[where[2]] = value
     try:
-        return Settings.model_validate(document | {"clusters": clusters})
+        return Settings.model_validate(document | {"clusters": clusters}, context={"keys": keys})
     except ValidationError as error:
         for one in error.errors(include_url=False):
             where = tuple(map(str, one["loc"]))

@@ -36,6 +36,7 @@ def _fold(text: str, width: int) -> list[str]:
             lines.append(piece)
         else:
             lines += chop_cells(piece.rstrip(), width)
+            lines[-1] += piece[len(piece.rstrip()) :]  # the blank before the next piece
     return [line.rstrip() for line in lines if line.strip()] or [""]
 
 

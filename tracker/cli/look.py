@@ -259,7 +259,7 @@ def _facts(
     if row.status is not None:
         began = _between(seen.status_after, row.status_by)
         facts["status"] = f"{row.status}; began {began}; {counted(row.status_polls, 'answer')} in a row"
-        facts["last seen"] = row.seen_at
+        facts["last answer"] = row.seen_at
     match row.state:
         case State.ATTESTED:
             facts["ended"] = f"by {_time(row.ended_by)}, as an operator says"

@@ -126,8 +126,8 @@ def attest(done_by: str | None, **given: Any) -> int:
     """Declare that open, failed or lost jobs were done, though tracker did not see it.
 
     The verdict becomes `attested`. The history keeps who declared it, when and why. A time is refused if a later answer
-    showed the job not done. A day means its end in the legal time zone, or now if that end is in the future. `tracker
-    reopen` undoes it. A file may have a column done_by.
+    showed the job not done. A day means its end in the legal time zone, or now if it is today. `tracker reopen` undoes
+    it. A file may have a column done_by.
     """
     from tracker import database, operate
     from tracker.deadline import start_of_day
@@ -143,7 +143,8 @@ def attest(done_by: str | None, **given: Any) -> int:
             raise InvalidField("done_by", "is missing; give it for all jobs with --done-by")
         if not isinstance(at, datetime):
             assert isinstance(at, date)  # noqa: S101 - a day
-            at = min(start_of_day(at + timedelta(days=1), zone), database.now(connection))
+            began_at, ends_at = start_of_day(at, zone), start_of_day(at + timedelta(days=1), zone)
+            at = min(max(began_at, database.now(connection)), ends_at)  # a later day stays one: it is refused
         decision = operate.attest(connection, job_id, actor, reason, at)
         return f": done by {utc(at).isoformat(' ')} (declared){_was(decision)}"
 

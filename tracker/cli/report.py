@@ -216,7 +216,7 @@ def _subcommand(of: TableReport, *options: Callable[[Any], Any], help: str) -> N
 
     def command(format: str | None, output: Path | None, by: str = "", **given: Any) -> None:
         form = format_of(format, output)
-        if of is CHANGES:
+        if of is CHANGES and not given["until"]:
             given["since"] = given["since"] or times.DAY_AGO
         if form == "html":
             if of is CHANGES:

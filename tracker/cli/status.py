@@ -145,6 +145,8 @@ def _state(row: ClusterOverview) -> str:
     words = []
     if row.pause_cause is Cause.PAUSED:
         words.append(f"paused by hand{since}{detail}" if row.gap_cause is Cause.PAUSED else "paused by hand")
+    elif row.gap_cause is Cause.PAUSED:
+        words.append(f"resumed, no answer yet; was paused by hand{since}{detail}")
     elif row.gap_cause is not None or row.pause_cause is not None:
         words.append(f"{row.gap_cause or row.pause_cause}{since}{detail}")
         if row.pause_cause is not None and row.paused_until is not None:
