@@ -199,7 +199,7 @@ def test_the_scope_is_within_since_and_until(
 
 MISUSED: list[tuple[bytes, tuple[str, ...], str]] = [
     (b"", (), "Invalid value for 'FILE': the file is empty"),
-    (b"jid,name\n", (), "line 1: there is no column 'name'"),
+    (b"jid,name\n", (), "line 1: the column 'name' is unknown"),
     (b"jid,kind\na,\njid,reference\n", (), "line 3: this header has other columns"),
     (b"jid\na\n", ("--cluster", "w9"), "Invalid value for '--cluster': there is no cluster 'w9'; there are: old, w1"),
     (b"jid\na\n", ("--since", "soon"), "Invalid value for '--since': 'soon' is not a time"),
