@@ -171,9 +171,9 @@ def test_texts_are_refused_with_what_is_wrong() -> None:
 
 def test_a_jid_finds_its_job(engine: sa.Engine) -> None:
     """In one cluster or the one that is named; what is not found, or found twice, is refused with the way out."""
-    ids = {(jid, name): register(engine, jid, name) for jid, name in (("a", "w2"), ("a", "w1"), ("b-c", "w2"))}
+    ids = {(jid, name): register(engine, jid, name) for jid, name in (("a", "w2"), ("a", "w1"), ("b,c", "w2"))}
     with database.reading(engine) as connection:
-        assert operate.find(connection, "b-c") == operate.FoundJob(ids["b-c", "w2"], "w2", "b-c")
+        assert operate.find(connection, "b,c") == operate.FoundJob(ids["b,c", "w2"], "w2", "b,c")
         assert operate.find(connection, "a", "w1") == operate.FoundJob(ids["a", "w1"], "w1", "a")
         with pytest.raises(AmbiguousJob, match=r"--cluster: w1, w2$"):
             operate.find(connection, "a")
