@@ -201,7 +201,7 @@ def test_a_narrow_terminal_leaves_optional_columns_out_and_says_so(capsys: pytes
     assert "cluster" in shown
     assert "reference" not in shown
     assert "status by" not in shown
-    assert capsys.readouterr().err == "Left out for lack of room: status_by, reference (--format csv has all).\n"
+    assert capsys.readouterr().err == "Columns that do not fit: status_by, reference (--format csv has all).\n"
     assert printed([WIDE_ROW], WIDE, "csv", 80).startswith("cluster,jid,state,status_after,status_by,reference\n")
 
 

@@ -60,7 +60,7 @@ def test_someone_who_has_just_begun_reads_what_to_do_next(
     register(engine, "a")
     code, found, shown = screen(run)
     assert (code, found) == (0, [])
-    assert "none runs: `tracker run` starts one" in shown
+    assert "none is running: `tracker run` starts one" in shown
     assert "1 open, 0 failed" in shown
 
 

@@ -86,7 +86,7 @@ def test_a_header_in_the_middle() -> None:
     assert [values["jid"] for _, values in good("jid\na\n JID \nb\n")] == ["a", "b"]
     for other in ("jid,reference", "kind,jid", "jid,kind,reference", "reference,jid"):
         found: list[Record] = []
-        with pytest.raises(Refused, match=r"line 5: this header has other columns than the one in line 2; nothing"):
+        with pytest.raises(Refused, match=r"line 5: this header has other columns than the one in line 2. The rows"):
             found.extend(iter(read(io.BytesIO(f"\njid,kind\na,export\n\n{other}\n".encode()), COLUMNS, Notes())))
     assert good("jid,kind\njid,export\n") == [(2, {"jid": "jid", "kind": "export"})]
 
@@ -96,9 +96,9 @@ def test_a_header_in_the_middle() -> None:
     [
         (b"", "the file is empty: CSV needs a header, as in: jid,cluster,kind"),
         (b"\xef\xbb\xbf \r\n\n", "empty"),
-        (b"jid,name\na,b\n", "line 1: there is no column 'name'; known are: jid, cluster, kind, reference"),
+        (b"jid,name\na,b\n", "line 1: the column 'name' is unknown; allowed columns: jid, cluster, kind, reference"),
         (b"a,b\nc,d\n", "line 1: there is no column jid; the first line must be a header"),
-        (b"\n\njid,kind,jid\n", "line 3: the column jid is there twice"),
+        (b"\n\njid,kind,jid\n", "line 3: the column jid appears twice"),
         (b'"jid\n', "line 1: the header is not CSV"),
         (
             b"jid,\xe5\n",
@@ -132,8 +132,8 @@ JSON_ROWS = [
     (b"nonsense", None, "not a JSON object on one line"),
     (b'{"jid": "a"', None, "not a JSON object on one line"),
     (b'["a"]', None, "not a JSON object"),
-    (b'{"jid": "a", "customer": 1, "Kind": 2}', None, "has the unknown key 'customer'; known are: jid, cluster"),
-    (b'{"jid": "a", "jid": "b"}', None, "a key twice"),
+    (b'{"jid": "a", "customer": 1, "Kind": 2}', None, "has the unknown key 'customer'; allowed keys: jid, cluster"),
+    (b'{"jid": "a", "jid": "b"}', None, "a key appears twice"),
     (b'{"jid": 17}', "jid", "must be text, in quotes, not 17"),
     (b'{"jid": "a", "kind": true}', "kind", "must be text"),
     (b'{"jid": "a", "reference": {"jid": "b"}}', "reference", "must be text"),

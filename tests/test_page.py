@@ -135,11 +135,11 @@ def test_a_page_begins_with_what_needs_a_person(engine: sa.Engine, render: Calla
     assert [attributes["id"] for attributes in outline.all("section")] == ["needs", "clusters", *SECTIONS]
     first = outline.text[outline.text.index("What needs a person") : outline.text.index("Daemons and clusters")]
     assert "Urgent: w2: Elevate refuses the API key (401, since 2026-03-05 08:00 UTC)." in first
-    assert "Urgent: No daemon runs" in first
+    assert "Urgent: No daemon is running" in first
     assert "No daemon has run on this database." in outline.text
     assert "|w2|1|0|–|2026-03-06 08:00:00 (key_refused)|2026-03-05 08:00:00 (key_refused: 401)|" in cells(html)
     assert "9 jobs: 3 open, 4 done, 1 lost, 1 withdrawn." in outline.text
-    assert "That the person was informed of it is not shown" in outline.text
+    assert "It does not show that the person was informed" in outline.text
     drawn = [a["aria-labelledby"] for a in outline.all("svg") if "aria-labelledby" in a]
     assert drawn == [f"{name}-title {name}-desc" for name in ("ahead", "curve", "flight")]
 
@@ -281,7 +281,7 @@ def test_a_long_table_is_cut_and_says_so(engine: sa.Engine, render: Callable[...
     with database.writing(engine) as connection:
         connection.execute(sa.insert(JOBS), jobs)
     text = is_sound(render(names=["deadlines"])).text
-    assert f"These are the first {page.LIMIT} rows. tracker report deadlines --format csv has all." in text
+    assert f"Only the first {page.LIMIT} rows are shown. tracker report deadlines --format csv has all." in text
     assert ("jid-000" in text, f"jid-{page.LIMIT:03}" in text) == (True, False)
 
 

@@ -244,7 +244,7 @@ def test_a_cluster_is_found_by_name_or_by_being_the_only_one(tmp_path: Path) -> 
     """Otherwise the message names the clusters that there are."""
     two = read(tmp_path, {}, "[clusters.alpha]\napi_key = 'k'\n[clusters.beta]\napi_key = 'k'")
     assert two.cluster("beta").name == "beta"
-    with pytest.raises(InvalidField, match=r"^cluster: several are configured, name one of them: alpha, beta$"):
+    with pytest.raises(InvalidField, match=r"^cluster: several are configured; name one of them: alpha, beta$"):
         two.cluster(None)
     with pytest.raises(InvalidField, match=r"'Alfa' is not configured \(configured: alpha, beta\); did you mean alpha"):
         two.cluster("Alfa")

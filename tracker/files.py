@@ -21,7 +21,7 @@ LONGEST_ROW: Final = 65_536
 """Bytes of a row: several times what its longest values need, so that memory is bounded."""
 
 _SEPARATOR: Final = re.compile(r'"?sep=([,;\t|])"?\1*', re.IGNORECASE)
-"""The first line by which Excel is told the separator."""
+"""A first line that names the separator for Excel."""
 _AS_UTF_8: Final = "save the file as UTF-8 (in Excel: CSV UTF-8)"
 _NOT_UTF_8: Final = f"is not UTF-8 text, but perhaps Windows-1252 (CP1252): {_AS_UTF_8}"
 
@@ -31,7 +31,7 @@ class Record(NamedTuple):
 
     Attributes:
         line: The physical line on which it begins, from 1.
-        values: What it says, by column; stripped, and without the cells that are empty.
+        values: The values by column; stripped, without empty cells.
         problem: Why it cannot be read; then there are no values.
     """
 
@@ -157,7 +157,7 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
     form: dict[str, Any] = {"skipinitialspace": True, "strict": True}
     form["delimiter"] = (
         separator[1] if separator else max(",;\t", key=first.count)
-    )  # the comma, if there is none of them
+    )  # a comma if the header has no separator
     try:
         (cells,) = csv.reader([first], **form)
     except csv.Error as error:
@@ -172,7 +172,7 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
         except StopIteration:
             return
         except (csv.Error, _TooLong) as error:
-            # Reading goes on with the next line, so that what an open quote swallowed is named, and no more.
+            # Reading continues with the next line, so that only the row with the open quote is lost.
             upto = f" (lines {line} to {lines.number} were not read)" if lines.number > line else ""
             yield Record(line, {}, Refused(f"is not a row of CSV: {_why(error)}{upto}"))
             continue
@@ -185,10 +185,10 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
         if "jid" in names and headings.issuperset(names):
             if [*filter(None, names)] == [*filter(None, header)]:
                 continue
-            # The rows below it would be read by the first header, without an error in many a case.
+            # Otherwise the rows below it are read by the first header, often without an error.
             raise Refused(
-                f"line {line}: this header has other columns than the one in line {header_line}; nothing was read from"
-                " here on: give each file on its own"
+                f"line {line}: this header has other columns than the one in line {header_line}. The rows from here on"
+                " were not read: give each file separately"
             )
         stray = [place for place, (name, cell) in enumerate(zip_longest(header, names), 1) if cell and not name]
         if stray:
@@ -215,14 +215,14 @@ def _header(cells: list[str], line: int, columns: Collection[str], others: bool)
     header = [text.strip(cell).lower() for cell in cells]
     while header and not header[-1]:
         header.pop()
-    known = f"known are: {', '.join(columns)}"
+    known = f"allowed columns: {', '.join(columns)}"
     if "jid" not in header:
         raise Refused(f"line {line}: there is no column jid; the first line must be a header; {known}")
     for name in filter(None, header):
         if name not in columns and not others:
-            raise Refused(f"line {line}: there is no column {name[:60]!r}; {known}")
+            raise Refused(f"line {line}: the column {name[:60]!r} is unknown; {known}")
         if name in columns and header.count(name) > 1:
-            raise Refused(f"line {line}: the column {name} is there twice")
+            raise Refused(f"line {line}: the column {name} appears twice")
     return header
 
 
@@ -257,7 +257,7 @@ def _json_object(line: str, columns: Collection[str], others: bool) -> dict[str,
     if not isinstance(said, dict):
         raise Refused('is not a JSON object, such as {"jid": "…"}')
     if unknown := [key for key in said if key not in columns and not others]:
-        raise Refused(f"has the unknown key {unknown[0][:60]!r}; known are: {', '.join(columns)}")
+        raise Refused(f"has the unknown key {unknown[0][:60]!r}; allowed keys: {', '.join(columns)}")
     said = {key: value for key, value in said.items() if key in columns and value is not None}
     for key, value in said.items():
         if not isinstance(value, str):

@@ -45,7 +45,7 @@ UNOBSERVED = {
 TABLES = (
     *("sources", "jobs", "transitions", "gaps", "clusters", "workers", "seals", "segments", "deliveries", "alerts"),
 )
-# What is refused beside changes of the history: table, event and message; `_conditions` says when.
+# What is refused besides changes of the history: table, event and message; `_conditions` says when.
 RULES = {
     "claim": ("jobs", "INSERT", "INSERT into jobs may set declared columns only, and no time in the future"),
     "change": ("jobs", "UPDATE", "only an amendment changes declared facts, and an open job must have a due_at"),
@@ -66,7 +66,7 @@ def _conditions(schema: str, now: str, minute_after: Callable[[str], str]) -> di
     def changed(columns: tuple[str, ...]) -> str:
         return "(" + " OR ".join(f"NEW.{c} IS DISTINCT FROM OLD.{c}" for c in columns) + ")"
 
-    lasting = "NEW.state = 'open' AND NEW.due_at IS NULL"  # nobody would poll it again
+    lasting = "NEW.state = 'open' AND NEW.due_at IS NULL"  # it would never be polled again
     # No time may be declared in the future, and no submission after the registration, which needs the jid: else a job
     # could be done before its submission.
     early = " OR ".join(
@@ -122,7 +122,7 @@ def sqlite() -> dict[str, str]:
         replace(table, keys)
     conditions = _conditions("", "'now'", lambda at: f"strftime('%Y-%m-%d %H:%M:%f000', {at}, '+1 minute')")
     for rule, (table, event, message) in RULES.items():
-        # Not SQLite 3.39's IS DISTINCT FROM: with an older shell nobody could read the database.
+        # Not SQLite 3.39's IS DISTINCT FROM: an older sqlite3 shell could not read the database.
         condition = conditions[rule].replace("IS NOT DISTINCT FROM", "IS").replace("IS DISTINCT FROM", "IS NOT")
         trigger(f"guard_{table}_{rule}", f"BEFORE {event}", table, f"tracker: {message}", condition)
     trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs cannot be deleted: withdraw the job instead")
