@@ -109,7 +109,7 @@ def on_boundaries() -> list[Life]:
     made: list[Life] = []
 
     def life(jid: str, facts: Facts = facts, at: datetime = received + 2 * HOUR, cluster: str = "w1") -> Life:
-        made.append(Life(cluster, jid, facts, at))
+        made.append(Life(cluster, jid.replace(" ", "-"), facts, at))
         return made[-1]
 
     due = deadline_of(facts, received, ZONE, ()).at

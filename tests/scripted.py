@@ -47,7 +47,7 @@ class Script:
         self.answers: dict[str, str | int | tuple[int, dict[str, str]]] = {}
         self.default: str | int | tuple[int, dict[str, str]] = "waiting"
         self.asked: list[str] = []
-        self.hold: Callable[[str], None] | None = None
+        self.hold: Callable[[str], object] | None = None
         self.url = ""
         self.date: str | None = None  # the Date header; None: the server's own
 

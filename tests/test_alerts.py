@@ -22,7 +22,7 @@ from tests.processes import Process, look_once
 from tests.test_daemon import until
 from tests.test_deliver import Receiver
 from tracker import alerts, cli, database
-from tracker.alerts import Alerts, Gathering, Notice, decide, gathered, message, standby
+from tracker.alerts import Alerts, Notice, PendingMessage, decide, gathered, message, standby
 from tracker.errors import BadConfiguration
 from tracker.models import ALERTS, CLUSTERS, WORKERS
 from tracker.needs import KINDS, Alerted, Daemon, Need, Overview, needs
@@ -115,7 +115,7 @@ def test_each_need_is_sent_and_so_is_its_end(course: list[tuple[int, set[str], s
 def test_one_message_for_all_that_comes_together() -> None:
     """It goes 10 s after the last job was added, or after a minute; another daemon leaves it a minute to this one."""
     due = [Notice(row("failed", ""), need("failed", "", count=1))]
-    waiting: Gathering | None = None
+    waiting: PendingMessage | None = None
     for second in range(100):
         due = [replace(due[0], need=replace(need("failed", ""), count=min(1000 * second, 10_000)))]
         waiting = gathered(waiting, due, second)
@@ -149,7 +149,7 @@ def test_a_message_says_what_and_what_to_do() -> None:
         "[lost] 10000 jobs lost. Do it.",
         "    among them j0, j1, j2, j3, j4",
         "[failed] 2 jobs failed. Do it.",
-        "RESOLVED [failed] - (since 2026-11-27 11:00 UTC)",
+        "RESOLVED [failed] (since 2026-11-27 11:00 UTC)",
     ]
     many = message([Notice(row(subject=f"w{n}"), need(subject=f"w{n}")) for n in range(90)], lambda one, most: [])
     assert len(many["body"].splitlines()) == 21
@@ -404,9 +404,10 @@ def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsy
     code, said = run("ack", "key_refused", "--reason", "OPS-1")
     assert (code, said) == (
         1,
-        "tracker: error: several needs are key_refused; name one of them: key_refused w1, key_refused w2\n",
+        "tracker: error: several needs have the kind key_refused; add the subject of one:"
+        " key_refused w1, key_refused w2\n",
     )
-    assert "no need is nonsense; there are: key_refused w1" in run("ack", "nonsense", "--reason", "x")[1]
+    assert "there is no need nonsense; current needs: key_refused w1" in run("ack", "nonsense", "--reason", "x")[1]
     assert "not in the future" in run("ack", "key_refused", "w1", "--reason", "x", "--until", "2020-01-01")[1]
     assert "@" in run("ack", "key_refused", "w1", "--reason", "a@b")[1]
     assert table(engine) == []
@@ -416,9 +417,9 @@ def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsy
     assert run("ack", "key_refused", "w2", "--reason", "OPS-3", "--actor", "bob")[0] == 0
     code, said = run("status")
     assert code == 0
-    assert "eve has it in hand until 2099-11-27 23:00 UTC (OPS-1)" in said
-    assert "bob has it in hand (OPS-3)" in said
-    assert "in hand until 2" in run("ack", "key_refused", "w2", "--reason", "OPS-3", "--until", "2d")[1]
+    assert "eve is handling it until 2099-11-27 23:00 UTC (OPS-1)" in said
+    assert "bob is handling it (OPS-3)" in said
+    assert "silenced until 2" in run("ack", "key_refused", "w2", "--reason", "OPS-3", "--until", "2d")[1]
     refused(engine, is_over=True)
     monkeypatch.setattr(alerts, "SETTLED_SECONDS", 0.0)
     Alerts(Settings()).look(engine)  # without URLs, too

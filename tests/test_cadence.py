@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tracker.cadence import Plan, Rhythm, Why, next_poll, retry_poll
+from tracker.cadence import Plan, PollReason, Rhythm, next_poll, retry_poll
 from tracker.status import Answer, Facts, Job, LostRule, Past, State, decide
 
 STOCKHOLM = ZoneInfo("Europe/Stockholm")
@@ -45,26 +45,26 @@ def seen(status: str, seen_at: datetime, **columns: object) -> Job:
     ("status", "now", "u", "due", "why"),
     [
         # Before the archive day: the first midnight after submission, then 0, 2 and 6 hours after each.
-        ("waiting", "2026-11-02T15:00", 0, "2026-11-03T00:05", Why.NIGHT),
-        ("waiting", "2026-11-02T15:00", 0.5, "2026-11-03T00:10", Why.NIGHT),
-        ("paused", "2026-11-02T15:00", 0, "2026-11-03T00:05", Why.NIGHT),
-        ("waiting", "2026-11-03T00:05", 0, "2026-11-03T02:05", Why.NIGHT),
-        ("waiting", "2026-11-03T00:04:59", 0, "2026-11-03T00:05", Why.NIGHT),
-        ("waiting", "2026-11-03T00:06", 0.9, "2026-11-03T02:14", Why.NIGHT),
-        ("waiting", "2026-11-03T02:14", 0.1, "2026-11-03T06:06", Why.NIGHT),
-        ("waiting", "2026-11-03T06:14", 0.1, "2026-11-04T00:06", Why.NIGHT),
+        ("waiting", "2026-11-02T15:00", 0, "2026-11-03T00:05", PollReason.NIGHT),
+        ("waiting", "2026-11-02T15:00", 0.5, "2026-11-03T00:10", PollReason.NIGHT),
+        ("paused", "2026-11-02T15:00", 0, "2026-11-03T00:05", PollReason.NIGHT),
+        ("waiting", "2026-11-03T00:05", 0, "2026-11-03T02:05", PollReason.NIGHT),
+        ("waiting", "2026-11-03T00:04:59", 0, "2026-11-03T00:05", PollReason.NIGHT),
+        ("waiting", "2026-11-03T00:06", 0.9, "2026-11-03T02:14", PollReason.NIGHT),
+        ("waiting", "2026-11-03T02:14", 0.1, "2026-11-03T06:06", PollReason.NIGHT),
+        ("waiting", "2026-11-03T06:14", 0.1, "2026-11-04T00:06", PollReason.NIGHT),
         # The archive midnight is the last of the nights and the first of the intervals.
-        ("waiting", "2026-11-06T06:10", 0.5, "2026-11-07T00:10", Why.NIGHT),
-        ("waiting", "2026-11-06T23:59:59", 0.5, "2026-11-07T00:10", Why.NIGHT),
-        ("waiting", "2026-11-07T00:00", 0.5, "2026-11-07T00:00:15", Why.ARCHIVED),  # at least 15 s
-        ("waiting", "2026-11-07T00:00:30", 0.5, "2026-11-07T00:01:30", Why.ARCHIVED),  # sqrt(2 * 60 * 30) = 60
-        ("waiting", "2026-11-07T00:02", 0.5, "2026-11-07T00:04", Why.ARCHIVED),  # sqrt(2 * 60 * 120) = 120
-        ("waiting", "2026-11-07T00:02", 0, "2026-11-07T00:03:48", Why.ARCHIVED),
-        ("paused", "2026-11-07T08:00", 0.5, "2026-11-07T08:30:59.032", Why.ARCHIVED),
-        ("waiting", "2027-11-07T00:00", 0.5, "2027-11-07T06:00", Why.ARCHIVED),  # at most 6 h
+        ("waiting", "2026-11-06T06:10", 0.5, "2026-11-07T00:10", PollReason.NIGHT),
+        ("waiting", "2026-11-06T23:59:59", 0.5, "2026-11-07T00:10", PollReason.NIGHT),
+        ("waiting", "2026-11-07T00:00", 0.5, "2026-11-07T00:00:15", PollReason.ARCHIVED),  # at least 15 s
+        ("waiting", "2026-11-07T00:00:30", 0.5, "2026-11-07T00:01:30", PollReason.ARCHIVED),  # sqrt(2 * 60 * 30) = 60
+        ("waiting", "2026-11-07T00:02", 0.5, "2026-11-07T00:04", PollReason.ARCHIVED),  # sqrt(2 * 60 * 120) = 120
+        ("waiting", "2026-11-07T00:02", 0, "2026-11-07T00:03:48", PollReason.ARCHIVED),
+        ("paused", "2026-11-07T08:00", 0.5, "2026-11-07T08:30:59.032", PollReason.ARCHIVED),
+        ("waiting", "2027-11-07T00:00", 0.5, "2027-11-07T06:00", PollReason.ARCHIVED),  # at most 6 h
     ],
 )
-def test_when_a_waiting_job_is_asked_next(status: str, now: str, u: float, due: str, why: Why) -> None:
+def test_when_a_waiting_job_is_asked_next(status: str, now: str, u: float, due: str, why: PollReason) -> None:
     plan = next_poll(seen(status, local(now)), None, local(now), u, RHYTHM)
     assert (round_ms(plan.due_at), plan.why) == (local(due), why)
 
@@ -78,17 +78,17 @@ def test_a_running_job_is_asked_by_the_age_of_its_first_sight() -> None:
     for age, wait in [(0, 15), (1, 15), (30, 60), (120, 120), (3000, 600), (10**8, 21600)]:
         now = first + timedelta(seconds=age)
         job = seen("running", now, status_by=first)
-        assert next_poll(job, None, now, 0.5, RHYTHM) == Plan(now + timedelta(seconds=wait), Why.RUNNING)
+        assert next_poll(job, None, now, 0.5, RHYTHM) == Plan(now + timedelta(seconds=wait), PollReason.RUNNING)
 
 
 def test_a_job_without_an_answer_since_it_was_registered_or_reopened_is_due_at_once() -> None:
     now = local("2026-11-04T03:00")
     new = Job(Facts(submitted_at=SUBMITTED), SUBMITTED, "ann")
     deadline_at = now + 5 * MINUTE
-    assert next_poll(new, deadline_at, now, 0.7, RHYTHM) == Plan(now, Why.FIRST)
+    assert next_poll(new, deadline_at, now, 0.7, RHYTHM) == Plan(now, PollReason.FIRST)
     for status in ("waiting", "running", "not_found", "error", "paused"):
         reopened = seen(status, SUBMITTED + HOUR, status_polls=0)
-        assert next_poll(reopened, deadline_at, now, 0.7, RHYTHM) == Plan(now, Why.REOPENED)
+        assert next_poll(reopened, deadline_at, now, 0.7, RHYTHM) == Plan(now, PollReason.REOPENED)
 
 
 WAITS = [60, 120, 240, 480, 960, 1920, 3840, 7680, 15360, 21600, 21600, 21600]
@@ -99,8 +99,8 @@ def test_not_found_and_errors_are_asked_again_after_waits_that_double_to_six_hou
     for number, wait in enumerate(WAITS, 1):
         due_at = now + timedelta(seconds=wait)
         job = seen("not_found", now, status_polls=number)
-        assert next_poll(job, None, now, 0.5, RHYTHM) == Plan(due_at, Why.NOT_FOUND)
-        assert retry_poll(number, None, now, 0.5) == Plan(due_at, Why.ERROR)
+        assert next_poll(job, None, now, 0.5, RHYTHM) == Plan(due_at, PollReason.NOT_FOUND)
+        assert retry_poll(number, None, now, 0.5) == Plan(due_at, PollReason.ERROR)
     for number in (100, 10**9):
         assert retry_poll(number, None, now, 0.5).due_at == now + 6 * HOUR
 
@@ -108,11 +108,11 @@ def test_not_found_and_errors_are_asked_again_after_waits_that_double_to_six_hou
 def test_a_job_counts_from_its_submission_or_else_from_its_registration() -> None:
     now = local("2026-11-05T12:00")
     job = replace(seen("waiting", now), facts=Facts(), registered_at=local("2026-11-04T12:00"))
-    assert next_poll(job, None, local("2026-11-07T12:00"), 0, RHYTHM).why is Why.NIGHT
-    assert next_poll(job, None, local("2026-11-09T00:00"), 0, RHYTHM).why is Why.ARCHIVED
+    assert next_poll(job, None, local("2026-11-07T12:00"), 0, RHYTHM).why is PollReason.NIGHT
+    assert next_poll(job, None, local("2026-11-09T00:00"), 0, RHYTHM).why is PollReason.ARCHIVED
     now = local("2026-11-09T12:00")
     late = replace(seen("waiting", now), registered_at=now - MINUTE)
-    assert next_poll(late, None, now, 0, RHYTHM).why is Why.ARCHIVED
+    assert next_poll(late, None, now, 0, RHYTHM).why is PollReason.ARCHIVED
 
 
 def test_a_submission_in_the_future_does_not_keep_a_job_from_being_polled() -> None:
@@ -159,9 +159,9 @@ def test_every_plan_lies_in_the_future_and_within_its_bounds(
     free = next_poll(job, None, now, u, rhythm)
     wait = free.due_at - now
     match free.why:
-        case Why.NIGHT:
+        case PollReason.NIGHT:
             assert timedelta(0) < wait < 25 * HOUR + 15 * MINUTE  # a day of 25 hours
-        case Why.NOT_FOUND:
+        case PollReason.NOT_FOUND:
             assert wait / timedelta(seconds=60) >= 0.9 * (1 - 1e-6)
             assert wait <= 6 * HOUR * 1.1
         case _:
@@ -177,9 +177,9 @@ def test_every_plan_lies_in_the_future_and_within_its_bounds(
         assert now < plan.due_at <= without.due_at
         if plan != without:
             assert deadline_at is not None
-            assert plan.why in (Why.BEFORE_DEADLINE, Why.AFTER_DEADLINE)
+            assert plan.why in (PollReason.BEFORE_DEADLINE, PollReason.AFTER_DEADLINE)
             assert abs(plan.due_at - deadline_at) <= 15 * MINUTE
-            assert (plan.due_at < deadline_at) == (plan.why is Why.BEFORE_DEADLINE)
+            assert (plan.due_at < deadline_at) == (plan.why is PollReason.BEFORE_DEADLINE)
 
 
 LONG_AFTER = SUBMITTED + 400 * DAY
@@ -260,11 +260,11 @@ def test_each_night_has_its_three_polls_whatever_the_clocks_do(name: str, year: 
             assert next(polls)[0] == submitted_at
             for at in expected:
                 polled_at, plan = next(polls)
-                assert plan.why is Why.NIGHT
+                assert plan.why is PollReason.NIGHT
                 assert at + 5 * MINUTE <= polled_at < at + 15 * MINUTE, (change, seed)
             # From there on by the age since the archive midnight, an hour missing or double in the calendar or not.
             for (before, _), (after, grown) in pairwise([(polled_at, plan), *(next(polls) for _ in range(50))]):
-                assert grown.why is Why.ARCHIVED
+                assert grown.why is PollReason.ARCHIVED
                 interval = max(15.0, sqrt(120 * (before - archived_at).total_seconds()))
                 assert (after - before).total_seconds() / interval == pytest.approx(1, abs=0.11)
 
@@ -276,15 +276,15 @@ def test_each_night_has_its_three_polls_whatever_the_clocks_do(name: str, year: 
     ("now", "u", "due", "why"),
     [
         # Waiting; free of a deadline the next poll would be at 06:05 plus 10 min * u. The deadline is at 04:00.
-        ("2026-11-03T02:05", 0, "2026-11-03T03:45", Why.BEFORE_DEADLINE),
-        ("2026-11-03T02:05", 0.5, "2026-11-03T03:52", Why.BEFORE_DEADLINE),  # the window ends a minute before it
-        ("2026-11-03T03:45", 0, "2026-11-03T04:00", Why.AFTER_DEADLINE),
-        ("2026-11-03T03:52", 0.5, "2026-11-03T04:07:30", Why.AFTER_DEADLINE),
-        ("2026-11-03T03:59:59.5", 0, "2026-11-03T04:00:00.5", Why.AFTER_DEADLINE),
-        ("2026-11-03T04:00", 0, "2026-11-03T06:05", Why.NIGHT),
+        ("2026-11-03T02:05", 0, "2026-11-03T03:45", PollReason.BEFORE_DEADLINE),
+        ("2026-11-03T02:05", 0.5, "2026-11-03T03:52", PollReason.BEFORE_DEADLINE),  # the window ends a minute before it
+        ("2026-11-03T03:45", 0, "2026-11-03T04:00", PollReason.AFTER_DEADLINE),
+        ("2026-11-03T03:52", 0.5, "2026-11-03T04:07:30", PollReason.AFTER_DEADLINE),
+        ("2026-11-03T03:59:59.5", 0, "2026-11-03T04:00:00.5", PollReason.AFTER_DEADLINE),
+        ("2026-11-03T04:00", 0, "2026-11-03T06:05", PollReason.NIGHT),
     ],
 )
-def test_a_poll_is_moved_into_the_windows_around_the_deadline(now: str, u: float, due: str, why: Why) -> None:
+def test_a_poll_is_moved_into_the_windows_around_the_deadline(now: str, u: float, due: str, why: PollReason) -> None:
     plan = next_poll(seen("waiting", local(now)), local("2026-11-03T04:00"), local(now), u, RHYTHM)
     assert plan == Plan(local(due), why)
 
@@ -292,13 +292,13 @@ def test_a_poll_is_moved_into_the_windows_around_the_deadline(now: str, u: float
 @pytest.mark.parametrize(
     ("asked", "now", "due", "why"),
     [
-        ("03:44", "03:59:30", "04:00", Why.AFTER_DEADLINE),  # too late for another before it
-        ("03:44", "04:05", "04:05:01", Why.AFTER_DEADLINE),
-        ("03:44", "04:16", "06:05", Why.NIGHT),  # too late for either: as if there were none
-        ("04:00", "04:05", "06:05", Why.NIGHT),
+        ("03:44", "03:59:30", "04:00", PollReason.AFTER_DEADLINE),  # too late for another before it
+        ("03:44", "04:05", "04:05:01", PollReason.AFTER_DEADLINE),
+        ("03:44", "04:16", "06:05", PollReason.NIGHT),  # too late for either: as if there were none
+        ("04:00", "04:05", "06:05", PollReason.NIGHT),
     ],
 )
-def test_a_window_that_is_over_is_not_polled(asked: str, now: str, due: str, why: Why) -> None:
+def test_a_window_that_is_over_is_not_polled(asked: str, now: str, due: str, why: PollReason) -> None:
     job = seen("waiting", local(f"2026-11-03T{asked}"))
     plan = next_poll(job, local("2026-11-03T04:00"), local(f"2026-11-03T{now}"), 0, RHYTHM)
     assert plan == Plan(local(f"2026-11-03T{due}"), why)

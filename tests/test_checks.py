@@ -120,7 +120,7 @@ OF_JOBS = (
     ("done", "ended_by = NULL", "ended_by is empty"),
     ("done", "polls = 2", "polls is 2"),
     ("done", "deadline_on = '2029-01-01'", "deadline_on"),
-    ("open", "due_at = NULL", "nobody polls it"),
+    ("open", "due_at = NULL", "it is never polled"),
 )
 OLD = "INSERT INTO jobs (cluster, jid, registered_at, due_at) VALUES ('w1', 'old', {long_ago}, {long_ago})"
 

@@ -87,13 +87,13 @@ def test_each_cluster_is_asked_once(tmp_path: Path, capsys: pytest.CaptureFixtur
             out, err = capsys.readouterr()
             assert out.startswith("name,value,source")
             assert KEY not in out + err
-            assert err.startswith("The settings are good")
+            assert err.startswith("The settings are valid")
             return code, dict(line.split(": ", 1) for line in err.splitlines()[1:])
 
-        assert ask("good") == (0, {"good": "good: it answers, and the key is accepted"})
+        assert ask("good") == (0, {"good": "good: the cluster answers and accepts the key"})
         code, said = ask("good", "odd", "away")
         assert code == 69
-        assert "'done', not 'not_found'" in said["odd"]
+        assert "'done' instead of 'not_found'" in said["odd"]
         assert "refused" in said["away"]
         code, said = ask("refusing", "away", "good")
         assert code == 78

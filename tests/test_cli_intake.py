@@ -41,7 +41,7 @@ def test_add_says_what_happened_to_each(engine: sa.Engine, run: Run) -> None:
     assert code == 0
     due = "deadline 2026-02-28, counted from received_at"
     assert out == f"a of cluster w1: registered; {due}\nb of cluster w1: registered; {due}\n"
-    assert err == "Plain dates that were taken as that day's start in Europe/Stockholm: 1.\n"
+    assert err == "Plain dates read as the start of the day in Europe/Stockholm: 1.\n"
     there = jobs(engine)
     assert [(job.jid, job.kind, job.reference, job.registered_by) for job in there.values()] == [
         ("a", "export", "DSR-1", getpass.getuser()),
@@ -69,9 +69,9 @@ def test_add_names_what_is_refused_and_adds_the_rest(engine: sa.Engine, run: Run
             "c of cluster w1: registered already",
         ]
         assert err.splitlines() == [
-            "job a of cluster w1 is registered already with other facts: kind is export, given removal",
-            r"'b\x1b[2J': jid: has the invisible character '\x1b' in it",
-            "'x y': jid: has a blank in it: give one jid at a time",
+            "job a of cluster w1 is already registered with other facts: kind is export, not removal",
+            r"'b\x1b[2J': jid: contains the invisible character '\x1b'",
+            "'x y': jid: contains a blank: give one jid at a time",
         ]
         assert list(jobs(engine)) == (["a"] if more else ["a", "c"])
 
@@ -133,14 +133,14 @@ def test_import_names_refused_rows_and_ends_with_a_summary(engine: sa.Engine, ru
         "line 5: kind: 'delete': write export, removal or unknown",
         "line 6: submitted_at: '2026-02-01 10:00' has no offset",
         "line 7: submitted_at: 2999-01-31 23:00:00+00:00 is in the future",
-        "line 8: reference: has an @ in it",
-        "line 9: job old of cluster w1 is registered already with other facts: kind is export, given removal",
-        "line 11: has 2 cells, where the header has 5",
+        "line 8: reference: contains an @",
+        "line 9: job old of cluster w1 is already registered with other facts: kind is export, not removal",
+        "line 11: has fewer cells (2) than the header (5)",
         "line 12: jid: has 256 characters; at most 255 are allowed",
-        "line 13: jid: has a blank in it",
+        "line 13: jid: contains a blank",
         "line 15: jid: is registered already as 'CA24B4E2-34AB-406A-A4DB-B30B0247837A'",
         "Blanks or invisible characters around a jid or reference were removed: 1 (first in line 3).",
-        "Plain dates that were taken as that day's start in Europe/Stockholm: 4.",
+        "Plain dates read as the start of the day in Europe/Stockholm: 4.",
     ]
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
     assert list(jobs(engine)) == ["old", "CA24B4E2-34AB-406A-A4DB-B30B0247837A", "a", "b"]
@@ -153,7 +153,7 @@ def test_import_from_a_pipe_and_rehearsed(engine: sa.Engine, run: Run) -> None:
     assert run("import", "-", "--dry-run", stdin=text) == (
         1,
         "2 would be registered, 0 registered already, 1 refused; nothing was written (--dry-run).\n",
-        "line 3: job a of cluster w1 is registered already with other facts: kind is export, given removal\n",
+        "line 3: job a of cluster w1 is already registered with other facts: kind is export, not removal\n",
     )
     assert jobs(engine) == {}
     text = b'{"jid": "a"}\n{"jid": "b", "kind": "export"}\n'
@@ -186,13 +186,13 @@ def test_import_that_ends_early_says_how_far_it_came(
             code, out, err = run("import", "-", stdin=text)
         assert (code, out) == (expected, "")
         assert re.search(
-            r"^The import ended early: \d registered, \d registered already, 1 refused.$", err, re.MULTILINE
+            r"^The import stopped early: \d registered, \d registered already, 1 refused.$", err, re.MULTILINE
         )
         assert list(jobs(engine)) == ["a", "b"]
     assert run("import", "-", stdin=text)[1] == "2 registered, 2 registered already, 1 refused.\n"
     code, out, err = run("import", "-", stdin=b"jid,kind\ne,\nf,\ng,\njid,reference\nh,R\n")
     assert (code, out) == (1, "")
-    assert "ended early: 3 registered, 0 registered already, 0 refused." in err
+    assert "stopped early: 3 registered, 0 registered already, 0 refused." in err
     assert "tracker: error: line 5: this header has other columns than the one in line 1" in err
 
 

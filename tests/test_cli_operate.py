@@ -39,25 +39,27 @@ def test_withdraw_and_reopen_say_what_they_did(engine: sa.Engine, say: Say) -> N
         "a of cluster w1 would be withdrawn; it was open.\n"
         * 2
         + "'x\\x1b': no job has the jid 'x'; register it with: tracker add JID\n"
-        "'b\\x1b[2J': jid: has the invisible character '\\x1b' in it\n"
+        "'b\\x1b[2J': jid: contains the invisible character '\\x1b'\n"
         "2 would be withdrawn, 2 refused.\n",
     )
     assert state(engine, job_id) is State.OPEN
     assert history.last(engine, job_id).actor == "eve"
 
 
+GUID = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
 WRONG: list[tuple[str, int, str]] = [
     ("withdraw a", 2, "Missing option '--reason'"),
     ("withdraw --reason x", 2, "Give either JIDs or --from FILE."),
     ("withdraw a --from - --reason x", 2, "Give either JIDs"),
     ("withdraw --from - --reason x", 1, "the file is empty: CSV needs a header, as in: jid,cluster"),
-    ("withdraw two --reason x", 1, "say which one with --cluster: w1, w2"),
+    ("withdraw two --reason x", 1, "choose one with --cluster: w1, w2"),
     ("reopen done --reason x", 1, "the job is done, as Elevate said: only its declared facts can be amended"),
     ("withdraw --from missing.txt --reason x", 2, "missing.txt"),
     ("withdraw a --reason ' '", 1, "reason: is empty"),
     ("withdraw a --reason jo@example.com", 1, "personal data"),
     ("withdraw a --reason x --actor ' '", 1, "actor: is empty"),
     ("withdraw b --reason x", 1, "no job has the jid 'b'; register it with: tracker add JID"),
+    (f"withdraw {GUID} --reason x", 1, f"no job has the jid '{GUID}', but one has '{GUID.upper()}': write it"),
     ("pause w1", 2, "Missing option '--reason'"),
     ("pause w7 --reason x", 1, "cluster: there is no cluster 'w7'; there are: w1, w2"),
     ("resume w7", 1, "cluster: there is no cluster 'w7'; there are: w1, w2"),
@@ -67,6 +69,7 @@ WRONG: list[tuple[str, int, str]] = [
 def test_what_cannot_be_done_says_why(engine: sa.Engine, say: Say, now: datetime) -> None:
     """And nothing is changed."""
     job_id, *two = [register(engine, jid, name) for jid, name in (("a", "w1"), ("two", "w1"), ("two", "w2"))]
+    register(engine, GUID.upper())
     history.answer(engine, register(engine, "done", at=now - timedelta(days=1)), ("done", now))
     for args, code, problem in WRONG:
         exit_code, message = say(*shlex.split(args))
@@ -85,21 +88,21 @@ def test_each_line_that_cannot_be_done_is_named_and_the_rest_is_done(
     """By line and reason, in words safe for a terminal; a jid that plain SQL registered is found whatever it is."""
     done = register(engine, "d", at=now - timedelta(days=1))
     history.answer(engine, done, ("done", now))
-    good = [register(engine, jid) for jid in ("a", "b with a blank", "ö;\"'")]
+    good = [register(engine, jid) for jid in ("a", "b,no-blank", "ö;\"'")]
     for name in ("w1", "w2", "w3"):
         register(engine, "two", name)
     file = tmp_path / "jids.csv"
-    text = '\ufeffreference, Jid ,cluster\r\n,a,\n\n ,,\n,d,\n"R, 1",\u200bb with a blank ,\n,nope,\n,two,\n,two,w2\n'
+    text = '\ufeffreference, Jid ,cluster\r\n,a,\n\n ,,\n,d,\n"R, 1","\u200bb,no-blank ",\n,nope,\n,two,\n,two,w2\n'
     file.write_bytes(text.encode() + ',"ö;""\'",\n,a,\n'.encode() + b",\xff\x1b[2J,\n,\x1b[2J\x1bx,\nx,,w1\nx\n")
     expected = [
         "line 5: 'd': the job is done, as Elevate said: only its declared facts can be amended",
         "line 7: no job has the jid 'nope'; register it with: tracker add JID",
-        "line 8: several clusters have a job 'two', so say which one with --cluster: w1, w2, w3",
+        "line 8: several clusters have a job 'two'; choose one with --cluster: w1, w2, w3",
         "line 11: 'a': the same job as in line 2",
         "line 12: is not UTF-8 text, but perhaps Windows-1252 (CP1252): save the file as UTF-8 (in Excel: CSV UTF-8)",
-        r"line 13: '[2J\x1bx': jid: has the invisible character '\x1b' in it",
+        r"line 13: '[2J\x1bx': jid: contains the invisible character '\x1b'",
         "line 14: jid: is empty",
-        "line 15: has 1 cells, where the header has 3",
+        "line 15: has fewer cells (1) than the header (3)",
     ]
     around = "Blanks or invisible characters around a jid or reference were removed: 2 (first in line 6)."
     for args, were in (["--dry-run"], "would be withdrawn"), ([], "withdrawn"):
@@ -121,7 +124,7 @@ def test_a_file_that_is_not_read_to_its_end_says_how_far_it_came(
     ids = [register(engine, jid) for jid in "abc"]
     find = operate.find
 
-    def fail(connection: sa.Connection, jid: str, cluster: str | None) -> operate.Found:
+    def fail(connection: sa.Connection, jid: str, cluster: str | None) -> operate.FoundJob:
         if jid == "b":
             raise DatabaseUnavailable("the database is not available: gone")
         return find(connection, jid, cluster)
@@ -129,7 +132,7 @@ def test_a_file_that_is_not_read_to_its_end_says_how_far_it_came(
     with monkeypatch.context() as patch:
         patch.setattr(operate, "find", fail)
         code, message = say("withdraw", "--from", "-", "--reason", "x", stdin=b"jid\na\nb\n")
-    said = "This ended early: 1 withdrawn, 0 refused.\ntracker: error: "
+    said = "This stopped early: 1 withdrawn, 0 refused.\ntracker: error: "
     assert (code, message) == (69, f"{said}the database is not available: gone\n")
     code, message = say("withdraw", "--from", "-", "--reason", "x", stdin=b"jid,state\nb,x\nstate,jid\ny,c\n")
     assert (code, message.startswith(f"{said}line 3: this header has other columns")) == (1, True)
@@ -143,7 +146,7 @@ def test_pause_and_resume_say_what_they_did(engine: sa.Engine, say: Say, monkeyp
     """Also of a cluster that is only configured; twice is harmless."""
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
     assert say("pause", "w1", "--reason", "maintenance") == (0, "Cluster w1 is paused until `tracker resume w1`.\n")
-    assert say("pause", "w1", "--reason", "more") == (0, "Cluster w1 is paused already; nothing was changed.\n")
+    assert say("pause", "w1", "--reason", "more") == (0, "Cluster w1 is already paused; nothing was changed.\n")
     resumed = "Cluster w1 is resumed. An open gap ends with the first valid answer.\n"
     assert say("resume", "w1", "--reason", "over") == (0, resumed)
     assert say("resume", "w1") == (0, "Cluster w1 is not paused; nothing was changed.\n")

@@ -201,7 +201,7 @@ def test_a_narrow_terminal_leaves_optional_columns_out_and_says_so(capsys: pytes
     assert "cluster" in shown
     assert "reference" not in shown
     assert "status by" not in shown
-    assert capsys.readouterr().err == "Left out for lack of room: status_by, reference (--format csv has all).\n"
+    assert capsys.readouterr().err == "Columns that do not fit: status_by, reference (--format csv has all).\n"
     assert printed([WIDE_ROW], WIDE, "csv", 80).startswith("cluster,jid,state,status_after,status_by,reference\n")
 
 
@@ -226,6 +226,11 @@ def test_long_names_and_paths_fold_at_their_joints() -> None:
     assert max(map(len, shown.splitlines())) <= 40
     first = "".join(line.split("  ")[0].strip() for line in shown.splitlines()[1:])
     assert first == path
+
+
+def test_a_blank_stays_after_a_word_that_is_cut() -> None:
+    shown = printed([["x" * 45 + " (declared)", "y"]], ["a", "b"], "table", 40)
+    assert "x (declared)" in shown
 
 
 def test_wide_characters_keep_the_columns_straight() -> None:

@@ -66,9 +66,9 @@ def test_a_person_reads_bounds_in_80_columns(run: Run) -> None:
     assert lines[0].endswith("+00:00")
     assert lines[1:5] == [
         f"tracker {version('tracker')}; filters: none",
-        "Estimated (Kaplan-Meier): a job that is not done, also a failed, lost or",
-        "attested one, counts until last seen not done, and leaves the curve there.",
-        "Withdrawn, and left out: 1.",
+        "Estimated (Kaplan-Meier). A job that is not done counts until it was last",
+        "seen not done; so does a failed, lost or attested job.",
+        "Withdrawn jobs, left out: 1.",
     ]
     assert [line.split() for line in lines[6:11]] == [
         ["cluster", "kind", "jobs", "done", "open", "failed", "quantile", "at", "least", "at", "most"],
@@ -151,7 +151,9 @@ def test_changes_are_counted_and_listed(run: Run, engine: sa.Engine, monkeypatch
     assert (count(), count("--kind", "removal"), count("--cluster", "w9")) == (6, 2, 4)
     assert (count("--since", "3d"), count("--since", "90d"), count("--until", "1d", "--since", "3d")) == (8, 12, 2)
     assert (count("--as-of", "36h"), count("--since", "3d", "--as-of", "36h"), count("--as-of", "3d")) == (2, 2, 0)
-    assert run("changes", "--format", "html")[0] == 2
+    until = "2026-11-01"  # without --since: all before it, not an error about a day that nobody asked for
+    assert run("changes", "--until", until, "--format", "json")[0] == 0
+    assert "Jobs by what happened" in run("changes", "--format", "html")[1]
 
 
 def test_times_are_dates_instants_or_how_long_ago(run: Run, engine: sa.Engine) -> None:
@@ -225,7 +227,7 @@ BAD = (
     (["durations", "--since", "2026-13-01"], "'--since': '2026-13-01' is not a time: write it as 2026-01-31T14:00"),
     (["durations", "--until", "12"], "'--until': '12' is not a time"),
     (["durations", "--until", "9999999d"], "'--until': '9999999d' is not a time"),
-    (["durations", "--since", "2026-11-01T10:00"], "has no offset, so it can be several instants: write it as"),
+    (["durations", "--since", "2026-11-01T10:00"], "has no offset, so the instant is unclear: write it as"),
     (["durations", "--since", "0001-01-01"], "'0001-01-01' is before 1970"),
     (["durations", "--until", "9999-12-31"], "after 9998"),
     (
@@ -252,8 +254,8 @@ BAD = (
     (["durations", "-o", "a.txt"], "'a.txt' does not end with .csv, .json or .html: name the format with --format"),
     (["durations", "-o", "a"], "'a' does not end with .csv"),
     (["--format", "csv"], "name a report (durations, statuses,"),
-    (["--kind", "export", "gaps"], "options stand after the report's name, as in: tracker report gaps --since"),
-    (["gaps", "--format", "table", "--for-spreadsheet"], "--for-spreadsheet does nothing in table: add --format csv"),
+    (["--kind", "export", "gaps"], "put options after the name of the report, as in: tracker report gaps --since"),
+    (["gaps", "--format", "table", "--for-spreadsheet"], "--for-spreadsheet has no effect on table: add --format csv"),
 )
 
 
@@ -411,7 +413,7 @@ def test_a_database_that_cannot_be_read_is_named_and_no_file_is_lost(
     for url, code, problem in (
         ("sqlite:///none.db", 78, "there is no database at none.db: make it with `tracker db upgrade`"),
         ("sqlite:///newer.db", 78, "install a newer tracker"),
-        ("sqlite:///text.db", 78, "the file is not a SQLite database, or damaged"),
+        ("sqlite:///text.db", 78, "the file is not a SQLite database, or is damaged"),
         ("postgresql+psycopg://nobody@127.0.0.1:1/none", 69, "the database is not available"),
     ):
         monkeypatch.setenv("TRACKER_DATABASE_URL", url)
@@ -443,7 +445,7 @@ def test_a_table_says_that_there_are_more_rows(run: Run, engine: sa.Engine, monk
     for number in range(4):
         job(engine, f"many{number}")
         _, out, _ = run("deadlines", "--format", "table")
-        assert out.endswith("These are the first 3 rows; --format csv has all.\n") is (number == 3)
+        assert out.endswith("Only the first 3 rows are shown; --format csv has all.\n") is (number == 3)
     assert out.count("many") == 3
     assert run("deadlines", "--format", "csv")[1].count("many") == 4
 

@@ -77,7 +77,7 @@ def test_the_greeting_works_as_printed_and_a_signal_ends_it(number: signal.Signa
         assert (process.returncode, out.strip()) == (0, "")
         logged, ended = err.splitlines()
         assert re.fullmatch(rf"\S+ \S+ created export {created['jid']}, runs from .*, done at .*", logged)
-        assert ended == "ended"
+        assert ended == "stopped"
         assert "anyone" in create
         assert "anyone" not in err
 

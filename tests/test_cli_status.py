@@ -54,7 +54,7 @@ def test_someone_who_has_just_begun_reads_what_to_do_next(
     register(engine, "a")
     code, found, shown = screen(run)
     assert (code, found) == (0, [])
-    assert "none runs: `tracker run` starts one" in shown
+    assert "none is running: `tracker run` starts one" in shown
     assert "1 open, 0 failed" in shown
 
 
@@ -156,6 +156,13 @@ def test_each_need_comes_from_its_rows(engine: sa.Engine, run: Run, now: datetim
     assert (seen.failed.count, seen.lost.count) == (1, 1)
     assert {left: jobs for left, jobs in seen.due_within.items() if left <= 7} == near_ones
     assert near_ones == dict.fromkeys(near.values(), 1)
+
+
+def test_a_cluster_that_was_resumed_is_not_paused(engine: sa.Engine, run: Run, now: datetime) -> None:
+    """Its gap is open until the next answer, which may be hours away."""
+    stand(engine, "w1", gap_began_at=now - HOUR, gap_cause=Cause.PAUSED, gap_detail="OPS-1")
+    shown = " ".join(run("clusters", "--format", "table")[1].split())
+    assert f"resumed, no answer yet; was paused by hand since {now - HOUR:%Y-%m-%d %H:%M}: OPS-1" in shown
 
 
 def test_a_newest_seal_that_is_no_checkpoint_is_urgent(engine: sa.Engine, run: Run, now: datetime) -> None:

@@ -19,7 +19,7 @@ from tests.test_daemon import add
 from tests.test_poller import change, cluster, gaps, histories_are_whole, job, on_sqlite, run, stand
 from tracker import clusters, database
 from tracker.audit.seal import seal
-from tracker.daemon import _Every
+from tracker.daemon import _EverySeconds
 from tracker.models import CLUSTERS, GAPS, JOBS, TRANSITIONS
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Moved:
 
 @pytest.fixture
 def polling(engine: sa.Engine, script: Script) -> Iterator[Poller]:
-    with Poller(engine, cluster_settings(script.url), Settings(), "test", watch=clusters.Watch()) as made:
+    with Poller(engine, cluster_settings(script.url), Settings(), "test", watch=clusters.ClockWatch()) as made:
         yield made
 
 
@@ -222,7 +222,7 @@ def test_a_database_that_is_slow_to_tell_the_time_has_not_set_its_clock(
         return now
 
     ticks = [1000.0]
-    watch = clusters.Watch()
+    watch = clusters.ClockWatch()
     monkeypatch.setattr(clusters, "monotonic", lambda: ticks[-1])
     monkeypatch.setattr(database, "now", stalls)
     with database.reading(engine) as connection:
@@ -266,6 +266,6 @@ def test_where_nothing_could_be_missed_there_is_no_gap(
 def test_a_clock_that_jumps_costs_the_scheduler_nothing() -> None:
     """It lists no run that was missed: one is due, and the next is an interval later."""
     now = datetime(2026, 11, 27, tzinfo=UTC)
-    every = _Every(1)
+    every = _EverySeconds(1)
     assert every.get_next_fire_time(None, now) == now
     assert every.get_next_fire_time(now - timedelta(days=60), now) == now + timedelta(seconds=1)

@@ -169,7 +169,7 @@ def test_an_extension_in_force_is_not_replaced_too_late(
     amend(engine, job_id, extended_on=months(RECEIVED, 2))
     amend(engine, job_id, extended_on=months(RECEIVED, 2) + DAY)  # still in time
     at(None)
-    with pytest.raises(InvalidField, match="which was recorded in time; to end that one, clear it"):
+    with pytest.raises(InvalidField, match="To remove that one, clear extended_on"):
         amend(engine, job_id, extended_on=months(RECEIVED, 3))
     assert row(engine, job_id).deadline_on == months(RECEIVED, 2) + DAY
 
@@ -190,7 +190,7 @@ def test_an_extension_recorded_before_the_first_answer_is_not_taken_for_an_early
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "the job has these facts already: there is nothing to amend"),
     ({"kind": "export", "reference": "R-1"}, "there is nothing to amend"),
-    ({"jid": "b"}, "jid: cannot be amended; only these can: kind, reference, received_at"),
+    ({"jid": "b"}, "jid: cannot be amended; these can: kind, reference, received_at"),
     ({"kind": "delete"}, "kind: 'delete': write export, removal or unknown"),
     ({"kind": None}, "kind: cannot be cleared"),
     ({"reference": " "}, "reference: is empty"),
@@ -290,7 +290,7 @@ def amended_under_way(engine: sa.Engine, script: Script, said: str | int) -> Non
 
 
 def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
-    """From open, failed and lost; it is not polled, its verdict is attested, and reopening takes it back."""
+    """From open, failed and lost; it is not polled, its verdict is attested, and reopening undoes it."""
     stories = {"new": [], "open": ["waiting"], "failed": ["error"], "lost": ["waiting", "not_found", "not_found"]}
     for jid, words in stories.items():
         job_id = register(engine, jid, at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
@@ -320,8 +320,8 @@ def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) ->
     answer(engine, done, ("done", NOW - 5 * DAY))
     new = register(engine, "new", at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
     wrong = [
-        (waiting, NOW - 6 * DAY, "done_by: .* is too early: the job was seen not done later, at"),
-        (gone, NOW - 6 * DAY, "done_by: .* seen not done later, at"),
+        (waiting, NOW - 6 * DAY, "done_by: .* is too early: a later answer showed the job not done, at"),
+        (gone, NOW - 6 * DAY, "done_by: .* showed the job not done, at"),
         (new, NOW - 12 * DAY, "done_by: .* is before the job was submitted"),
         (new, datetime.now(UTC) + HOUR, "done_by: .* in the future"),
         (new, datetime(1969, 1, 1, tzinfo=UTC), "done_by: .* before 1970"),
@@ -357,7 +357,7 @@ def test_amend_says_what_it_changed(engine: sa.Engine, say: Say) -> None:
     said = (
         f"reference R-1 -> unknown; received_at {NOW - 40 * DAY} -> {midnight(day)}; "
         f"deadline {before.deadline_on} -> {add_months(day, 1)}.\n"
-        "Plain dates that were taken as that day's start in Europe/Stockholm: 1.\n"
+        "Plain dates read as the start of the day in Europe/Stockholm: 1.\n"
     )
     once = [*command, str(day), "--reference", "None"]
     assert say(*once, "--dry-run") == (0, f"a of cluster w1 would be amended: {said}")
@@ -368,10 +368,10 @@ def test_amend_says_what_it_changed(engine: sa.Engine, say: Say) -> None:
     assert say("amend", "a", "--extended-until", str(late), "--reason", "complex") == (
         0,
         f"a of cluster w1 is amended: extended_on unknown -> {late}; deadline {first} as before; the extension to "
-        f"{late} does not count: it was recorded after the first month was over, or is longer than two further "
+        f"{late} does not count: it was recorded after the first month ended, or is longer than two further "
         "months.\n",
     )
-    assert "not the deadline: recorded too late" in " ".join(say("show", "a", "--format", "table")[1].split())
+    assert "does not count: recorded too late" in " ".join(say("show", "a", "--format", "table")[1].split())
     code, said = say(*command, "none", "--extended-until", "none")
     assert (code, f"extended_on {late} -> unknown" in said) == (0, True)
     assert row(engine, job_id).received_at is None
@@ -420,7 +420,7 @@ def test_amend_reads_csv(engine: sa.Engine, say: Say) -> None:
         *lines, dates = said.splitlines()
         is_done = "would be amended" if args else "is amended"
         assert (code, len(lines)) == (1, 14)
-        assert dates == "Plain dates that were taken as that day's start in Europe/Stockholm: 1."
+        assert dates == "Plain dates read as the start of the day in Europe/Stockholm: 1."
         assert lines[0].startswith(f"line 2: a of cluster w1 {is_done}: kind export -> removal; received_at")
         assert f"; deadline {first} -> {months(NOW - 20 * DAY, 1)}." in lines[0]
         assert lines[1].startswith(f"line 3: b of cluster w2 {is_done}: reference R-1 -> unknown; received_at")
@@ -435,7 +435,7 @@ def test_amend_reads_csv(engine: sa.Engine, say: Say) -> None:
                 (9, "'h': received_at: '2026-01-05T10:00:00' has no offset"),
                 (10, "no job has the jid 'none'"),
                 (11, "'c': the same job as in line 4"),
-                (12, "'i': reference: has an @ in it"),
+                (12, "'i': reference: contains an @"),
                 (13, "has 'y' in column 7, which has no heading"),
                 (14, "'l': extended_on: "),
             ],
@@ -464,10 +464,10 @@ def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, say: Say) ->
         "line 1: a",
         "line 3: b",
         "line 4: kind: must be text, in quotes, not 1",
-        f"line 5: has the unknown key 'when'; known are: {known}",
-        "line 6: 'c': has submitted_at, which --submitted-at says for all jobs: leave one of them out",
+        f"line 5: has the unknown key 'when'; allowed keys: {known}",
+        "line 6: 'c': has submitted_at, but --submitted-at gives it for all jobs: remove one of the two",
         "2 amended, 3 refused.",
-        "Plain dates that were taken as that day's start in Europe/Stockholm: 2.",
+        "Plain dates read as the start of the day in Europe/Stockholm: 2.",
     ]
     found = [row(engine, job_id) for job_id in ids]
     assert [one.reference for one in found] == 3 * ["R-1"]
@@ -475,7 +475,7 @@ def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, say: Say) ->
     assert [one.submitted_at and one.submitted_at.day for one in found] == [5, 5, None]
     table = say("jobs", "--format", "csv")[1]
     code, said = say("amend", "--from", "-", "--reason", "x", stdin=table)
-    assert (code, said) == (1, f"tracker: error: line 1: there is no column 'state'; known are: {known}\n")
+    assert (code, said) == (1, f"tracker: error: line 1: the column 'state' is unknown; allowed columns: {known}\n")
     pairs = "\n".join(",".join(line.split(",")[:2]) for line in table.splitlines())
     assert say("amend", "--from", "-", "--kind", "removal", "--reason", "x", stdin=pairs)[0] == 0
     assert [row(engine, job_id).kind for job_id in ids] == 3 * ["removal"]
@@ -500,7 +500,7 @@ def test_attest_says_what_is_claimed(engine: sa.Engine, say: Say) -> None:
     assert (code, said.splitlines()[1:]) == (
         1,
         [
-            "line 3: 'd': done_by: is left out; say it for all jobs with --done-by",
+            "line 3: 'd': done_by: is missing; give it for all jobs with --done-by",
             "line 4: 'e': done_by: 'x' is not a time: write it as 2026-01-31T14:00:00+01:00, or a day as 2026-01-31",
             "1 attested, 2 refused.",
         ],
@@ -512,11 +512,12 @@ def test_attest_says_what_is_claimed(engine: sa.Engine, say: Say) -> None:
 
 
 MISUSED: list[tuple[str, int, str]] = [
-    ("amend a", 2, "Say what is to be amended: --kind, --reference, --received-at"),
+    ("amend a", 2, "Give at least one fact to amend: --kind, --reference, --received-at"),
     ("amend a --kind unknown", 1, "there is nothing to amend"),
     ("amend a --reference ''", 1, "reference: is empty"),
     ("amend a --extended-until 2026-02-30", 1, "extended_until: '2026-02-30' is not a time"),
     ("amend --from - --received-at x", 1, "tracker: error: received_at: 'x' is not a time"),
+    ("attest a --done-by 2062-01-05", 1, "done_by: 2062-01-04 23:00:00+00:00 is in the future"),
     ("attest a", 2, "Missing option '--done-by'"),
     ("attest --from - --done-by x", 1, "tracker: error: done_by: 'x' is not a time"),
 ]

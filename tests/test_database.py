@@ -147,7 +147,7 @@ def test_a_file_that_is_no_database_is_reported_in_a_line(
         monkeypatch.setenv(f"TRACKER_{name}", value)
     for words in (("db", "check"), ("db", "upgrade"), ("jobs",), ("status",), ("add", "a"), ("run",)):
         assert cli.main(words) == 78
-        assert "not a SQLite database, or damaged" in capsys.readouterr().err
+        assert "not a SQLite database, or is damaged" in capsys.readouterr().err
 
 
 def test_times_are_aware_utc(connection: sa.Connection) -> None:

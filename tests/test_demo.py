@@ -20,7 +20,7 @@ from tests import history
 from tests.history import selected
 from tracker import cli, database
 from tracker.demo import demo
-from tracker.demo.simulator import Fate
+from tracker.demo.simulator import SimulatedJob
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
 from tracker.status import Anomaly, Cause, State, Status
@@ -135,10 +135,10 @@ def test_it_ends_with_the_report_and_commands_that_work(tmp_path: Path) -> None:
     env, path = {"PATH": "/nowhere"}, tmp_path / "it's a demo.db"
     done = subprocess.run(command, env=env, cwd=tmp_path, text=True, capture_output=True, timeout=60, check=True)
     assert "cluster" in done.stdout
-    assert "truly happened between their two bounds" in " ".join(done.stderr.split())
+    assert "happened between their two bounds" in " ".join(done.stderr.split())
     place, *commands, page = done.stderr.splitlines()[-7:]
-    assert place == f"The database is {path}. Try on it:"
-    assert page == f"All reports as a page, for a browser: {path.with_suffix('.html').as_uri()}"
+    assert place == f"The database is {path}. Commands to try:"
+    assert page == f"All reports on one page, for a browser: {path.with_suffix('.html').as_uri()}"
     assert "6 jobs" in path.with_suffix(".html").read_text(encoding="utf-8")
     for line in commands:
         assert str(program) in shlex.split(line)
@@ -148,10 +148,10 @@ def test_it_ends_with_the_report_and_commands_that_work(tmp_path: Path) -> None:
 def test_a_bound_without_the_truth_fails_it(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 1, and the job, the bounds and the truth are printed: the check can fail."""
 
-    def wrong(fate: Fate) -> dict[Status, datetime]:
+    def wrong(fate: SimulatedJob) -> dict[Status, datetime]:
         return dict.fromkeys(Status, fate.gone_at or fate.ends_at)
 
-    monkeypatch.setattr(Fate, "entered", property(wrong))
-    monkeypatch.setattr(Fate, "status_at", lambda fate, at: Status.WAITING)
+    monkeypatch.setattr(SimulatedJob, "entered", property(wrong))
+    monkeypatch.setattr(SimulatedJob, "status_at", lambda fate, at: Status.WAITING)
     assert cli.main(["demo", "--jobs", "4", "--days", "1"]) == 1
     assert "recorded changes of status were not between their bounds" in " ".join(capfd.readouterr().err.split())

@@ -47,7 +47,7 @@ def history(engine: sa.Engine, at: datetime) -> None:
     with unguarded(engine) as connection:
         connection.execute(sa.delete(SEALS))  # they hold no real checkpoints
         guards.create(connection)
-    register(engine, 'late "job", 1', at=at, reference=NOTE)
+    register(engine, 'late-"job",1', at=at, reference=NOTE)
     with database.writing(engine) as connection:
         connection.execute(sa.insert(GAPS).values(cluster="w1", began_at=at, ended_at=at, cause="paused", detail=NOTE))
 

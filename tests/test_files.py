@@ -86,7 +86,7 @@ def test_a_header_in_the_middle() -> None:
     assert [values["jid"] for _, values in good("jid\na\n JID \nb\n")] == ["a", "b"]
     for other in ("jid,reference", "kind,jid", "jid,kind,reference", "reference,jid"):
         found: list[Record] = []
-        with pytest.raises(Refused, match=r"line 5: this header has other columns than the one in line 2; nothing"):
+        with pytest.raises(Refused, match=r"line 5: this header has other columns than the one in line 2. The rows"):
             found.extend(iter(read(io.BytesIO(f"\njid,kind\na,export\n\n{other}\n".encode()), COLUMNS, Notes())))
     assert good("jid,kind\njid,export\n") == [(2, {"jid": "jid", "kind": "export"})]
 
@@ -96,9 +96,9 @@ def test_a_header_in_the_middle() -> None:
     [
         (b"", "the file is empty: CSV needs a header, as in: jid,cluster,kind"),
         (b"\xef\xbb\xbf \r\n\n", "empty"),
-        (b"jid,name\na,b\n", "line 1: there is no column 'name'; known are: jid, cluster, kind, reference"),
+        (b"jid,name\na,b\n", "line 1: the column 'name' is unknown; allowed columns: jid, cluster, kind, reference"),
         (b"a,b\nc,d\n", "line 1: there is no column jid; the first line must be a header"),
-        (b"\n\njid,kind,jid\n", "line 3: the column jid is there twice"),
+        (b"\n\njid,kind,jid\n", "line 3: the column jid appears twice"),
         (b'"jid\n', "line 1: the header is not CSV"),
         (
             b"jid,\xe5\n",
@@ -108,6 +108,8 @@ def test_a_header_in_the_middle() -> None:
         ("jid,kind\na,export\n".encode("utf-16-be"), "line 1: the file is UTF-16"),
         ("\njid\n".encode("utf-16-le"), "UTF-16"),
         (b'[{"jid": "a"}]', "the file is a JSON array; JSON Lines has an object a line, as from: jq -c"),
+        (b"PK\x03\x04\x14\0\x06\0", "the file is a workbook or another ZIP archive, not text: save the file as UTF-8"),
+        (b"jid,kind\ra,export\r", "line 1: the header is not CSV: a line ends with CR alone: save the file with"),
         (b"x" * 70_000, "line 1 is longer than 65536 bytes"),
     ],
 )
@@ -120,8 +122,9 @@ def test_files_that_cannot_be_read(text: bytes, problem: str) -> None:
 
 CSV_ROWS = [
     (b"a,b,c", None, "has 'c' in column 3, which has no heading"),
-    (b"a", None, "has 1 cells, where the header has 2"),
+    (b"a", None, "has fewer cells (1) than the header (2)"),
     (b'"a"b,', None, "is not a row of CSV"),
+    (b"a,b\rc,d", None, "a line ends with CR alone"),
     (b"a,\xe5", None, "is not UTF-8 text, but perhaps Windows-1252 (CP1252)"),
     (b"x" * 70_000 + b",", None, "longer than 65536 bytes"),
 ]
@@ -129,8 +132,8 @@ JSON_ROWS = [
     (b"nonsense", None, "not a JSON object on one line"),
     (b'{"jid": "a"', None, "not a JSON object on one line"),
     (b'["a"]', None, "not a JSON object"),
-    (b'{"jid": "a", "customer": 1, "Kind": 2}', None, "has the unknown key 'customer'; known are: jid, cluster"),
-    (b'{"jid": "a", "jid": "b"}', None, "a key twice"),
+    (b'{"jid": "a", "customer": 1, "Kind": 2}', None, "has the unknown key 'customer'; allowed keys: jid, cluster"),
+    (b'{"jid": "a", "jid": "b"}', None, "a key appears twice"),
     (b'{"jid": 17}', "jid", "must be text, in quotes, not 17"),
     (b'{"jid": "a", "kind": true}', "kind", "must be text"),
     (b'{"jid": "a", "reference": {"jid": "b"}}', "reference", "must be text"),

@@ -266,7 +266,10 @@ def test_no_text_that_is_empty_or_too_long_or_holds_controls(connection: sa.Conn
             names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
             with refused(connection):
                 connection.execute(sa.text(f"INSERT INTO jobs ({names}) VALUES ({marks})"), values)
-    for jid in ("x" * 255, "é" * 255, "a b", "'\"|\\", "ключ", "😀", "\xa0"):
+    for jid in ("a b", " a", "a ", "\xa0", "a\u2003b", "\u3000"):  # no command could find it again
+        with refused(connection):
+            connection.execute(sa.text("INSERT INTO jobs (cluster, jid) VALUES ('w1', :jid)"), {"jid": jid})
+    for jid in ("x" * 255, "é" * 255, "'\"|\\", "ключ", "😀"):
         connection.execute(sa.text("INSERT INTO jobs (cluster, jid) VALUES ('w1', :jid)"), {"jid": jid})
 
 

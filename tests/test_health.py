@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tracker import health
 from tracker.errors import AskError, BadAnswer, KeyRefused, RateLimited, Unavailable, WrongTarget
-from tracker.health import LONGEST_PAUSE, Change, EndedGap, Health, May, Turn
+from tracker.health import LONGEST_PAUSE, ClusterChange, EndedGap, Health, Permission, RequestKind
 from tracker.status import Cause
 
 T0 = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -38,12 +38,12 @@ class Story:
     health: Health = field(default_factory=Health)
     gaps: list[EndedGap] = field(default_factory=list)
 
-    def take(self, change: Change) -> Change:
+    def take(self, change: ClusterChange) -> ClusterChange:
         self.health = change.health
         self.gaps += [change.gap] if change.gap else []
         return change
 
-    def answers(self, sent: float, turn: Turn = Turn.DUE) -> Story:
+    def answers(self, sent: float, turn: RequestKind = RequestKind.DUE) -> Story:
         self.take(health.answered(self.health, at(sent), at(sent + 1), turn))
         return self
 
@@ -52,12 +52,12 @@ class Story:
         sent: float,
         kind: type[AskError] = Unavailable,
         *,
-        turn: Turn = Turn.DUE,
+        turn: RequestKind = RequestKind.DUE,
         before: int = 0,
         unfailed: int = 3,
         wait: float | None = None,
         took: float = 1,
-    ) -> Change:
+    ) -> ClusterChange:
         failed = error(kind, sent, wait)
         return self.take(
             health.failed(self.health, failed, at(sent + took), job_failures=before, unfailed=unfailed, turn=turn)
@@ -95,8 +95,8 @@ def test_one_error_of_the_cluster_itself_pauses_it(
     story = Story()
     assert not story.fails(10, kind, wait=wait).backs_off
     assert (story.pause, story.health.pause_cause, story.gap) == (11 + seconds, cause, (at(10), cause))
-    assert story.health.may_ask(at(10 + seconds)) is May.NOTHING
-    assert story.health.may_ask(at(11 + seconds)) is May.PROBE
+    assert story.health.may_ask(at(10 + seconds)) is Permission.NOTHING
+    assert story.health.may_ask(at(11 + seconds)) is Permission.PROBE
 
 
 @pytest.mark.parametrize(("kind", "cause"), [(Unavailable, Cause.UNREACHABLE), (BadAnswer, Cause.BAD_ANSWER)])
@@ -105,7 +105,7 @@ def test_other_errors_pause_a_cluster_after_three(kind: type[AskError], cause: C
     story = Story().answers(0)
     for sent in (10, 20):
         assert story.fails(sent, kind).backs_off
-        assert story.health.may_ask(at(sent + 1)) is May.DUE
+        assert story.health.may_ask(at(sent + 1)) is Permission.DUE
     story.answers(25)
     for sent in (30, 40):
         story.fails(sent, kind)
@@ -161,7 +161,7 @@ def test_only_the_failure_of_a_probe_doubles_the_pause(kind: type[AskError], min
         story.fails(sent, kind)
     found: list[float] = []
     for _ in minutes:
-        turn = Turn.PROBE if found else Turn.DUE
+        turn = RequestKind.PROBE if found else RequestKind.DUE
         story.fails(sent, kind, turn=turn, before=len(found), unfailed=0)
         assert story.pause is not None
         found.append((story.pause - sent - 1) / 60)
@@ -189,13 +189,15 @@ def test_a_server_that_asks_for_more_is_obeyed() -> None:
 def test_a_probe_that_is_answered_ends_pause_and_gap() -> None:
     story = Story()
     story.fails(0, KeyRefused)
-    story.answers(1000, Turn.PROBE)
+    story.answers(1000, RequestKind.PROBE)
     assert story.gaps == [EndedGap(at(0), at(1001), Cause.KEY_REFUSED, "code")]
     assert story.health == Health(answered_at=at(1001))
 
 
-@pytest.mark.parametrize(("turn", "ends"), [(Turn.DUE, False), (Turn.PROBE, True), (Turn.BY_HAND, True)])
-def test_an_answer_that_was_under_way_ends_no_pause(turn: Turn, ends: bool) -> None:
+@pytest.mark.parametrize(
+    ("turn", "ends"), [(RequestKind.DUE, False), (RequestKind.PROBE, True), (RequestKind.BY_HAND, True)]
+)
+def test_an_answer_that_was_under_way_ends_no_pause(turn: RequestKind, ends: bool) -> None:
     """A server that limits its rate answers some and refuses others: it is left alone for as long as it asked."""
     story = Story()
     story.fails(10, RateLimited, wait=300)
@@ -214,8 +216,8 @@ def test_an_absence_that_another_daemon_ended_is_over() -> None:
     assert found is not None
     story = Story(Health(answered_at=at(-1)))
     story.take(health.stepped(story.health, found))
-    story.answers(76, Turn.PROBE)
-    assert health.stepped(story.health, found) == Change(story.health)
+    story.answers(76, RequestKind.PROBE)
+    assert health.stepped(story.health, found) == ClusterChange(story.health)
     assert story.gaps == [EndedGap(at(0), at(76), Cause.NOT_RUNNING)]
     assert health.stepped(Health(answered_at=at(10)), found).health.gap_began_at == at(10)
 
@@ -224,14 +226,14 @@ def test_a_pause_by_hand_is_ended_by_hand() -> None:
     """No answer, failure, restart or time ends it."""
     paused = Health(pause_cause=Cause.PAUSED, gap_began_at=at(5), gap_cause=Cause.PAUSED, gap_actor="ann")
     story = Story(paused)
-    story.answers(6, Turn.PROBE)
+    story.answers(6, RequestKind.PROBE)
     story.fails(7, KeyRefused)
     assert replace(story.health, answered_at=None, failures=0, failing_since=None) == paused
-    assert story.health.may_ask(at(1e9)) is May.NOTHING
-    assert health.restarted(paused, at(10))[1] is May.NOTHING
+    assert story.health.may_ask(at(1e9)) is Permission.NOTHING
+    assert health.restarted(paused, at(10))[1] is Permission.NOTHING
     resumed = Story(replace(paused, pause_cause=None))
-    assert resumed.health.may_ask(at(10)) is May.PROBE
-    resumed.answers(20, Turn.PROBE)
+    assert resumed.health.may_ask(at(10)) is Permission.PROBE
+    resumed.answers(20, RequestKind.PROBE)
     assert resumed.gaps == [EndedGap(at(5), at(21), Cause.PAUSED, None, "ann")]
 
 
@@ -241,8 +243,8 @@ def test_a_pause_by_hand_is_ended_by_hand() -> None:
 def test_a_gap_not_running_ends_with_the_first_request() -> None:
     absent = health.absent(Health(answered_at=at(-10)), at(0))
     assert health.absent(absent, at(50)) == absent
-    assert absent.may_ask(at(100)) is May.PROBE
-    well = Story(absent).answers(100, Turn.PROBE)
+    assert absent.may_ask(at(100)) is Permission.PROBE
+    well = Story(absent).answers(100, RequestKind.PROBE)
     assert well.gaps == [EndedGap(at(0), at(100), Cause.NOT_RUNNING)]
     assert well.gap == (None, None)
 
@@ -250,38 +252,38 @@ def test_a_gap_not_running_ends_with_the_first_request() -> None:
 def test_a_server_that_is_down_when_we_return_has_a_gap_of_its_own() -> None:
     """`not_running` until the first request was sent, and from then on what that found."""
     story = Story(health.absent(Health(), at(0)))
-    story.fails(100, turn=Turn.PROBE)
+    story.fails(100, turn=RequestKind.PROBE)
     assert story.gaps == [EndedGap(at(0), at(100), Cause.NOT_RUNNING)]
     assert (story.gap, story.health.pause_cause) == ((at(100), Cause.UNREACHABLE), Cause.UNREACHABLE)
-    story.answers(2000, Turn.PROBE)
+    story.answers(2000, RequestKind.PROBE)
     assert story.gaps[1:] == [EndedGap(at(100), at(2001), Cause.UNREACHABLE, "code")]
 
 
 @pytest.mark.parametrize(
     ("cause", "may"),
     [
-        (Cause.KEY_REFUSED, May.PROBE),
-        (Cause.UNREACHABLE, May.PROBE),
-        (Cause.BAD_ANSWER, May.PROBE),
-        (Cause.RATE_LIMITED, May.NOTHING),
-        (Cause.PAUSED, May.NOTHING),
+        (Cause.KEY_REFUSED, Permission.PROBE),
+        (Cause.UNREACHABLE, Permission.PROBE),
+        (Cause.BAD_ANSWER, Permission.PROBE),
+        (Cause.RATE_LIMITED, Permission.NOTHING),
+        (Cause.PAUSED, Permission.NOTHING),
     ],
 )
-def test_a_restart_asks_one_job_at_once(cause: Cause, may: May) -> None:
+def test_a_restart_asks_one_job_at_once(cause: Cause, may: Permission) -> None:
     """So that a mended key or address is tried; but not through a pause by hand or one that the server asked for."""
     until = None if cause is Cause.PAUSED else at(3600)
     paused = Health(pauses=4, paused_until=until, pause_cause=cause, gap_began_at=at(0), gap_cause=cause)
-    assert paused.may_ask(at(10)) is May.NOTHING
+    assert paused.may_ask(at(10)) is Permission.NOTHING
     after, found = health.restarted(paused, at(10))
     assert (found, after.pauses) == (may, 4)
-    assert health.restarted(Health(failures=2, failing_since=at(0)), at(10))[1] is May.PROBE
-    assert health.restarted(Health(), at(10))[1] is May.DUE
+    assert health.restarted(Health(failures=2, failing_since=at(0)), at(10))[1] is Permission.PROBE
+    assert health.restarted(Health(), at(10))[1] is Permission.DUE
 
 
 def test_a_pause_that_is_longer_than_any_can_be_is_void() -> None:
     paused = Health(paused_until=T0 + timedelta(days=3), pause_cause=Cause.UNREACHABLE, gap_began_at=T0)
-    assert paused.may_ask(T0) is May.PROBE
-    assert replace(paused, paused_until=T0 + LONGEST_PAUSE).may_ask(T0) is May.NOTHING
+    assert paused.may_ask(T0) is Permission.PROBE
+    assert replace(paused, paused_until=T0 + LONGEST_PAUSE).may_ask(T0) is Permission.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -313,8 +315,8 @@ def test_one_job_is_being_asked() -> None:
     probing = health.probing(
         Health(pause_cause=Cause.UNREACHABLE, gap_began_at=T0, gap_cause=Cause.UNREACHABLE), at(15)
     )
-    assert probing.may_ask(at(14)) is May.NOTHING
-    assert health.unasked(probing, at(3)).may_ask(at(3)) is May.PROBE
+    assert probing.may_ask(at(14)) is Permission.NOTHING
+    assert health.unasked(probing, at(3)).may_ask(at(3)) is Permission.PROBE
 
 
 # --- any sequence -----------------------------------------------------------------------------------------------------
@@ -355,8 +357,8 @@ def test_any_sequence_keeps_gaps_and_pauses_in_bounds(story: list[dict[str, Any]
                 now += 70
             case what:
                 may = before.may_ask(at(now))
-                turn = Turn.PROBE if may is May.PROBE else Turn.DUE
-                if may is May.NOTHING and not one["under_way"]:
+                turn = RequestKind.PROBE if may is Permission.PROBE else RequestKind.DUE
+                if may is Permission.NOTHING and not one["under_way"]:
                     continue
                 sent, now = now, now + one["took"]
                 if what == "answer":
@@ -367,13 +369,15 @@ def test_any_sequence_keeps_gaps_and_pauses_in_bounds(story: list[dict[str, Any]
                     known = {"job_failures": one["before"], "unfailed": one["unfailed"]}
                     kept.take(health.failed(kept.health, failed, at(now), turn=turn, **known))
                     assert kept.health.pauses <= before.pauses + 1
-                    assert turn is Turn.PROBE or before.pause_cause is None or kept.health.pauses == before.pauses
+                    assert (
+                        turn is RequestKind.PROBE or before.pause_cause is None or kept.health.pauses == before.pauses
+                    )
         after = kept.health
         assert (after.gap_began_at is None) == (after.gap_cause is None)
         assert after.pause_cause is None or after.gap_began_at is not None
         if after.paused_until is not None and after.paused_until != before.paused_until:
             assert after.paused_until <= at(now) + LONGEST_PAUSE
-        assert after.may_ask(at(now + 6 * 3600 + 1)) in (May.DUE, May.PROBE)
+        assert after.may_ask(at(now + 6 * 3600 + 1)) in (Permission.DUE, Permission.PROBE)
         edges = [edge for gap in kept.gaps for edge in (gap.began_at, gap.ended_at)]
         assert all(gap.began_at <= gap.ended_at for gap in kept.gaps)
         assert max(edges, default=T0) <= at(now)

@@ -245,7 +245,7 @@ def test_amended_facts_are_what_is_registered(engine: sa.Engine) -> None:
     history.record(engine, jobs(engine)["a"].id, lambda job, past: amend(job), **facts_values(facts), **derived)
     with database.writing(engine) as connection:
         again = register(connection, "a", kind="removal", received_at=facts.received_at, settings=ONE)
-        with pytest.raises(Conflict, match="kind is removal, given export; received_at is 2026-01-21"):
+        with pytest.raises(Conflict, match="kind is removal, not export; received_at is 2026-01-21"):
             register(connection, "a", kind="export", received_at=AT, settings=ONE)
     assert again == Registered("w1", "a", already=True, deadline=due)
 
@@ -307,7 +307,7 @@ def waits(engine: sa.Engine) -> bool:
 
 
 def test_two_sessions_register_the_same_job_at_once(engine: sa.Engine) -> None:
-    """The second waits, finds out what became of the first, and its transaction goes on."""
+    """The second waits, sees the result of the first, and its transaction goes on."""
     cases: list[tuple[Callable[[sa.Connection], None], str, str]] = [
         (sa.Connection.commit, "export", "already"),
         (sa.Connection.commit, "removal", "Conflict"),

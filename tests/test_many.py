@@ -55,7 +55,7 @@ def test_ten_clusters_that_hang_delay_none_of_ninety(
     names = [f"c{i}" for i in range(100)]
     hung, others = names[:10], names[10:]
     go_on = threading.Event()
-    script.hold = lambda jid: go_on.wait(30) if jid in hung else None  # type: ignore[assignment]  # no result
+    script.hold = lambda jid: go_on.wait(30) if jid in hung else None
     with running(url, dict.fromkeys(names, script.url), tmp_path, 'request_timeout = "25s"'):
         until(lambda: alive(engine, 100), 40)
         for name in hung:

@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.history import change, register, stand
-from tracker import database, metrics
+from tracker import alerts, database, metrics
 from tracker.audit.seal import seal
-from tracker.metrics import OUTCOMES, Metrics, Stored
+from tracker.metrics import OUTCOMES, Metrics, StoredMetrics
 from tracker.models import DELIVERIES
-from tracker.needs import KINDS
+from tracker.needs import KINDS, needs
 from tracker.settings import Settings
 from tracker.status import Cause
 
@@ -62,7 +62,7 @@ def fill(engine: sa.Engine) -> Any:
 def test_how_everything_stands(engine: sa.Engine, settings: Settings) -> None:
     """Each figure is what is stored, by cluster, in base units; a kind of need that nothing is of is 0; no jid."""
     now = fill(engine)
-    text = Metrics().text(Stored(engine, settings))
+    text = Metrics().text(StoredMetrics(engine, settings))
     found = samples(text)
     for name, values in {"open": (3, 1, 0), "due": (2, 1, 0), "late": (1, 1, 0)}.items():
         assert tuple(found[f"tracker_jobs_{name} {cluster}"] for cluster in ("w1", "w2", "w3")) == values
@@ -80,10 +80,20 @@ def test_how_everything_stands(engine: sa.Engine, settings: Settings) -> None:
     assert "secret" not in text
 
 
+def test_what_a_person_has_in_hand_is_not_counted(engine: sa.Engine, settings: Settings) -> None:
+    """So `tracker ack` quiets Prometheus' alerts, too."""
+    now = fill(engine)
+    found = needs(StoredMetrics(engine, settings).overview())
+    with database.writing(engine) as connection:
+        alerts.ack(connection, next(one for one in found if one.kind == "key_refused"), "eve", "OPS-1", None, now)
+    counted = samples(Metrics().text(StoredMetrics(engine, settings)))
+    assert (counted["tracker_needs key_refused"], counted["tracker_needs undelivered"]) == (0, 1)
+
+
 def test_two_scrapes_read_once(engine: sa.Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read some seconds ago is reported again, at the next read what is stored then."""
     register(engine, "a", "w3")
-    stored = Stored(engine, settings)
+    stored = StoredMetrics(engine, settings)
     before = Metrics().text(stored)
     register(engine, "b", "w3")
     assert samples(Metrics().text(stored))["tracker_jobs_open w3"] == samples(before)["tracker_jobs_open w3"] == 1
@@ -102,7 +112,7 @@ def test_what_a_daemon_counts(engine: sa.Engine, settings: Settings) -> None:
     counted.tick(0.01)
     engine.dispose()
     away = database.create_engine("sqlite:////nowhere/tracker.db")
-    found = samples(counted.text(Stored(away, settings)))
+    found = samples(counted.text(StoredMetrics(away, settings)))
     assert [found[f"tracker_polls_total w1 {outcome}"] for outcome in OUTCOMES] == [1, 0, 0, 1, 0, 0]
     assert found["tracker_request_duration_seconds_sum w1"] == pytest.approx(0.3)
     assert found["tracker_tick_duration_seconds_count"] == 1
@@ -115,9 +125,9 @@ def test_what_a_daemon_counts(engine: sa.Engine, settings: Settings) -> None:
 def test_prometheus_accepts_them(engine: sa.Engine, settings: Settings) -> None:
     """``promtool check metrics`` has nothing to say, also of an empty database."""
     counted = Metrics()
-    texts = [counted.text(Stored(engine, settings))]
+    texts = [counted.text(StoredMetrics(engine, settings))]
     fill(engine)
     counted.asked("w1", "answer", 0.2)
-    for text in (*texts, counted.text(Stored(engine, settings))):
+    for text in (*texts, counted.text(StoredMetrics(engine, settings))):
         done = subprocess.run([str(PROMTOOL), "check", "metrics"], input=text, capture_output=True, text=True)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

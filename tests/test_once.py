@@ -69,7 +69,7 @@ def test_a_terminal_gets_the_events_and_a_summary(engine: sa.Engine, script: Scr
         (403, 78, "the key is refused (403)"),
         (503, 69, "the server has no answer now (503)"),
         (404, 69, "check base_url and path"),
-        ((429, {"Retry-After": "600"}), 69, "asked to wait (429); paused until 2"),
+        ((429, {"Retry-After": "600"}), 69, "the server asked us to wait (429); paused until 2"),
         (None, 69, "the connection was refused"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_cluster_that_cannot_be_asked(
     found, lines = once(env)
     assert (found, lines[0].startswith("tracker: error: cluster w1: ")) == (code, True)
     if isinstance(says, tuple):
-        assert "nothing was asked (rate_limited); paused until 2" in lines[0]  # the server wants it so
+        assert "no request was sent (rate_limited); paused until 2" in lines[0]  # the server wants it so
         return
     script.default = "waiting"
     change(engine, due_at=now)
@@ -145,7 +145,7 @@ def test_only_sealing_failed(engine: sa.Engine, script: Script, url: str, tmp_pa
     add(engine, "a")
     code, lines = once(env)
     assert (code, script.asked, len(texts(engine))) == (1, ["a"], 1)
-    assert lines[0].startswith("tracker: error: sealing has stopped: a key signs the chain")
+    assert lines[0].startswith("tracker: error: sealing has stopped: a key has signed the chain")
     with database.writing(engine) as connection:
         row = dict(connection.execute(sa.select(SEALS)).one()._mapping) | {"id": 2}
         text = f"tracker checkpoint v2\nsha256 {row['checkpoint_sha256']}  checkpoints/garbage"

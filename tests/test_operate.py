@@ -152,10 +152,10 @@ def test_texts_are_refused_with_what_is_wrong() -> None:
         (text.check_reason, "not utf-8 \udcff", "not UTF-8"),
         (text.check_reason, "asked by jo@example.com", "personal data"),
         (text.check_jid, "x" * 256, "jid: has 256 characters; at most 255"),
-        (text.check_jid, "a b", "jid: has a blank in it: give one jid at a time"),
-        (text.check_jid, "a\u3000b", "jid: has a blank in it"),
-        (text.check_jid, "a\u00adb", "jid: has the invisible character"),
-        (text.check_jid, "b\udce5", "jid: has a byte or half a character that is not UTF-8"),
+        (text.check_jid, "a b", "jid: contains a blank: give one jid at a time"),
+        (text.check_jid, "a\u3000b", "jid: contains a blank"),
+        (text.check_jid, "a\u00adb", "jid: contains the invisible character"),
+        (text.check_jid, "b\udce5", "jid: contains a byte or half a character that is not UTF-8"),
         (text.check_jid, None, "jid: must be text, not NoneType"),
         (lambda value: text.check("actor", value), "x" * 256, "actor: has 256 characters"),
     ]
@@ -171,17 +171,17 @@ def test_texts_are_refused_with_what_is_wrong() -> None:
 
 def test_a_jid_finds_its_job(engine: sa.Engine) -> None:
     """In one cluster or the one that is named; what is not found, or found twice, is refused with the way out."""
-    ids = {(jid, name): register(engine, jid, name) for jid, name in (("a", "w2"), ("a", "w1"), ("b c", "w2"))}
+    ids = {(jid, name): register(engine, jid, name) for jid, name in (("a", "w2"), ("a", "w1"), ("b,c", "w2"))}
     with database.reading(engine) as connection:
-        assert operate.find(connection, "b c") == operate.Found(ids["b c", "w2"], "w2", "b c")
-        assert operate.find(connection, "a", "w1") == operate.Found(ids["a", "w1"], "w1", "a")
+        assert operate.find(connection, "b,c") == operate.FoundJob(ids["b,c", "w2"], "w2", "b,c")
+        assert operate.find(connection, "a", "w1") == operate.FoundJob(ids["a", "w1"], "w1", "a")
         with pytest.raises(AmbiguousJob, match=r"--cluster: w1, w2$"):
             operate.find(connection, "a")
         with pytest.raises(UnknownJob, match=r"tracker add JID$"):
             operate.find(connection, "b")
         with pytest.raises(UnknownJob, match=r"tracker add JID --cluster w1$"):
             operate.find(connection, "b", "w1")
-        with pytest.raises(UnknownJob, match="found in: w1, w2"):
+        with pytest.raises(UnknownJob, match="has it: w1, w2"):
             operate.find(connection, "a", "w3")
 
 

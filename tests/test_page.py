@@ -26,7 +26,7 @@ from tracker.status import Cause, Kind, withdraw
 T0 = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
 VOID = {"meta", "link", "path", "line", "rect", "br"}
-SECTIONS = ["deadlines", "requests", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage"]
+SECTIONS = ["deadlines", "requests", "changes", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage"]
 
 
 class Outline(HTMLParser):
@@ -135,11 +135,11 @@ def test_a_page_begins_with_what_needs_a_person(engine: sa.Engine, render: Calla
     assert [attributes["id"] for attributes in outline.all("section")] == ["needs", "clusters", *SECTIONS]
     first = outline.text[outline.text.index("What needs a person") : outline.text.index("Daemons and clusters")]
     assert "Urgent: w2: Elevate refuses the API key (401, since 2026-03-05 08:00 UTC)." in first
-    assert "Urgent: No daemon runs" in first
+    assert "Urgent: No daemon is running" in first
     assert "No daemon has run on this database." in outline.text
     assert "|w2|1|0|–|2026-03-06 08:00:00 (key_refused)|2026-03-05 08:00:00 (key_refused: 401)|" in cells(html)
     assert "9 jobs: 3 open, 4 done, 1 lost, 1 withdrawn." in outline.text
-    assert "That the person was informed of it is not shown" in outline.text
+    assert "It does not show that the person was informed" in outline.text
     drawn = [a["aria-labelledby"] for a in outline.all("svg") if "aria-labelledby" in a]
     assert drawn == [f"{name}-title {name}-desc" for name in ("ahead", "curve", "flight")]
 
@@ -163,6 +163,8 @@ def test_the_figures_are_those_of_the_views(engine: sa.Engine, render: Callable[
         since = database.now(connection) - page.RECENT
         for name in ("gaps", "coverage"):
             rows[name] = list(tables.read(connection, name, Filters(since=since)).rows)
+        last_day = Filters(since=database.now(connection) - timedelta(days=1))
+        rows["changes"] = list(tables.read(connection, "changes", last_day).rows)
         months = tables.read(connection, "monthly", most=50)
         shown = [column.name for column in catalog.REPORTS["monthly"].columns]
         monthly = [[str(row[months.columns.index(name)]) for name in shown] for row in months.rows]
@@ -232,9 +234,10 @@ def test_hostile_text_stays_text(engine: sa.Engine, render: Callable[..., str]) 
     """A jid, reference, cluster, status or detail that is markup is shown as it is written, wherever it is."""
     at = datetime.now(UTC) - 3 * DAY
     for text in HOSTILE:
-        job = register(engine, text, text, at=at, reference=text, submitted_at=at)
+        jid = text.replace(" ", "")
+        job = register(engine, jid, text, at=at, reference=text, submitted_at=at)
         answer(engine, job, (text, at + timedelta(hours=1)))
-        job = register(engine, f"{text}2", text, at=at, kind=Kind.EXPORT, submitted_at=at)
+        job = register(engine, f"{jid}2", text, at=at, kind=Kind.EXPORT, submitted_at=at)
         answer(engine, job, ("waiting", at + timedelta(hours=1)), ("done", at + DAY))
         stand(engine, text, gap_began_at=at, gap_cause=Cause.UNREACHABLE, gap_detail=text)
     outline = is_sound(render(is_now=True))
@@ -278,7 +281,7 @@ def test_a_long_table_is_cut_and_says_so(engine: sa.Engine, render: Callable[...
     with database.writing(engine) as connection:
         connection.execute(sa.insert(JOBS), jobs)
     text = is_sound(render(names=["deadlines"])).text
-    assert f"These are the first {page.LIMIT} rows. tracker report deadlines --format csv has all." in text
+    assert f"Only the first {page.LIMIT} rows are shown. tracker report deadlines --format csv has all." in text
     assert ("jid-000" in text, f"jid-{page.LIMIT:03}" in text) == (True, False)
 
 

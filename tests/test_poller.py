@@ -513,7 +513,7 @@ def test_jobs_that_hang_delay_no_other(
 ) -> None:
     """A tenth of the jobs hang: the others are asked as the rate has it, nothing pauses, and no gap is on record."""
     go_on = threading.Event()
-    script.hold = lambda jid: go_on.wait(20) if jid.endswith("7") else None  # type: ignore[assignment]  # no result
+    script.hold = lambda jid: go_on.wait(20) if jid.endswith("7") else None
     jids = [f"j{i}" for i in range(seconds * rate)]
     with database.writing(engine) as connection:
         connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": jid} for jid in jids])

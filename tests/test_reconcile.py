@@ -99,9 +99,9 @@ def test_each_difference_is_named(engine: sa.Engine, reconciled: Reconcile) -> N
     problems = [row[7].split(":")[0] for row in found if row[7]]
     assert problems[:3] == ["an earlier row says export", "is empty", "'delete'"]
     assert problems[3:] == [
-        "has an @ in it",
-        r"has the invisible character '\x1b' in it",
-        "has 1 cells, where the header has 4",
+        "contains an @",
+        r"contains the invisible character '\x1b'",
+        "has fewer cells (1) than the header (4)",
     ]
     assert "eve@" not in out + err
     assert err == (
@@ -160,7 +160,7 @@ def test_an_empty_list_agrees_with_nothing(
     (tmp_path / "tracker.toml").write_text("[clusters.w1]\n[clusters.w2]\n")
     code, out, err = reconciled("jid\n")
     assert (code, out) == (2, "")
-    assert "'--cluster': several are configured, name one of them: w1, w2" in err
+    assert "'--cluster': several are configured; name one of them: w1, w2" in err
     assert reconciled("jid\n", "--cluster", "w2")[0] == 0
 
 
@@ -199,7 +199,7 @@ def test_the_scope_is_within_since_and_until(
 
 MISUSED: list[tuple[bytes, tuple[str, ...], str]] = [
     (b"", (), "Invalid value for 'FILE': the file is empty"),
-    (b"jid,name\n", (), "line 1: there is no column 'name'"),
+    (b"jid,name\n", (), "line 1: the column 'name' is unknown"),
     (b"jid,kind\na,\njid,reference\n", (), "line 3: this header has other columns"),
     (b"jid\na\n", ("--cluster", "w9"), "Invalid value for '--cluster': there is no cluster 'w9'; there are: old, w1"),
     (b"jid\na\n", ("--since", "soon"), "Invalid value for '--since': 'soon' is not a time"),

@@ -115,7 +115,7 @@ def test_settings_that_are_wrong_change_nothing(
             [
                 ("http_prot = 1", good, "did you mean http_port?"),
                 ("= rubbish", good, "tracker.toml"),
-                ('database_url = "sqlite:///other.db"', good, "stop the daemon, and start it again"),
+                ('database_url = "sqlite:///other.db"', good, "restart the daemon"),
                 ("", {}, "no cluster is configured"),
                 ("", {"w1": script.url, "w2": "nonsense"}, "[clusters.w2] base_url"),
                 ('signing_key_file = "missing.pem"', good, "missing.pem"),

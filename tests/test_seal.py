@@ -164,13 +164,13 @@ def test_a_key_is_changed_by_the_one_before_it(engine: sa.Engine) -> None:
         sealed(engine, key, GAP % "w1")
     assert seal(engine, None) is None, "nothing to seal"
     run(engine, GAP % "w1")
-    with pytest.raises(BadConfiguration, match=r"a key signs the chain.* TRACKER_SIGNING_KEY_FILE"):
+    with pytest.raises(BadConfiguration, match=r"a key has signed the chain.* TRACKER_SIGNING_KEY_FILE"):
         seal(engine, None)
     sealed(engine, OLD)
     announced = sealed(engine, OLD, next_key=NEW.public).checkpoint
     assert (announced.rows, announced.key, announced.next_key) == (0, OLD.public, NEW.public)
     for _ in range(2):
-        for wrong, words in ((OLD, "announced another"), (None, "a key signs")):
+        for wrong, words in ((OLD, "announced another"), (None, "a key has signed")):
             run(engine, GAP % "w1")
             with pytest.raises(BadConfiguration, match=words):
                 seal(engine, wrong)

@@ -26,7 +26,7 @@ from tracker import database, guards, status
 from tracker.audit import keys as keys_module
 from tracker.audit import lines
 from tracker.audit.checkpoint import SealedSegment, Signed, parse, sign
-from tracker.audit.findings import AuditFinding, Report, What
+from tracker.audit.findings import AuditFinding, FindingKind, Report
 from tracker.audit.keys import SigningKey
 from tracker.audit.seal import columns, seal
 from tracker.audit.verify import verify
@@ -443,7 +443,7 @@ def table() -> str:
     """Return the table in TAMPERING.md: what was done, and what finds it."""
 
     def found_by(places: str) -> str:
-        return ", ".join(dict.fromkeys(f"`{What(place.split()[0])}`" for place in places.split(", ") if place))
+        return ", ".join(dict.fromkeys(f"`{FindingKind(place.split()[0])}`" for place in places.split(", ") if place))
 
     rows = ["| done to the record | found without `--trusted` | and with it |", "|---|---|---|"]
     for case in CASES:
@@ -511,7 +511,7 @@ def test_what_is_falsified_is_found_where_it_was(case: Case, sealed: Record) -> 
     """Each kind of change is found in its place, and nowhere else."""
     if case.only not in (None, sealed.engine.dialect.name):
         pytest.skip(f"on {case.only} only")
-    ignored = {What.GUARD, What.INDEX} if case.without_checks else set()
+    ignored = {FindingKind.GUARD, FindingKind.INDEX} if case.without_checks else set()
     with falsified(sealed, case) as connection:
         report = checked(sealed, connection)
     found = {place(finding) for finding in report.findings if finding.what not in ignored}
@@ -584,19 +584,23 @@ def test_no_unchanged_segment_or_job_is_accused(sealed: Record) -> None:
             report = checked(sealed, connection)
         changed = {path for path, content in before.items() if after[path] != content}
         messages = [finding.message for finding in report.findings]
-        accused: dict[What, set[object]] = {what: set() for what in What}
+        accused: dict[FindingKind, set[object]] = {what: set() for what in FindingKind}
         for finding in report.findings:
-            where = {What.HISTORY: finding.jid, What.JOB: finding.jid, What.CHECKPOINT: finding.checkpoint}
+            where = {
+                FindingKind.HISTORY: finding.jid,
+                FindingKind.JOB: finding.jid,
+                FindingKind.CHECKPOINT: finding.checkpoint,
+            }
             accused[finding.what].add(where.get(finding.what, finding.segment))
         uncertain = tuple(f"segments/{number:06}-" for number in numbers)
         for path in changed | own:
-            is_found = path in accused[What.ROWS] | accused[What.SEGMENTS]
+            is_found = path in accused[FindingKind.ROWS] | accused[FindingKind.SEGMENTS]
             assert is_found or path.startswith(uncertain), (seed, path, messages)
-        assert accused[What.ROWS] <= changed | own, (seed, messages)
-        assert accused[What.SEGMENTS] <= own, (seed, messages)
-        assert accused[What.HISTORY] | accused[What.JOB] <= jobs, (seed, messages)
+        assert accused[FindingKind.ROWS] <= changed | own, (seed, messages)
+        assert accused[FindingKind.SEGMENTS] <= own, (seed, messages)
+        assert accused[FindingKind.HISTORY] | accused[FindingKind.JOB] <= jobs, (seed, messages)
         near = {number + 1 for number in numbers}
-        assert numbers <= accused[What.CHECKPOINT] <= numbers | near, (seed, messages)
+        assert numbers <= accused[FindingKind.CHECKPOINT] <= numbers | near, (seed, messages)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from tests.test_checks import unguarded as unchecked
 from tracker import database, guards
 from tracker.audit import seal as sealer
 from tracker.audit.checkpoint import Signed, sign
-from tracker.audit.findings import AskedServer, Report, What, may_be_loopback
+from tracker.audit.findings import AskedServer, FindingKind, Report, may_be_loopback
 from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.verify import verify
 from tracker.cli.audit import verify as command
@@ -80,13 +80,13 @@ def test_a_finding_names_the_segment_of_a_thousand_rows(engine: sa.Engine) -> No
     assert (found(report), report.number, report.qualifications) == ([], None, ("NOTHING SEALED",))
     register_many(engine, 1500)
     with engine.connect() as connection:
-        connection.execute(sa.insert(JOBS).values(cluster="w1", jid="rolled back"))
+        connection.execute(sa.insert(JOBS).values(cluster="w1", jid="rolled-back"))
         connection.rollback()
     register_many(engine, 1000, "k")
     now = datetime.now(UTC)
     assert found(verified(engine, now=now + 23 * HOUR)) == []
     [finding] = verified(engine, now=now + 25 * HOUR).findings
-    assert (finding.what, verified(engine).unsealed) == (What.UNSEALED, 2500)
+    assert (finding.what, verified(engine).unsealed) == (FindingKind.UNSEALED, 2500)
     sealer.seal(engine, None)
     assert found(verified(engine, now=now + 25 * HOUR)) == []
     with unguarded(engine) as connection:
@@ -120,7 +120,7 @@ def test_only_the_succession_of_the_keys_is_right(
     for key_, jid in ((first, "c"), (first, "d"), (None, "e")):
         sealed(engine, key_, jid)
     findings = verified(engine, public_key=second.public).findings
-    assert [(finding.what, finding.checkpoint) for finding in findings] == [(What.KEY, 4), (What.KEY, 6)]
+    assert [(finding.what, finding.checkpoint) for finding in findings] == [(FindingKind.KEY, 4), (FindingKind.KEY, 6)]
     assert f"it is signed with key {first.public.id}, which the chain did not" in findings[0].message
     assert "1 more up to checkpoint 5" in findings[0].message
 
@@ -166,13 +166,13 @@ def test_a_trusted_checkpoint_that_is_not_in_the_chain_says_why(engine: sa.Engin
     elsewhere = sign(replace(signed.checkpoint, origin="0" * 32), keys[0])
     longer = sign(replace(signed.checkpoint, number=2, previous_sha256=signed.sha256, rows=0, segments=()), keys[0])
     for trusted, why in (
-        ([other], "the chain has a different one"),
+        ([other], "the chain has another checkpoint in its place"),
         ([elsewhere], "it belongs to another database"),
         ([signed, longer], "the chain ends with 1: its end was cut off"),
-        ([longer, other], "the chain has a different one, or none (and 1 more)"),
+        ([longer, other], "the chain has another checkpoint in its place, or none (and 1 more)"),
     ):
         [finding] = verified(engine, trusted=trusted).findings
-        assert (finding.what, why in finding.message) == (What.TRUSTED, True), finding.message
+        assert (finding.what, why in finding.message) == (FindingKind.TRUSTED, True), finding.message
 
 
 def test_a_source_on_the_same_machine_is_flagged_however_it_is_spelled() -> None:

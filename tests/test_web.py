@@ -23,7 +23,7 @@ from tests.scripted import Script
 from tests.test_daemon import TRACKER, environment, until
 from tracker import database, web
 from tracker.errors import BadConfiguration
-from tracker.metrics import Metrics, Stored
+from tracker.metrics import Metrics, StoredMetrics
 from tracker.settings import Settings
 from tracker.status import Cause
 from tracker.web import Response, Routes, Web
@@ -241,17 +241,17 @@ def test_healthy_is_a_daemon_that_looks_at_its_clusters() -> None:
 def test_ready_is_a_database_where_nothing_is_urgent(engine: sa.Engine, url: str) -> None:
     """What is urgent is listed with its kind, subject and count, and no jid; so is a database that is away."""
     register(engine, "jid-secret", reference="T-1")
-    ready = web.readyz(Stored(engine, Settings()))
+    ready = web.readyz(StoredMetrics(engine, Settings()))
     assert (ready.code, ready.content_type, json.loads(ready.body)) == (200, "application/json", [])
     with database.reading(engine) as connection:
         now = database.now(connection)
     stand(engine, "w1", gap_cause=Cause.KEY_REFUSED, gap_began_at=now)
     stand(engine, "w2", pause_cause=Cause.PAUSED)
-    refused = web.readyz(Stored(engine, Settings()))
+    refused = web.readyz(StoredMetrics(engine, Settings()))
     assert refused.code == 503
     assert json.loads(refused.body) == [{"kind": "key_refused", "subject": "w1", "count": 1}]
     away = sa.make_url(url).set(database="/nowhere/x.db" if url.startswith("sqlite") else "nowhere")
-    gone = web.readyz(Stored(database.create_engine(away.render_as_string(hide_password=False)), Settings()))
+    gone = web.readyz(StoredMetrics(database.create_engine(away.render_as_string(hide_password=False)), Settings()))
     assert (gone.code, json.loads(gone.body)[0]["kind"]) == (503, "database_unavailable")
 
 
@@ -305,7 +305,7 @@ def test_the_daemon_serves_the_page_until_it_ends(url: str, tmp_path: Path) -> N
         try:
             until(lambda: b'"serving"' in log.read_bytes())
             response, body = get(port)
-            assert (response.status, "A daemon runs: " in body, "1 job: 1 open" in body) == (200, True, True)
+            assert (response.status, "A daemon is running: " in body, "1 job: 1 open" in body) == (200, True, True)
             second = subprocess.run([TRACKER, "run"], env=env, capture_output=True, text=True, timeout=30)
             assert second.returncode == 78
             assert "TRACKER_HTTP_PORT" in second.stderr.splitlines()[-1]

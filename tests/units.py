@@ -38,10 +38,9 @@ def main(root: Path, verb: str, *words: str) -> None:
         pid_file.unlink()
     if verb in ("start", "restart", "reload"):
         file = root / f"etc/systemd/system/{unit}.service"
-        lines = configparser.RawConfigParser(strict=False, delimiters="=", comment_prefixes="#")
-        lines.read_string(below(root, file.read_text()))
+        service = read(root, file)
         if verb == "reload":
-            command = lines["Service"]["ExecReload"].replace("$MAINPID", pid_file.read_text())
+            command = service["ExecReload"].replace("$MAINPID", pid_file.read_text())
             journal = root / "journal"
             before = journal.read_text()
             subprocess.run(shlex.split(command), check=True)
@@ -49,32 +48,22 @@ def main(root: Path, verb: str, *words: str) -> None:
             while not re.search("reloaded|settings_refused", journal.read_text()[len(before) :]) and monotonic() < end:
                 sleep(0.05)
         else:
-            start(root, file.name, lines["Service"], pid_file)
+            start(root, file.name, service, pid_file)
+
+
+def read(root: Path, file: Path) -> configparser.SectionProxy:
+    """Return the section [Service] of a unit."""
+    lines = configparser.RawConfigParser(strict=False, delimiters="=", comment_prefixes="#")
+    lines.read_string(below(root, file.read_text()))
+    return lines["Service"]
 
 
 def start(root: Path, name: str, service: configparser.SectionProxy, pid_file: Path) -> None:
     """Start a unit, and wait until it is ready (``Type=notify``) or has ended (``oneshot``)."""
-    key, folder = service["LoadCredential"].split(":")
-    credentials = root / "run/credentials" / name
-    credentials.mkdir(parents=True, exist_ok=True)
-    for file in Path(folder).iterdir():
-        (credentials / f"{key}_{file.name}").write_bytes(file.read_bytes())
-        (credentials / f"{key}_{file.name}").chmod(0o400)
-    environment = dict([service["Environment"].split("=", 1)]) | {"CREDENTIALS_DIRECTORY": str(credentials)}
     with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(f"{short}/notify")
         ready.settimeout(0.2)
-        environment |= {"NOTIFY_SOCKET": f"{short}/notify", "WATCHDOG_USEC": "180000000"}
-        with (root / "journal").open("ab") as journal:
-            process = subprocess.Popen(
-                shlex.split(service["ExecStart"]),
-                cwd=service["WorkingDirectory"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=journal,
-                stderr=journal,
-                start_new_session=True,
-            )
+        process = spawn(root, name, service, f"{short}/notify")
         if service["Type"] == "oneshot":
             sys.exit(process.wait(SECONDS))
         pid_file.write_text(str(process.pid))
@@ -84,6 +73,30 @@ def start(root: Path, name: str, service: configparser.SectionProxy, pid_file: P
                 if b"READY=1" in ready.recv(4096):
                     return
         sys.exit(f"{name} is not ready")
+
+
+def spawn(root: Path, name: str, service: configparser.SectionProxy, notify_socket: str) -> subprocess.Popen[bytes]:
+    """Hand over the secrets, and run the unit's command; it writes to the journal."""
+    key, folder = service["LoadCredential"].split(":")
+    credentials = root / "run/credentials" / name
+    credentials.mkdir(parents=True, exist_ok=True)
+    for file in Path(folder).iterdir():
+        copy = credentials / f"{key}_{file.name}"
+        copy.unlink(missing_ok=True)
+        copy.write_bytes(file.read_bytes())
+        copy.chmod(0o400)
+    environment = dict([service["Environment"].split("=", 1)]) | {"CREDENTIALS_DIRECTORY": str(credentials)}
+    environment |= {"NOTIFY_SOCKET": notify_socket, "WATCHDOG_USEC": "180000000"}
+    with (root / "journal").open("ab") as journal:
+        return subprocess.Popen(
+            shlex.split(service["ExecStart"]),
+            cwd=service["WorkingDirectory"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=journal,
+            stderr=journal,
+            start_new_session=True,
+        )
 
 
 if __name__ == "__main__":

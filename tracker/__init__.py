@@ -1,4 +1,4 @@
-"""tracker remembers what became of every GDPR job submitted to Voyado Elevate 3, with bounds and proof.
+"""tracker records what happens to every GDPR job submitted to Voyado Elevate 3, with bounds and proof.
 
 The public Python API is `register` and `durations`; their errors are in ``tracker.errors``:
 

@@ -6,7 +6,7 @@ Each need is sent at least once. It is noted afterwards, so a crash in between m
 beforehand: the daemon that began first sends, and each other waits a minute longer for every one before it, so that it
 sends only what those could not. `run --once` does not wait.
 
-A need is noted as told when one destination has it. A destination that fails has a row of its own since then (kind
+A need is noted as sent when one destination has it. A destination that fails gets a row of its own (kind
 ``alert_undelivered``); it gets what it missed as soon as it works again, also after a restart.
 
 Apprise runs in a child process for each message. So it ends in time however slowly a server answers, uses the proxy and
@@ -57,7 +57,7 @@ SEND_SECONDS: Final = 15.0  # for one message to one destination
 CLOSING_SECONDS: Final = 20.0  # how long the end waits for what is being sent
 FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
 LONGEST_PAUSE: Final = timedelta(minutes=5)
-AGAIN: Final = timedelta(days=1)  # an urgent need that stands is sent again
+AGAIN: Final = timedelta(days=1)  # after this time an urgent need is sent again
 PING_TIMEOUT: Final = timedelta(seconds=10)
 UNDELIVERED: Final = "alert_undelivered"
 PASSING: Final = ("deadline_near", "download_closing", "anomaly")  # time ends these, whether or not anything was done
@@ -72,7 +72,7 @@ url, message = json.load(sys.stdin)
 sender = Apprise()
 sys.exit(3 if not sender.add(url) else 0 if message is None or sender.notify(**message, body_format="text") else 1)
 """
-"""The child: it sends a message, or only reads its URL. Exit code 3: the URL is not one of Apprise's."""
+"""The program of the child process: it sends a message, or only checks the URL. Exit code 3: no valid Apprise URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,34 +86,34 @@ class Notice:
 
     @property
     def key(self) -> tuple[bool, str, str]:
-        """What it is about, and whether that is over."""
+        """Whether the need has ended, its kind and its subject."""
         return self.need is None, self.row.kind, self.row.subject
 
     @property
     def is_urgent(self) -> bool:
-        """Whether the need stands and is urgent."""
+        """Whether the need still exists and is urgent."""
         return self.need is not None and self.need.is_urgent
 
 
 def decide(found: Iterable[Need], rows: Iterable[Alerted], now: datetime, after: timedelta) -> list[Notice]:
-    """Return what is to be sent: what is new, has become urgent, is urgent a day later, is no longer in hand, is over.
+    """Return what to send: needs that are new, became urgent, are urgent a day later, are no longer handled, or ended.
 
     Args:
         found: All needs.
         rows: `Overview.alerts`.
         now: The database's time.
-        after: How long an `unreachable` need stands before it is sent.
+        after: How long an `unreachable` need must exist before it is sent.
     """
-    standing = {need.key: need for need in found}
+    current = {need.key: need for need in found}
     known: dict[tuple[str, str], Alerted] = {}
     due: list[Notice] = []
     for row in sorted(rows, key=lambda row: row.told_at is not None):  # two daemons may each have made one
         key = row.kind, row.subject
-        if row.ended_at is not None or (key not in standing and row.kind != UNDELIVERED):
+        if row.ended_at is not None or (key not in current and row.kind != UNDELIVERED):
             due.append(Notice(row, None))
         else:
             known[key] = row
-    for key, need in standing.items():
+    for key, need in current.items():
         level = URGENT if need.is_urgent else NORMAL
         row = known.get(key) or Alerted(*key, need.since or now, level)
         if need.is_acked:
@@ -129,25 +129,25 @@ def decide(found: Iterable[Need], rows: Iterable[Alerted], now: datetime, after:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathering:
-    """What waits for its message: since when, when it last grew (monotonic seconds), and the number of each."""
+class PendingMessage:
+    """The needs that wait for a message: since when, when they last grew (monotonic seconds), and their counts."""
 
     first_at: float
     grown_at: float
     counts: Mapping[tuple[bool, str, str], int]
 
     def is_ripe(self, at: float, standby: float) -> bool:
-        """Whether the message is sent now, by a daemon that waits *standby* seconds longer than others."""
+        """Whether to send the message now; this daemon waits *standby* seconds longer than the first."""
         return at >= min(self.grown_at + SETTLED_SECONDS, self.first_at + LONGEST_SECONDS) + standby
 
 
-def gathered(before: Gathering | None, due: Iterable[Notice], at: float) -> Gathering | None:
-    """Return what waits now; None: nothing."""
+def gathered(before: PendingMessage | None, due: Iterable[Notice], at: float) -> PendingMessage | None:
+    """Return the needs that wait now; None: there are none."""
     counts = {one.key: one.need.count if one.need else 1 for one in due}
     if before is None:
-        return Gathering(at, at, counts) if counts else None
+        return PendingMessage(at, at, counts) if counts else None
     has_grown = any(count > before.counts.get(key, 0) for key, count in counts.items())
-    return Gathering(before.first_at, at if has_grown else before.grown_at, counts) if counts else None
+    return PendingMessage(before.first_at, at if has_grown else before.grown_at, counts) if counts else None
 
 
 def standby(daemons: Sequence[Daemon], host: str, pid: int) -> float:
@@ -157,7 +157,7 @@ def standby(daemons: Sequence[Daemon], host: str, pid: int) -> float:
 
 
 def message(notices: Iterable[Notice], jids_of: Callable[[Need, int], list[str]]) -> dict[str, str]:
-    """Return what Apprise sends; *jids_of* returns at most so many jids of a need."""
+    """Return what Apprise sends; *jids_of* returns some jids of a need, at most as many as asked for."""
     ordered = sorted(notices, key=lambda one: (not one.is_urgent, one.need is None))
     lines: list[str] = []
     left = MOST_JIDS
@@ -178,7 +178,8 @@ def message(notices: Iterable[Notice], jids_of: Callable[[Need, int], list[str]]
 def _line(one: Notice) -> str:
     if one.need is None:
         word = "OVER" if one.row.kind in PASSING else "RESOLVED"
-        return f"{word} [{one.row.kind}] {one.row.subject} (since {one.row.since:%Y-%m-%d %H:%M} UTC)"
+        subject = "" if one.row.subject == "-" else f" {one.row.subject}"
+        return f"{word} [{one.row.kind}]{subject} (since {one.row.since:%Y-%m-%d %H:%M} UTC)"
     head = f"{'URGENT ' * one.need.is_urgent}{'still ' * one.is_again}[{one.need.kind}]"
     return f"{head} {one.need.what}. {one.need.action}"
 
@@ -207,7 +208,7 @@ class Destination:
         return monotonic() >= self._retry_at
 
     def deliver(self, message: dict[str, str], standby: float) -> str:
-        """Send it, log what came of it, and return that as `send` does."""
+        """Send it, log the result, and return the result as `send` does."""
         problem = self.send(message)
         if problem:
             pause = cadence.doubled(FIRST_PAUSE, self._failures, LONGEST_PAUSE).total_seconds() + standby
@@ -218,7 +219,7 @@ class Destination:
         return problem
 
     def send(self, message: dict[str, str] | None) -> str:
-        """Send it (None: only read the URL), and return "" or in a word what went wrong, such as ``http_500``."""
+        """Send it (None: only check the URL). Return "", or one word about the error, such as ``http_500``."""
         try:
             done = subprocess.run(  # noqa: S603 - a constant program
                 [sys.executable, "-P", "-c", _APPRISE],
@@ -227,7 +228,7 @@ class Destination:
                 text=True,
                 env=self._environment,
                 timeout=SEND_SECONDS,
-                start_new_session=True,  # Ctrl-C is meant for us
+                start_new_session=True,  # Ctrl-C must reach only the daemon
             )
         except subprocess.TimeoutExpired:
             return "timeout"
@@ -274,13 +275,13 @@ class Alerts:
     def __init__(self, settings: Settings, *, once: bool = False, age: Callable[[], float] = lambda: 0.0) -> None:
         self._settings, self._once, self._age = settings, once, age
         self._destinations = destinations(settings)
-        self._waiting: Gathering | None = None
+        self._waiting: PendingMessage | None = None
         self._is_first = True
         self._pinged: tuple[bool, float] | None = None  # whether something was urgent, and when
 
     @contextmanager
     def __call__(self, engine: sa.Engine) -> Iterator[None]:
-        """Run beside the block."""
+        """Run in a thread during the block."""
         over, is_good = threading.Event(), False
         thread = threading.Thread(target=self._rounds, args=(engine, over), name="tracker-alerts", daemon=True)
         if not self._once:
@@ -314,7 +315,7 @@ class Alerts:
             return AWAY_SECONDS
 
     def look(self, engine: sa.Engine) -> bool:
-        """Send what is to be sent, note it, and return whether something is urgent."""
+        """Send what is due, record it, and return whether something is urgent."""
         with database.reading(engine) as connection:
             seen = overview.overview(connection, self._settings.clusters, self._settings.seal_after)
         found, at = needs(seen), monotonic()
@@ -336,26 +337,26 @@ class Alerts:
         problems: dict[str, str] = {}  # by destination; "": it works
         if self._is_first:  # another daemon that still uses such a destination notes it again
             problems = dict.fromkeys(failing.keys() - {place.name for place in self._destinations}, "")
-        is_told = not self._destinations
+        is_sent = not self._destinations
         for place in self._destinations:
             row = failing.get(place.name)
             if not place.is_ready(row is not None, wait) or not (due or row):
                 continue
             with database.reading(engine) as connection:
                 its = {each.key: each for each in [*(_missed(connection, row, found) if row else ()), *due]}
-                told = message(its.values(), partial(overview.jids, connection, now=seen.now))
+                sent_notices = message(its.values(), partial(overview.jids, connection, now=seen.now))
             if its:
-                problem = problems[place.name] = place.deliver(told, wait)
-                is_told = is_told or not problem
-        if problems or (due and is_told):
+                problem = problems[place.name] = place.deliver(sent_notices, wait)
+                is_sent = is_sent or not problem
+        if problems or (due and is_sent):
             with database.writing(engine) as connection:
-                _note(connection, due if is_told else [], problems, failing, seen.now)
-                self._waiting = None if due and is_told else self._waiting
+                _note(connection, due if is_sent else [], problems, failing, seen.now)
+                self._waiting = None if due and is_sent else self._waiting
         self._is_first = False
         return any(need.is_urgent for need in found)
 
     def _ping(self, is_urgent: bool) -> None:
-        """Say once a minute, and when it changes, whether all is well; nothing if polling does not go on."""
+        """Ping once a minute, and when the result changes; do not ping while polling has stopped."""
         ours = self._settings
         is_due = self._pinged is None or self._pinged[0] != is_urgent or monotonic() >= self._pinged[1] + MINUTE
         if ours.ping_url is None or not is_due or self._age() > MINUTE:
@@ -371,7 +372,7 @@ class Alerts:
 
 
 def ack(connection: sa.Connection, need: Need, actor: str, reason: str, until: datetime | None, now: datetime) -> None:
-    """Record that *actor* has *need* in hand until it is over, or *until*.
+    """Record that *actor* is handling *need*, until it ends or *until*.
 
     Raises:
         InvalidField: A text is not valid, or *until* is not in the future.
@@ -390,21 +391,21 @@ def ack(connection: sa.Connection, need: Need, actor: str, reason: str, until: d
 
 def _note(
     connection: sa.Connection,
-    told: Sequence[Notice],
+    sent_notices: Sequence[Notice],
     problems: Mapping[str, str],
     failing: Mapping[str, Alerted],
     began_at: datetime,
 ) -> None:
     """Note what was sent, and which destinations fail or work again."""
     now = database.now(connection)
-    sent = {one.row.subject for one in told if one.row.kind == UNDELIVERED}
+    sent = {one.row.subject for one in sent_notices if one.row.kind == UNDELIVERED}
     for name, problem in problems.items():
         if problem and name not in failing:
             _open(connection, Alerted(UNDELIVERED, name, began_at, URGENT))
         elif not problem and name in failing:  # its end is worth a message only if its beginning was
             told_at = failing[name].told_at or (None if name in sent else now)
             _change(connection, failing[name], ended_at=now, told_at=told_at)
-    for one in told:
+    for one in sent_notices:
         if one.need is not None:
             _change(connection, one.row, told_at=now, level=URGENT if one.is_urgent else one.row.level)
         else:
@@ -414,7 +415,7 @@ def _note(
 
 
 def _open(connection: sa.Connection, row: Alerted) -> None:
-    """Enter a need; one that is over, and stands since the same time as before, begins again."""
+    """Insert a need. One that ended, and exists again since the same time, gets its old row."""
     statement = """
         INSERT INTO alerts (kind, subject, since, level) VALUES (:kind, :subject, :since, :level)
         ON CONFLICT (kind, subject, since) DO UPDATE SET level = excluded.level, told_at = NULL, ended_at = NULL,
@@ -425,16 +426,16 @@ def _open(connection: sa.Connection, row: Alerted) -> None:
 
 
 def _change(connection: sa.Connection, row: Alerted, **values: object) -> bool:
-    """Update the row of a need that stands; False: there is none."""
+    """Update the row of a need that exists; False: there is no such row."""
     its = (ALERTS.c.kind == row.kind, ALERTS.c.subject == row.subject, ALERTS.c.ended_at.is_(None))
     return bool(connection.execute(sa.update(ALERTS).where(*its).values(values).returning(ALERTS.c.since)).all())
 
 
 def _missed(connection: sa.Connection, failing: Alerted, found: Iterable[Need]) -> Iterator[Notice]:
-    """Yield what others were sent while a destination failed, but for its own failure."""
-    standing = {need.key: need for need in found}
+    """Yield what other destinations got while this one failed, except its own failure."""
+    current = {need.key: need for need in found}
     for values in connection.execute(sa.select(ALERTS).where(ALERTS.c.told_at >= failing.since)):
         row = Alerted(**values._asdict())
         key = row.kind, row.subject
-        if key != (failing.kind, failing.subject) and (row.ended_at or key in standing):
-            yield Notice(row, None if row.ended_at else standing[key])
+        if key != (failing.kind, failing.subject) and (row.ended_at or key in current):
+            yield Notice(row, None if row.ended_at else current[key])

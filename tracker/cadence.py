@@ -1,4 +1,4 @@
-"""When to ask about a job next: requests are spent where the vendor's calendar says that something may happen.
+"""When to ask about a job next: mostly when, by the vendor's calendar, its status may change.
 
 Owns the nights of waiting, the growing intervals afterwards, the polls around a deadline, and the backoff after an
 error of one job. Pure: the time and the random number are arguments. Leaves alone the pauses of a whole cluster
@@ -23,13 +23,13 @@ each exists once in every night, however the clocks change in it."""
 NIGHT_DELAY: Final = timedelta(minutes=5)
 """Elevate needs a moment after midnight to begin; ours."""
 NIGHT_SPREAD: Final = timedelta(minutes=10)
-"""All waiting jobs are polled in the same nights: spread, so that they do not come all at once; ours."""
+"""Jobs that wait are polled in the same nights, spread over this time so that they do not come together; ours."""
 
 SHORTEST: Final = timedelta(seconds=15)
 LONGEST: Final = timedelta(hours=6)
 """Bounds of a growing interval, before its jitter of ±10 %."""
 LONGEST_NIGHT: Final = timedelta(hours=26)
-"""No next poll is farther ahead than this: from just after one midnight to the polls of the next, in a long day."""
+"""The longest time to a next poll: from just after one midnight to the polls after the next, in a long day."""
 FIRST_WAIT: Final = timedelta(seconds=60)
 """The wait after the first ``not_found``, or the first error; it doubles up to `LONGEST`; ours."""
 
@@ -38,7 +38,7 @@ WINDOW: Final = timedelta(minutes=15)
 LAST_MINUTE: Final = timedelta(minutes=1)
 """The poll before a deadline is due at least this long before it: the request has to be sent and answered in time."""
 SOONEST: Final = timedelta(seconds=1)
-"""A poll moved into a window is no sooner than this after the last."""
+"""A poll that is moved into a window is at least this long after the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Rhythm:
     Attributes:
         timezone: Where Elevate's next day begins.
         archive_days: Days after the submission until its data is archived and the job can run.
-        delay_per_poll: How much mean delay one request has to save.
+        delay_per_poll: How much mean delay one request must save.
     """
 
     timezone: ZoneInfo
@@ -56,18 +56,18 @@ class Rhythm:
     delay_per_poll: timedelta = timedelta(seconds=60)
 
 
-class Why(StrEnum):
+class PollReason(StrEnum):
     """Why a poll is planned when it is, in words for a person."""
 
     FIRST = "no answer yet"
     REOPENED = "reopened"
-    NOT_FOUND = "not found: growing waits"
-    NIGHT = "before its archive day: three times a night"
-    ARCHIVED = "since its archive day: waits grow with its age"
-    RUNNING = "running: waits grow with its age"
+    NOT_FOUND = "not found, so the waits grow"
+    NIGHT = "before its archive day, three times a night"
+    ARCHIVED = "after its archive day; waits grow with its age"
+    RUNNING = "running; waits grow with its age"
     BEFORE_DEADLINE = "just before its deadline"
     AFTER_DEADLINE = "just after its deadline"
-    ERROR = "after an error: growing waits"
+    ERROR = "after an error; waits grow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Plan:
     """When the next poll is due (aware UTC), and why then."""
 
     due_at: datetime
-    why: Why
+    why: PollReason
 
 
 def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, rhythm: Rhythm) -> Plan:
@@ -98,22 +98,22 @@ def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, r
     if job.state is not State.OPEN:
         raise ValueError(f"the job is {job.state}: an ended job is not polled")
     if job.seen_at is None:
-        return Plan(now, Why.FIRST)
+        return Plan(now, PollReason.FIRST)
     if job.status_polls == 0:
-        return Plan(now, Why.REOPENED)
+        return Plan(now, PollReason.REOPENED)
     if job.status == Status.NOT_FOUND:
-        plan = Plan(now + _jittered(doubled(FIRST_WAIT, job.status_polls - 1, LONGEST), u), Why.NOT_FOUND)
+        plan = Plan(now + _jittered(doubled(FIRST_WAIT, job.status_polls - 1, LONGEST), u), PollReason.NOT_FOUND)
     elif job.status == Status.RUNNING and job.status_by is not None:
-        plan = Plan(now + _growing(now - job.status_by, u, rhythm.delay_per_poll), Why.RUNNING)
+        plan = Plan(now + _growing(now - job.status_by, u, rhythm.delay_per_poll), PollReason.RUNNING)
     else:
-        # A submission in the future is a mistake; the job is polled all the same.
+        # A submission in the future is a mistake; the job is polled nevertheless.
         began_at = min(job.facts.submitted_at or job.registered_at, now)
         began_on = began_at.astimezone(rhythm.timezone).date()
         archived_at = start_of_day(began_on + timedelta(days=rhythm.archive_days), rhythm.timezone)
         if now < archived_at:
-            plan = Plan(_next_night(began_on, now, u, rhythm.timezone), Why.NIGHT)
+            plan = Plan(_next_night(began_on, now, u, rhythm.timezone), PollReason.NIGHT)
         else:
-            plan = Plan(now + _growing(now - archived_at, u, rhythm.delay_per_poll), Why.ARCHIVED)
+            plan = Plan(now + _growing(now - archived_at, u, rhythm.delay_per_poll), PollReason.ARCHIVED)
     return _around_deadline(plan, deadline_at, job.seen_at, now, u)
 
 
@@ -122,8 +122,8 @@ def retry_poll(failures: int, deadline_at: datetime | None, now: datetime, u: fl
 
     The other arguments are those of `next_poll`.
     """
-    plan = Plan(now + _jittered(doubled(FIRST_WAIT, failures - 1, LONGEST), u), Why.ERROR)
-    # The failed request may have been sent a minute ago: so it does not count for a window that has just opened.
+    plan = Plan(now + _jittered(doubled(FIRST_WAIT, failures - 1, LONGEST), u), PollReason.ERROR)
+    # The failed request may have been sent a minute ago, so it does not count for a window that has just opened.
     return _around_deadline(plan, deadline_at, now - LAST_MINUTE, now, u)
 
 
@@ -134,7 +134,7 @@ def _jittered(interval: timedelta, u: float) -> timedelta:
 
 def doubled(first: timedelta, times: int, longest: timedelta) -> timedelta:
     """Return the wait *first*, doubled *times* times, at most *longest*: the backoff of all retries."""
-    factor: int = 2 ** min(times, 16)  # more are past any `longest`, and at last too large for timedelta
+    factor: int = 2 ** min(times, 16)  # more doublings exceed any `longest`, and in the end timedelta
     return min(first * factor, longest)
 
 
@@ -166,9 +166,9 @@ def _around_deadline(plan: Plan, deadline_at: datetime | None, asked_at: datetim
         return plan
     soonest = now + SOONEST
     opens_at, closes_at = deadline_at - WINDOW, deadline_at - LAST_MINUTE
-    why = Why.BEFORE_DEADLINE
+    why = PollReason.BEFORE_DEADLINE
     if asked_at >= opens_at or soonest >= closes_at:
-        opens_at, closes_at, why = deadline_at, deadline_at + WINDOW, Why.AFTER_DEADLINE
+        opens_at, closes_at, why = deadline_at, deadline_at + WINDOW, PollReason.AFTER_DEADLINE
     begins_at = max(opens_at, soonest)
     if plan.due_at < closes_at or begins_at >= closes_at:
         return plan

@@ -20,21 +20,21 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tracker import cadence, database, deadline, health
-from tracker.health import MISSED, EndedGap, Health, Step
+from tracker.health import MISSED, ClockStep, EndedGap, Health
 from tracker.logs import event
 from tracker.models import CLUSTERS, GAPS, JOBS, SOURCES, WORKERS
 from tracker.settings import ClusterSettings, Settings
 from tracker.status import CLOCK_STEP
 
 _INSTANT: Final = "%Y-%m-%d %H:%M:%S.%f"
-"""How SQLite's tables have an instant."""
+"""The format of an instant in SQLite."""
 LEASE: Final = timedelta(minutes=2)
-"""A claimed job is its worker's for at least this long: a crash delays its jobs by no more."""
+"""A worker keeps a claimed job for at least this long: a crash delays its jobs by no more."""
 
 _HEALTH: Final = [one.name for one in fields(Health)]
 
 
-class Watch:
+class ClockWatch:
     """The database's clock against the time that passes: one for all clusters of a process.
 
     Attributes:
@@ -45,7 +45,7 @@ class Watch:
     """
 
     def __init__(self, *, has_heartbeat: bool = True) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[ClockStep] = []
         self._has_heartbeat = has_heartbeat
         self._last: tuple[datetime, float] | None = None
         self._lock = Lock()
@@ -60,7 +60,7 @@ class Watch:
             now = database.now(connection)
             ended = monotonic()
             if ended - began < CLOCK_STEP.total_seconds() / 5:
-                break  # else the database stood still, or we did: it may have read its clock at any moment
+                break  # otherwise the database or this process was stopped: it may have read its clock at any moment
         tick = (began + ended) / 2
         with self._lock:
             if self._last is not None and tick <= self._last[1]:
@@ -135,7 +135,7 @@ def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> 
         before = after = lock(connection, name)
         seen = max((at for at in (last, before.answered_at) if at is not None), default=now)
         if seen > now + CLOCK_STEP:
-            after = catch_up(connection, name, worker, before, [Step(seen, now, now - seen)])
+            after = catch_up(connection, name, worker, before, [ClockStep(seen, now, now - seen)])
         elif last is not None and now - last >= MISSED:
             missed = sa.select(JOBS.c.id).where(JOBS.c.cluster == name, JOBS.c.due_at < now - MISSED).limit(1)
             if connection.execute(missed).first() is not None:
@@ -145,8 +145,10 @@ def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> 
         connection.execute(late.values(due_at=now))
 
 
-def catch_up(connection: sa.Connection, cluster: str, worker: str, current: Health, steps: Iterable[Step]) -> Health:
-    """Put steps of the clock on record, and return the cluster as it stands then; its row is locked by the caller."""
+def catch_up(
+    connection: sa.Connection, cluster: str, worker: str, current: Health, steps: Iterable[ClockStep]
+) -> Health:
+    """Record steps of the clock, and return the cluster after them; the caller has locked its row."""
     for step in steps:
         if step.by < -CLOCK_STEP:
             set_right(connection, cluster, step.now)
@@ -162,8 +164,8 @@ def catch_up(connection: sa.Connection, cluster: str, worker: str, current: Heal
     return current
 
 
-def look(engine: sa.Engine, watch: Watch) -> tuple[datetime, dict[str, tuple[Health, datetime | None]]]:
-    """Return the database's time, and for each cluster how it stands and when its next poll is due: one query."""
+def look(engine: sa.Engine, watch: ClockWatch) -> tuple[datetime, dict[str, tuple[Health, datetime | None]]]:
+    """Return the database's time, and for each cluster its health and when its next poll is due: one query."""
     due_at = sa.select(sa.func.min(JOBS.c.due_at)).where(JOBS.c.cluster == CLUSTERS.c.cluster).scalar_subquery()
     with database.reading(engine) as connection:
         now, _ = watch.read(connection)
@@ -176,13 +178,13 @@ def _health_of(row: sa.Row[Any]) -> Health:
 
 
 def lock(connection: sa.Connection, cluster: str) -> Health:
-    """Return how a cluster stands, its row locked until the transaction ends."""
+    """Return the health of a cluster, its row locked until the transaction ends."""
     query = sa.select(CLUSTERS).where(CLUSTERS.c.cluster == cluster).with_for_update()
     return _health_of(connection.execute(query).one())
 
 
 def put(connection: sa.Connection, cluster: str, before: Health, after: Health) -> None:
-    """Write what became of a cluster since its row was locked."""
+    """Write the changes of a cluster since its row was locked."""
     old = asdict(before)
     values = {name: value for name, value in asdict(after).items() if value != old[name]}
     if values:
@@ -196,7 +198,7 @@ def put_gap(connection: sa.Connection, cluster: str, gap: EndedGap | None) -> No
 
 
 def set_right(connection: sa.Connection, cluster: str, now: datetime) -> None:
-    """Make due at once what was planned by a clock that was ahead; end its leases; no beat is in the future."""
+    """After a clock was ahead: make its polls due at once, end its leases, and leave no heartbeat in the future."""
     j = JOBS.c
     failed = sa.and_(j.failures > 0, j.due_at > now + cadence.LONGEST * 1.1)
     ahead = sa.or_(j.seen_at > now, j.due_at > now + cadence.LONGEST_NIGHT, failed)

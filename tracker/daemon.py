@@ -28,7 +28,7 @@ from apscheduler.triggers.base import BaseTrigger
 
 from tracker import database, guards, operate
 from tracker.cadence import doubled
-from tracker.clusters import Watch, look, take_up
+from tracker.clusters import ClockWatch, look, take_up
 from tracker.errors import BadConfiguration, DatabaseMoved, DatabaseUnavailable, KeyRefused, Refused, TrackerError
 from tracker.health import MISSED, Health
 from tracker.logs import DATABASE, event
@@ -37,9 +37,9 @@ from tracker.poller import Poller, Tally
 from tracker.settings import Settings, mask_url
 from tracker.status import Cause, State
 
-LOOK_SECONDS: Final = 1  # how often all clusters are looked at for due jobs
+LOOK_SECONDS: Final = 1  # how often to look for due jobs of all clusters
 BEAT_SECONDS: Final = 10  # a daemon whose last beat is older than a minute is taken for dead
-SAME_SIGNAL_SECONDS: Final = 0.5  # a wrapper that signals us and our group sends one signal twice
+SAME_SIGNAL_SECONDS: Final = 0.5  # a wrapper that signals the process and its group sends one signal twice
 CLOSING_SECONDS: Final = 20  # beyond the time for one request: to write what came of the last ones
 FORGOTTEN: Final = timedelta(days=30)  # how long a daemon that stopped is listed
 AWAY_SECONDS: Final = 5  # between looks while the database is away
@@ -68,8 +68,8 @@ class Pulse:
         """A request brought an ``answer``, or an error of the class *outcome*, such as ``key_refused``."""
 
 
-class Trouble(NamedTuple):
-    """Why a cluster was not polled by `run` *once*, and the exit code for that; 0: an operator wants it so."""
+class UnpolledCluster(NamedTuple):
+    """Why `run` *once* did not poll a cluster, and the exit code for that; 0: an operator paused it."""
 
     cluster: str
     exit_code: int
@@ -96,7 +96,7 @@ class Stop(threading.Event):
 
     @contextmanager
     def handling_outages(self, wait: float = 0.0) -> Iterator[None]:
-        """Log that the database is away, *wait* so many seconds, and go on; stop if its file was moved."""
+        """Log that the database is away, *wait* this many seconds, and continue; stop if its file was moved."""
         try:
             yield
         except DatabaseMoved as error:
@@ -112,13 +112,13 @@ class Stop(threading.Event):
         SIGHUP asks for a reload if *reloads*, but on a terminal it says that the terminal is gone, and stops.
         """
         first = 0.0
-        reloads = reloads and not os.isatty(2)  # asked now: a terminal that is gone is no terminal any more
+        reloads = reloads and not os.isatty(2)  # checked now: a terminal that has closed is no longer a terminal
 
         def hang_up(number: int, frame: FrameType | None) -> None:
             nonlocal first
             if reloads:
                 self.wants_reload = True
-            elif not self.is_set():  # a shell and the system both send it, so a second one means nothing
+            elif not self.is_set():  # a shell and the system both send it, so a second one is ignored
                 first = monotonic()
                 self.set()
 
@@ -147,8 +147,8 @@ def run(
     beside: Callable[[Settings], Iterable[Beside]] = lambda settings: (),
     pulse: Pulse | None = None,
     reload: Callable[[], Settings] | None = None,
-) -> tuple[Tally, list[Trouble]]:
-    """Poll all configured clusters until *stop*, or *once* all that is due; then return what was done, and what not.
+) -> tuple[Tally, list[UnpolledCluster]]:
+    """Poll all configured clusters until *stop*, or *once* all that is due; then return what was done and what was not.
 
     Args:
         settings: With at least one cluster.
@@ -166,7 +166,7 @@ def run(
         DatabaseUnavailable: At the start, and at the end of a run *once*; else it is waited for.
     """
     stop = stop or Stop()
-    settings.cluster(next(iter(settings.clusters), None))  # says what to set if there is none
+    settings.cluster(next(iter(settings.clusters), None))  # raises with what to set if there is none
     first = beside(settings)
     engine = database.open_database(settings.database_url)
     try:
@@ -229,7 +229,7 @@ def poll_now(
 
 
 class _Task:
-    """One cluster's polling: a thread of its own while there is something to do, so that no cluster waits for another.
+    """The polling of one cluster, in its own thread while something is due, so that no cluster waits for another.
 
     Attributes:
         failure: What went wrong in the last run, if anything did.
@@ -251,7 +251,7 @@ class _Task:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, *, patient: bool = False) -> None:
-        """Poll until nothing is due; *patient*: wait for a place in the rate however long."""
+        """Poll until nothing is due; *patient*: wait for a place in the rate, however long that takes."""
         name = f"poll-{self._cluster}"
         self._thread = threading.Thread(target=self._run, args=(patient,), name=name, daemon=True)
         self._thread.start()
@@ -262,30 +262,30 @@ class _Task:
             self._thread.join(max(0.0, seconds))
 
     def look(self, now: datetime, cluster: Health, due_at: datetime | None) -> None:
-        """Start if there is something to do, unless it runs already or has just failed."""
+        """Start if a poll is due, unless the polling runs already or has just failed."""
         is_free = not self.is_running and not self._over.is_set() and monotonic() >= self._not_before
         if is_free and self._poller.wants(now, cluster, due_at):
             self.start()
 
-    def trouble(self, cluster: Health, due_at: datetime | None) -> Trouble | None:
-        """Return why the cluster was not polled, if it was not; the arguments are what `look` finds afterwards."""
+    def trouble(self, cluster: Health, due_at: datetime | None) -> UnpolledCluster | None:
+        """Return why the cluster was not polled, if it was not. The arguments are results of `look` after the run."""
         name, cause, error = self._cluster, cluster.pause_cause, self._poller.error
         if isinstance(self.failure, DatabaseUnavailable):
-            return Trouble(name, 75, str(self.failure))
+            return UnpolledCluster(name, 75, str(self.failure))
         if self.failure is not None:  # a fault of tracker's own
             raise self.failure
         if due_at is None:  # no job is open
             return None
         if cluster.is_paused_by_hand:
-            return Trouble(name, 0, f"an operator paused it: tracker resume {name}")
+            return UnpolledCluster(name, 0, f"an operator paused it: tracker resume {name}")
         # A job that always fails does not count against its cluster, even if no other was due.
         is_unanswered = self.tally.failed > 0 and self.tally.asked == self.tally.failed + self.tally.lost
         if cause is None and not (is_unanswered and cluster.failures):
             return None
-        why = str(error or f"nothing was asked ({cause})")
+        why = str(error or f"no request was sent ({cause})")
         if cluster.paused_until is not None:
             why += f"; paused until {cluster.paused_until:%Y-%m-%d %H:%M:%S} UTC"
-        return Trouble(name, 78 if cause is Cause.KEY_REFUSED or isinstance(error, KeyRefused) else 69, why)
+        return UnpolledCluster(name, 78 if cause is Cause.KEY_REFUSED or isinstance(error, KeyRefused) else 69, why)
 
     def _run(self, patient: bool) -> None:
         with self._stop.handling_outages():
@@ -306,7 +306,7 @@ class _Task:
 
 @contextmanager
 def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> Iterator[str]:
-    """Enter this daemon into ``workers`` and yield its name; note at the end that it stopped."""
+    """Insert this daemon into ``workers`` and yield its name; at the end record that it stopped."""
     worker, release = database.worker_name(), version("tracker")
     with database.writing(engine) as connection:
         now = database.now(connection)
@@ -321,8 +321,8 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> It
     shown = mask_url(settings.database_url)
     event("started", worker=worker, version=release, database=shown, clusters=",".join(settings.clusters))
     if shares and engine.dialect.name == "sqlite" and not once:
-        note = "another daemon uses this SQLite file, or was killed a moment ago; several work, but their writes wait "
-        note += "for each other: use PostgreSQL for more than one daemon"
+        note = "another daemon uses this SQLite file, or was killed within the last minute. Daemons on one SQLite file "
+        note += "wait for each other's writes: use PostgreSQL for more than one daemon"
         event("sqlite_shared", logging.WARNING, others=",".join(shares), note=note)
     try:
         yield worker
@@ -333,7 +333,7 @@ def _worker(engine: sa.Engine, settings: Settings, once: bool, stop: Stop) -> It
         event("stopped", worker=worker)
 
 
-class _Every(BaseTrigger):  # type: ignore[misc]  # APScheduler is untyped
+class _EverySeconds(BaseTrigger):  # type: ignore[misc]  # APScheduler is untyped
     """Fires every so many seconds from now on.
 
     APScheduler's own interval lists all missed runs, which takes seconds and much memory after a clock was set.
@@ -361,16 +361,16 @@ class _Daemon:
     stop: Stop
     beside: Callable[[Settings], Iterable[Beside]]
     pulse: Pulse
-    watch: Watch = field(default_factory=Watch)
+    watch: ClockWatch = field(default_factory=ClockWatch)
     tally: Tally = field(default_factory=Tally)
-    troubles: list[Trouble] = field(default_factory=list)
+    troubles: list[UnpolledCluster] = field(default_factory=list)
     settings: Settings = field(init=False)
     tasks: dict[str, _Task] = field(init=False)
     over: threading.Event = field(init=False)
     close: Callable[[], None] = field(init=False)
 
     def begin(self, settings: Settings, beside: Iterable[Beside]) -> None:
-        """Enter what runs beside, and make a task for each cluster; nothing of it is left if that fails."""
+        """Start what runs beside the polling, and make a task for each cluster; if that fails, stop all of it."""
         tasks, over = dict[str, _Task](), threading.Event()
         with ExitStack() as stack:
             for other in beside:
@@ -382,7 +382,7 @@ class _Daemon:
         self.settings, self.tasks, self.over = settings, tasks, over
 
     def finish(self, also: threading.Thread | None = None) -> bool:
-        """Wait until the requests under way are recorded, and *also* has ended; return whether that was in time."""
+        """Wait until requests in progress are recorded and *also* has ended; return whether both did in time."""
         self.over.set()
         end = monotonic() + 2 * self.settings.request_timeout.total_seconds() + CLOSING_SECONDS
         for task in self.tasks.values():
@@ -417,8 +417,8 @@ class _Daemon:
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
         )
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a look that takes longer than a second is no warning
-        scheduler.add_job(self._look, _Every(LOOK_SECONDS))
-        scheduler.add_job(self._beat, _Every(BEAT_SECONDS))
+        scheduler.add_job(self._look, _EverySeconds(LOOK_SECONDS))
+        scheduler.add_job(self._beat, _EverySeconds(BEAT_SECONDS))
         scheduler.start()
         while not self.stop.wait(LOOK_SECONDS):
             now = datetime.now(UTC)
@@ -434,7 +434,7 @@ class _Daemon:
         closing = threading.Thread(target=scheduler.shutdown, daemon=True)  # it has no time-out of its own
         closing.start()
         if not self.finish(closing):
-            event("stop_timed_out", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
+            event("stop_timed_out", logging.ERROR, note="a poll did not end in time; its job is polled again later")
             os._exit(1)
 
     def _reload(self, read: Callable[[], Settings]) -> None:
@@ -444,14 +444,14 @@ class _Daemon:
             new = read()
             new.cluster(next(iter(new.clusters), None))
             if new.database_url != old.database_url:
-                raise BadConfiguration("TRACKER_DATABASE_URL has changed: stop the daemon, and start it again")
+                raise BadConfiguration("TRACKER_DATABASE_URL has changed: restart the daemon")
             beside = self.beside(new)
         except (TrackerError, OSError) as error:
             event("settings_refused", logging.ERROR, error=error)
             return
         # Looks and heartbeats go on meanwhile, and find no task that would start.
         if not self.finish():
-            event("reload_timed_out", logging.ERROR, note="a poll did not end in time; its lease ends by itself")
+            event("reload_timed_out", logging.ERROR, note="a poll did not end in time; its job is polled again later")
         self.close()
         while not self.stop.is_set():
             with self.stop.handling_outages(AWAY_SECONDS):
@@ -469,7 +469,7 @@ class _Daemon:
                     new, beside = old, self.beside(old)
 
     def _look(self) -> None:
-        """Start what there is to do."""
+        """Start the tasks of all clusters with due polls."""
         began = monotonic()
         with self.stop.handling_outages(AWAY_SECONDS):
             now, found = look(self.engine, self.watch)

@@ -214,10 +214,12 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
     lines = str(original).strip().splitlines()
     text = lines[0] if lines else type(original).__name__
     if isinstance(error, (sa.exc.ProgrammingError, sa.exc.NotSupportedError)):
-        hint = "check the rights of its role, the URL, and the schema: tracker db check"
-        raise BadConfiguration(f"the database refuses: {text} ({hint})") from original
+        hint = "Check the URL, the rights of its role and, with `tracker db check`, the schema"
+        raise BadConfiguration(f"the database refused: {text}. {hint}") from original
     if "not a database" in text or "malformed" in text:
-        raise BadConfiguration(f"the file is not a SQLite database, or damaged ({text}): restore a copy") from original
+        raise BadConfiguration(
+            f"the file is not a SQLite database, or is damaged ({text}): restore a copy"
+        ) from original
     if text == "unable to open database file":
         text += ": may this user read and write it and its folder?"
     state = getattr(original, "sqlstate", None)
@@ -235,7 +237,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Yield a connection in a transaction that may write; it commits at the end and rolls back on an error.
 
     Raises:
-        DatabaseUnavailable: The database did not answer, is locked or full. After a lost COMMIT nobody knows whether
+        DatabaseUnavailable: The database did not answer, is locked or full. After a lost COMMIT it is unknown whether
             the rows were written: callers write so that they can do it again.
     """
     with engine.begin() as connection:
@@ -267,7 +269,7 @@ def now(connection: sa.Connection) -> datetime:
 
 
 def execute(connection: sa.Connection, statement: str) -> None:
-    """Execute DDL as it stands: psycopg would read a `%` as a placeholder, and sa.text() a `:` as a bind."""
+    """Execute DDL unchanged: psycopg would read a `%` as a placeholder, and sa.text() a `:` as a bind."""
     connection.exec_driver_sql(statement if connection.dialect.name == "sqlite" else statement.replace("%", "%%"))
 
 

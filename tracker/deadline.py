@@ -24,9 +24,9 @@ class Basis(StrEnum):
     RECEIVED = "received"
     """The request reached the company: what the law counts from."""
     SUBMITTED = "submitted"
-    """The job was submitted to Elevate: the best there is where the receipt is unknown."""
+    """The job was submitted to Elevate: used where the receipt is unknown."""
     REGISTERED = "registered"
-    """The job was registered here: where neither is known."""
+    """The job was registered here: used where receipt and submission are unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +45,16 @@ class Deadline:
 
 
 class Verdict(StrEnum):
-    """What the observations say about the deadline; never more than they do."""
+    """What the observations show about the deadline."""
 
     MET = "met"
-    """Elevate reported the job done in time; that the person was informed is not shown."""
+    """Elevate reported the job done in time; this does not show that the person was informed."""
     MISSED = "missed"
     """It was seen not done at or after the deadline, and done later."""
     UNDECIDABLE = "undecidable"
     """The deadline lies between the bounds, the job is lost, or it was not seen since the deadline."""
     PENDING = "pending"
-    """Not done, deadline ahead."""
+    """Not done, and the deadline is in the future."""
     OVERDUE = "overdue"
     """Seen not done at or after the deadline, or failed and past it."""
     ATTESTED = "attested"

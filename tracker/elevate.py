@@ -29,13 +29,13 @@ from tracker.status import Answer
 from tracker.transport import CAP, IDLE_SECONDS, Adapter, bad_answer, flight, tls_context, unavailable
 
 _LONGEST_PAUSE = timedelta(hours=6)
-"""The longest wait that a server can ask for: a typing error of its owner must not stop polling for weeks."""
+"""The longest wait that a server can ask for: a mistake in its configuration must not stop polling for weeks."""
 
 RECEIVER_HINTS = {
     "tls_unverified": "the receiver's certificate is not trusted: check TRACKER_RECEIVER_CA_BUNDLE",
     "proxy": "the proxy made no connection: check TRACKER_RECEIVER_PROXY",
 }
-"""What to do about an error of `post`, by its code; the words of the errors themselves are about Elevate."""
+"""What to do about an error of `post`, by its code; the messages of the errors themselves are about Elevate."""
 
 
 class Elevate:
@@ -43,7 +43,7 @@ class Elevate:
 
     Args:
         cluster: Where to ask, with which key; its settings are valid.
-        timeout: For the whole of one request: look-up, connection, TLS, headers and body. One that times out on a
+        timeout: For one complete request: look-up, connection, TLS, headers and body. One that times out on a
             connection that was idle is sent once more, on a new one, with as much time.
 
     Raises:
@@ -80,7 +80,7 @@ class Elevate:
             now: The clock (aware UTC), read just before the request is sent and when the answer is complete.
 
         Raises:
-            AskError: there is no answer; which subclass, see `tracker.errors`. Nothing hangs on it that holds the key:
+            AskError: there is no answer; `tracker.errors` lists the subclasses. Nothing attached to it holds the key:
                 neither a cause nor a context, nor a frame below this one (a server can echo the key into a body).
         """
         try:
@@ -127,14 +127,14 @@ class Elevate:
         try:
             if response.status != 200:
                 return response, b""
-            # As it came: what is compressed, although nobody asked for that, is no JSON and is not unpacked.
+            # Not decoded: a compressed answer, which we do not ask for, counts as invalid JSON.
             return response, response.read(CAP)
         except urllib3.exceptions.ReadTimeoutError:
-            raise unavailable("timeout", "no whole answer in the time for one request") from None
+            raise unavailable("timeout", "no complete answer within the time limit") from None
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             if isinstance(error.__cause__, OSError):
-                raise unavailable("reset", "the connection broke in the answer") from None
-            raise bad_answer("truncated", "the answer ended before its end") from None
+                raise unavailable("reset", "the connection broke during the answer") from None
+            raise bad_answer("truncated", "the answer was cut off") from None
         finally:
             # A connection that was read to its end is back in the pool by now; no other may get there.
             response.close()
@@ -155,8 +155,8 @@ def post(
     Args:
         url: A valid one, with ``https://``, or ``http://`` for this machine; may hold a secret.
         body: It can have arrived although an error is raised.
-        headers: Beside those of every request.
-        timeout: For the whole of it.
+        headers: In addition to those of every request.
+        timeout: For the complete request.
         method: A ping is a GET without a body.
         ca_bundle: PEM file of the authorities to trust in place of the usual ones.
         proxy: For ``https://``; this machine is asked without it.
@@ -204,7 +204,7 @@ def _status(jid: str, body: bytes) -> str:
         raise bad_answer("other_jid", "the answer is not about this job")
     status = document.get("status")
     if not isinstance(status, str) or not 1 <= len(status) <= text.LONGEST or text.INVISIBLE.search(status):
-        raise bad_answer("bad_status", "the answer has no status that could be one")
+        raise bad_answer("bad_status", "the answer has no valid status")
     return status
 
 
@@ -214,13 +214,13 @@ def _refusal(response: urllib3.HTTPResponse, server_now: datetime) -> AskError:
     name = f"http_{code}"
     pause = _retry_after(response.headers.get("retry-after", ""), server_now)
     if code == 429 or (code == 503 and pause is not None):
-        return RateLimited(name, f"asked to wait ({code})", sent_at=at, retry_after=pause)
+        return RateLimited(name, f"the server asked us to wait ({code})", sent_at=at, retry_after=pause)
     kind: type[AskError] = BadAnswer
-    words = f"the server does not answer this question ({code})"
+    words = f"the server refuses this request ({code})"
     if code in (401, 403):
         kind, words = KeyRefused, f"the key is refused ({code}): check api_key"
     elif 300 <= code <= 399:
-        kind, words = WrongTarget, f"a redirect ({code}), never followed: check base_url and path"
+        kind, words = WrongTarget, f"the server redirects ({code}), which is not followed: check base_url and path"
     elif code == 404:
         kind, words = WrongTarget, "no such cluster or path (404): check base_url and path"
     elif code == 408 or 500 <= code <= 599:

@@ -38,7 +38,7 @@ class TrackerError(Exception):
 
 
 class BadConfiguration(TrackerError):
-    """A setting or the set-up is wrong; the message names the place and the way out."""
+    """A setting or the set-up is wrong; the message says where, and what to do."""
 
     exit_code = 78
 
@@ -91,8 +91,8 @@ class Conflict(Refused):
     """
 
     def __init__(self, cluster: str, jid: str, differences: dict[str, tuple[str, str]]) -> None:
-        facts = "; ".join(f"{name} is {there}, given {given}" for name, (there, given) in differences.items())
-        super().__init__(f"job {jid} of cluster {cluster} is registered already with other facts: {facts}")
+        facts = "; ".join(f"{name} is {there[:60]}, not {given[:60]}" for name, (there, given) in differences.items())
+        super().__init__(f"job {jid} of cluster {cluster} is already registered with other facts: {facts}")
         self.differences = differences
 
 
@@ -125,11 +125,11 @@ class AskError(TrackerError):
 
 
 class Unavailable(AskError):
-    """Refused, DNS, timeout, 408 or 5xx: Elevate, or the way to it, is down."""
+    """Refused, DNS, timeout, 408 or 5xx: Elevate or the network is down."""
 
 
 class WrongTarget(AskError):
-    """404, a redirect, or TLS that cannot be verified: what answers there is not this cluster."""
+    """404, a redirect, or TLS that cannot be verified: the address does not lead to this cluster."""
 
 
 class KeyRefused(AskError):
@@ -140,7 +140,7 @@ class RateLimited(AskError):
     """429, or 503 with Retry-After.
 
     Attributes:
-        retry_after: How long the server asked to be left alone, if it said so in a form that RFC 9110 (10.2.3) knows.
+        retry_after: The wait that the server asked for, if it has a form that RFC 9110 (10.2.3) defines.
     """
 
     def __init__(self, code: str, message: str, *, sent_at: datetime, retry_after: timedelta | None) -> None:

@@ -21,7 +21,7 @@ LONGEST_ROW: Final = 65_536
 """Bytes of a row: several times what its longest values need, so that memory is bounded."""
 
 _SEPARATOR: Final = re.compile(r'"?sep=([,;\t|])"?\1*', re.IGNORECASE)
-"""The first line by which Excel is told the separator."""
+"""A first line that names the separator for Excel."""
 _AS_UTF_8: Final = "save the file as UTF-8 (in Excel: CSV UTF-8)"
 _NOT_UTF_8: Final = f"is not UTF-8 text, but perhaps Windows-1252 (CP1252): {_AS_UTF_8}"
 
@@ -31,7 +31,7 @@ class Record(NamedTuple):
 
     Attributes:
         line: The physical line on which it begins, from 1.
-        values: What it says, by column; stripped, and without the cells that are empty.
+        values: The values by column; stripped, without empty cells.
         problem: Why it cannot be read; then there are no values.
     """
 
@@ -132,6 +132,8 @@ def _first(lines: _Lines) -> str:
         raise Refused(f"line {lines.number} {error}: this is neither CSV nor JSON Lines") from None
     if first is None:
         raise Refused("the file is empty: CSV needs a header, as in: jid,cluster,kind")
+    if first.startswith("PK\x03\x04"):
+        raise Refused(f"the file is a workbook or another ZIP archive, not text: {_AS_UTF_8}")
     if "\0" in first or first.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         raise Refused(f"line {lines.number}: the file is UTF-16 text: {_AS_UTF_8}")
     if not lines.is_utf_8:
@@ -155,11 +157,11 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
     form: dict[str, Any] = {"skipinitialspace": True, "strict": True}
     form["delimiter"] = (
         separator[1] if separator else max(",;\t", key=first.count)
-    )  # the comma, if there is none of them
+    )  # a comma if the header has no separator
     try:
         (cells,) = csv.reader([first], **form)
     except csv.Error as error:
-        raise Refused(f"line {lines.number}: the header is not CSV: {error}") from None
+        raise Refused(f"line {lines.number}: the header is not CSV: {_why(error)}") from None
     header = _header(cells, lines.number, columns, others)
     headings, header_line = {*header, *columns, ""}, lines.number
     reader = csv.reader(lines, **form)
@@ -170,10 +172,9 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
         except StopIteration:
             return
         except (csv.Error, _TooLong) as error:
-            # Reading goes on with the next line, so that what an open quote swallowed is named, and no more.
+            # Reading continues with the next line, so that only the row with the open quote is lost.
             upto = f" (lines {line} to {lines.number} were not read)" if lines.number > line else ""
-            why = "a quote is not closed" if "unexpected end" in str(error) else error
-            yield Record(line, {}, Refused(f"is not a row of CSV: {why}{upto}"))
+            yield Record(line, {}, Refused(f"is not a row of CSV: {_why(error)}{upto}"))
             continue
         if not lines.is_utf_8:
             yield Record(line, {}, Refused(_NOT_UTF_8))
@@ -184,20 +185,29 @@ def _csv_records(first: str, lines: _Lines, columns: Collection[str], notes: Not
         if "jid" in names and headings.issuperset(names):
             if [*filter(None, names)] == [*filter(None, header)]:
                 continue
-            # The rows below it would be read by the first header, without an error in many a case.
+            # Otherwise the rows below it are read by the first header, often without an error.
             raise Refused(
-                f"line {line}: this header has other columns than the one in line {header_line}; nothing was read from"
-                " here on: give each file on its own"
+                f"line {line}: this header has other columns than the one in line {header_line}. The rows from here on"
+                " were not read: give each file separately"
             )
         stray = [place for place, (name, cell) in enumerate(zip_longest(header, names), 1) if cell and not name]
         if stray:
             value = cells[stray[0] - 1]
             yield Record(line, {}, Refused(f"has {value[:60]!r} in column {stray[0]}, which has no heading"))
         elif len(cells) < len(header):
-            yield Record(line, {}, Refused(f"has {len(cells)} cells, where the header has {len(header)}"))
+            yield Record(line, {}, Refused(f"has fewer cells ({len(cells)}) than the header ({len(header)})"))
         else:
             named = zip(header, cells, strict=False)
             yield _record(line, {name: cell for name, cell in named if name in columns}, notes)
+
+
+def _why(error: Exception) -> str:
+    """Return in plain words what is wrong with a row."""
+    if "unexpected end" in str(error):
+        return "a quote is not closed"
+    if "new-line character" in str(error):
+        return "a line ends with CR alone: save the file with the line ends of Windows or Linux"
+    return str(error)
 
 
 def _header(cells: list[str], line: int, columns: Collection[str], others: bool) -> list[str]:
@@ -205,14 +215,14 @@ def _header(cells: list[str], line: int, columns: Collection[str], others: bool)
     header = [text.strip(cell).lower() for cell in cells]
     while header and not header[-1]:
         header.pop()
-    known = f"known are: {', '.join(columns)}"
+    known = f"allowed columns: {', '.join(columns)}"
     if "jid" not in header:
         raise Refused(f"line {line}: there is no column jid; the first line must be a header; {known}")
     for name in filter(None, header):
         if name not in columns and not others:
-            raise Refused(f"line {line}: there is no column {name[:60]!r}; {known}")
+            raise Refused(f"line {line}: the column {name[:60]!r} is unknown; {known}")
         if name in columns and header.count(name) > 1:
-            raise Refused(f"line {line}: the column {name} is there twice")
+            raise Refused(f"line {line}: the column {name} appears twice")
     return header
 
 
@@ -247,7 +257,7 @@ def _json_object(line: str, columns: Collection[str], others: bool) -> dict[str,
     if not isinstance(said, dict):
         raise Refused('is not a JSON object, such as {"jid": "…"}')
     if unknown := [key for key in said if key not in columns and not others]:
-        raise Refused(f"has the unknown key {unknown[0][:60]!r}; known are: {', '.join(columns)}")
+        raise Refused(f"has the unknown key {unknown[0][:60]!r}; allowed keys: {', '.join(columns)}")
     said = {key: value for key, value in said.items() if key in columns and value is not None}
     for key, value in said.items():
         if not isinstance(value, str):

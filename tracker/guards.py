@@ -27,6 +27,7 @@ APPEND_ONLY: dict[str, tuple[tuple[str, ...], ...]] = {
     "seals": (("id",), ("checkpoint_sha256",)),
     "segments": (("seal_id", "name", "part"), ("rowid",)),  # rowid: SQLite's own key; there is no id
 }
+_LONGEST = 200  # characters of a definition in a message
 SEALED = ("transitions", "sources", "gaps")  # the sealer reads them by id, so their writers take its lock, shared
 SEAL_LOCK = 0x7472616B  # the advisory lock between writers (shared) and the sealer (exclusive): "trak"
 
@@ -44,7 +45,7 @@ UNOBSERVED = {
 TABLES = (
     *("sources", "jobs", "transitions", "gaps", "clusters", "workers", "seals", "segments", "deliveries", "alerts"),
 )
-# What is refused beside changes of the history: table, event and message; `_conditions` says when.
+# What is refused besides changes of the history: table, event and message; `_conditions` says when.
 RULES = {
     "claim": ("jobs", "INSERT", "INSERT into jobs may set declared columns only, and no time in the future"),
     "change": ("jobs", "UPDATE", "only an amendment changes declared facts, and an open job must have a due_at"),
@@ -65,7 +66,7 @@ def _conditions(schema: str, now: str, minute_after: Callable[[str], str]) -> di
     def changed(columns: tuple[str, ...]) -> str:
         return "(" + " OR ".join(f"NEW.{c} IS DISTINCT FROM OLD.{c}" for c in columns) + ")"
 
-    lasting = "NEW.state = 'open' AND NEW.due_at IS NULL"  # nobody would poll it again
+    lasting = "NEW.state = 'open' AND NEW.due_at IS NULL"  # it would never be polled again
     # No time may be declared in the future, and no submission after the registration, which needs the jid: else a job
     # could be done before its submission.
     early = " OR ".join(
@@ -121,7 +122,7 @@ def sqlite() -> dict[str, str]:
         replace(table, keys)
     conditions = _conditions("", "'now'", lambda at: f"strftime('%Y-%m-%d %H:%M:%f000', {at}, '+1 minute')")
     for rule, (table, event, message) in RULES.items():
-        # Not SQLite 3.39's IS DISTINCT FROM: with an older shell nobody could read the database.
+        # Not SQLite 3.39's IS DISTINCT FROM: an older sqlite3 shell could not read the database.
         condition = conditions[rule].replace("IS NOT DISTINCT FROM", "IS").replace("IS DISTINCT FROM", "IS NOT")
         trigger(f"guard_{table}_{rule}", f"BEFORE {event}", table, f"tracker: {message}", condition)
     trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs cannot be deleted: withdraw the job instead")
@@ -286,9 +287,14 @@ def _table_differences(expected: dict[str, list[str]], actual: dict[str, list[st
     found = [f"table {table} is missing" for table in expected if table not in actual]
     for table, there in actual.items():
         lines = expected[table]
-        found += [f"table {table}: missing or changed: {line}" for line in lines if line not in there]
-        found += [f"table {table}: not tracker's: {line}" for line in there if line not in lines]
+        found += [f"table {table}: missing or changed: {_begin(line)}" for line in lines if line not in there]
+        found += [f"table {table}: not tracker's: {_begin(line)}" for line in there if line not in lines]
     return found
+
+
+def _begin(line: str) -> str:
+    """Return so much of a definition as a message has room for; a CHECK of a text has a thousand characters."""
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 def definitions(connection: sa.Connection) -> dict[str, list[str]]:

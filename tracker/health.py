@@ -1,7 +1,7 @@
-"""What failures and answers make of a cluster: whether it is paused, until when, and which gap is open.
+"""How failures and answers change a cluster: whether it is paused, until when, and which gap is open.
 
 Owns the rules of DESIGN.md, "The poll": what pauses a cluster, when one request is enough, how pauses grow, when a gap
-begins and ends, and what a restart and a clock that was set change in all that. Pure: rows and times are arguments.
+begins and ends, and the effects of a restart and of a clock that was set. Pure: rows and times are arguments.
 Leaves alone reading and writing the rows (``clusters``), when one job is asked again (``cadence``), and pausing by hand
 (``operate``).
 """
@@ -18,11 +18,11 @@ from tracker.errors import AskError, BadAnswer, KeyRefused, RateLimited, Unavail
 from tracker.status import CLOCK_STEP, Cause
 
 THREE: Final = 3
-"""So many requests have to fail before an error counts against the cluster; ours."""
+"""This many requests must fail before an error pauses the cluster; ours."""
 MISSED: Final = timedelta(seconds=60)
 """A poll that is later than this was missed; a process that did nothing for this long did not run."""
 LONGEST_PAUSE: Final = timedelta(hours=6)
-"""However long a Retry-After is, and however often the cluster failed."""
+"""The longest pause, whatever Retry-After says and however often the cluster failed."""
 
 _PAUSES: Final = {  # the first pause, the longest that it doubles up to, and its cause on record
     KeyRefused: (timedelta(minutes=15), LONGEST_PAUSE, Cause.KEY_REFUSED),
@@ -35,7 +35,7 @@ AT_ONCE: Final = (KeyRefused, WrongTarget, RateLimited)
 """Errors of the cluster itself, whichever job was asked about."""
 
 
-class Turn(Enum):
+class RequestKind(Enum):
     """Why a request was sent."""
 
     DUE = "due"
@@ -45,7 +45,7 @@ class Turn(Enum):
     """An operator asks now, whatever the pause; a valid answer ends the pause as a probe's does."""
 
 
-class May(Enum):
+class Permission(Enum):
     """What may be asked of a cluster now."""
 
     NOTHING = "nothing"
@@ -96,23 +96,23 @@ class Health:
         """Whether only an operator ends the pause."""
         return self.pause_cause is Cause.PAUSED
 
-    def may_ask(self, now: datetime) -> May:
-        """Return what may be asked at *now*; a pause longer than any can be is void: a clock was ahead."""
+    def may_ask(self, now: datetime) -> Permission:
+        """Return what may be asked at *now*. A pause longer than any valid one is ignored: a clock was ahead."""
         if self.is_paused_by_hand:
-            return May.NOTHING
+            return Permission.NOTHING
         if self.paused_until is not None and now < self.paused_until <= now + LONGEST_PAUSE + MISSED:
-            return May.NOTHING
-        return May.DUE if self.pause_cause is None and self.gap_began_at is None else May.PROBE
+            return Permission.NOTHING
+        return Permission.DUE if self.pause_cause is None and self.gap_began_at is None else Permission.PROBE
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What an event makes of a cluster.
+class ClusterChange:
+    """How an event changes a cluster.
 
     Attributes:
-        health: As it is now.
+        health: The cluster after the event.
         gap: The gap that has ended, to be written.
-        backs_off: The job that failed waits; else it stays due until the cluster may be asked again.
+        backs_off: Whether the job that failed waits; otherwise it stays due until the cluster may be asked again.
     """
 
     health: Health
@@ -120,35 +120,43 @@ class Change:
     backs_off: bool = True
 
 
-def answered(health: Health, sent_at: datetime, completed_at: datetime, turn: Turn = Turn.DUE) -> Change:
-    """Return what a valid answer makes of a cluster.
+def answered(
+    health: Health, sent_at: datetime, completed_at: datetime, turn: RequestKind = RequestKind.DUE
+) -> ClusterChange:
+    """Return how a valid answer changes a cluster.
 
-    While the cluster is paused only a probe ends the pause: other answers were under way when it began. For the same
-    reason no answer to a request sent before a gap began ends that gap.
+    While the cluster is paused, only a probe ends the pause: other requests were in progress when it began. For the
+    same reason, an answer to a request sent before a gap began does not end that gap.
     """
     last = completed_at if health.answered_at is None else max(health.answered_at, completed_at)
     health = replace(health, answered_at=last)
-    if health.is_paused_by_hand or (health.pause_cause is not None and turn is Turn.DUE):
-        return Change(health)
+    if health.is_paused_by_hand or (health.pause_cause is not None and turn is RequestKind.DUE):
+        return ClusterChange(health)
     if health.gap_began_at is not None and sent_at < health.gap_began_at:
-        return Change(health)
+        return ClusterChange(health)
     well = replace(health, failures=0, failing_since=None, pauses=0, paused_until=None, pause_cause=None)
-    # Nothing was asked in a gap `not_running`: that ended with the request; another one with the answer.
+    # No request is sent during a gap `not_running`, so it ends with the request; any other gap ends with the answer.
     return _closed(well, sent_at if health.gap_cause is Cause.NOT_RUNNING else completed_at)
 
 
 def failed(
-    health: Health, error: AskError, now: datetime, *, job_failures: int, unfailed: int, turn: Turn = Turn.DUE
-) -> Change:
-    """Return what a failed request makes of a cluster.
+    health: Health,
+    error: AskError,
+    now: datetime,
+    *,
+    job_failures: int,
+    unfailed: int,
+    turn: RequestKind = RequestKind.DUE,
+) -> ClusterChange:
+    """Return how a failed request changes a cluster.
 
-    One poisonous job must not stop its cluster, and jobs that always fail are no news. So a failure counts against the
-    cluster if the job had not failed since its last valid answer, or if fewer than three such jobs are left; and only
-    if the cluster has answered nothing since the request was sent. An error of the cluster itself counts all the same;
-    its gap begins with the last answer then, since until that the cluster could be observed.
+    One job that always fails must not stop its cluster. So a failure counts against the cluster only if the job had not
+    failed since its last valid answer, or if fewer than three such jobs are left. It also counts only if the cluster
+    has not answered since the request was sent. An error of the cluster itself counts even after such an answer; its
+    gap then begins with the last answer, since until then the cluster could be observed.
 
     Args:
-        health: Before.
+        health: The cluster before the failure.
         error: What came instead of an answer.
         now: The time.
         job_failures: How often in a row the job had failed before.
@@ -159,7 +167,7 @@ def failed(
     gap = None
     is_older = health.gap_began_at is not None and error.sent_at < health.gap_began_at
     if health.gap_cause is Cause.NOT_RUNNING and not health.is_paused_by_hand and not is_older:
-        # That gap has ended: a daemon runs, and something else is wrong.
+        # The gap `not_running` has ended: a daemon runs. A gap of another cause begins.
         ended = _closed(health, error.sent_at)
         health, gap = ended.health, ended.gap
         health = _opened(health, error.sent_at, cause, error.code)
@@ -167,66 +175,68 @@ def failed(
     is_stale = health.answered_at is not None and error.sent_at <= health.answered_at
     is_known = job_failures > 0 and unfailed >= THREE - health.failures
     if is_stale and not at_once:
-        return Change(health, gap)
-    is_probe = turn is Turn.PROBE
+        return ClusterChange(health, gap)
+    is_probe = turn is RequestKind.PROBE
     must_pause = at_once or is_probe
     since = health.failing_since or error.sent_at
     counted = health.failures + (must_pause or not is_known)
     health = replace(health, failures=counted, failing_since=since)
     if not must_pause and (is_known or counted < THREE):
-        return Change(health, gap)
+        return ClusterChange(health, gap)
     if health.gap_began_at is None:
         began_at = error.sent_at if at_once else since
         health = _opened(health, max(began_at, health.answered_at or began_at), cause, error.code)
     backs_off = not at_once
     if health.is_paused_by_hand:
-        return Change(health, gap, backs_off)
+        return ClusterChange(health, gap, backs_off)
     asked_for = error.retry_after if isinstance(error, RateLimited) else None
     if health.pause_cause is not None and not is_probe:
-        # It was under way when the pause began: only a Retry-After makes the pause longer.
+        # The request was in progress when the pause began: only a Retry-After makes the pause longer.
         if asked_for is not None and health.paused_until is not None:
             until = max(health.paused_until, now + min(asked_for, longest))
             health = replace(health, paused_until=until)
-        return Change(health, gap, backs_off)
+        return ClusterChange(health, gap, backs_off)
     pause = asked_for if asked_for is not None else doubled(first, health.pauses, longest)
     until = now + max(min(pause, longest), timedelta(seconds=1))
-    return Change(replace(health, pauses=health.pauses + 1, paused_until=until, pause_cause=cause), gap, backs_off)
+    return ClusterChange(
+        replace(health, pauses=health.pauses + 1, paused_until=until, pause_cause=cause), gap, backs_off
+    )
 
 
-def restarted(health: Health, now: datetime) -> tuple[Health, May]:
-    """Return what the first look of a process makes of a cluster, and what it may ask.
+def restarted(health: Health, now: datetime) -> tuple[Health, Permission]:
+    """Return the cluster as a process that starts finds it, and what the process may ask.
 
-    What failed may be mended, so one job is asked at once; but not where an operator or the server asked for a pause.
+    The fault may be repaired, so one job is asked at once; but not if an operator or the server asked for the pause.
     """
     may = health.may_ask(now)
-    if may is May.NOTHING and not health.is_paused_by_hand and health.pause_cause is not Cause.RATE_LIMITED:
-        return replace(health, paused_until=now), May.PROBE
-    return health, May.PROBE if may is May.DUE and health.failures else may
+    if may is Permission.NOTHING and not health.is_paused_by_hand and health.pause_cause is not Cause.RATE_LIMITED:
+        return replace(health, paused_until=now), Permission.PROBE
+    return health, Permission.PROBE if may is Permission.DUE and health.failures else may
 
 
 def probing(health: Health, until: datetime) -> Health:
-    """Return a cluster of which one job is being asked: no other daemon asks *until* then."""
+    """Return a cluster while one job is being asked: no other daemon asks *until* then."""
     return replace(health, paused_until=until)
 
 
 def unasked(health: Health, now: datetime) -> Health:
-    """Return a cluster whose probe was not sent after all, or says nothing: another job is asked at once."""
+    """Return a cluster whose probe was not sent or showed nothing: another job is asked at once."""
     return health if health.is_paused_by_hand or health.paused_until is None else replace(health, paused_until=now)
 
 
 def absent(health: Health, since: datetime) -> Health:
-    """Return a cluster that no daemon has asked from *since* on; a gap that is open already covers that."""
+    """Return a cluster that no daemon has asked since *since*; a gap that is already open covers that time."""
     return health if health.gap_began_at is not None else _opened(health, since, Cause.NOT_RUNNING, None)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A stretch in which the database's clock did not move as time passed, or in which the process stood still.
+class ClockStep:
+    """A time in which the database's clock and elapsed time disagree, or in which the process did nothing.
 
     Attributes:
-        before: What the clock said at its begin.
-        now: What the clock said at its end.
-        by: How much more it moved than time passed; negative: it was set back.
+        before: The clock at the beginning.
+        now: The clock at the end.
+        by: How much more the clock moved than time passed; negative: it was set back.
     """
 
     before: datetime
@@ -234,39 +244,39 @@ class Step:
     by: timedelta
 
 
-def step(before: datetime, now: datetime, elapsed: timedelta) -> Step | None:
-    """Return what is wrong between two looks at the database's clock, or None if nothing is.
+def step(before: datetime, now: datetime, elapsed: timedelta) -> ClockStep | None:
+    """Return the step between two readings of the database's clock, or None if there is none.
 
-    *elapsed* is by a clock that cannot be set; it stands still while a machine is suspended.
+    *elapsed* comes from a clock that cannot be set; it stops while a machine is suspended.
     """
     by = (now - before) - elapsed
-    return Step(before, now, by) if abs(by) > CLOCK_STEP or now - before >= MISSED else None
+    return ClockStep(before, now, by) if abs(by) > CLOCK_STEP or now - before >= MISSED else None
 
 
-def stepped(health: Health, found: Step) -> Change:
-    """Return what *found* makes of a cluster, which was observed until its last answer, perhaps by another daemon."""
+def stepped(health: Health, found: ClockStep) -> ClusterChange:
+    """Return how *found* changes a cluster that was observed until its last answer, perhaps by another daemon."""
     if found.by < -CLOCK_STEP:
         return _set_back(health, found.now, -found.by)
     before = max(found.before, health.answered_at or found.before)
     if found.now - found.before >= MISSED:
-        return Change(absent(health, before) if found.now - before >= MISSED else health)
+        return ClusterChange(absent(health, before) if found.now - before >= MISSED else health)
     detail = f"the clock was set forward by {_about(found.by)}, or the machine was suspended"
-    return Change(health, EndedGap(found.before, found.now, Cause.CLOCK_SET, detail))
+    return ClusterChange(health, EndedGap(found.before, found.now, Cause.CLOCK_SET, detail))
 
 
-def _set_back(health: Health, now: datetime, by: timedelta) -> Change:
-    """Return a cluster after its clock was ahead by at least *by* and is right at *now*: nothing lies in the future.
+def _set_back(health: Health, now: datetime, by: timedelta) -> ClusterChange:
+    """Return a cluster, without future times, after its clock was ahead by at least *by* and was corrected to *now*.
 
     The gap ``clock_set`` has no length: it explains to verifiers why times before it are later than those after it.
     """
     names = ("answered_at", "failing_since", "gap_began_at", "paused_until", "next_request_at")
     times = {name: getattr(health, name) for name in names}
     health = replace(health, **{name: min(at, now) for name, at in times.items() if at is not None})
-    return Change(health, EndedGap(now, now, Cause.CLOCK_SET, f"the clock was ahead by {_about(by)}"))
+    return ClusterChange(health, EndedGap(now, now, Cause.CLOCK_SET, f"the clock was ahead by {_about(by)}"))
 
 
 def _about(long: timedelta) -> timedelta:
-    """Return *long* to the second, or to the minute where it is hours."""
+    """Return *long* rounded to the second, or to the minute if it is longer than an hour."""
     unit = 60 if abs(long) > timedelta(hours=1) else 1
     return timedelta(seconds=unit * round(long.total_seconds() / unit))
 
@@ -275,9 +285,9 @@ def _opened(health: Health, began_at: datetime, cause: Cause, detail: str | None
     return replace(health, gap_began_at=began_at, gap_cause=cause, gap_detail=detail, gap_actor=None)
 
 
-def _closed(health: Health, ended_at: datetime) -> Change:
+def _closed(health: Health, ended_at: datetime) -> ClusterChange:
     if health.gap_began_at is None or health.gap_cause is None:
-        return Change(health)
+        return ClusterChange(health)
     began_at = health.gap_began_at
     gap = EndedGap(began_at, max(ended_at, began_at), health.gap_cause, health.gap_detail, health.gap_actor)
-    return Change(replace(health, gap_began_at=None, gap_cause=None, gap_detail=None, gap_actor=None), gap)
+    return ClusterChange(replace(health, gap_began_at=None, gap_cause=None, gap_detail=None, gap_actor=None), gap)

@@ -4,9 +4,9 @@ Owns what a declared value may be, the only INSERT into ``jobs``, and what a sec
 database writes the registration's transition (a trigger). Leaves alone: how a file is read (``files``), amending what
 is declared (``operate``), and everything observed (``poller``).
 
-A GUID means the same in capitals and in small letters, so a second registration in the other case is refused. What is
-looked up is the GUID in small letters and in capitals, by the index of ``(cluster, jid)``. Not found are a registered
-GUID in mixed case, and one that another session of PostgreSQL registers at the same moment.
+A GUID means the same in capitals and in small letters, so a second registration in the other case is refused. The GUID
+is looked up in small letters and in capitals, by the index of ``(cluster, jid)``. This misses a registered GUID in
+mixed case, and one that another session of PostgreSQL registers at the same moment.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from tracker.status import Facts, Kind
 COLUMNS: Final = ("jid", "cluster", "kind", "submitted_at", "received_at", "reference")
 """What a file may say about a job."""
 PIECE: Final = 2_000
-"""Rows of a file in one transaction: it holds writers up for some 0.1 s on SQLite, and commits cost next to nothing."""
+"""Rows of a file in one transaction: it blocks writers for about 0.1 s on SQLite, and commits cost almost nothing."""
 SKEW: Final = timedelta(seconds=5)
-"""Declared times may be ahead of the database's clock by so much: the machine that submitted has a clock of its own."""
+"""How far declared times may be ahead of the database's clock: the machine that submitted has its own clock."""
 
 _LOOKED_UP: Final = 1_000
-"""Jids in one statement: a database takes only so many parameters."""
+"""Most jids in one statement: databases limit the number of parameters."""
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # the schema's CHECKs say the same
 _TIME_FORM = "write it as 2026-01-31T14:00:00+01:00, or a day as 2026-01-31"
@@ -168,9 +168,9 @@ def register_many(
     now: datetime | None = None,
     rehearsed: Rehearsed | None = None,
 ) -> list[Outcome]:
-    """Register many jobs in the caller's transaction, and return for each in turn what became of it.
+    """Register many jobs in the caller's transaction, and return the result for each, in order.
 
-    What is wrong with one is returned, not raised, and the others go in. All are held in memory: give some thousands.
+    A refusal is returned, not raised, and the other jobs are registered. All are held in memory: give some thousands.
 
     Args:
         connection: As for `register`, as are the other arguments and errors.
@@ -240,7 +240,7 @@ def register_rows(
     settings: Settings | None = None,
     dry_run: bool = False,
 ) -> Iterator[list[tuple[JobRow, Outcome]]]:
-    """Register the rows of a file, and yield each piece of them with what became of it, once it is committed.
+    """Register the rows of a file; yield each piece of them with its results, once it is committed.
 
     No transaction is open while a row is waited for. A dry run yields what would become of the rows, writes nothing,
     and holds in memory what they say.
@@ -325,7 +325,7 @@ def day_or_instant(text: str) -> date | datetime:
     if found is None:
         raise ValueError(f"{text[:60]!r} is not a time: {_TIME_FORM}")
     if isinstance(found, datetime) and found.tzinfo is None:
-        raise ValueError(f"{text!r} has no offset, so it can be several instants: {_TIME_FORM}")
+        raise ValueError(f"{text!r} has no offset, so the instant is unclear: {_TIME_FORM}")
     return found
 
 
@@ -339,7 +339,7 @@ def instant(field: str, at: object, now: datetime) -> datetime:
     if not isinstance(at, datetime):
         raise InvalidField(field, f"must be a datetime with a time zone, not {type(at).__name__}")
     if at.utcoffset() is None:
-        raise InvalidField(field, f"{at} has no time zone, so it can be several instants")
+        raise InvalidField(field, f"{at} has no time zone, so the instant is unclear")
     if at > now + SKEW:
         raise InvalidField(field, f"{at} is in the future: the database's clock says {now.isoformat(' ', 'seconds')}")
     if at < _EARLIEST:
@@ -397,7 +397,7 @@ def _insert_statement(dialect: str) -> sa.TextClause:
         )
     values = [form.format(place) for place, form in enumerate((word,) * 4 + (instant,) * 4 + (day,))]
     if dialect == "sqlite":
-        # Not ON CONFLICT: the guard against REPLACE aborts before it. Nobody else can write in the meantime.
+        # Not ON CONFLICT: the guard against REPLACE aborts before it. No other session can write in the meantime.
         there = f"SELECT 1 FROM jobs j WHERE j.cluster = {values[0]} AND j.jid = {values[1]}"
         source = f"json_each(:rows) WHERE NOT EXISTS ({there})"
     else:
@@ -440,7 +440,7 @@ def _recorded(
 
 
 def registered(connection: sa.Connection, keys: Iterable[_Key], *names: str) -> Iterator[sa.Row[Any]]:
-    """Yield these columns of those jobs that are registered, many with one statement."""
+    """Yield these columns of the jobs among *keys* that are registered, many with one statement."""
     jids: dict[str, list[str]] = {}
     for cluster, jid in keys:
         jids.setdefault(cluster, []).append(jid)
@@ -450,15 +450,20 @@ def registered(connection: sa.Connection, keys: Iterable[_Key], *names: str) -> 
             query = sa.select(*(JOBS.c[name] for name in names)).where(JOBS.c.cluster == cluster)
             if connection.dialect.name == "sqlite":
                 query = query.where(JOBS.c.jid.in_(some))
-            else:  # one array is planned in no time
+            else:  # one array is planned quickly
                 query = query.where(JOBS.c.jid == sa.any_(sa.bindparam(None, some, type_=sa.ARRAY(sa.String()))))
             yield from connection.execute(query)
 
 
+def other_cases(jid: str) -> set[str]:
+    """Return how else a GUID may be written, in small letters or in capitals; nothing if *jid* is no GUID."""
+    return {jid.lower(), jid.upper()} - {jid} if _GUID.fullmatch(jid) else set()
+
+
 def _in_other_case(connection: sa.Connection, keys: Iterable[_Key]) -> dict[_Key, str]:
-    """Return, for each GUID that is written otherwise in the database or by an earlier key, how it is written there."""
+    """Return the other spelling of each GUID that the database or an earlier key has in the other case."""
     guids = [key for key in keys if _GUID.fullmatch(key[1])]
-    others = ((cluster, form) for cluster, jid in guids for form in {jid.lower(), jid.upper()} - {jid})
+    others = ((cluster, form) for cluster, jid in guids for form in other_cases(jid))
     first = {(row.cluster, row.jid.lower()): row.jid for row in registered(connection, others, "cluster", "jid")}
     for key in guids:
         first.setdefault(_in_small_letters(key), key[1])

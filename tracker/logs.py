@@ -36,7 +36,7 @@ def setup(stream: IO[str] = sys.stderr, level: int = logging.INFO) -> None:
 
 
 class Outage:
-    """Logs for all threads of a process that the database is away: once, now and then again, and when it is back."""
+    """Logs for all threads of a process that the database is away: at first, every few minutes, and when it returns."""
 
     def __init__(self) -> None:
         self._lock = Lock()

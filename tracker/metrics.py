@@ -1,7 +1,7 @@
-"""Metrics in Prometheus' text format: what this daemon has counted, and how everything stands.
+"""Metrics in Prometheus' text format: what this daemon has counted, and what the database shows.
 
 Owns the names and labels of the metrics; no label holds a jid. What is counted (requests, looks) is this daemon's
-alone. How everything stands is read from the database, so that every daemon on it reports the same; what needs a person
+alone. The rest is read from the database, so that every daemon on it reports the same; what needs a person
 is for `tracker.needs` to say.
 """
 
@@ -30,8 +30,10 @@ from tracker.utc import UtcDateTime
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 OUTCOMES: Final = ("answer", "unavailable", "wrong_target", "key_refused", "rate_limited", "bad_answer")
-FRESH_SECONDS: Final = 10.0  # what was read is reported for so long, and longer …
-SHARE: Final = 20  # … for so many times as long as reading took: a million open jobs cost a twentieth of a core
+FRESH_SECONDS: Final = 10.0  # the values read are reported for at least this time …
+SHARE: Final = (
+    20  # … and this many times as long as reading took, so that a million open jobs cost a twentieth of a core
+)
 
 _CLUSTER: Final = ("cluster",)
 # The states are literals, as in the indexes: no bound parameter finds a partial index.
@@ -60,7 +62,7 @@ class Metrics(Pulse):
         ProcessCollector(registry=registry)
         build = Gauge("tracker_build_info", "The version of tracker that runs", ["version"], registry=registry)
         build.labels(version("tracker")).set(1)
-        text = "Requests to Elevate, by what came of them"
+        text = "Requests to Elevate, by outcome"
         self._polls = Counter("tracker_polls", text, ["cluster", "outcome"], registry=registry)
         name, text = "tracker_request_duration_seconds", "Time for one request to Elevate"
         self._requests = Histogram(name, text, _CLUSTER, registry=registry)
@@ -84,15 +86,15 @@ class Metrics(Pulse):
         self._polls.labels(cluster, outcome).inc()
         self._requests.labels(cluster).observe(seconds)
 
-    def text(self, stored: Stored) -> str:
+    def text(self, stored: StoredMetrics) -> str:
         """Return all metrics; while the database is away, only what is counted."""
         gauges = CollectorRegistry()
         gauges.register(stored)
         return (generate_latest(self._registry) + generate_latest(gauges)).decode()
 
 
-class Stored(Collector):
-    """How everything stands in the database, as it was some seconds ago. For several threads."""
+class StoredMetrics(Collector):
+    """The state of the database, as it was some seconds ago. For several threads."""
 
     def __init__(self, engine: sa.Engine, settings: Settings) -> None:
         self._engine = engine
@@ -139,9 +141,9 @@ class Stored(Collector):
         yield _gauge("nearest_deadline_timestamp_seconds", "The nearest deadline still ahead", _CLUSTER, values)
         gaps = {(*key, cause.value): float(one.gap_cause is cause) for key, one in clusters.items() for cause in Cause}
         yield _gauge("gap_open", "Whether nothing can be observed now, by cause", (*_CLUSTER, "cause"), gaps)
-        found = [need.kind for need in needs(seen)]
+        found = [need.kind for need in needs(seen) if not need.is_acked]
         kinds = {(kind,): float(found.count(kind)) for kind in KINDS}
-        yield _gauge("needs", "Things that need a person, by kind", ("kind",), kinds)
+        yield _gauge("needs", "Things that need a person, and that nobody has in hand, by kind", ("kind",), kinds)
         sealed_at = seen.seals.sealed_at
         age = {(): (seen.now - sealed_at).total_seconds()} if sealed_at else {}
         yield _gauge("seal_age_seconds", "Time since the last seal", (), age)

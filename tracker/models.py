@@ -42,7 +42,7 @@ METADATA = sa.MetaData(
 
 
 def _id() -> sa.Column[int]:
-    """An id that the database gives and never gives again."""
+    """An id that the database assigns and never reuses."""
     return sa.Column("id", BIG, sa.Identity(always=True), primary_key=True)
 
 
@@ -101,7 +101,7 @@ JOBS = sa.Table(
     sa.Index(None, "cluster", "due_at"),  # the claim: due jobs of a cluster, oldest first; ended jobs hold NULL
     sa.Index(None, "jid"),  # `tracker show JID` without a cluster
     sa.Index(None, "reference"),  # `tracker jobs --reference` and the jobs of one person's request
-    # `tracker jobs`: what somebody waits for, the nearest deadline first; `tracker status`: deadlines past and near
+    # `tracker jobs`: unsettled jobs, the nearest deadline first; `tracker status`: deadlines past and near
     _some("ix_jobs_unsettled", "state IN ('open', 'failed', 'lost')", "deadline_on", "id"),
     # report_clusters: a cluster's next deadline; its open jobs are counted in the index alone
     _some("ix_jobs_unsettled_cluster", "state IN ('open', 'failed', 'lost')", "cluster", "deadline_at", "state"),
@@ -154,7 +154,7 @@ TRANSITIONS = sa.Table(
     sa.UniqueConstraint("job_id", "seq"),  # each transition exactly once; also a job's timeline
     _some("ix_transitions_amended", "action = 'amended'", "job_id"),  # first dates of receipt, corrections
     _some("ix_transitions_anomalous", "anomaly IS NOT NULL", "id"),  # report_anomalies
-    # report_gaps: when a job was no longer open whose end is somebody's word
+    # report_gaps: when an attested job was no longer open
     _some("ix_transitions_attested", "action = 'attested'", "job_id", "observed_at"),
     # report_gaps, report_statuses: the few that changed state once more after their end, as by reopening
     _some("ix_transitions_restated", "from_state <> 'open' AND from_state <> to_state", "job_id"),
@@ -248,14 +248,14 @@ DELIVERIES = sa.Table(
     sa.Column("last_error", TEXT),  # why the last attempt failed
 )
 
-# Which needs were sent to people, and who has taken them in hand.
+# Which needs were sent to people, and who is handling them.
 ALERTS = sa.Table(
     "alerts",
     METADATA,
     _key("kind", TEXT),
     _key("subject", TEXT),  # a cluster, a destination, a group of jobs; a hyphen where there is none
     _key("since", INSTANT),
-    _not_null("level", TEXT),  # how urgent it was when it was sent or taken in hand
+    _not_null("level", TEXT),  # how urgent it was when it was sent or acknowledged
     sa.Column("told_at", INSTANT),  # last sent; not before ended_at: its end was sent, too
     sa.Column("ended_at", INSTANT),
     sa.Column("acked_by", TEXT),
@@ -294,7 +294,7 @@ def legal_zones(connection: sa.Connection, default: ZoneInfo) -> Callable[[str, 
     """Return a function that says in which legal time zone a deadline of a cluster is computed, or amended, at a time.
 
     It is the zone on record then, in ``sources``; before the cluster's first source, the zone of that; without any,
-    *default*. So a changed setting moves no deadline that stands, and an auditor can compute each again.
+    *default*. So a changed setting moves no existing deadline, and an auditor can compute each again.
     """
     query = sa.select(SOURCES.c.cluster, SOURCES.c.recorded_at, SOURCES.c.legal_timezone).order_by(SOURCES.c.id)
     zones: dict[str, list[tuple[datetime, ZoneInfo]]] = {}

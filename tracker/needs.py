@@ -1,10 +1,10 @@
 """What needs a person: one pure function over what is stored.
 
 Owns which facts need a person, which of them are urgent, and what to do about each. ``reports/overview.py`` gathers the
-facts; `tracker status`, the page, alerts and metrics show what this module says, and decide nothing.
+facts. `tracker status`, the page, alerts and metrics show the result and decide nothing.
 
-Whether a cluster is polled is judged by what is stored about it, never by the memory of a process: since when its
-oldest poll is due, when it was last asked, and which daemons are alive. So cron and daemons are judged alike.
+Stored facts decide whether a cluster is polled, never the memory of a process: since when its oldest poll is due, when
+it was last asked, and which daemons are alive. So cron and daemons are treated alike.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Final
 from tracker.status import Anomaly, Cause
 
 BEHIND: Final = timedelta(seconds=60)
-"""A poll that is due for longer than this is late: what ``report_clusters`` counts as behind."""
+"""A poll that has been due for longer than this is late; ``report_clusters`` counts it as behind."""
 FAR_BEHIND: Final = timedelta(minutes=15)
-"""One that is late by more than this needs a person: no short outage, no burst of jobs and no cron explain it."""
+"""A poll that is late by more than this needs a person: a short outage, many new jobs or cron do not explain it."""
 SEALED_WITHIN: Final = timedelta(hours=24)
-"""A row that waits for its seal for this much longer than `seal_after` needs a person: cron may run once a day. While a
-daemon runs, `FAR_BEHIND` is long enough."""
+"""A row that waits this much longer than `seal_after` for its seal needs a person: cron may run once a day only. While
+a daemon runs, `FAR_BEHIND` applies."""
 NEAR: Final = (1, 3, 7)
-"""Days left until a deadline that is near; of the first the need is urgent."""
+"""Days left until a deadline that is near; the need of the first is urgent."""
 
 KINDS: Final = {
     "key_refused": (True, "Set a valid key and restart `tracker run`."),
@@ -35,33 +35,39 @@ KINDS: Final = {
     "polls_late": (True, "Raise max_requests_per_second or max_concurrency, or start another `tracker run`."),
     "overdue": (True, "`tracker jobs --verdict overdue` lists them. Inform the colleague who answers the person."),
     "undecidable": (True, "`tracker jobs --verdict undecidable` lists them. `tracker poll JID` asks now."),
-    "alert_undelivered": (True, "Run `tracker alerts test` and mend that URL in TRACKER_ALERT_URLS."),
+    "alert_undelivered": (True, "Run `tracker alerts test` and correct that URL in TRACKER_ALERT_URLS."),
     "seal_damaged": (True, "Run `tracker audit verify`; tracker/audit/ROLES.md says what the owner can do."),
-    "deadline_near": (False, "`tracker jobs --due-within {}` lists them. `tracker show JID` says what is known."),
+    "deadline_near": (False, "`tracker jobs --due-within {}` lists them. `tracker show JID` shows the details."),
     "rate_limited": (False, "Lower max_requests_per_second, or ask Voyado for a higher limit."),
     "paused": (False, "`tracker resume {}` starts polling again."),
     "lost": (False, "`tracker jobs --state lost` lists them. Check jid and cluster, then reopen or withdraw."),
     "failed": (False, "`tracker jobs --state failed` lists them. Submit again, add the new jid, withdraw the old one."),
-    "anomaly": (False, "`tracker report anomalies` lists them."),
-    "undelivered": (False, "Make sure that it exists and can be written to; it is tried again every few minutes."),
-    "unsealed": (False, "`tracker run --once` seals them or says why it cannot; so does the log of `tracker run`."),
+    "anomaly": (False, "`tracker report anomalies` lists them. Check each job with `tracker show JID`."),
+    "undelivered": (
+        False,
+        "Make sure that the destination exists and accepts data. Delivery is retried every few minutes.",
+    ),
+    "unsealed": (
+        False,
+        "Run `tracker run --once`: it seals them or says why it cannot. The log of `tracker run` says so, too.",
+    ),
     "download_closing": (False, "Make sure that each was downloaded: `tracker jobs --state done --kind export`."),
 }
 """Every kind of need, the most urgent first: whether it is urgent, and what to do about its subject."""
 
 URGENT: Final = "urgent"
-"""The `Alerted.level` of an urgent need; that of every other is `NORMAL`."""
+"""The `Alerted.level` of an urgent need; all others have `NORMAL`."""
 NORMAL: Final = "normal"
 
 _LONGEST: Final = 150
-"""Characters of a reason or an error that are shown; the whole of it may have thousands."""
+"""Most characters of a reason or an error that are shown; the full text may have thousands."""
 
 _OUTAGES: Final = {
     Cause.KEY_REFUSED: "Elevate refuses the API key",
     Cause.UNREACHABLE: "Elevate cannot be reached",
     Cause.BAD_ANSWER: "the server sends no valid answer",
 }
-"""The causes that are kinds of needs."""
+"""The causes of gaps that are also kinds of needs, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +79,10 @@ class Need:
         subject: A cluster, a destination, an anomaly, or days left as ``3d``; else empty.
         since: Since when (aware UTC); None: unknown.
         is_urgent: `tracker status` exits 1 because of it.
-        count: How many jobs, polls or checkpoints it is about; 1 where nothing is counted.
+        count: How many jobs, polls or checkpoints it is about; 1 if nothing is counted.
         what: What is wrong, one sentence without its full stop.
         action: What to do, in words and commands.
-        is_acked: A person has it in hand (`tracker ack`): it is not urgent until then.
+        is_acked: A person is handling it (`tracker ack`), so it is not urgent.
     """
 
     kind: str
@@ -90,22 +96,22 @@ class Need:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Its kind and subject as in ``alerts``, where a text is neither empty nor long nor invisible."""
+        """Its kind and subject as in ``alerts``: not empty, at most 255 characters, no invisible ones."""
         shown = "".join(letter if letter.isprintable() else "?" for letter in self.subject)
         return self.kind, shown[:255] or "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Alerted:
-    """A row of ``alerts``: a need, what people were told of it, and who has it in hand.
+    """A row of ``alerts``: a need, which messages were sent about it, and who is handling it.
 
     Attributes:
         kind, subject: `Need.key`.
-        since: Since when it stands.
-        level: `URGENT` or `NORMAL`, as it was told or acknowledged.
-        told_at: When it was last told; later than `ended_at`: also that it is over.
-        ended_at: None while it stands.
-        acked_by, acked_until, ack_reason: Who has it in hand until when (None: until it is over), and why.
+        since: Since when the need exists.
+        level: `URGENT` or `NORMAL`, when it was last sent or acknowledged.
+        told_at: When a message was last sent. If later than `ended_at`, its end was sent, too.
+        ended_at: None while the need exists.
+        acked_by, acked_until, ack_reason: Who is handling it, until when (None: until it ends), and why.
     """
 
     kind: str
@@ -121,7 +127,7 @@ class Alerted:
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A row of ``workers`` that is alive: it beat within a minute and was not stopped."""
+    """A row of ``workers`` that is alive: its last heartbeat is at most a minute old, and it did not stop."""
 
     worker: str
     host: str
@@ -137,13 +143,13 @@ class ClusterOverview:
 
     Attributes:
         is_configured: It is in the settings of this command.
-        polls_behind, behind_since: Polls that are due for longer than `BEHIND`, claimed or not; the oldest since when.
-        asked_at: The last request was planned for this time; None: nobody ever asked.
+        polls_behind, behind_since: Polls due for longer than `BEHIND`, claimed or not; when the oldest became due.
+        asked_at: The last request was planned for this time; None: there was no request yet.
         answered_at: The last valid answer was complete.
         paused_until: None while `pause_cause` is set: until an operator resumes it.
         gap_began_at, gap_cause: Since when nothing could be observed, and why; None: no gap is open.
         gap_detail: An operator's reason, or the code of an error.
-        next_deadline_on: The nearest day that is a deadline still ahead of an unsettled job.
+        next_deadline_on: The nearest future deadline of an unsettled job.
     """
 
     cluster: str
@@ -163,7 +169,7 @@ class ClusterOverview:
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """A destination, without secrets, that lacks so many checkpoints; the error is class and code."""
+    """A destination that lacks checkpoints: its name without secrets, and class and code of the error."""
 
     destination: str
     failing_since: datetime
@@ -176,10 +182,10 @@ class Seals:
     """How the history is sealed.
 
     Attributes:
-        number, sealed_at: Of the last checkpoint. No number: it is damaged. No time: nothing is sealed.
-        key_id: Whose signature it says to have; None: it is unsigned.
-        unsealed: Rows of history since.
-        unsealed_since: When the oldest transition of them was recorded.
+        number, sealed_at: Of the last checkpoint. Without a number it is damaged; without a time nothing is sealed.
+        key_id: The key that it names; None: it is unsigned.
+        unsealed: Number of newer rows of history.
+        unsealed_since: When the oldest unsealed transition was recorded.
     """
 
     number: int | None = None
@@ -200,21 +206,21 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """How everything stands at one time: what `needs` judges.
+    """The facts at one time that `needs` judges.
 
     Attributes:
         now: The database's time.
         seal_after: The setting.
-        daemons: Those alive.
-        last_beat_at: The newest beat of any daemon; None: there never was one.
-        clusters: Those configured or in the database, by name.
-        overdue, undecidable: Open jobs (and failed ones) with this verdict, since the first of their deadlines.
-        lost, failed: Jobs in this state, since the first was.
+        daemons: The daemons that are alive.
+        last_beat_at: The newest heartbeat of any daemon; None: there was none yet.
+        clusters: The clusters that are configured or in the database, by name.
+        overdue, undecidable: Open and failed jobs with this verdict, since the first of their deadlines.
+        lost, failed: Jobs in this state, since the first entered it.
         due_within: Number of unsettled jobs whose deadline is ahead, by the days (of the legal zone) that are left.
-        anomalies: Transitions of the last day, by word.
-        downloads: Exports whose download window closes within a day; the time is when the first does.
+        anomalies: Transitions of the last day, by anomaly.
+        downloads: Exports whose download window closes within a day, and when the first window closes.
         seals: How the history is sealed.
-        alerts: Those of needs that stand, or whose end is still to be told.
+        alerts: Rows of needs that exist, or whose end was not sent yet.
     """
 
     now: datetime
@@ -241,8 +247,8 @@ class Overview:
 def needs(seen: Overview) -> list[Need]:
     """Return what needs a person, the most urgent first.
 
-    A done job whose verdict is missed or undecidable is not among it: nothing that anyone does changes that any more.
-    What a person has in hand is not urgent, unless it has become urgent since.
+    A done job that is missed or undecidable is not included: no action can change its verdict. A need that a person is
+    handling is not urgent, unless it became urgent afterwards.
     """
     acks = {(one.kind, one.subject): one for one in seen.alerts if one.ended_at is None and _is_acked(one, seen.now)}
     found = [*_clusters(seen), *_jobs(seen), *_evidence(seen), *_alerts(seen)]
@@ -256,7 +262,7 @@ def _need(kind: str, what: str, subject: str = "", since: datetime | None = None
 
 
 def _clusters(seen: Overview) -> Iterator[Need]:
-    """Yield what keeps clusters from being polled."""
+    """Yield the needs of clusters that are not polled."""
     left: list[ClusterOverview] = []
     for one in seen.clusters:
         name, causes = one.cluster, {one.pause_cause, one.gap_cause}
@@ -264,7 +270,7 @@ def _clusters(seen: Overview) -> Iterator[Need]:
         late = f"{name}: {_count(one.polls_behind, 'late poll')}{_note(_since(one.behind_since))}"
         is_far_behind = one.behind_since is not None and one.behind_since < seen.now - FAR_BEHIND
         if one.pause_cause is Cause.PAUSED:
-            # A gap of another cause began before, and says nothing of the pause.
+            # A gap of another cause began earlier; its time and detail do not describe the pause.
             since, why = (one.gap_began_at, why) if one.gap_cause is Cause.PAUSED else (None, "")
             what = f"{name}: an operator stopped polling{why}; {_count(one.open, 'open job')}"
             yield _need("paused", what, name, since, one.open)
@@ -286,16 +292,16 @@ def _clusters(seen: Overview) -> Iterator[Need]:
     if left:
         count = sum(one.polls_behind for one in left)
         since = min(one.behind_since for one in left if one.behind_since is not None)
-        what = f"No daemon runs, and {_count(count, 'poll')} late{_note(_since(since))}"
+        what = f"No daemon is running; {_count(count, 'late poll')}{_note(_since(since))}"
         yield _need("no_daemon", what, "", since, count)
 
 
 def _is_unpolled(seen: Overview, one: ClusterOverview) -> bool:
     """Whether polls of a cluster are late because no daemon has it in its settings.
 
-    Which those are is not stored. While a daemon is alive and had a minute to ask: nothing was asked since
-    the oldest late poll was due, and that is 15 minutes ago, or the last request was sent before any of them began.
-    Else: nobody ever asked, and it is not configured here either.
+    The settings of daemons are not stored, so this is a conclusion. While a daemon has been alive for a minute:
+    nothing was asked since the oldest late poll was due, and that is 15 minutes ago or no daemon alive has asked yet.
+    Without a daemon: the cluster was never asked, and is not configured here either.
     """
     if one.behind_since is None or (one.asked_at is not None and one.asked_at >= one.behind_since):
         return False
@@ -320,24 +326,24 @@ def _jobs(seen: Overview) -> Iterator[Need]:
             yield _need(kind, f"{_count(group.count, 'job')} {what}{_note(first)}", "", group.since, group.count)
     for above, days in zip((-1, *NEAR), NEAR, strict=False):
         if count := sum(jobs for left, jobs in seen.due_within.items() if above < left <= days):
-            what = f"{_count(count, 'job')} not done, with at most {_count(days, 'day')} until the deadline"
+            what = f"{_count(count, 'job')} not done, with {_count(days, 'day')} or less until the deadline"
             yield replace(_need("deadline_near", what, f"{days}d", None, count), is_urgent=days == NEAR[0])
     for word, group in seen.anomalies.items():
         what = f"{_count(group.count, 'transition')} with the anomaly {word} in the last 24 hours"
         yield _need("anomaly", what, word, group.since, group.count)
     if count := seen.downloads.count:
-        what = f"{_count(count, 'export')} that can be downloaded for less than a day"
+        what = f"{_count(count, 'export')} whose download window closes within a day"
         yield _need("download_closing", what, "", None, count)
 
 
 def _evidence(seen: Overview) -> Iterator[Need]:
-    """Yield what keeps checkpoints from being made, or from leaving the database."""
+    """Yield the needs of checkpoints that are not made, or do not leave the database."""
     its = seen.seals
     if its.sealed_at is not None and its.number is None:
         what = "The newest row in `seals` is not a valid checkpoint; sealing has stopped"
         yield _need("seal_damaged", what, "", its.sealed_at)
     elif its.unsealed_since is not None:
-        # A job may be registered as of long ago, and a daemon may have begun just now.
+        # A job may be registered with an old time, and a daemon may just have started.
         waiting_since = max(its.unsealed_since, its.sealed_at or its.unsealed_since)
         running_since = min((daemon.started_at for daemon in seen.daemons), default=seen.now)
         due_at = seen.now - seen.seal_after
@@ -352,12 +358,12 @@ def _evidence(seen: Overview) -> Iterator[Need]:
         if one.last_error.startswith("Chain "):
             need = replace(need, is_urgent=True, action="The chain is damaged: run `tracker audit verify`.")
         elif one.last_error.startswith("CheckpointFile "):
-            need = replace(need, action="Find out what is in that file, and why, before you move it away.")
+            need = replace(need, action="Find out what that file contains, and why, before you move it.")
         yield need
 
 
 def _alerts(seen: Overview) -> Iterator[Need]:
-    """Yield the destinations that alerts do not reach; short failures need nobody."""
+    """Yield the destinations that alerts do not reach; a short failure is no need."""
     failing = {one.subject: one.since for one in seen.alerts if one.kind == "alert_undelivered" and not one.ended_at}
     for subject, since in failing.items():
         if since < seen.now - FAR_BEHIND:
@@ -373,8 +379,8 @@ def _in_hand(need: Need, ack: Alerted | None) -> Need:
     if ack is None or (need.is_urgent and ack.level != URGENT):
         return need
     until = "" if ack.acked_until is None else f" until {_time(ack.acked_until)}"
-    hand = f"{ack.acked_by} has it in hand{until}{_note(ack.ack_reason)}"
-    return replace(need, is_urgent=False, is_acked=True, what=f"{need.what}. {_short(hand)}")
+    handling = f"{ack.acked_by} is handling it{until}{_note(ack.ack_reason)}"
+    return replace(need, is_urgent=False, is_acked=True, what=f"{need.what}. {_short(handling)}")
 
 
 def _count(number: int, noun: str) -> str:

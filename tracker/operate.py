@@ -38,7 +38,7 @@ Fact: TypeAlias = str | datetime | date | None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundJob:
     """A job that is registered."""
 
     job_id: int
@@ -48,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Amendment:
-    """What an amendment made of a job.
+    """The result of an amendment.
 
     Attributes:
         decision: The job as it is now, and the transition that holds what is now declared.
@@ -64,29 +64,34 @@ class Amendment:
 
     @property
     def idle_extension(self) -> date | None:
-        """An extension that is on record and is not the deadline: recorded too late, or of more than two months."""
+        """An extension that does not count: it was recorded too late, or is longer than two months."""
         extended_on = self.decision.job.facts.extended_on
         return None if extended_on == self.deadline.on else extended_on
 
 
-def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Found:
+def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> FoundJob:
     """Return the job with this jid, in any cluster if *cluster* is None; raise UnknownJob or AmbiguousJob."""
     query = sa.select(JOBS.c.id, JOBS.c.cluster).where(JOBS.c.jid == jid).order_by(JOBS.c.cluster)
     rows = connection.execute(query).all() if not text.INVISIBLE.search(jid) else []
-    found = [Found(row.id, row.cluster, jid) for row in rows if cluster in (None, row.cluster)]
+    found = [FoundJob(row.id, row.cluster, jid) for row in rows if cluster in (None, row.cluster)]
     if len(found) == 1:
         return found[0]
     shown, others = repr(jid[:255]), ", ".join(row.cluster for row in rows)
     if found:
-        raise AmbiguousJob(f"several clusters have a job {shown}, so say which one with --cluster: {others}")
+        raise AmbiguousJob(f"several clusters have a job {shown}; choose one with --cluster: {others}")
     if others:
-        raise UnknownJob(f"cluster {str(cluster)[:80]!r} has no job {shown}; found in: {others} (--cluster)")
+        raise UnknownJob(
+            f"cluster {str(cluster)[:80]!r} has no job {shown}; set --cluster to a cluster that has it: {others}"
+        )
+    forms = intake.other_cases(jid)
+    if forms and (written := connection.scalar(sa.select(JOBS.c.jid).where(JOBS.c.jid.in_(forms)))):
+        raise UnknownJob(f"no job has the jid {shown}, but one has {written!r}: write it as it was registered")
     at = "" if cluster is None else f" --cluster {cluster[:80]}"
     raise UnknownJob(f"no job has the jid {shown}; register it with: tracker add JID{at}")
 
 
 def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str) -> Decision:
-    """Close an open, failed or lost job, and return what became of it.
+    """Close an open, failed or lost job, and return the decision.
 
     Args:
         connection: In a transaction of `database.writing` that the caller commits.
@@ -102,7 +107,7 @@ def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str) ->
 
 
 def reopen(connection: sa.Connection, job_id: int, actor: str, reason: str) -> Decision:
-    """Open a failed, lost, attested or withdrawn job again, to be asked at once, and return what became of it.
+    """Open a failed, lost, attested or withdrawn job again, to be asked at once, and return the decision.
 
     Arguments and errors are those of `withdraw`.
     """
@@ -111,7 +116,7 @@ def reopen(connection: sa.Connection, job_id: int, actor: str, reason: str) -> D
 
 
 def attest(connection: sa.Connection, job_id: int, actor: str, reason: str, done_by: datetime) -> Decision:
-    """End an open, failed or lost job as an operator says that it ended, unseen by us, and return what became of it.
+    """End an open, failed or lost job on an operator's word, and return the decision.
 
     The verdict is then ``attested``: what people claim is not an observation.
 
@@ -131,7 +136,9 @@ def attest(connection: sa.Connection, job_id: int, actor: str, reason: str, done
         not_done_at = job.status_after if job.status == Status.NOT_FOUND else job.seen_at
         submitted_at = job.facts.submitted_at
         if not_done_at is not None and done_by < not_done_at:
-            raise InvalidField("done_by", f"{done_by} is too early: the job was seen not done later, at {not_done_at}")
+            raise InvalidField(
+                "done_by", f"{done_by} is too early: a later answer showed the job not done, at {not_done_at}"
+            )
         if submitted_at is not None and done_by < submitted_at:
             raise InvalidField("done_by", f"{done_by} is before the job was submitted, at {submitted_at} (declared)")
         return decision
@@ -191,7 +198,7 @@ def _amended(row: sa.Row[Any], job: status.Job, changes: Mapping[str, Fact], at:
     given: dict[str, Any] = dict(changes)
     if unknown := given.keys() - Facts.__dataclass_fields__.keys():
         known = ", ".join(Facts.__dataclass_fields__)
-        raise InvalidField(min(unknown), f"cannot be amended; only these can: {known}")
+        raise InvalidField(min(unknown), f"cannot be amended; these can: {known}")
     if "kind" in given and not given["kind"]:
         raise InvalidField("kind", "cannot be cleared: write export, removal or unknown")
     if given.get("reference") is not None:
@@ -230,13 +237,13 @@ def _check_extension(
     if due.on != new and deadline_of(replace(facts, extended_on=old), job.registered_at, zone, declared).on != first:
         raise InvalidField(
             "extended_on",
-            f"{new} comes after the first month was over ({first}), so it would not count, and it would end the "
-            f"extension to {old}, which was recorded in time; to end that one, clear it",
+            f"{new} is recorded after the first month ended ({first}), so it does not count. It would also replace the "
+            f"extension to {old}, which counts. To remove that one, clear extended_on",
         )
 
 
 def _carry_out(connection: sa.Connection, job_id: int, decide: Callable[[status.Job, datetime], Decision]) -> Decision:
-    """Return what *decide* makes of the job now, and write it."""
+    """Apply *decide* to the job as it is now, and write the result."""
     row, at = _lock_job(connection, job_id)
     decision = decide(job_of(row), at)
     job = decision.job

@@ -36,11 +36,11 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tracker import cadence, database, health
-from tracker.clusters import LEASE, Watch, catch_up, first_contact, lock, put, put_gap
+from tracker.clusters import LEASE, ClockWatch, catch_up, first_contact, lock, put, put_gap
 from tracker.deadline import deadline_of
 from tracker.elevate import Elevate
 from tracker.errors import AskError, BadAnswer, DatabaseUnavailable
-from tracker.health import THREE, Change, Health, May, Turn
+from tracker.health import THREE, ClusterChange, Health, Permission, RequestKind
 from tracker.logs import DATABASE, event
 from tracker.models import (
     JOBS,
@@ -59,7 +59,7 @@ BATCH = 500  # jobs claimed, and answers written, at once: beyond that a transac
 FLUSH_SECONDS = 0.25  # an answer is written at the latest this long after it came (the promise is 0.5 s)
 PIECE_SECONDS = 0.2  # of the cluster's rate, reserved in one claim: so small that daemons share the rate evenly
 AHEAD_SECONDS = 1.0  # how far ahead the daemons together reserve, so that no place is lost
-SPARE_SECONDS = 0.25  # of the cluster's rate, claimed beyond what the threads have in hand, so that none of them waits
+SPARE_SECONDS = 0.25  # of the cluster's rate, claimed in advance, so that no thread waits
 
 SECOND = timedelta(seconds=1)
 
@@ -68,7 +68,7 @@ _FREE = {"leased_by": None, "leased_until": None}
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a run did: requests asked, and of those failed; transitions recorded; answers whose lease was lost."""
+    """The counts of a run: requests asked, requests failed, transitions recorded, answers whose lease was lost."""
 
     asked: int = 0
     failed: int = 0
@@ -100,12 +100,12 @@ class _Claim:
     leased_until: datetime
     end: float
     now: Callable[[], datetime]
-    turn: Turn
+    turn: RequestKind
 
 
 @dataclass(slots=True)
 class _Request:
-    """A job that is leased to us, and what came of asking about it.
+    """A job that is leased to us, and the result of the request about it.
 
     Attributes:
         failures: The job's failures in a row.
@@ -145,7 +145,7 @@ class Poller:
         settings: Settings,
         worker: str,
         *,
-        watch: Watch | None = None,
+        watch: ClockWatch | None = None,
         asked: Callable[[str, str, float], None] = lambda cluster, outcome, seconds: None,
         clock: Callable[[], datetime] | None = None,
         rng: Callable[[], float] = random.random,
@@ -163,11 +163,11 @@ class Poller:
         self._lease = max(LEASE, 2 * self._longest_request)
         self._client = Elevate(cluster, settings.request_timeout)
         self._worker = worker
-        self._watch = watch or Watch(has_heartbeat=False)
+        self._watch = watch or ClockWatch(has_heartbeat=False)
         self._asked = asked
         self._clock = clock
         self._rng = rng
-        self._is_new = True  # nothing was asked yet: what failed may be mended
+        self._is_new = True  # nothing was asked yet, and a fault may be repaired
         self._steps = len(self._watch.steps)  # how many of them are on the cluster's record
         self._stepped_at = -math.inf  # monotonic time of the last
         # More is claimed when few requests are under way, so that no thread waits for the database.
@@ -185,7 +185,7 @@ class Poller:
         if self._steps < len(self._watch.steps):  # to be put on record at once, while they are news
             return True
         may = health.restarted(cluster, now)[1] if self._is_new else cluster.may_ask(now)
-        is_due = due_at is not None and (may is May.PROBE or (may is May.DUE and due_at <= now))
+        is_due = due_at is not None and (may is Permission.PROBE or (may is Permission.DUE and due_at <= now))
         self._is_new &= is_due
         return is_due
 
@@ -204,7 +204,7 @@ class Poller:
         return self._work(stop, set(job_ids), patient=True)
 
     def _work(self, stop: Event, wanted: set[int] | None, patient: bool) -> Tally:
-        """Keep requests under way until there is nothing to claim, and record what comes of them as it comes."""
+        """Send requests until there is nothing to claim, and record results as they come."""
         results: SimpleQueue[_Request] = SimpleQueue()
         under_way, ended, flush_at, again_at = 0, list[_Request](), math.inf, 0.0
         tally, failure = Tally(), None
@@ -238,7 +238,7 @@ class Poller:
                 is_full = len(ended) >= BATCH or not under_way
                 if ended and (is_full or self._halt.is_set() or monotonic() >= flush_at):
                     tally += self._record(ended, stop)
-                    if ended[0].claim.turn is Turn.PROBE:
+                    if ended[0].claim.turn is RequestKind.PROBE:
                         again_at = 0.0
                     ended, flush_at = [], math.inf
 
@@ -266,7 +266,7 @@ class Poller:
 
     @contextmanager
     def _transaction(self) -> Iterator[_Transaction]:
-        """Yield the cluster's row, locked, with the clock's steps put on record; write what became of it at the end."""
+        """Yield the cluster's row, locked, with the clock's steps recorded; write it at the end."""
         with database.writing(self._engine) as connection:
             before = lock(connection, self._cluster.name)
             database_now, tick = self._watch.read(connection, writing=True)
@@ -296,16 +296,16 @@ class Poller:
             # The database's time at the claim plus elapsed time: daemons with skewed clocks agree.
             began_at, tick = tx.database_now, tx.tick
             clock = self._clock or (lambda: began_at + timedelta(seconds=monotonic() - tick))
-            now, may, turn = clock(), May.DUE, Turn.BY_HAND
+            now, may, turn = clock(), Permission.DUE, RequestKind.BY_HAND
             if wanted is None:
-                may, turn = tx.cluster.may_ask(now), Turn.DUE
+                may, turn = tx.cluster.may_ask(now), RequestKind.DUE
                 if self._is_new:
                     tx.cluster, may = health.restarted(tx.cluster, now)
-            if may is May.NOTHING or wanted == set():
+            if may is Permission.NOTHING or wanted == set():
                 return [], math.inf
-            if may is May.PROBE:
+            if may is Permission.PROBE:
                 room = 1
-                turn = Turn.PROBE if tx.cluster.pause_cause or tx.cluster.gap_began_at else Turn.DUE
+                turn = RequestKind.PROBE if tx.cluster.pause_cause or tx.cluster.gap_began_at else RequestKind.DUE
             per_second = self._cluster.max_requests_per_second
             ahead = ((tx.cluster.next_request_at or began_at) - began_at).total_seconds()
             if not 0 <= ahead <= AHEAD_SECONDS + max(PIECE_SECONDS, 1 / per_second) + 1:
@@ -313,7 +313,7 @@ class Poller:
             if ahead > AHEAD_SECONDS:
                 return [], tick + ahead - AHEAD_SECONDS
             room = min(room, BATCH, max(1, int(PIECE_SECONDS * per_second)))
-            jobs = self._choice(now, began_at, room, may is May.PROBE, wanted)
+            jobs = self._choice(now, began_at, room, may is Permission.PROBE, wanted)
             leased_until = began_at + self._lease
             if tx.connection.dialect.name == "postgresql":
                 jobs = jobs.with_for_update(skip_locked=True)
@@ -327,7 +327,7 @@ class Poller:
             if leased:
                 next_at = began_at + timedelta(seconds=ahead + len(leased) / per_second)
                 tx.cluster = replace(tx.cluster, next_request_at=next_at)
-                if turn is Turn.PROBE:
+                if turn is RequestKind.PROBE:
                     tx.cluster = health.probing(tx.cluster, now + self._longest_request + timedelta(seconds=5))
         if wanted is None:
             self._is_new = False
@@ -338,7 +338,7 @@ class Poller:
         claimed = [
             _Request(job.id, job.jid, job.failures, first + i / per_second, claim) for i, job in enumerate(leased)
         ]
-        return claimed, 0.0 if claimed and turn is not Turn.PROBE else math.inf
+        return claimed, 0.0 if claimed and turn is not RequestKind.PROBE else math.inf
 
     def _choice(
         self, now: datetime, database_now: datetime, room: int, probing: bool, wanted: set[int] | None
@@ -357,7 +357,7 @@ class Poller:
         return free.where(c.due_at <= now).order_by(c.due_at).limit(room)
 
     def _record(self, requests: Sequence[_Request], stop: Event) -> Tally:
-        """Write what came of requests, and try again while the database is away and the leases last."""
+        """Write the results of requests; while the database is away, try again as long as the leases last."""
         last = min(request.claim.end for request in requests) + self._longest_request.total_seconds()
         wait = 0.5
         while True:
@@ -373,7 +373,7 @@ class Poller:
                 stop.wait(wait)
                 wait = min(2 * wait, 15)
             except (sa.exc.SQLAlchemyError, ValueError) as error:
-                # Something about one job cannot be written. The others must not suffer from it.
+                # One job cannot be written; the others must be.
                 if len(requests) > 1:
                     return sum((self._record([request], stop) for request in requests), Tally())
                 request = requests[0]
@@ -382,7 +382,7 @@ class Poller:
                 lines = str(getattr(error, "orig", error)).strip().splitlines()  # without the statement and its values
                 text = f"{type(error).__name__}: {lines[0] if lines else ''}"
                 event("record_failed", logging.ERROR, cluster=self._cluster.name, jid=request.jid, error=text)
-                request.result = BadAnswer("not_recorded", "cannot be recorded", sent_at=request.claim.now())
+                request.result = BadAnswer("not_recorded", "the answer cannot be stored", sent_at=request.claim.now())
         for name, level, facts in tx.events:
             event(name, level, cluster=self._cluster.name, **facts)
         if tx.cluster.pause_cause is not None:
@@ -391,7 +391,7 @@ class Poller:
         return Tally(asked, len(tx.failed), len(tx.transitions), tx.lost)
 
     def _write(self, tx: _Transaction, requests: Sequence[_Request]) -> None:
-        """Decide what became of the cluster and of each job, and write it."""
+        """Decide how the cluster and each job change, and write it."""
         connection = tx.connection
         ids = [request.job_id for request in requests if request.result is not None]
         query = sa.select(JOBS).where(JOBS.c.id.in_(ids), JOBS.c.leased_by == self._worker).order_by(JOBS.c.id)
@@ -400,7 +400,7 @@ class Poller:
         for request in requests:
             claim, result = request.claim, request.result
             if result is not None and claim.tick < tx.stepped_at:
-                why = "the clock was set, or the process stood still"
+                why = "the clock was set, or the process was stopped"
                 tx.log("answer_discarded", logging.WARNING, jid=request.jid, why=why)
                 result = None
             job = jobs.get(request.job_id)
@@ -413,7 +413,7 @@ class Poller:
                 else:
                     tx.lost += 1
                     tx.log("lease_lost", logging.WARNING, jid=request.jid)
-                if claim.turn is Turn.PROBE:
+                if claim.turn is RequestKind.PROBE:
                     tx.cluster = health.unasked(tx.cluster, claim.now())
                 continue
             if isinstance(result, Answer):
@@ -431,12 +431,12 @@ class Poller:
         for rows in filter(None, (tx.answered, tx.failed)):
             columns: dict[str, Any] = {name: sa.bindparam(name) for name in rows[0] if name != "row_id"}
             connection.execute(sa.update(JOBS).where(JOBS.c.id == sa.bindparam("row_id")).values(columns), rows)
-        if tx.well_at is not None:  # others failed because of the gap, and need not sit out their backoff
+        if tx.well_at is not None:  # other jobs failed because of the gap, so their backoff ends
             waiting = sa.update(JOBS).where(JOBS.c.cluster == self._cluster.name, JOBS.c.failures > 0)
             connection.execute(waiting.where(JOBS.c.due_at > tx.well_at).values(due_at=tx.well_at))
 
-    def _answer(self, tx: _Transaction, asked: sa.Row[Any], claim: _Claim, answer: Answer, past: Past) -> Change:
-        """Take a valid answer about the job *asked*, and return what becomes of the cluster."""
+    def _answer(self, tx: _Transaction, asked: sa.Row[Any], claim: _Claim, answer: Answer, past: Past) -> ClusterChange:
+        """Apply a valid answer to the job *asked*, and return how the cluster changes."""
         deadline_on, deadline_at = asked.deadline_on, asked.deadline_at
         if asked.status is None or deadline_at is None:
             deadline_on, deadline_at = self._deadline(tx, asked)
@@ -474,8 +474,8 @@ class Poller:
         due = deadline_of(facts_of(row), row.registered_at, tx.zone_of(row.cluster, declared[-1][0]), declared)
         return due.on, due.at
 
-    def _error(self, tx: _Transaction, asked: sa.Row[Any], claim: _Claim, error: AskError) -> Change:
-        """Take an error: the job *asked* keeps its status. Return what becomes of the cluster."""
+    def _error(self, tx: _Transaction, asked: sa.Row[Any], claim: _Claim, error: AskError) -> ClusterChange:
+        """Apply an error: the job *asked* keeps its status. Return how the cluster changes."""
         now, failures = claim.now(), asked.failures + 1
         name, self.error = _class(error), error
         tx.log("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
@@ -510,7 +510,7 @@ class _Transaction:
     Attributes:
         database_now: The database's time.
         tick: The monotonic time then.
-        cluster: The cluster, as it is becoming.
+        cluster: The cluster, with the changes so far.
         stepped_at: Monotonic time of the last step of the clock: claims that are older say nothing of the cluster now.
         answered, failed: Rows of jobs.
         transitions: Rows of transitions.

@@ -1,6 +1,6 @@
 """Reconciling: whether the company's own log of submitted jids and what is registered agree.
 
-Only a job that is registered can be followed, so a log that somebody else keeps is the one check that none was
+Only registered jobs are followed, so an independent list of submissions is the only check that none was
 forgotten. Owns what is compared and what a difference is called; it writes nothing. Leaves alone: reading a file and
 what a declared value may be (``files``, ``intake``).
 
@@ -42,7 +42,7 @@ class DifferenceKind(StrEnum):
     DIFFERS = "differs"
     """A fact is registered otherwise than the file first says."""
     MISSING_HERE = "missing_here"
-    """It is in the file, and not registered: nobody follows it."""
+    """It is in the file, but not registered: tracker does not follow it."""
     MISSING_THERE = "missing_there"
     """It is registered, within the scope, and not in the file."""
 
@@ -73,7 +73,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """What came of it.
+    """The result.
 
     Attributes:
         findings: By line, then what is missing there by cluster and jid; empty: all agree.
@@ -120,7 +120,7 @@ def reconcile(
         DatabaseUnavailable: Try again.
     """
     if since is not None and until is not None and since >= until:
-        raise InvalidField("until", f"{until} is not after since, {since}: no job can lie between them")
+        raise InvalidField("until", f"{until} is not after since, {since}: there is no time between them")
     listed = list(rows)  # first, so that no transaction is open while a row is waited for
     with database.reading(engine) as connection:
         known, now = intake.known_clusters(connection, settings.clusters), database.now(connection)

@@ -1,8 +1,8 @@
 """Settings: their names, their sources, their valid values, and how to show them without secrets.
 
 Owns the names, the defaults and the precedence: defaults < tracker.toml < files in the secrets folder < TRACKER_*
-variables. Reads files and an environment, never a database or the network. An unknown name is an error, since nobody
-notices for months that a misspelt setting is ignored.
+variables. Reads files and an environment, never a database or the network. An unknown name is an error, since a
+misspelt setting that is ignored may go unnoticed for months.
 
 Plain pydantic, not pydantic-settings: `explain` and the errors name the place that gave each value, which that library
 does not record; it also adds 0.1 s to the start of every command.
@@ -121,7 +121,7 @@ def mask_hook(url: str) -> str:
 
 
 def _mask_alerts(urls: tuple[SecretStr, ...]) -> str:
-    """Return the scheme of each URL: the token of a service may stand where other URLs have the host."""
+    """Return the scheme of each URL: some services put a token where other URLs have the host."""
     return " ".join(f"{url.get_secret_value().partition(':')[0]}://{_MASK}" for url in urls)
 
 
@@ -133,7 +133,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _no_bool(value: object) -> object:
-    if isinstance(value, bool):  # pydantic would take TOML's `true` for 1
+    if isinstance(value, bool):  # pydantic would read TOML's `true` for 1
         raise ValueError("must be a number")
     return value
 
@@ -152,7 +152,7 @@ def _zone_name(value: str) -> str:
 def _url(value: str, *, http_anywhere: bool = False, userinfo: bool = True) -> str:
     """Return *value* if it is an http(s) URL of a host; no error repeats it, since it may hold a secret."""
     if re.search(r"[\x00-\x20\x7f-\x9f\\]", value):  # urlsplit would drop some of these silently
-        raise ValueError("has a space, a backslash or a control character in it")
+        raise ValueError("contains a space, a backslash or a control character")
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
@@ -206,7 +206,7 @@ def _file(value: Path) -> Path:
 
 
 def _authorities(value: Path) -> Path:
-    import ssl  # here: it takes some milliseconds, and few settings need it
+    import ssl  # imported here: it takes some milliseconds, and few settings need it
 
     if not os.path.isfile(value):
         raise ValueError(f"there is no file {value}")
@@ -235,11 +235,12 @@ def _alert_urls(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
 
 
 def _with_effect(*needed: str) -> AfterValidator:
-    """Refuse a setting that does nothing unless one of *needed*, which stand before it in `Settings`, is set."""
+    """Refuse a setting that has no effect because none of *needed* (earlier fields of `Settings`) is set."""
 
     def check(value: object, info: ValidationInfo) -> object:
-        # One that is wrong is missing in `data`, and is reported by itself.
-        if not any(info.data.get(name, "wrong") for name in needed):
+        # One that is wrong is missing in `data`, and is reported by itself. One that only the daemon gets may be set.
+        has_secrets = (info.context or {}).get("keys", True)
+        if has_secrets and not any(info.data.get(name, "wrong") for name in needed):
             others = " or ".join(f"TRACKER_{name.upper()}" for name in needed)
             raise PydanticCustomError("no_effect", f"has no effect without {others}: set that too, or remove this one")
         return value
@@ -321,12 +322,12 @@ class ClusterSettings(_Model):
         default_factory=lambda data: f"https://{data['name']}.api.esales.apptus.cloud"
     )
     path: Annotated[str, AfterValidator(_path)] = DEFAULT_PATH  # of the job-status call
-    timezone: Zone = DEFAULT_TIMEZONE  # where Elevate's next day begins (undocumented, hence a setting)
+    timezone: Zone = DEFAULT_TIMEZONE  # in which Elevate's days begin (undocumented, so a setting)
     archive_days: Annotated[Count, _number(1, 365, "a whole number of days")] = 5  # until a day's jobs may start
     max_requests_per_second: Annotated[  # over all daemons on one database
         float, BeforeValidator(_no_bool), _number(0.001, 1_000_000, "a number")
     ] = 10.0
-    max_concurrency: Annotated[Count, _number(1, 1000)] = 4  # requests under way at once, in one daemon
+    max_concurrency: Annotated[Count, _number(1, 1000)] = 4  # requests at the same time, in one daemon
     ca_bundle: CaBundle | None = None  # PEM, in place of the usual authorities
     proxy: Annotated[str, AfterValidator(_proxy)] | None = None  # may hold a password
 
@@ -366,7 +367,7 @@ class Settings(_Model):
     lost_after_polls: Annotated[Count, _number(1, 10_000)] = 5  # ``not_found`` answers in a row that end a job …
     lost_after: Duration = timedelta(days=2)  # … over at least this long
     delay_per_poll: Duration = timedelta(seconds=60)  # how much mean delay one poll may save
-    request_timeout: Duration = timedelta(seconds=10)  # for the whole of one request to Elevate
+    request_timeout: Duration = timedelta(seconds=10)  # for one complete request to Elevate
     clusters: dict[str, ClusterSettings] = {}  # by name; empty for commands that only read the database
 
     _places: dict[_Where, str] = PrivateAttr(default_factory=dict)
@@ -396,7 +397,7 @@ class Settings(_Model):
             raise BadConfiguration(f"no cluster is configured: {NO_CLUSTER_HINT}")
         known = ", ".join(self.clusters)
         if name is None and len(self.clusters) > 1:
-            raise InvalidField("cluster", f"several are configured, name one of them: {known}")
+            raise InvalidField("cluster", f"several are configured; name one of them: {known}")
         name = next(iter(self.clusters)) if name is None else name
         if name not in self.clusters:
             near = _suggest(name, self.clusters)
@@ -443,7 +444,8 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
         environ: The environment; None is the process's.
         cwd: Where tracker.toml is looked for and the relative paths of variables begin; None is the current folder.
         keys: False for a command that does not ask Elevate. Then keys are not needed and not read from their files,
-            which the account that registers or reads jobs may be unable to read; each `api_key` is empty.
+            which the account that registers or reads jobs may be unable to read; each `api_key` is empty. A setting
+            that does nothing is no error then: it may be for a secret that systemd hands to the daemon alone.
 
     Raises:
         BadConfiguration: The message names every wrong place and what to do, and never repeats a secret.
@@ -495,7 +497,7 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
             problems.append(f"{place}: no cluster to use it for; set TRACKER_CLUSTER")
 
     _read_keys(found, keys, name, folder, problems)
-    settings = _validate(found, problems)
+    settings = _validate(found, keys, problems)
     if problems or settings is None:
         if len(problems) == 1:
             raise BadConfiguration(problems[0])
@@ -653,7 +655,7 @@ def _read_keys(found: _Found, keys: bool, single: str, folder: Path, problems: l
             problems.append(f"cluster {name[:80]}: has no key; give it by {' or '.join(ways)}")
 
 
-def _validate(found: _Found, problems: list[str]) -> Settings | None:
+def _validate(found: _Found, keys: bool, problems: list[str]) -> Settings | None:
     """Return the settings, or add what is wrong with the values to *problems* and return None."""
     document: dict[str, Any] = {where[0]: value for where, (value, _) in found.items() if len(where) == 1}
     clusters: dict[str, dict[str, object]] = {}
@@ -661,7 +663,7 @@ def _validate(found: _Found, problems: list[str]) -> Settings | None:
         if where[0] == "clusters":
             clusters.setdefault(where[1], {"timezone": document.get("timezone", DEFAULT_TIMEZONE)})[where[2]] = value
     try:
-        return Settings.model_validate(document | {"clusters": clusters})
+        return Settings.model_validate(document | {"clusters": clusters}, context={"keys": keys})
     except ValidationError as error:
         for one in error.errors(include_url=False):
             where = tuple(map(str, one["loc"]))

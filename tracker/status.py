@@ -1,4 +1,4 @@
-"""The words of the record, and the decisions: what an answer or an operator makes of a job.
+"""The words of the record, and the decisions: how an answer or an operator changes a job.
 
 Owns what a status means, when a job ends, and which actions are legal in which state. Pure: times come in as aware UTC
 arguments. Leaves alone when to ask next (``cadence``), the legal date (``deadline``), errors (an error is not a
@@ -28,7 +28,7 @@ class Status(StrEnum):
 
     CREATED = "created"
     STARTED = "started"
-    """In one example answer of the vendor's; where it stands among the words before ``running`` is not documented."""
+    """In one example answer of the vendor; its order among the statuses before ``running`` is not documented."""
     WAITING = "waiting"
     RUNNING = "running"
     DONE = "done"
@@ -52,16 +52,16 @@ class State(StrEnum):
     LOST = "lost"
     """Entered when Elevate says ``not_found`` often and long enough (`LostRule`); left as `FAILED` is."""
     ATTESTED = "attested"
-    """Entered when an operator says that it was done, which Elevate did not show us; left by reopen."""
+    """Entered when an operator declares it done, although no answer showed that; left by reopen."""
     WITHDRAWN = "withdrawn"
     """Entered when an operator closes it; left by reopen."""
 
 
 UNSETTLED: Final = (State.OPEN, State.FAILED, State.LOST)
-"""The states in which a person still waits for the job: it is polled, or an operator has to decide."""
+"""The states without a final result: the job is polled, or an operator has to decide."""
 
 CLOCK_STEP: Final = timedelta(seconds=5)
-"""Clocks that differ by more than this were set, or stood still; ours: adjustments by NTP are smaller."""
+"""Clocks that differ by more than this were set or stopped; ours: adjustments by NTP are smaller."""
 
 
 class Action(StrEnum):
@@ -76,10 +76,10 @@ class Action(StrEnum):
 
 
 class Anomaly(StrEnum):
-    """What is odd about a transition and worth a person's look."""
+    """An unusual transition that a person should look at."""
 
     UNKNOWN_STATUS = "unknown_status"
-    """Elevate said a word that nobody documented."""
+    """Elevate gave a status that is not documented."""
     BACKWARDS = "backwards"
     """An earlier status after a later one (``running``, then ``waiting``)."""
     VANISHED = "vanished"
@@ -100,7 +100,7 @@ class Cause(StrEnum):
     NOT_RUNNING = "not_running"
     PAUSED = "paused"
     CLOCK_SET = "clock_set"
-    """A clock that was ahead was set right."""
+    """A clock was set: it was ahead and was corrected, or it was moved forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,7 @@ _ACTIONS: Final = {
 
 
 def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: datetime | None = None) -> Decision:
-    """Return what *answer* makes of an open job.
+    """Return how *answer* changes an open job.
 
     The first answer to a request sent at or after the deadline that shows the job not done makes a transition, although
     nothing changed: that the job is overdue must rest on a row of the history. After a change of status that is the
@@ -314,7 +314,7 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: da
         to_status=answer.status,
         from_state=job.state,
         to_state=state,
-        last_seen_at=last_seen_at if has_changed else sent_at,  # the request that saw the old status is this one
+        last_seen_at=last_seen_at if has_changed else sent_at,  # this is the request that saw the old status
         observed_at=completed_at,
         server_date=answer.server_date,
         polls=decided.polls,
@@ -324,9 +324,9 @@ def decide(job: Job, answer: Answer, rule: LostRule, past: Past, deadline_at: da
 
 
 def _after(at: datetime, earlier: datetime | None) -> datetime:
-    """Return *at*, or *earlier* if that is later by at most `CLOCK_STEP`: so times never run back.
+    """Return *at*, or *earlier* if that is later by at most `CLOCK_STEP`, so that times never go back.
 
-    Where it is later by more, its clock was ahead, and *at* stands: nothing is recorded in the future.
+    If *earlier* is later by more, its clock was ahead. Then *at* counts, so that nothing is recorded in the future.
     """
     return earlier if earlier is not None and at < earlier <= at + CLOCK_STEP else at
 
@@ -401,7 +401,7 @@ def _act(
     done_by: datetime | None = None,
     facts: Facts | None = None,
 ) -> Decision:
-    """Return what an operator's action makes of *job*."""
+    """Return how an operator's action changes *job*."""
     legal, leads_to = _ACTIONS[action]
     if job.state not in legal:
         raise Refused(_refusal(job.state, action))

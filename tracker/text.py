@@ -2,8 +2,8 @@
 
 Owns the list of invisible characters. The CHECKs of the database refuse the same ones (migration ``0001``). Pure.
 
-One rule for every text: blanks and invisible characters around it are nobody's intention, and are removed. Inside it
-an invisible character is refused; so is a blank inside a jid.
+One rule for every text: blanks and invisible characters around it are a mistake and are removed. Inside a text an
+invisible character is refused, and so is a blank inside a jid.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _AROUND: Final = _BLANKS + "".join(chr(code) for first, last in _INVISIBLE for c
 INVISIBLE: Final = re.compile(
     "[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _INVISIBLE) + "\ud800-\udfff]"
 )
-"""What no text may have inside it. Surrogates are what Python makes of bytes that are not UTF-8."""
+"""Characters that no text may contain. Python turns bytes that are not UTF-8 into surrogates."""
 
 
 def strip(value: str) -> str:
-    """Return *value* without the blanks and invisible characters around it. A surrogate stays: it is a lost letter."""
+    """Return *value* without the blanks and invisible characters around it. A surrogate stays: it was a letter."""
     return value.strip(_AROUND)
 
 
@@ -53,7 +53,7 @@ def check(field: str, value: object, longest: int = LONGEST) -> str:
     if match := INVISIBLE.search(text):
         is_half = "\ud800" <= match[0] <= "\udfff"
         what = "a byte or half a character that is not UTF-8" if is_half else f"the invisible character {match[0]!r}"
-        raise InvalidField(field, f"has {what} in it")
+        raise InvalidField(field, f"contains {what}")
     if len(text) > longest:
         raise InvalidField(field, f"has {len(text)} characters; at most {longest} are allowed")
     return text
@@ -63,7 +63,7 @@ def check_jid(value: object) -> str:
     """Return a jid as `check` does, but refuse a blank inside it: two jids in one cell, or half of another text."""
     jid = check("jid", value)
     if re.search(r"\s", jid):
-        raise InvalidField("jid", "has a blank in it: give one jid at a time")
+        raise InvalidField("jid", "contains a blank: give one jid at a time")
     return jid
 
 
@@ -72,7 +72,7 @@ def check_no_address(field: str, value: object, longest: int = LONGEST) -> str:
     if isinstance(value, str) and "@" in value:  # the message does not repeat it: it would stay in the log
         raise InvalidField(
             field,
-            "has an @ in it: an address is personal data, and nobody can remove it from the history; name a ticket"
+            "contains an @: an address is personal data and can never be removed from the history; name a ticket"
             " instead",
         )
     return check(field, value, longest)
@@ -84,11 +84,11 @@ def check_reason(value: object) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON document says.
+    """Return the content of a JSON document.
 
     Raises:
-        ValueError: It is not JSON (``NaN`` is not), or an object has a key twice: readers would differ about what it
-            says (RFC 8259, section 4).
+        ValueError: It is not JSON (``NaN`` is not), or a key appears twice in an object: then programs read it
+            differently (RFC 8259, section 4).
         RecursionError: It is nested too deeply.
     """
     return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
@@ -97,7 +97,7 @@ def parse_json(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
-        raise ValueError("it has a key twice")
+        raise ValueError("a key appears twice")
     return document
 
 

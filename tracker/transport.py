@@ -1,6 +1,6 @@
-"""Sockets, TLS, the deadline of a whole request and a cap on what is read: what is beneath ``elevate``.
+"""Sockets, TLS, the deadline of a whole request and the largest answer: the layer below ``elevate``.
 
-Owns every byte that goes to Elevate and comes back; what answers may be slow, wrong or hostile. Leaves alone: what is
+Owns every byte that goes to Elevate and comes back; the other side may be slow, wrong or hostile. Leaves alone what is
 asked and what an answer means (``elevate``).
 
 It uses the adapter of requests and the pool of urllib3, with three differences. There is no Session, hence no redirect
@@ -35,11 +35,11 @@ CAP = 64 * 1024
 """Bytes that are read of one response, headers included; an answer has about 100, and its headers a few hundred."""
 
 IDLE_SECONDS = 2.0
-"""A connection that was idle for longer may be dead without a sign: a router on the way forgot it."""
+"""A connection that was idle for longer may be dead without notice: a router forgot it."""
 
 
-class Flight(threading.local):
-    """What the request that this thread has under way may still take: every socket of ours obeys it.
+class RequestInFlight(threading.local):
+    """The time and bytes that are left for this thread's request; every socket of ours obeys them.
 
     Not an argument: between `Adapter.send` and a socket's `recv` are requests, urllib3 and http.client.
     """
@@ -51,16 +51,16 @@ class Flight(threading.local):
     sent_at: datetime  # goes into each error
 
 
-flight = Flight()
+flight = RequestInFlight()
 
 
 def unavailable(code: str, words: str) -> Unavailable:
-    """Return an error of the request under way."""
+    """Return an error of the current request."""
     return Unavailable(code, words, sent_at=flight.sent_at)
 
 
 def bad_answer(code: str, words: str) -> BadAnswer:
-    """Return an error of the request under way."""
+    """Return an error of the current request."""
     return BadAnswer(code, words, sent_at=flight.sent_at)
 
 
@@ -92,7 +92,7 @@ class _Socket(socket.socket):
         return count
 
     def _take(self, count: int) -> None:
-        # Here, not at the body: headers, interim responses, chunk sizes and trailers may have no end either.
+        # Counted here, not at the body: headers, interim responses, chunk sizes and trailers can be endless, too.
         flight.room -= count
         if flight.room < 0:
             raise bad_answer("too_large", f"the answer is longer than {CAP} bytes")
@@ -116,7 +116,7 @@ def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
         except OSError as error:
             found.put(error)
 
-    # A thread a connection costs little beside the handshake. One that hangs ends when the resolver gives up.
+    # One thread a connection costs little compared with the handshake. It ends when the resolver gives up.
     threading.Thread(target=look, name="tracker-lookup", daemon=True).start()
     try:
         addresses = found.get(timeout=_left())
@@ -137,7 +137,7 @@ def _open(host: str, port: int, options: list[tuple[int, int, int | bytes]]) -> 
             sock = _Socket(family, kind, protocol)
             for option in options:
                 sock.setsockopt(*option)
-            # An even share for each address, so that a dead IPv6 route does not eat the time for IPv4.
+            # An equal share for each address, so that a dead IPv6 route does not use up the time for IPv4.
             sock.settimeout(_left() / (len(addresses) - number))
             sock.connect(address)
             return sock
@@ -163,13 +163,13 @@ class _PlainConnection(HTTPConnection):
         try:
             super().connect()
         except TimeoutError:
-            raise unavailable("timeout", f"{at}: no connection in the time for one request") from None
+            raise unavailable("timeout", f"{at}: no connection within the time limit") from None
         except socket.gaierror as error:
             raise unavailable("dns", f"{at}: the name was not resolved ({error.strerror})") from None
         except ConnectionRefusedError:
             raise unavailable("refused", f"{at}: the connection was refused") from None
         except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError):
-            raise unavailable("reset", f"{at}: the connection was closed while it was made") from None
+            raise unavailable("reset", f"{at}: the connection was closed while it was opened") from None
         except ssl.SSLCertVerificationError as error:
             words = f"{at}: the certificate is not trusted ({error.verify_message}): check base_url and ca_bundle"
             raise WrongTarget("tls_unverified", words, sent_at=flight.sent_at) from None
@@ -179,7 +179,7 @@ class _PlainConnection(HTTPConnection):
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.strerror:
                 raise unavailable("unreachable", f"{at}: no connection ({error.strerror})") from None
-            code = re.search(r"\b[1-5]\d\d\b", str(error))  # all else in there is the proxy's own words
+            code = re.search(r"\b[1-5]\d\d\b", str(error))  # the rest is text of the proxy
             words = f"{at}: the proxy made no connection ({code[0] if code else 'no HTTP'}): check proxy"
             raise unavailable("proxy", words) from None
 
@@ -193,11 +193,11 @@ class _PlainConnection(HTTPConnection):
             self.used_at = monotonic()
             return response
         except TimeoutError:
-            raise unavailable("timeout", "no answer in the time for one request") from None
+            raise unavailable("timeout", "no answer within the time limit") from None
         except OSError:
             raise unavailable("reset", "the connection was closed before an answer") from None
         except (http.client.HTTPException, urllib3.exceptions.HTTPError):
-            raise bad_answer("not_http", "what answers does not speak HTTP") from None
+            raise bad_answer("not_http", "the server does not speak HTTP") from None
 
 
 class _TLSConnection(_PlainConnection, HTTPSConnection):

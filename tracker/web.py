@@ -1,7 +1,7 @@
 """What the daemon serves over HTTP: the page, whether it is healthy, what is urgent, and metrics.
 
 Owns the server, which requests it answers, and how old the page may be. What is on the page is ``reports.page``'s, what
-is counted ``metrics``'. A process of its own makes the page, only when somebody asks for it: at a million jobs that
+is counted ``metrics``'. A process of its own makes the page, only when it is requested: at a million jobs that
 takes most of a minute of one core and some hundred megabytes, and in the daemon polling would wait for it.
 
 One thread reads all requests and writes all answers, so a slow client holds a buffer and no thread. Each path has at
@@ -33,7 +33,7 @@ import sqlalchemy as sa
 
 from tracker.errors import BadConfiguration, TrackerError
 from tracker.logs import event
-from tracker.metrics import CONTENT_TYPE, Metrics, Stored
+from tracker.metrics import CONTENT_TYPE, Metrics, StoredMetrics
 from tracker.needs import needs
 from tracker.notify import STALE_SECONDS
 from tracker.settings import Settings, is_loopback
@@ -110,7 +110,7 @@ class Web:
         def beside(engine: sa.Engine) -> Iterator[None]:
             for other in self._sockets.keys() - {place}:
                 self._sockets.pop(other).close()
-            stored, page = Stored(engine, settings), PageProcess(self._page_command)
+            stored, page = StoredMetrics(engine, settings), PageProcess(self._page_command)
             self._metrics.expect(settings.clusters)
             routes: Routes = {
                 "/": page.response if settings.http_page else lambda: _PAGE_IS_OFF,
@@ -128,14 +128,14 @@ class Web:
 
 
 def healthz(age: float) -> Response:
-    """Return 200 while the daemon looks at its clusters, whatever it sees there: a restart would not mend that."""
+    """Return 200 while the daemon looks at its clusters, whatever their state: a restart would not help."""
     if age < STALE_SECONDS:
         return Response("ok\n")
     text = f"The last look at the clusters was completed {age:.0f} s ago.\n"
     return Response(text, code=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def readyz(stored: Stored) -> Response:
+def readyz(stored: StoredMetrics) -> Response:
     """Return 503 and the urgent needs, or 200 and an empty list. Neither names a job."""
     try:
         found = [need for need in needs(stored.overview()) if need.is_urgent]
@@ -165,7 +165,7 @@ def listen(bind: str, port: int) -> socket.socket:
 
 @contextmanager
 def serving(listening: socket.socket, routes: Routes) -> Iterator[None]:
-    """Serve *routes*, and nothing else; *listening* is still open afterwards, so that a reload refuses nobody."""
+    """Serve *routes*, and nothing else; *listening* stays open afterwards, so that a reload refuses no client."""
     over: Future[None] = Future()
     host, port = listening.getsockname()[:2]
     connections = _Connections(routes, is_loopback(host))
@@ -250,7 +250,7 @@ class _Connections:
             response = self._routes[path]()
         except Exception as error:  # one request that fails ends neither the server nor the daemon
             event("request_failed", logging.ERROR, path=path, error=error)
-            text = "This failed. The reason is in the log.\n"
+            text = "The request failed. The reason is in the log of the daemon.\n"
             response = Response(text, code=HTTPStatus.INTERNAL_SERVER_ERROR)
         with suppress(RuntimeError):  # the server has ended
             made.get_loop().call_soon_threadsafe(made.set_result, response)
@@ -269,7 +269,7 @@ async def _send(writer: asyncio.StreamWriter, response: Response, *, with_body: 
 
 
 class PageProcess:
-    """The page, made again by a process when it is asked for and older than `PAGE_SECONDS`.
+    """The page; a process makes it again when it is requested and older than `PAGE_SECONDS`.
 
     Args:
         command: Writes the page to standard output.

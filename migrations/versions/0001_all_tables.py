@@ -24,6 +24,10 @@ INVISIBLE = (  # first and last code point of invisible characters: controls, so
     *((0x01, 0x1F), (0x7F, 0x9F), (0xAD, 0xAD), (0x61C, 0x61C), (0x180E, 0x180E), (0x200B, 0x200F)),
     *((0x2028, 0x202E), (0x2060, 0x206F), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFB)),
 )
+BLANKS = (  # the same of blanks: a jid has none, so that each command that reads a file finds it again
+    *((0x20, 0x20), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x202F, 0x202F), (0x205F, 0x205F)),
+    (0x3000, 0x3000),
+)
 
 
 def _sqlite() -> bool:
@@ -39,16 +43,17 @@ def _word(table: str, column: str, words: tuple[str, ...]) -> sa.CheckConstraint
     return _check(table, column, f"{column} IN ({listed})")
 
 
-def _text(table: str, column: str, longest: int = 255, refused: str = "") -> sa.CheckConstraint:
+def _text(table: str, column: str, longest: int = 255, refused: str = "", blanks: bool = True) -> sa.CheckConstraint:
     """Not empty, not over-long, no character that is invisible (it garbles terminals, logs and CSV) or *refused*."""
+    spans = INVISIBLE if blanks else (*INVISIBLE, *BLANKS)
     if _sqlite():  # length() stops at a NUL, hence the look at the bytes for it; a BLOB is no text
-        ranges = " || ".join(f"char({first}) || '-' || char({last})" for first, last in INVISIBLE)
+        ranges = " || ".join(f"char({first}) || '-' || char({last})" for first, last in spans)
         rule = (
             f"typeof({column}) = 'text' AND length({column}) BETWEEN 1 AND {longest}"
             f" AND instr({column}, char(0)) = 0 AND {column} NOT GLOB '*[{refused}' || {ranges} || ']*'"
         )
     else:
-        ranges = "".join(rf"\u{first:04x}-\u{last:04x}" for first, last in INVISIBLE)
+        ranges = "".join(rf"\u{first:04x}-\u{last:04x}" for first, last in spans)
         rule = f"char_length({column}) BETWEEN 1 AND {longest} AND {column} !~ '[{refused}{ranges}]'"
     return _check(table, column, rule)
 
@@ -163,7 +168,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.UniqueConstraint("cluster", "jid", name="uq_jobs_cluster_jid"),
         _text("jobs", "cluster", 63),
-        _text("jobs", "jid"),
+        _text("jobs", "jid", blanks=False),
         _text("jobs", "reference", refused="@"),
         *(_text("jobs", name) for name in ("registered_by", "status", "last_error", "leased_by")),
         _word("jobs", "kind", KINDS),

@@ -1,4 +1,4 @@
-"""The checkpoint: a short text that says what is sealed, with its signature.
+"""The checkpoint: a short text that names what is sealed, with its signature.
 
 Owns the form of that text, which FORMAT.md describes: reading and writing it again gives the same bytes. Does not know
 the database. ``keys`` makes and checks signatures.

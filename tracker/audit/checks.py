@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from tracker.audit.findings import AuditFinding, What, printable
+from tracker.audit.findings import AuditFinding, FindingKind, printable
 from tracker.models import JOBS, TRANSITIONS
 from tracker.reports import as_of, render
 from tracker.status import Answer, Facts, Job, LostRule, Past, State, decide
@@ -40,10 +40,10 @@ def findings(connection: sa.Connection, zone: ZoneInfo) -> Iterator[AuditFinding
 
 def _finding(row: Any) -> AuditFinding:
     """Return what a row of a check says: is_note, name (of the table), id, cluster, jid, seq, message."""
-    what = {"jobs": What.JOB, "seals": What.CHECKPOINT}.get(row.name, What.HISTORY)
+    what = {"jobs": FindingKind.JOB, "seals": FindingKind.CHECKPOINT}.get(row.name, FindingKind.HISTORY)
     where = f"row {row.id} of {row.name}"
     if row.jid is not None:
-        transition = "" if what is What.JOB else f", transition {row.seq}"
+        transition = "" if what is FindingKind.JOB else f", transition {row.seq}"
         where = f"job {row.jid} of cluster {row.cluster}{transition}"
     cluster, jid = (None if name is None else printable(name) for name in (row.cluster, row.jid))
     seq = row.seq if isinstance(row.seq, int) else None  # SQLite holds any type in any column

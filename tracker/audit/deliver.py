@@ -47,7 +47,7 @@ TIMEOUT: Final = timedelta(seconds=10)  # for the whole of one request
 
 
 class _CannotDeliver(Exception):
-    """What is wrong with a destination or the chain; *short* is what is stored of it."""
+    """A destination or the chain cannot be used; *short* is stored, the message is logged."""
 
     def __init__(self, short: str, words: str) -> None:
         super().__init__(words)
@@ -143,7 +143,7 @@ class Courier:
         return max(0.0, min(waits)) if waits else None
 
     def _begin(self) -> None:
-        """Forget that destinations fail which are not ours: a daemon that still uses one notes it again."""
+        """Clear the failures of other destinations; a daemon that still uses one records its failure again."""
         ours = DELIVERIES.c.destination.in_([to.name for to in self._destinations])
         with database.writing(self._engine) as connection:
             stale = sa.update(DELIVERIES).where(DELIVERIES.c.failing_since.is_not(None), sa.not_(ours))
@@ -170,7 +170,7 @@ class Courier:
             return last is not None
 
     def _following(self, number: int) -> Signed | None:
-        """Return the checkpoint after *number*, as it is in the database; None: it is not made yet."""
+        """Return the checkpoint after *number* from the database; None: it is not made yet."""
         query = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id).offset(number).limit(1)  # no number is missing
         with database.reading(self._engine) as connection:
             text = connection.execute(query).scalar()
@@ -186,9 +186,9 @@ class Courier:
         return signed
 
     def _note(self, to: _Destination, number: int) -> bool:
-        """Note that a destination has all up to *number*; return False if another daemon is delivering there.
+        """Record that a destination has all up to *number*; return False if another daemon is delivering there.
 
-        Then each looks again, so that no number is sent before the one below it has arrived.
+        In that case both read the number again, so that no checkpoint is sent before the one below it has arrived.
         """
         update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
         if not isinstance(to, _File):
@@ -216,7 +216,7 @@ class Courier:
         event("delivery_failed", logging.WARNING, **facts)
 
     def _worked(self, to: _Destination) -> None:
-        """Note that a destination works again, if it failed here or before our start: others clear their own."""
+        """Record that a destination works again, if it failed here or before our start."""
         if to.failing_since is None:
             return
         with database.writing(self._engine) as connection:

@@ -15,10 +15,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 LONGEST_LIST: Final = 1000
-"""Most findings that are kept. The rest is only counted, so that a damaged database does not fill the memory."""
+"""Most findings that are kept. Others are only counted, so that a damaged database does not fill the memory."""
 
 
-class What(StrEnum):
+class FindingKind(StrEnum):
     """What kind of thing is wrong."""
 
     GUARD = "guard"  # a guard, table or CHECK is missing, changed or not tracker's
@@ -39,14 +39,14 @@ class What(StrEnum):
 class AuditFinding:
     """One thing that is wrong, in words and with its place."""
 
-    what: What
+    what: FindingKind
     message: str
     checkpoint: int | None = None  # its number
     segment: str | None = None  # its path in a pack
     cluster: str | None = None
     jid: str | None = None
     seq: int | None = None  # of the transition
-    is_note: bool = False  # it may have an honest cause; a person should look
+    is_note: bool = False  # it may have a harmless cause; a person should look
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class PublicKey:
 
     @property
     def id(self) -> str:
-        """The first 32 hex digits of the SHA-256 of its DER: short enough to compare by telephone."""
+        """The first 32 hex digits of the SHA-256 of its DER, short enough to compare by telephone."""
         return hashlib.sha256(self.der).hexdigest()[:32]
 
     def pem(self) -> str:

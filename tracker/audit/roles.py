@@ -20,7 +20,7 @@ from tracker.models import METADATA
 from tracker.reports.views import VIEWS
 
 LONGEST = 63  # bytes; PostgreSQL cuts a longer name, so two could become one
-RESERVED = ("public", "none")  # `GRANT … TO "public"` grants to everybody, quoted or not
+RESERVED = ("public", "none")  # `GRANT … TO "public"` grants to everyone, quoted or not
 
 
 def _columns(table: str, *but: str) -> tuple[str, ...]:

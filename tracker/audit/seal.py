@@ -87,7 +87,7 @@ def seal(
         signed, segments = _build(engine, before, newest, key, next_key)
         if _write(engine, before, signed, segments):
             return signed
-    raise DatabaseUnavailable("other sealers were faster each time: try again")
+    raise DatabaseUnavailable("other daemons sealed first each time: try again")
 
 
 def head(connection: sa.Connection) -> Signed | None:
@@ -104,7 +104,7 @@ def chain(connection: sa.Connection) -> Generator[Signed, None, None]:
 
 
 def columns(signed: Signed) -> dict[str, object]:
-    """Return what a row of seals says of a checkpoint beside its text."""
+    """Return the columns of a row of seals, other than the checkpoint's text."""
     one = signed.checkpoint
     return {
         **{f"last_{table.removesuffix('s')}_id": last for table, (_, last) in one.ids.items()},
@@ -155,7 +155,7 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
         except DatabaseUnavailable as error:
             if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
                 raise
-    event("seal_postponed", logging.WARNING, why="a transaction that wrote history stays open")
+    event("seal_postponed", logging.WARNING, why="a transaction that wrote history is still open")
     return dict.fromkeys(TABLES, 0)
 
 
@@ -225,9 +225,9 @@ def _require_key(engine: sa.Engine, key: SigningKey | None, before: Signed) -> N
         text = connection.execute(query).scalar()
     if text is None:
         return
-    why = "a key signs the chain"
+    why = "a key has signed the chain, so each new checkpoint needs a key"
     if key is not None:
         if _parsed(text).checkpoint.next_key in (None, key.public):
             return
         why = f"key {key.public.id} announced another key"
-    raise BadConfiguration(f"sealing has stopped: {why}. Set TRACKER_SIGNING_KEY_FILE to its file")
+    raise BadConfiguration(f"sealing has stopped: {why}. Set TRACKER_SIGNING_KEY_FILE to the file of that key")

@@ -49,7 +49,7 @@ class Sealing:
 
     @contextmanager
     def __call__(self, engine: sa.Engine) -> Iterator[None]:
-        """Run beside the block."""
+        """Run in a thread during the block."""
         over = threading.Event()
         thread = threading.Thread(target=self._run, args=(engine, over), name="tracker-sealing", daemon=True)
         if not self._once:

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from tracker import database, guards
 from tracker.audit import checks, lines, roles
 from tracker.audit.checkpoint import Checkpoint, SealedSegment, Signed, parse
-from tracker.audit.findings import LONGEST_LIST, AskedServer, AuditFinding, Report, What, printable
+from tracker.audit.findings import LONGEST_LIST, AskedServer, AuditFinding, FindingKind, Report, printable
 from tracker.audit.keys import PublicKey
 from tracker.audit.lenient import lenient
 from tracker.audit.lines import TABLES
@@ -55,7 +55,7 @@ def verify(
 
     Args:
         connection: In a transaction that sees one state of the database (`database.reading`).
-        public_key: The right key, from somebody else. It must have signed a checkpoint of the chain's own succession,
+        public_key: The expected key, from another person. It must have signed a checkpoint of the chain's succession,
             in which each key announces the next. None: accept any succession.
         trusted: Checkpoints that were kept outside: the chain must have them.
         zone: The legal time zone of clusters that have no source yet.
@@ -111,8 +111,12 @@ class _Verification:
 
     def run(self, zone: ZoneInfo, now: datetime) -> Report:
         report, connection = self._report, self._connection
-        problems = {What.GUARD: guards.problems, What.VIEW: views.problems, What.RIGHT: roles.problems}
-        for what, examine in (problems | {What.INDEX: _index_problems}).items():
+        problems = {
+            FindingKind.GUARD: guards.problems,
+            FindingKind.VIEW: views.problems,
+            FindingKind.RIGHT: roles.problems,
+        }
+        for what, examine in (problems | {FindingKind.INDEX: _index_problems}).items():
             for line in examine(connection):
                 self._find(what, line)
         for seal, following in pairwise(chain(self._seals(), [None])):
@@ -134,7 +138,7 @@ class _Verification:
     def _scalar(self, query: str) -> Any:
         return self._connection.exec_driver_sql(query).scalar()
 
-    def _find(self, what: What, message: str, checkpoint: int | None = None, segment: str | None = None) -> None:
+    def _find(self, what: FindingKind, message: str, checkpoint: int | None = None, segment: str | None = None) -> None:
         place = segment or (f"checkpoint {checkpoint}" if checkpoint else "")
         message = printable(f"{place}: {message}" if place else message)
         self._keep(AuditFinding(what, message, checkpoint, segment))
@@ -176,7 +180,7 @@ class _Verification:
         self._report.checkpoints += 1
         if seal.signed is None:
             message = f"its text is damaged ({seal.problem}), so its rows cannot be checked"
-            self._find(What.CHECKPOINT, message, self._due)
+            self._find(FindingKind.CHECKPOINT, message, self._due)
             self._due, self._last, self._expected = self._due + 1, seal, None
             return
         one, faults = seal.signed.checkpoint, []
@@ -188,7 +192,7 @@ class _Verification:
         else:
             if one.number > self._due:
                 others = "" if one.number == self._due + 1 else f", like all up to {one.number - 1}"
-                self._find(What.CHECKPOINT, f"it is missing{others}", self._due)
+                self._find(FindingKind.CHECKPOINT, f"it is missing{others}", self._due)
                 self._expected = None
             else:
                 faults += self._link(one)
@@ -199,7 +203,7 @@ class _Verification:
         else:
             faults.append("it may not be what was sealed, so its rows cannot be checked")
         if faults:
-            self._find(What.CHECKPOINT, "; ".join(faults), one.number)
+            self._find(FindingKind.CHECKPOINT, "; ".join(faults), one.number)
 
     def _link(self, one: Checkpoint) -> Iterator[str]:
         """Yield each reason why a checkpoint does not follow the one before it."""
@@ -220,7 +224,7 @@ class _Verification:
     def _signature(self, one: Checkpoint, is_genuine: bool | None) -> None:
         """Check that the right key signed a checkpoint, and remember which key signs the next."""
         if is_genuine is False:
-            self._find(What.KEY, "its signature is false: the text or the signature was changed", one.number)
+            self._find(FindingKind.KEY, "its signature is false: the text or the signature was changed", one.number)
             self._expected = None
             return
         if one.key is None:
@@ -240,11 +244,15 @@ class _Verification:
         for key_id, numbers in self._unexpected.items():
             how = f"it is signed with key {key_id}, which the chain did not announce"
             others = f"; {len(numbers) - 1} more up to checkpoint {numbers[-1]}" if len(numbers) > 1 else ""
-            self._find(What.KEY, (how if key_id else "it is not signed, but earlier ones are") + others, numbers[0])
+            self._find(
+                FindingKind.KEY, (how if key_id else "it is not signed, but earlier ones are") + others, numbers[0]
+            )
         if self._given is not None and self._given not in self._succession:
             announced = " (it is announced, but has not signed yet)" if self._given == self._expected else ""
             signed = f"key {self._succession[-1].id}" if self._succession else "no key"
-            self._find(What.KEY, f"the chain is signed by {signed}, not by the given key {self._given.id}{announced}")
+            self._find(
+                FindingKind.KEY, f"the chain is signed by {signed}, not by the given key {self._given.id}{announced}"
+            )
 
     def _outside(self) -> None:
         """Report the newest checkpoint, and those from outside that are not in the chain."""
@@ -255,13 +263,13 @@ class _Verification:
         if not self._trusted:
             return
         number, hash_, origin = min(self._trusted)
-        why = "the chain has a different one, or none"
+        why = "the chain has another checkpoint in its place, or none"
         if head is None or origin != head.checkpoint.origin:
             why = "it belongs to another database"
         elif number > head.checkpoint.number:
             why = f"the chain ends with {head.checkpoint.number}: its end was cut off, or an older copy was restored"
         more = f" (and {len(self._trusted) - 1} more)" if len(self._trusted) > 1 else ""
-        self._find(What.TRUSTED, f"the trusted one (SHA-256 {hash_}) is not in the chain: {why}{more}", number)
+        self._find(FindingKind.TRUSTED, f"the trusted one (SHA-256 {hash_}) is not in the chain: {why}{more}", number)
 
     # The rows
 
@@ -275,18 +283,18 @@ class _Verification:
             row = found.pop((segment.name, segment.part), None)
             if row is None or not isinstance(row.first_id, int) or not isinstance(row.last_id, int):
                 message = "table segments does not have it, so its rows cannot be checked"
-                self._find(What.SEGMENTS, message, one.number, segment.path(one.number))
+                self._find(FindingKind.SEGMENTS, message, one.number, segment.path(one.number))
             elif self._is_as_sealed(segment, one.number, row):
                 ranges[segment.name].append((row.first_id, row.last_id))
                 continue
             uncertain.add(segment.name)
         if found:
-            self._find(What.SEGMENTS, f"table segments has {len(found)} more than it names", one.number)
+            self._find(FindingKind.SEGMENTS, f"table segments has {len(found)} more segments than it names", one.number)
         for table in {*TABLES} - uncertain:
             after, upto = one.ids[table]
             if count := self._between(table, after, upto, ranges[table]):
                 message = f"rows of {table} with ids from {after + 1} to {upto} that are in no segment: {count}"
-                self._find(What.ROWS, message, one.number)
+                self._find(FindingKind.ROWS, message, one.number)
         self._report.sealed += one.rows
 
     def _is_as_sealed(self, segment: SealedSegment, number: int, row: Any) -> bool:
@@ -303,11 +311,11 @@ class _Verification:
         is_described = (first, last, count) == (row.first_id, row.last_id, row.rows)
         if row.sha256 != segment.sha256 or (is_good and not is_described):
             message = f"the row in table segments does not agree with checkpoint {number}"
-            self._find(What.SEGMENTS, message, number, path)
+            self._find(FindingKind.SEGMENTS, message, number, path)
         if not is_good and row.sha256 != digest:
             counts = "" if count == row.rows else f" ({row.rows} were sealed, {count} are there)"
             which = f"the rows of {segment.name} with ids from {row.first_id} to {row.last_id}"
-            self._find(What.ROWS, f"{which} are not those that were sealed{counts}", number, path)
+            self._find(FindingKind.ROWS, f"{which} are not those that were sealed{counts}", number, path)
         self._progress(self._report.sealed, self._rows, "sealed rows")
         return is_good
 
@@ -325,15 +333,17 @@ class _Verification:
         head = self._last.signed if self._last else None
         for table, (id_, written_at) in WRITTEN.items():
             if count := self._scalar(f"SELECT count(*) FROM {table} WHERE id < 1"):
-                self._find(What.ROWS, f"rows of {table} with an id below 1, which no database gives: {count}")
+                self._find(FindingKind.ROWS, f"rows of {table} with an id below 1, which is not possible: {count}")
             is_new = id_ > (head.checkpoint.ids[table][1] if head else 0)
             query = sa.select(sa.func.count(), sa.func.min(written_at) < now - LONGEST_WAIT).where(is_new)
             count, is_late = self._connection.execute(query).one()
             self._report.unsealed += count
             if is_late:
-                self._find(What.UNSEALED, f"rows of {table} that are not sealed, some for longer than a day: {count}")
+                self._find(
+                    FindingKind.UNSEALED, f"rows of {table} that are not sealed, some for longer than a day: {count}"
+                )
         if count := self._scalar("SELECT count(*) FROM segments WHERE seal_id NOT IN (SELECT id FROM seals)"):
-            self._find(What.SEGMENTS, f"rows of table segments without a checkpoint: {count}")
+            self._find(FindingKind.SEGMENTS, f"rows of table segments without a checkpoint: {count}")
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:

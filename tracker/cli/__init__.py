@@ -35,11 +35,11 @@ COMMANDS = {
     "show": ("Follow", "tracker.cli.look:show", "Show one job: facts, timeline, next poll."),
     "clusters": ("Follow", "tracker.cli.status:clusters", "List clusters: late polls, pauses, gaps."),
     "status": ("Follow", "tracker.cli.status:status", "Show what runs, and what needs a person."),
-    "alerts": ("Follow", "tracker.cli.alerts:alerts", "Send a test alert."),
-    "ack": ("Decide", "tracker.cli.alerts:ack", "Quiet a need that a person has in hand."),
+    "alerts": ("Follow", "tracker.cli.alerts:alerts", "Test where alerts go."),
+    "ack": ("Decide", "tracker.cli.alerts:ack", "Silence a need that a person is handling."),
     "withdraw": ("Decide", "tracker.cli.operate:withdraw", "Close jobs, with a reason."),
     "reopen": ("Decide", "tracker.cli.operate:reopen", "Resume failed, lost, attested or withdrawn jobs."),
-    "attest": ("Decide", "tracker.cli.operate:attest", "Declare that jobs were done, unseen by tracker."),
+    "attest": ("Decide", "tracker.cli.operate:attest", "Declare that jobs were done, though tracker did not see it."),
     "amend": ("Decide", "tracker.cli.operate:amend", "Correct what was declared about jobs."),
     "pause": ("Decide", "tracker.cli.operate:pause", "Stop polling a cluster."),
     "resume": ("Decide", "tracker.cli.operate:resume", "Poll a paused cluster again."),
@@ -94,7 +94,7 @@ class _Root(click.Group):
 )
 @click.version_option(package_name="tracker", prog_name="tracker")
 def root() -> None:
-    """Remember what became of every GDPR job submitted to Voyado Elevate 3."""
+    """Record what happens to every GDPR job submitted to Voyado Elevate 3."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -106,7 +106,7 @@ def main(args: Sequence[str] | None = None) -> int:
     _open_streams()
     try:
         code = root.main(args, prog_name="tracker", standalone_mode=False)
-        sys.stdout.flush()  # so that a closed pipe is met here, not at the interpreter's end
+        sys.stdout.flush()  # so that a closed pipe raises here, not when the interpreter ends
     except TrackerError as error:
         # A name in a message may come from a server or a file: no control character of it reaches the terminal.
         message = re.sub(r"[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", str(error))
@@ -117,20 +117,20 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:  # the reader of our output has read enough
+    except BrokenPipeError:  # the program that reads our output has ended
         _drop_output()
         return 1
-    except OSError as error:  # a full disk below standard output, for instance: the place's fault, not the program's
+    except OSError as error:  # such as a full disk: not a fault of the program
         _drop_output()
         place = f" {error.filename!r}" if error.filename else ""
         click.echo(f"tracker: error: cannot read or write{place}: {error.strerror or error}", err=True)
         return 75
     except Exception as error:
-        # What the database refuses for an unforeseen reason is one line as well; a fault of ours has its traceback.
+        # An unforeseen refusal of the database is one line, too. A fault of ours keeps its traceback.
         if not any(base.__module__.startswith("sqlalchemy.") for base in type(error).__mro__):
             raise
         said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        click.echo(f"tracker: error: the database refuses: {said} (tracker db check)", err=True)
+        click.echo(f"tracker: error: the database refused a statement: {said}. Run `tracker db check`", err=True)
         return 69
     return code if isinstance(code, int) else 0
 
@@ -138,12 +138,12 @@ def main(args: Sequence[str] | None = None) -> int:
 def _open_streams() -> None:
     """Make standard output and standard error usable, whatever this process was given.
 
-    A stream that is closed (``>&-``) is None: what is written to it goes nowhere, and its number is taken, so that no
-    file of ours, such as the database, gets it. What a terminal's encoding lacks is escaped; a file or a pipe gets
-    UTF-8 in any locale, so that a command reads what another one wrote.
+    Python sets a closed stream (``>&-``) to None. It is replaced by a stream that drops everything. That also takes its
+    number, so that no file of ours, such as the database, gets it. Characters that a terminal cannot show are escaped.
+    A file or a pipe gets UTF-8 in any locale, so that one command can read the output of another.
     """
     if sys.stdin is None:
-        os.open(os.devnull, os.O_RDONLY)  # commands that read it refuse
+        os.open(os.devnull, os.O_RDONLY)  # commands that read it report an error
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end
     if sys.stderr is None:
@@ -154,6 +154,6 @@ def _open_streams() -> None:
 
 
 def _drop_output() -> None:
-    """Discard what standard output still holds: Python would try to write it once more at its end."""
+    """Discard what standard output still holds: otherwise Python tries to write it again when it ends."""
     with suppress(OSError):  # it is no file: a test reads it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

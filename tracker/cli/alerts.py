@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     "--until",
     callback=when,
     metavar="TIME",
-    help="A day, a time with its offset, or for how long (2d). Default: its end.",
+    help="Until when: a day, a time with its offset, or a duration (2d). Default: until the need ends.",
 )
-@click.option("--actor", metavar="WHO", help="Who has it in hand. Default: your login.")
+@click.option("--actor", metavar="WHO", help="Who is handling it. Default: your login.")
 def ack(kind: str, subject: str | None, reason: str, until: When | None, actor: str | None) -> None:
-    """Quiet a need that a person has in hand: KIND and SUBJECT are as `tracker status` and alerts show them.
+    """Silence a need that a person is handling. `tracker status` and alerts show its KIND and SUBJECT.
 
-    Until then it is no longer urgent: `tracker status` lists it, with who has it in hand, but does not exit with 1
-    because of it, and no alert is sent about it. One that becomes urgent meanwhile is urgent, and is sent.
+    A silenced need is not urgent. `tracker status` still lists it, with the name of that person, but does not exit with
+    1 because of it. No alert is sent about it. If it becomes urgent meanwhile, it counts again and an alert is sent.
     """
     from tracker import alerts, database, intake
     from tracker.needs import needs
@@ -51,25 +51,27 @@ def ack(kind: str, subject: str | None, reason: str, until: When | None, actor: 
         need = _chosen(needs(seen), kind, subject)
         with database.writing(engine) as connection:
             alerts.ack(connection, need, intake.login() if actor is None else actor, reason, at, seen.now)
-    end = "it is over" if at is None else f"{at:%Y-%m-%d %H:%M} UTC"
-    click.echo(plain(f"[{need.kind}] {need.what}: in hand until {end}."), err=True)
+    end = "it ends" if at is None else f"{at:%Y-%m-%d %H:%M} UTC"
+    click.echo(plain(f"[{need.kind}] {need.what}: silenced until {end}."), err=True)
 
 
 def _chosen(found: list[Need], kind: str, subject: str | None) -> Need:
-    """Return the need that is meant; raise Refused, with those that there are, if it is not exactly one."""
+    """Return the one need that matches; raise Refused with a list of needs if none or several match."""
     of_kind = [need for need in found if need.kind == kind]
     meant = [need for need in of_kind if subject is None or subject in (need.subject, need.key[1])]
     if len(meant) == 1:
         return meant[0]
     names = ", ".join(f"{need.kind} {need.subject}".strip() for need in (of_kind or found)[:20])
     if meant:
-        raise Refused(f"several needs are {kind}; name one of them: {names}")
-    raise Refused(f"no need is {kind[:80]} {subject or ''}".strip() + (f"; there are: {names}" if names else ""))
+        raise Refused(f"several needs have the kind {kind}; add the subject of one: {names}")
+    raise Refused(
+        f"there is no need {kind[:80]} {subject or ''}".strip() + (f"; current needs: {names}" if names else "")
+    )
 
 
 @click.group(epilog=example("tracker alerts test"))
 def alerts() -> None:
-    """Send alerts about what needs a person (`tracker run` does, to TRACKER_ALERT_URLS)."""
+    """Test where alerts go. `tracker run` sends them to TRACKER_ALERT_URLS when something needs a person."""
 
 
 @alerts.command(epilog=example("tracker alerts test"))

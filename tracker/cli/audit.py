@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _COLUMNS = ("what", "checkpoint", "segment", "cluster", "jid", "seq", "message")
-SHOWN_NOTES = 10  # a server whose clock is wrong makes a note of each answer
+SHOWN_NOTES = 10  # a server with a wrong clock causes a note for each answer
 MEANING = (
     "What OK means: no row sealed up to checkpoint {number} was changed, removed or added since it was sealed, as far"
     " as this key and this checkpoint reach. It does not mean that each row was true when it was written: actor is"
@@ -46,24 +46,24 @@ def audit() -> None:
     "--public-key",
     type=_FILE,
     metavar="FILE",
-    help="The right key (PEM), from somebody who does not run the database. Default: any key that the chain announces.",
+    help="The expected key (PEM), from a person who does not run the database. Default: any key of the chain.",
 )
 @click.option(
     "--trusted",
     type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="Checkpoints kept outside, such as TRACKER_CHECKPOINT_FILE: the chain must have them all. A line of the log is"
-    " not a checkpoint.",
+    help="Checkpoints kept outside, such as TRACKER_CHECKPOINT_FILE: the chain must contain all of them. A line of"
+    " the log is not a checkpoint.",
 )
 @format_option
 def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | None) -> int:
     """Check that no sealed row was changed, removed or added, and that every history is possible.
 
     Checks guards, CHECKs, views, rights, indexes, checkpoints, signatures, each sealed row and each job's history, and
-    that the table jobs follows from it. Lists every finding, and exits with 1 if there is one. A note may have an
-    honest cause and is not a finding. Lists the servers that answered. In csv, standard output has the findings only;
-    the rest goes to standard error. Changes nothing.
+    that the table jobs follows from it. Lists every finding, and exits with 1 if there is one. A note may have a
+    harmless cause and is not a finding. Lists the servers that answered. With csv, standard output has the findings
+    only; the rest goes to standard error. Changes nothing.
 
     Only --trusted shows that the newest rows were cut off, or that everything was sealed again. Keep checkpoints where
     the people who run the database cannot change them.
@@ -74,8 +74,10 @@ def verify(public_key: Path | None, trusted: tuple[Path, ...], format: str | Non
 
     key = None if public_key is None else PublicKey.load(public_key)
     outside = (signed for path in trusted for signed in _checkpoints(path))
-    with opened() as (settings, engine), progress() as tell, database.reading(engine) as connection:
-        report = checks.verify(connection, public_key=key, trusted=outside, zone=settings.zone, progress=tell)
+    with opened() as (settings, engine), progress() as report_progress, database.reading(engine) as connection:
+        report = checks.verify(
+            connection, public_key=key, trusted=outside, zone=settings.zone, progress=report_progress
+        )
     match chosen(format):
         case "json":
             click.echo(json.dumps(_json(report), indent=2))
@@ -114,9 +116,9 @@ def _json(report: Report) -> dict[str, object]:
 
 
 def _print_context(report: Report) -> None:
-    """Print what is not a finding and a person must judge: the servers, the notes, the keys, the last checkpoint."""
+    """Print what a person must judge besides the findings: the servers, the notes, the keys, the last checkpoint."""
     rows = ((s.cluster, s.asked, s.recorded_at, ", ".join(s.flags)) for s in report.sources)
-    columns = ("cluster", "asked", Column("recorded_at", "since"), Column("flags", "look at this"))
+    columns = ("cluster", "asked", Column("recorded_at", "since"), Column("flags", "warning"))
     emit(rows, columns, "table", title="Where answers came from", empty="No source is recorded: no answer yet.")
     for note in report.notes[:SHOWN_NOTES]:
         click.echo(plain(f"note: {note.message}"))
@@ -142,7 +144,7 @@ def _result(report: Report) -> str:
     but = f", BUT {', '.join(report.qualifications)}" if report.qualifications else ""
     explained = {
         "NOTHING SEALED": "anyone who can write to the database can change every row",
-        "NOT SIGNED": "anyone who can write to the database can change it and seal it again",
+        "NOT SIGNED": "anyone who can write to the database can change rows and seal them again",
         "PARTLY NOT SIGNED": f"checkpoints without a signature of their own: {report.unsigned} of {report.checkpoints};"
         " a later signature covers them",
         "KEY NOT CHECKED": "compare the id of the key with the id that you were given, or give --public-key",
@@ -159,14 +161,14 @@ def export(folder: Path) -> None:
     """Write the evidence to the new folder DIR: all sealed rows, the reports on them, and verify.sh.
 
     Its README.txt says how to check it with sha256sum, openssl and sqlite3. TRACKER_SIGNING_KEY_FILE signs the pack.
-    DIR must not exist. If anything fails, nothing is left there.
+    DIR must not exist. If anything fails, DIR is removed.
     """
     from tracker.audit import pack
     from tracker.audit.keys import SigningKey
 
-    with opened() as (settings, engine), progress() as tell:
+    with opened() as (settings, engine), progress() as report_progress:
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        made = pack.export(engine, folder, zone=settings.zone, key=key, progress=tell)
+        made = pack.export(engine, folder, zone=settings.zone, key=key, progress=report_progress)
     last = made.last
     as_of = f"{last.sealed_at:%Y-%m-%d %H:%M:%S} UTC"
     lines = [f"{made.folder}: checkpoints 1 to {last.number}, {counted(made.rows, 'row')}, as of {as_of}"]
@@ -233,11 +235,11 @@ def _newest() -> Signed | None:
 def keygen(file: Path, rotate: bool) -> None:
     """Make a signing key in FILE, which only you can read, and print its public key and its id.
 
-    A file that exists is never overwritten. Give the id to your auditor through a separate channel: without it, nobody
-    can distinguish your key from another.
+    An existing file is never overwritten. Give the id to your auditor through a separate channel. Without the id, the
+    auditor cannot distinguish your key from another.
 
-    With --rotate the chain goes on without a break: a last checkpoint announces the new key, and after it only that key
-    is right. Daemons stop sealing until they are restarted with the new key.
+    With --rotate the chain continues: the current key signs a last checkpoint, which announces the new key. After that,
+    only the new key is valid. Daemons stop sealing until you restart them with the new key.
     """
     from tracker.audit import keys
 

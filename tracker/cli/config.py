@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=example("tracker config check"))
 def config() -> None:
-    """What the settings are, and where each comes from."""
+    """Show the settings, and where each comes from."""
 
 
 @config.command(
@@ -30,9 +30,9 @@ def config() -> None:
 @click.option("--ask", is_flag=True, help="Also ask each cluster once, about a jid that no job has.")
 @format_option
 def check(ask: bool, format: str | None) -> int:
-    """Check all settings and show each effective value, secrets masked, and where it came from.
+    """Check all settings; show each effective value (secrets masked) and where it comes from.
 
-    Names every wrong setting, its place and what to do; then the exit code is 78. Never asks the database.
+    Lists every wrong setting, where it is and what to do. The exit code is then 78. Does not open the database.
 
     With --ask, each cluster must answer "not_found". Exits with 78 if a key is refused, else with 69 if a cluster
     cannot be asked or gives another answer.
@@ -42,15 +42,15 @@ def check(ask: bool, format: str | None) -> int:
     effective = settings.load()
     emit(settings.explain(effective), [Column("name"), Column("value"), Column("source")], format)
     if effective.clusters:
-        click.echo("The settings are good.", err=True)
+        click.echo("The settings are valid.", err=True)
         return _ask(effective.clusters.values(), effective.request_timeout) if ask else 0
     hint = f"no cluster is configured, so tracker run has nothing to poll: {settings.NO_CLUSTER_HINT}."
-    click.echo(f"The settings are good, but {hint}", err=True)
+    click.echo(f"The settings are valid, but {hint}", err=True)
     return 78 if ask else 0
 
 
 def _ask(clusters: Iterable[ClusterSettings], timeout: timedelta) -> int:
-    """Ask each cluster, print what comes of it, and return the exit code."""
+    """Ask each cluster, print the result, and return the exit code."""
     from tracker.elevate import Elevate
     from tracker.errors import AskError, KeyRefused
     from tracker.status import Status
@@ -64,9 +64,11 @@ def _ask(clusters: Iterable[ClusterSettings], timeout: timedelta) -> int:
             codes.add(78 if isinstance(error, KeyRefused) else 69)
             words = str(error)
         else:
-            words = "good: it answers, and the key is accepted"
+            words = "good: the cluster answers and accepts the key"
             if answer.status != Status.NOT_FOUND:
                 codes.add(69)
-                words = f"the status of a jid that no job has is {answer.status!r}, not 'not_found': check base_url"
+                words = (
+                    f"for a jid that no job has, it answers {answer.status!r} instead of 'not_found': check base_url"
+                )
         click.echo(f"{cluster.name}: {words}", err=True)
     return max(codes)

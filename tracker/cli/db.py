@@ -23,9 +23,9 @@ def db() -> None:
 
 @db.command(epilog=example("tracker db upgrade", "TRACKER_DATABASE_URL=sqlite:////srv/tracker.db tracker db upgrade"))
 def upgrade() -> None:
-    """Bring the schema to this version, and make guards and views again.
+    """Upgrade the schema to this version, and make guards and views again.
 
-    Makes a missing SQLite file; a PostgreSQL database must exist. On an error nothing is changed. Harmless to repeat.
+    Creates a missing SQLite file; a PostgreSQL database must exist. On an error nothing is changed. You can repeat it.
     """
     from tracker import database, settings
 
@@ -36,7 +36,7 @@ def upgrade() -> None:
 def check() -> int:
     """Check that schema, guards and views are as this version makes them.
 
-    Names each thing that is missing or changed, and exits with 1 if there is one. Changes nothing.
+    Lists everything that is missing or changed, and exits with 1 if there is anything. Changes nothing.
     """
     from tracker import database, guards, settings
     from tracker.audit import roles
@@ -71,7 +71,7 @@ def check() -> int:
 def grants(owner: str, writer: str, auditor: str) -> None:
     """Print the SQL that gives three roles on PostgreSQL their rights and takes away all others.
 
-    Changes nothing. Read the SQL, then let a superuser run it with psql. It makes missing roles.
+    This command changes nothing. Read the SQL, then let a superuser run it with psql. The SQL creates missing roles.
     """
     from tracker import database, settings
     from tracker.audit import roles

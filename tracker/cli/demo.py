@@ -27,22 +27,26 @@ if TYPE_CHECKING:
     default="tracker-demo.db",
     show_default=True,
     metavar="FILE",
-    help="Where its database is made. An earlier demo's is replaced, any other file refused.",
+    help="Where to make the database. The database of an earlier demo is replaced, any other file is refused.",
 )
-@click.option("--jobs", type=click.IntRange(1, 5000), default=300, show_default=True, help="How many jobs.")
+@click.option("--jobs", type=click.IntRange(1, 5000), default=300, show_default=True, help="Number of jobs.")
 @click.option(
-    "--days", type=click.IntRange(1, 60), default=7, show_default=True, help="A job ends on its 6th or later."
+    "--days",
+    type=click.IntRange(1, 60),
+    default=7,
+    show_default=True,
+    help="Simulated days. A job ends on its 6th day or later.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Same seed, same scene.")
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same jobs.")
 @click.pass_context
 def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> None:
-    """Show all of it on this machine, in about 20 seconds and without a key.
+    """Show everything tracker does, on this machine, in about 20 seconds, without a key.
 
-    Two fake Elevates are started here, with a clock that began a week ago. A made-up company submits exports and
-    removals to them and registers their jids. The real client and pollers follow the jobs over HTTP until the clock has
-    reached the present; one cluster has an outage. Then the durations report is printed, and what to try.
+    Two fake Elevates start here, with a clock that begins a week ago. An invented company submits exports and removals
+    to them and registers the jids. The real client and pollers follow the jobs over HTTP until the clock reaches the
+    present; one cluster has an outage. At the end the durations report and some commands to try are printed.
 
-    Settings are not read, and no other host is asked. Ctrl-C ends it, leaves nothing running, and keeps the database.
+    The demo reads no settings and contacts no other host. Ctrl-C ends it and keeps the database.
     """
     click.echo(f"Simulating {days} days; Ctrl-C ends it.", err=True)
     from tracker import database
@@ -51,14 +55,14 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
 
     log = logging.getLogger("tracker")
     level = log.level
-    log.setLevel(logging.CRITICAL)  # a vanished job and an outage are part of the scene, not news
+    log.setLevel(logging.CRITICAL)  # a vanished job and an outage are planned here
     stop = Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for number in before:
             signal.signal(number, lambda *_: stop.set())
-        with progress("hours") as tell:
-            outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, tell=tell)
+        with progress("hours") as report_progress:
+            outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, report_progress=report_progress)
     finally:
         log.setLevel(level)
         for number, action in before.items():
@@ -75,7 +79,7 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     engine.dispose()
     page = scene.write_page(path)
     click.echo(f"\n{_shown(outcome)}\n\n{_place(path, outcome)}", err=True)
-    click.echo(f"All reports as a page, for a browser: {page.absolute().as_uri()}", err=True)
+    click.echo(f"All reports on one page, for a browser: {page.absolute().as_uri()}", err=True)
     if outcome.wrong:
         ctx.exit(1)
 
@@ -85,14 +89,14 @@ def _shown(outcome: Outcome) -> str:
     from tracker.demo.demo import SOUTH
 
     checked = f"{outcome.bounds:,} recorded changes of status"
-    lines = [f"All {checked} truly happened between their two bounds, as the simulators, which made them, know."]
+    lines = [f"All {checked} happened between their two bounds; the simulators know the true times."]
     if outcome.wrong:
         lines = [f"{len(outcome.wrong)} of {checked} were not between their bounds:", *outcome.wrong]
     if outcome.gap_seconds:
         gap = human(outcome.gap_seconds)
-        lines.append(f"{SOUTH} had an outage: a gap of {gap} is on record, and the bounds across it are that wide.")
+        lines.append(f"{SOUTH} had an outage: a gap of {gap} is recorded, and changes within it have bounds that wide.")
     width = min(shutil.get_terminal_size().columns, 100) - 1
-    return "\n".join(["What this showed:", *(click.wrap_text(line, width, "- ", "  ") for line in lines)])
+    return "\n".join(["What the demo showed:", *(click.wrap_text(line, width, "- ", "  ") for line in lines)])
 
 
 def _place(path: Path, outcome: Outcome) -> str:
@@ -104,5 +108,5 @@ def _place(path: Path, outcome: Outcome) -> str:
     # Started as .venv/bin/tracker, there is no `tracker` on the PATH.
     started = sys.argv[0] if Path(sys.argv[0]).name == "tracker" and not shutil.which("tracker") else "tracker"
     prefix = f"TRACKER_DATABASE_URL={shlex.quote(url_of(path))} {shlex.quote(started)}"
-    lines = [f"The database is {path.absolute()}. Try on it:", *(f"{prefix} {command}" for command in commands)]
+    lines = [f"The database is {path.absolute()}. Commands to try:", *(f"{prefix} {command}" for command in commands)]
     return "\n  ".join(lines)

@@ -25,10 +25,10 @@ FILES = {
 @click.argument("name", type=click.Choice(list(FILES)))
 @click.option("-o", "--output", metavar="DIR", help="Write each file into this folder. Default: print them.")
 def deploy(name: str, output: str | None) -> None:
-    """Print files for a server: systemd's, a container's, Prometheus's.
+    """Print files for a server: for systemd, containers or Prometheus.
 
-    The head of each file says what it expects, and what was tried. OPERATIONS.md, in tracker/deploy, shows each step.
-    A file of another content that is already in DIR is not replaced; then nothing is written.
+    The first lines of each file say what it needs and how it was tested. tracker/deploy/OPERATIONS.md shows each step.
+    If DIR already holds one of the files with different content, nothing is written.
     """
     texts = {file: (files("tracker") / "deploy" / file).read_text("utf-8") for file in FILES[name]}
     if output is None:
@@ -38,7 +38,9 @@ def deploy(name: str, output: str | None) -> None:
     paths = {Path(output) / file: text for file, text in texts.items()}
     for path, text in paths.items():
         if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
-            raise Refused(plain(f"{str(path)!r} is there with other content: compare the two, and move it away first"))
+            raise Refused(
+                plain(f"{str(path)!r} already exists with different content: compare the two, and move it away first")
+            )
     for path, text in paths.items():
         with output_to(path, "csv"):
             click.echo(text, nl=False)

@@ -39,9 +39,9 @@ def format_of(format: str | None, file: Path | None) -> str:
 
 @contextmanager
 def output_to(file: Path | None, format: str) -> Iterator[None]:
-    """Keep what is printed, and give it to *file* (None: standard output) at the end, if nothing fails.
+    """Keep what is printed, and write it to *file* (None: standard output) at the end, if nothing fails.
 
-    A table for standard output goes straight there: it is short, and a terminal is to be seen as one.
+    A table for standard output is printed directly: it is short, and its layout depends on the terminal.
 
     Raises:
         Refused: There is no room for it on the disk.
@@ -61,7 +61,7 @@ def output_to(file: Path | None, format: str) -> Iterator[None]:
             spool.seek(0)
         except OSError as error:
             with suppress(OSError):
-                spool.close()  # it would try to write the rest once more, and fail once more
+                spool.close()  # closing tries to write the rest again, and fails again
             raise _no_room(error) from error
         if file is None:
             shutil.copyfileobj(spool, sys.stdout)

@@ -10,16 +10,16 @@ from tracker.cli.output import Column
 if TYPE_CHECKING:
     from tracker.reports.durations import Durations, Quantiles
 
-HELP = """How long jobs take, by cluster and kind, or by what --by names.
+HELP = """How long jobs take, by cluster and kind, or by the columns of --by.
 
-From submission (where that is unknown, registration) to done. Elevate gives no times, so each figure is a pair: at
-least, and at most. The median is the time by which half of the jobs are done, as estimated (Kaplan-Meier); p90 nine
-tenths, p95 nineteen twentieths, max all. A job that is not done counts as at least as old as when it was last seen not
-done, also a failed, lost or attested one. So where many fail, the figures are those of jobs that do not. Withdrawn jobs
-are left out. "not reached" (csv: empty, json: null): too few jobs are done to say.
+The time runs from submission (if unknown: registration) to done. Elevate gives no times, so each figure is a pair: at
+least, and at most. The median is the estimated time (Kaplan-Meier) until half of the jobs are done; p90, p95 and max
+are the times until 90 %, 95 % and all are done. A job that is not done counts until it was last seen not done; so does
+a failed, lost or attested job. If many jobs fail, the figures describe the jobs that do not fail. Withdrawn jobs are
+left out. "not reached" (csv: empty, json: null) means that too few jobs are done.
 
-In csv and json each row also has how many jobs were registered more than a day after their submission (late), and how
-many have no declared submission (unknown); withdrawn jobs count there.
+csv and json have two more counts: jobs registered more than a day after submission (late), and jobs without a declared
+submission (unknown). Both include withdrawn jobs.
 
 The last row is the total: its groups are "all" in a table, empty in csv, null in json.
 """
@@ -44,8 +44,8 @@ def rows(made: Durations) -> Iterator[list[object]]:
 
 
 def table(made: Durations) -> tuple[list[Column], list[list[object]]]:
-    """Return columns and cells for people: a line a quantile, for both bounds of all would not fit 80 columns."""
-    # Those that are neither done nor open are rare, and there is little room: a column only where there are any.
+    """Return columns and cells for people, a line a quantile: all bounds in one line do not fit 80 columns."""
+    # Other states than done and open are rare, and there is little room: a state without jobs has no column.
     counts = [*_COUNTS[:3], *(name for name in _COUNTS[3:6] if getattr(made.total, name))]
     is_one = len({row.cluster for row in made.rows}) == 1
     heads = [
@@ -64,13 +64,13 @@ def table(made: Durations) -> tuple[list[Column], list[list[object]]]:
 
 
 def note(made: Durations) -> str:
-    """Return what a person should know who reads the table."""
+    """Return the note below the table: how to read it, and how many jobs are special."""
     lines = [
-        "Estimated (Kaplan-Meier): a job that is not done, also a failed, lost or",
-        "attested one, counts until last seen not done, and leaves the curve there.",
+        "Estimated (Kaplan-Meier). A job that is not done counts until it was last",
+        "seen not done; so does a failed, lost or attested job.",
     ]
     if made.total.withdrawn:
-        lines.append(f"Withdrawn, and left out: {made.total.withdrawn}.")
+        lines.append(f"Withdrawn jobs, left out: {made.total.withdrawn}.")
     if made.total.late:
         lines.append(f"Registered more than a day after submission: {made.total.late}.")
     if made.total.unknown:

@@ -1,6 +1,6 @@
 """Registering: ``tracker add`` and ``tracker import``. Arguments and printing; what is done is in `tracker.intake`.
 
-What became of the jobs goes to standard output, and what was refused to standard error.
+Results go to standard output, refusals to standard error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Input(click.File):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "-" and sys.stdin is None:
-            self.fail("standard input is closed: give a file, or pipe one in", param, ctx)
+            self.fail("standard input is closed: name a file, or pipe one in", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -42,7 +42,7 @@ _kind = click.Choice([kind.value for kind in Kind])
     )
 )
 @click.argument("jids", metavar="JID...", nargs=-1, required=True)
-@click.option("--cluster", metavar="NAME", help="Whose jobs they are; may be left out where one is configured.")
+@click.option("--cluster", metavar="NAME", help="The cluster of the jobs. Not needed if only one is configured.")
 @click.option("--kind", type=_kind, help="What they do with the person's data. Default: unknown.")
 @click.option(
     "--submitted-at",
@@ -55,7 +55,7 @@ _kind = click.Choice([kind.value for kind in Kind])
     help="When the person's request reached the company: the legal month counts from here.",
 )
 @click.option("--reference", metavar="TICKET", help="The person's request; groups its jobs. No personal data.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 def add(
     jids: tuple[str, ...],
     cluster: str | None,
@@ -67,9 +67,9 @@ def add(
 ) -> int:
     """Register jobs, so that they are followed until they end.
 
-    A day is taken as its start in the legal time zone. To register a job again with the same facts is harmless, and
-    what is left out is not compared; other facts are refused. Each job that is refused is named, the others are
-    registered, and the exit code is 1.
+    A day means its start in the legal time zone. Registering a job again with the same facts is harmless. Facts that
+    you leave out are not compared; different facts are refused. Refused jobs are listed, the others are registered, and
+    the exit code is then 1.
     """
     from tracker import database, files, intake
 
@@ -106,42 +106,42 @@ def add(
     ),
 )
 @click.argument("file", type=INPUT)
-@click.option("--cluster", metavar="NAME", help="For rows that name none; may be left out where one is configured.")
-@click.option("--kind", type=_kind, help="For rows that name none. Default: unknown.")
-@click.option("--dry-run", is_flag=True, help="Check everything, and write nothing.")
+@click.option("--cluster", metavar="NAME", help="For rows without a cluster. Not needed if only one is configured.")
+@click.option("--kind", type=_kind, help="For rows without a kind. Default: unknown.")
+@click.option("--dry-run", is_flag=True, help="Check everything; write nothing.")
 def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool) -> int:
     """Register the jobs in a file, or in standard input if FILE is -.
 
-    CSV with a header (comma, semicolon or tab), or JSON Lines, an object a line; UTF-8. Columns or keys, of which only
-    jid must be there:
+    The file is UTF-8: CSV with a header (comma, semicolon or tab), or JSON Lines with one object a line. Only the
+    column or key jid is required:
 
     \b
       jid           as Elevate gave it
-      cluster       may be left out where one is configured
+      cluster       not needed if only one is configured
       kind          export, removal or unknown
       submitted_at  the job was submitted to Elevate
       received_at   the person's request reached the company: the legal month counts from here
       reference     the person's request, groups its jobs; no personal data
 
-    Times have an offset, as in 2026-11-23T14:05:00+01:00; a plain date is taken as that day's start in the legal time
-    zone. Blanks around a value are removed, and an empty one counts as left out. Empty rows and columns, and a header
-    that is repeated (cat a.csv b.csv), are ignored.
+    Times have an offset, as in 2026-11-23T14:05:00+01:00; a plain date means the start of that day in the legal time
+    zone. Blanks around a value are removed, and an empty value counts as missing. Empty rows and columns, and a
+    repeated header (cat a.csv b.csv), are ignored.
 
-    Each row that is wrong is named with its line, field and reason, the others are registered, and the exit code is 1.
-    The file is committed in pieces: after an interruption import it again, which is harmless.
+    Each wrong row is reported with its line, field and reason. The others are registered, and the exit code is then 1.
+    The file is committed in pieces. After an interruption, import it again; that is harmless.
     """
     from tracker import files, intake
 
     counts: Counter[str] = Counter()
     notes = files.Notes()
     would_be, nothing = ("would be ", "; nothing was written (--dry-run)") if dry_run else ("", "")
-    early = "The import ended early: "
+    early = "The import stopped early: "
     with opened() as (settings, engine):
         if cluster is not None:
             settings.cluster(cluster)  # once, not for each row
         rows = intake.read(file, settings.zone, notes, cluster=cluster, kind=kind)
         try:
-            with progress("rows") as tell:
+            with progress("rows") as report_progress:
                 for piece in intake.register_rows(engine, rows, settings=settings, dry_run=dry_run):
                     for row, outcome in piece:
                         if isinstance(outcome, Refused):
@@ -149,7 +149,7 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
                             counts["refused"] += 1
                         else:
                             counts["already" if outcome.already else "new"] += 1
-                    tell(counts.total(), None, "")
+                    report_progress(counts.total(), None, "")
             early = ""
         finally:
             say(notes, settings.timezone)
@@ -160,9 +160,9 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
 
 
 def say(notes: Notes, timezone: str) -> None:
-    """Print what was done to the values of a file."""
+    """Print how values of a file were changed."""
     if notes.stripped:
         where = f"{notes.stripped} (first in line {notes.first_stripped})"
         click.echo(f"Blanks or invisible characters around a jid or reference were removed: {where}.", err=True)
     if notes.plain_dates:
-        click.echo(f"Plain dates that were taken as that day's start in {timezone}: {notes.plain_dates}.", err=True)
+        click.echo(f"Plain dates read as the start of the day in {timezone}: {notes.plain_dates}.", err=True)

@@ -36,6 +36,7 @@ def _fold(text: str, width: int) -> list[str]:
             lines.append(piece)
         else:
             lines += chop_cells(piece.rstrip(), width)
+            lines[-1] += piece[len(piece.rstrip()) :]  # the blank before the next piece
     return [line.rstrip() for line in lines if line.strip()] or [""]
 
 
@@ -49,7 +50,7 @@ def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int] | None:
     ]
     room -= _GAP * (len(texts) - 1)
     while sum(widths) > room:
-        # The column that has most to give gives one: long reasons fold before times do.
+        # Shrink the column with the most spare width: long reasons fold before times do.
         give = max(range(len(widths)), key=lambda i: widths[i] - least[i])
         if widths[give] <= least[give]:
             return None
@@ -58,7 +59,7 @@ def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int] | None:
 
 
 def _print_row(cells: Sequence[tuple[str, bool]], widths: Sequence[int], *, bold: bool = False) -> None:
-    """Print a row of folded cells, each a text and whether it stands on the right."""
+    """Print a row of folded cells, each a text and whether it is aligned to the right."""
     from rich.cells import cell_len
 
     folded = [_fold(text, width) for (text, _), width in zip(cells, widths, strict=True)]
@@ -73,7 +74,7 @@ def _print_row(cells: Sequence[tuple[str, bool]], widths: Sequence[int], *, bold
 def print_table(
     cells: Sequence[Sequence[tuple[str, bool]]], columns: Sequence[Column], title: str, records: bool
 ) -> None:
-    """Print a table of *cells* (each a text, and whether it stands on the right) on standard output."""
+    """Print a table of *cells* (each a text, and whether it is aligned to the right) on standard output."""
     room = shutil.get_terminal_size((10_000, 24)).columns  # COLUMNS, the terminal, or (a file) as wide as it likes
     headings = [column.heading or column.name.replace("_", " ") for column in columns]
     shown = list(range(len(columns)))
@@ -99,4 +100,4 @@ def print_table(
     for row in cells:
         _print_row([(row[i][0], right) for i, right in zip(shown, rights, strict=True)], widths)
     if left_out := [column.name for i, column in enumerate(columns) if i not in shown]:
-        click.echo(f"Left out for lack of room: {', '.join(left_out)} (--format csv has all).", err=True)
+        click.echo(f"Columns that do not fit: {', '.join(left_out)} (--format csv has all).", err=True)

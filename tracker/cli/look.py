@@ -1,8 +1,7 @@
 """Looking: ``tracker jobs`` and ``show``. Arguments and printing.
 
-What is looked at comes from `tracker.reports.jobs`; here are the words and the columns. Each command reads one
-state of the database, and has closed it before it prints: a pager that waits holds nobody up. What may be a million
-rows waits in a file.
+`tracker.reports.jobs` has the queries; this module has the words and the columns. Each command reads one state of the
+database and closes it before it prints, so that an open pager blocks no writer. Large results wait in a file.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ if TYPE_CHECKING:
     from tracker.settings import Settings
 
 ROWS = 50
-"""Rows of ``tracker jobs`` in a table, unless --limit says otherwise; ours: what a person scrolls through."""
+"""Most rows of ``tracker jobs`` in a table without --limit; ours: as many as a person scrolls through."""
 GAPS = 3
-"""Gaps that are shown one by one in the bounds of one transition; more become one line. csv and json have all."""
+"""Gaps that are listed for one transition; the others become one line. csv and json have all."""
 _LONG = 15
-"""Characters of a status in the table of jobs; a word that nobody documented may have 255. ``show`` has all of it."""
+"""Most characters of a status in the table of jobs; an undocumented status may have 255. ``show`` shows all."""
 
 
 @contextmanager
@@ -71,7 +70,12 @@ def opened() -> Iterator[tuple[Settings, sa.Engine]]:
         "tracker jobs --reference DSR-1042 --format json",
     )
 )
-@click.option("--state", multiple=True, type=click.Choice([state.value for state in State]), help="What we concluded.")
+@click.option(
+    "--state",
+    multiple=True,
+    type=click.Choice([state.value for state in State]),
+    help="The conclusion of tracker.",
+)
 @click.option("--status", multiple=True, metavar="WORD", help="What Elevate said last, verbatim.")
 @click.option("--cluster", multiple=True, metavar="NAME", help="Of this cluster.")
 @click.option("--kind", multiple=True, type=click.Choice([kind.value for kind in Kind]), help="As it was declared.")
@@ -80,13 +84,13 @@ def opened() -> Iterator[tuple[Settings, sa.Engine]]:
     "--verdict",
     multiple=True,
     type=click.Choice([word.value for word in Verdict]),
-    help="What is known of its deadline.",
+    help="The verdict on its deadline.",
 )
 @click.option(
     "--due-within",
     callback=times.length,
     metavar="TIME",
-    help="Not settled, and the deadline is ahead by no more than this: 7d, 36h.",
+    help="Not settled, with a deadline within this time from now: 7d, 36h.",
 )
 @click.option(
     "--past-deadline", is_flag=True, help="The deadline is past, and the verdict missed, overdue or undecidable."
@@ -107,19 +111,19 @@ def jobs(
 ) -> None:
     """List jobs, the most urgent first.
 
-    First those that somebody still waits for (open, failed, lost), the nearest deadline first; then the settled ones,
-    the last to end first. A filter may be repeated: any of its values will do, and all filters must.
+    Unsettled jobs come first (open, failed, lost), the nearest deadline first. Settled jobs follow, the last to end
+    first. A filter may be repeated: a job must match one value of each filter.
 
-    A table shows what fits; csv and json have every column of the view report_jobs.
+    A table shows the columns that fit; csv and json have every column of the view report_jobs.
     """
     from tracker import database, text
     from tracker.reports import jobs as queries
 
     for name, values in wanted.items():
         if any(text.INVISIBLE.search(value) for value in values):
-            raise click.UsageError(f"--{name} has an invisible character in it, or bytes that are not UTF-8")
+            raise click.UsageError(f"--{name} contains an invisible character, or bytes that are not UTF-8")
     if due_within is not None and past_deadline:
-        raise click.UsageError("--due-within and --past-deadline exclude each other: a deadline is ahead or past")
+        raise click.UsageError("use either --due-within or --past-deadline: a deadline is in the future or in the past")
     form = chosen(format)
     most = limit or ROWS
     with output_to(None, form), opened() as (_, engine), database.reading(engine) as connection:
@@ -132,7 +136,7 @@ def jobs(
     cells = [[_state(row) if one.name == "state" else getattr(row, one.name) for one in _JOBS] for row in rows[:most]]
     emit(cells, of_one_cluster(_JOBS, {row.cluster for row in rows}), "table", empty="No jobs match.")
     if len(rows) > most:
-        click.echo(f"There are more than these {most}: add filters, or --limit N.", err=True)
+        click.echo(f"There are more than {most} jobs. Add filters, or set --limit N.", err=True)
 
 
 _JOBS = (
@@ -148,7 +152,7 @@ _JOBS = (
 
 
 def _state(row: sa.Row[Any]) -> str:
-    """Return what we concluded and, where that does not say it, what Elevate said last: ``open: waiting``."""
+    """Return the state, with Elevate's last status if that says more: ``open: waiting``."""
     if row.status in (None, row.state):
         return str(row.state)
     return f"{row.state}: {row.status if len(row.status) <= _LONG else row.status[:_LONG] + '…'}"
@@ -161,17 +165,17 @@ def _state(row: sa.Row[Any]) -> str:
     )
 )
 @click.argument("jid")
-@click.option("--cluster", metavar="NAME", help="Where several clusters have a job with this jid.")
+@click.option("--cluster", metavar="NAME", help="Needed if several clusters have a job with this jid.")
 @format_option
 def show(jid: str, cluster: str | None, format: str | None) -> None:
     """Show one job: what was declared, what was observed, its next poll and why, and its timeline.
 
     Each change happened between two instants: not before the request that last saw the old status was sent, and no
-    later than the answer that first showed the new one was complete. Elevate itself gives no times. Below a change
-    stand the gaps in which nothing could be observed, and how much of its bounds they explain.
+    later than the answer that first showed the new one was complete. Elevate itself gives no times. Below a change are
+    the gaps in which nothing could be observed, and how much of its bounds they explain.
 
-    As csv it is the timeline only, with how many gaps lie in each change's bounds and for how many seconds; as json one
-    object with the job and its timeline, each gap included.
+    csv has the timeline only, with the number and the seconds of the gaps in each change's bounds. json is one object
+    with the job, its timeline and each gap.
     """
     import sqlalchemy as sa
 
@@ -209,7 +213,7 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
         def plain_value(value: object) -> object:
             return asdict(value) if isinstance(value, queries.AnyGap | Facts) else json_value(value)
 
-        # ASCII only: no text of a server's in it is raw.
+        # ASCII only: a server's text in it cannot control the terminal.
         click.echo(json.dumps({"job": job, "timeline": timeline}, indent=2, default=plain_value))
     else:
         facts = _facts(row, seen, meaning, why, now, settings.timezone)
@@ -224,7 +228,7 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
 
 
 def amended(was: Facts, now: Facts) -> list[str]:
-    """Return in words how what was declared about a job differs from what is declared now."""
+    """Return in words which declared facts of a job changed, and how."""
 
     def worded(value: object) -> str:
         if isinstance(value, datetime):
@@ -238,7 +242,7 @@ def amended(was: Facts, now: Facts) -> list[str]:
 def _facts(
     row: sa.Row[Any], seen: sa.Row[Any], meaning: str, why: str, now: datetime, timezone: str
 ) -> dict[str, object]:
-    """Return what a person reads about a job, by heading."""
+    """Return the facts about a job that a table shows, by heading."""
     late = ""
     if row.submitted_at is not None and row.registered_at >= row.submitted_at:
         late = f", {words.exact(row.registered_at - row.submitted_at)} after its submission"
@@ -255,7 +259,7 @@ def _facts(
     if row.status is not None:
         began = _between(seen.status_after, row.status_by)
         facts["status"] = f"{row.status}; began {began}; {counted(row.status_polls, 'answer')} in a row"
-        facts["last seen"] = row.seen_at
+        facts["last answer"] = row.seen_at
     match row.state:
         case State.ATTESTED:
             facts["ended"] = f"by {_time(row.ended_by)}, as an operator says"
@@ -268,7 +272,7 @@ def _facts(
         away = f"in {human(row.deadline_at - now)}" if row.deadline_at > now else ago(row.deadline_at, now)
         facts["deadline"] = f"{row.deadline_on} in {timezone}; it ends {_time(row.deadline_at)}, {away}"
     if row.extended_on is not None:
-        idle = "" if row.deadline_on == row.extended_on else "; not the deadline: recorded too late, or too long"
+        idle = "" if row.deadline_on == row.extended_on else "; does not count: recorded too late, or too long"
         facts["extended"] = _declared(row.extended_on) + idle
     facts["verdict"] = f"{seen.verdict}: {meaning}"
     facts["next poll"] = why
@@ -282,7 +286,7 @@ def _facts(
 
 
 def _change(change: sa.Row[Any], submitted_at: datetime | None, declared: dict[int, Facts]) -> list[object]:
-    """Return a row of the timeline's table: number, both bounds, what changed, and what is to be said about it."""
+    """Return a row of the timeline's table: number, both bounds, what changed, and notes about it."""
     moved = change.from_state != change.to_state
     notes = [f"{change.anomaly}: {words.ANOMALIES[change.anomaly]}"] if change.anomaly else []
     after: object = None
@@ -310,7 +314,7 @@ def _change(change: sa.Row[Any], submitted_at: datetime | None, declared: dict[i
 
 
 def _gap_lines(its: ExplainedBounds) -> list[list[object]]:
-    """Return what stands below a change in the timeline: the first gaps in its bounds, and how many more there are."""
+    """Return the lines below a change in the timeline: the first gaps in its bounds, and the number of others."""
     width = human(its.by - its.after, up=True)
     lines = [
         _gap_line(gap, f"explains {human(gap.within(its.after, its.by))} of these {width}") for gap in its.gaps[:GAPS]
@@ -344,18 +348,18 @@ def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhyt
 
 
 def _why(row: sa.Row[Any], cluster: sa.Row[Any] | None, rhythm: Rhythm, last: sa.Row[Any]) -> str:
-    """Return why the next poll of the job in *row* is planned as it is; *cluster*, *rhythm*, *last* change: its own."""
+    """Return why the next poll of the job in *row* is planned as it is; the other arguments belong to that job."""
     from tracker import cadence, models
 
     job = models.job_of(row)
     if job.state is not State.OPEN:
-        return "none: an ended job is not polled"
+        return "none: the job has ended"
     if row.failures:
-        why = f"{counted(row.failures, 'error')} in a row: waits grow"
+        why = f"{counted(row.failures, 'error')} in a row, so the waits grow"
     elif last.action == Action.AMENDED and row.due_at == last.observed_at:
-        why = "amended: its deadline or its submission moved"
+        why = "its deadline or its submission was amended"
     else:
-        # As it was planned: after the last answer. What it comes to now would be another plan.
+        # The plan was made after the last answer; a plan made now would be another.
         why = cadence.next_poll(job, row.deadline_at, job.seen_at or job.registered_at, 0.5, rhythm).why
     if cluster is not None and cluster.pause_cause is not None:
         until = "resumed" if cluster.paused_until is None else _time(cluster.paused_until)

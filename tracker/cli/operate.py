@@ -1,6 +1,6 @@
 """Deciding: ``tracker withdraw``, ``reopen``, ``attest``, ``amend``, ``pause`` and ``resume``. Arguments and printing.
 
-What a decision does is in `tracker.operate`; here is who decides, and for which jobs: one, or those in a file.
+`tracker.operate` carries decisions out. This module finds out who decides, and about which jobs.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Texts: TypeAlias = Mapping[str, str]
-"""What is said about a job besides its jid, by column."""
+"""What a command line or a row declares about a job besides its jid, by column."""
 _Act: TypeAlias = Callable[["sa.Connection", int, str, str, "dict[str, Fact]", ZoneInfo], str]
-"""Decides about a job (connection, job_id, actor, reason, what is said about it, legal time zone); returns what else to
-say of it."""
+"""Decides about a job (connection, job_id, actor, reason, declared values, legal time zone); returns the rest of the
+message about it."""
 
 CLEARED: Final = "none"
-"""What is written where a declared fact is to be cleared."""
+"""The word that clears a declared fact."""
 _AMENDED: Final = ("kind", "reference", "received_at", "submitted_at", "extended_until")
 
 
@@ -51,27 +51,27 @@ def _reason_option(required: bool) -> Callable[[_F], _F]:
         "--reason",
         required=required,
         metavar="R",
-        help="Why, for the readers of the history: at most 1,000 characters, no @ (no personal data; name a ticket).",
+        help="Why; kept in the history. At most 1,000 characters, no personal data, no @: name a ticket.",
     )
 
 
 def _of_jobs(command: _F) -> _F:
     """Give *command* the argument and the options that say who decides about which jobs, and why."""
     command.__doc__ = f"""{command.__doc__}
-    Each job that is refused is named with its reason, the others are done, and the exit code is 1. Each job is a
-    transaction of its own: what was done before an interruption stays done.
+    Refused jobs are listed with the reason; the command goes on with the others, and the exit code is then 1. Each job
+    has its own transaction, so an interruption does not undo the jobs before it.
     """
     for add in (
-        click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+        click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing."),
         click.option("--actor", metavar="WHO", help="Who decides. Default: your login."),
         click.option(
             "--from",
             "source",
             type=INPUT,
             metavar="FILE",
-            help="Many jobs: CSV with the columns jid and perhaps cluster, or JSON Lines; - is stdin.",
+            help="Many jobs: CSV with the column jid (and cluster), or JSON Lines. - is standard input.",
         ),
-        click.option("--cluster", metavar="NAME", help="Where several clusters have a job with this jid."),
+        click.option("--cluster", metavar="NAME", help="Needed if several clusters have a job with this jid."),
         _reason_option(True),
         click.argument("jids", metavar="[JID]...", nargs=-1),
     ):
@@ -88,9 +88,9 @@ def _of_jobs(command: _F) -> _F:
 )
 @_of_jobs
 def withdraw(**given: Any) -> int:
-    """Close jobs that are open, failed or lost: they are not polled any more.
+    """Close open, failed or lost jobs, so that they are no longer polled.
 
-    The history keeps who did it, when and why. `tracker reopen` takes it back.
+    The history keeps who did it, when and why. `tracker reopen` undoes it.
     """
     from tracker import operate
 
@@ -123,11 +123,11 @@ def reopen(**given: Any) -> int:
 @_of_jobs
 @click.option("--done-by", metavar="TIME", help="When it was done at the latest: a time with its offset, or a day.")
 def attest(done_by: str | None, **given: Any) -> int:
-    """Declare that open, failed or lost jobs were done, unseen by tracker.
+    """Declare that open, failed or lost jobs were done, though tracker did not see it.
 
-    Their verdict is then `attested`: your word is kept with who gave it, when and why, and is shown as declared. A time
-    before Elevate was last seen to say otherwise is refused. A day is taken as its end in the legal time zone, or as
-    now if that is still ahead. `tracker reopen` takes it back. A file may have a column done_by.
+    The verdict becomes `attested`. The history keeps who declared it, when and why. A time is refused if a later answer
+    showed the job not done. A day means its end in the legal time zone, or now if it is today. `tracker reopen` undoes
+    it. A file may have a column done_by.
     """
     from tracker import database, operate
     from tracker.deadline import start_of_day
@@ -140,10 +140,11 @@ def attest(done_by: str | None, **given: Any) -> int:
     ) -> str:
         at = said.get("done_by")
         if at is None:
-            raise InvalidField("done_by", "is left out; say it for all jobs with --done-by")
+            raise InvalidField("done_by", "is missing; give it for all jobs with --done-by")
         if not isinstance(at, datetime):
             assert isinstance(at, date)  # noqa: S101 - a day
-            at = min(start_of_day(at + timedelta(days=1), zone), database.now(connection))
+            began_at, ends_at = start_of_day(at, zone), start_of_day(at + timedelta(days=1), zone)
+            at = min(max(began_at, database.now(connection)), ends_at)  # a later day stays one: it is refused
         decision = operate.attest(connection, job_id, actor, reason, at)
         return f": done by {utc(at).isoformat(' ')} (declared){_was(decision)}"
 
@@ -170,23 +171,23 @@ def attest(done_by: str | None, **given: Any) -> int:
     help="The last day, if the deadline was extended by up to two further months; none clears it.",
 )
 def amend(**given: Any) -> int:
-    """Correct what was declared about jobs, in any state; what is left out stays as it is, and `none` clears it.
+    """Correct what was declared about jobs in any state. Facts that you leave out stay; `none` clears a fact.
 
-    The history keeps what is now declared, by whom and why, and what was before. The deadline is computed again, and
-    where it or the submission moved, an open job is polled at once. A day is taken as its start in the legal time zone.
+    The history keeps the old and the new facts, who changed them and why. The deadline is computed again. If the
+    deadline or the submission changes, an open job is polled at once. A day means its start in the legal time zone.
 
-    An extension (GDPR Article 12(3)) counts if it is recorded here before the first month is over, counted from what is
-    declared now. One that is recorded later is kept, but does not change a missed or overdue verdict.
+    An extension (GDPR Article 12(3)) counts if it is recorded here before the first month ends, counted from the facts
+    as they are now declared. A later extension is kept, but does not change a missed or overdue verdict.
 
-    A file may have the columns kind, reference, received_at, submitted_at and extended_until: an empty cell leaves a
-    fact as it is, `none` clears it. What is the same for all jobs can be an option instead.
+    A file may have the columns kind, reference, received_at, submitted_at and extended_until. An empty cell keeps a
+    fact, `none` clears it. Give a fact that is the same for all jobs as an option instead.
     """
     from tracker import operate
 
     options = {name: text for name in _AMENDED if (text := given.pop(name)) is not None}
     if not options and given["source"] is None:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in _AMENDED)
-        raise click.UsageError(f"Say what is to be amended: {names}.")
+        raise click.UsageError(f"Give at least one fact to amend: {names}.")
 
     def act(
         connection: sa.Connection, job_id: int, actor: str, reason: str, said: dict[str, Fact], zone: ZoneInfo
@@ -204,13 +205,13 @@ def _amendment(done: Amendment) -> str:
     else:
         changes.append(f"deadline {done.deadline_was or 'not computed yet'} -> {done.deadline.on}")
     if done.idle_extension is not None:
-        why = "it was recorded after the first month was over, or is longer than two further months"
+        why = "it was recorded after the first month ended, or is longer than two further months"
         changes.append(f"the extension to {done.idle_extension} does not count: {why}")
     return "; ".join(changes)
 
 
 def _said(texts: _Texts, zone: ZoneInfo, notes: Notes) -> dict[str, Fact]:
-    """Return what is said about a job, as `operate` takes it; raise InvalidField for a value that cannot be read."""
+    """Return the declared values as `operate` takes them; raise InvalidField for a value that cannot be read."""
     from tracker import intake
 
     said: dict[str, Fact] = {}
@@ -246,14 +247,14 @@ def _carry_out(
     actor: str | None,
     dry_run: bool,
 ) -> int:
-    """Decide about the jobs that are named, by arguments or in a file, and return the exit code.
+    """Decide about the jobs of the arguments or of a file, and return the exit code.
 
     Args:
-        done: What a job then is.
-        act: What sets a command apart from the others.
-        options: What is said of all jobs, by column.
-        columns: What a row of a file may say besides jid and cluster; if anything, each job of a file is named.
-        others: Whether further columns are ignored; else they are refused.
+        done: The result in one word, such as ``withdrawn``.
+        act: The part that differs between the commands.
+        options: Values for all jobs, by column.
+        columns: What a file may have besides jid and cluster. With such columns, a message is printed for each job.
+        others: Whether other columns are ignored; otherwise they are refused.
         jids, cluster, source, reason, actor, dry_run: As they were typed. A dry run is rolled back.
     """
     from tracker import database, files, intake, operate, text
@@ -267,9 +268,9 @@ def _carry_out(
     records: Iterable[files.Record] = [files.Record(0, {"jid": jid}) for jid in jids]
     if source is not None:
         records = files.read(source, ("jid", "cluster", *columns), notes, others=others)
-    early = "This ended early: "
+    early = "This stopped early: "
     with opened() as (settings, engine):
-        _said(options, settings.zone, files.Notes())  # what is wrong for all jobs is said once
+        _said(options, settings.zone, files.Notes())  # report a wrong option once, not for each job
         try:
             for line, values, problem in records:
                 jid, where = values.get("jid", ""), f"line {line}: " if source else ""
@@ -278,7 +279,7 @@ def _carry_out(
                         raise problem
                     if both := sorted(options.keys() & values.keys()):
                         option = f"--{both[0].replace('_', '-')}"
-                        raise Refused(f"has {both[0]}, which {option} says for all jobs: leave one of them out")
+                        raise Refused(f"has {both[0]}, but {option} gives it for all jobs: remove one of the two")
                     said = _said({**options, **values}, settings.zone, notes)
                     with database.writing(engine) as connection:
                         job = operate.find(connection, text.check("jid", jid), values.get("cluster", cluster))
@@ -310,15 +311,15 @@ def _carry_out(
 def pause(cluster: str, reason: str) -> None:
     """Stop polling a cluster until `tracker resume`.
 
-    Requests that are under way still end and are recorded. The gap, in which nothing can be observed, begins now, and
-    the reason is kept with it; a gap that is already open goes on.
+    Requests in progress still finish and are recorded. A gap, in which nothing can be observed, begins now and keeps
+    the reason. A gap that is already open continues.
     """
     from tracker import database, intake, operate
 
     with opened() as (settings, engine), database.writing(engine) as connection:
         was_paused = operate.pause(connection, cluster, intake.login(), reason, settings.clusters)
     if was_paused:
-        click.echo(f"Cluster {cluster} is paused already; nothing was changed.", err=True)
+        click.echo(f"Cluster {cluster} is already paused; nothing was changed.", err=True)
     else:
         click.echo(f"Cluster {cluster} is paused until `tracker resume {cluster}`.", err=True)
 
@@ -329,9 +330,9 @@ def pause(cluster: str, reason: str) -> None:
 def resume(cluster: str, reason: str | None) -> None:
     """Poll a cluster again, at once, whatever paused it.
 
-    An automatic pause (the key refused, Elevate unreachable, too many requests) can be ended so too; if nothing has
-    changed, the next answer pauses the cluster again. The gap stays open until the first valid answer; a reason is
-    kept with it.
+    This also ends an automatic pause (key refused, Elevate unreachable, too many requests). If the cause is still
+    there, the next request pauses the cluster again. The gap stays open until the first valid answer; it keeps the
+    reason.
     """
     from tracker import database, operate
 

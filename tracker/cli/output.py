@@ -35,7 +35,7 @@ _COMPACT = json.JSONEncoder(ensure_ascii=False)
 
 
 _CLEAR_LINE = "\r\x1b[K"
-"""What empties a terminal's line; the cursor stands at its beginning."""
+"""Clears a terminal's line and moves the cursor to its beginning."""
 _SPREADSHEET = f"{__name__}.spreadsheet"
 """In click's context: the option was given."""
 
@@ -47,7 +47,7 @@ def spreadsheet_option(command: _F) -> _F:
         is_flag=True,
         expose_value=False,
         callback=lambda ctx, _, value: ctx.meta.update({_SPREADSHEET: value}),
-        help="In csv, put ' before text that a spreadsheet would take for a formula. Else csv is verbatim.",
+        help="In csv, put ' before text that a spreadsheet would read as a formula. Without it, csv is verbatim.",
     )(command)
 
 
@@ -57,7 +57,7 @@ def format_option(command: _F) -> _F:
         "--format",
         "format",
         type=click.Choice(FORMATS),
-        help="How the table comes out. Default: table on a terminal, csv in a pipe.",
+        help="The output format. Default: table on a terminal, csv in a pipe.",
     )(spreadsheet_option(command))
 
 
@@ -72,7 +72,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def of_one_cluster(columns: Sequence[Column], clusters: Collection[object]) -> list[Column]:
-    """Return *columns*; of one cluster only, its name is what a narrow terminal can best do without."""
+    """Return *columns*; with one cluster only, a narrow terminal may leave its name out."""
     return [replace(one, optional=True) if len(clusters) < 2 and one.name == "cluster" else one for one in columns]
 
 
@@ -84,7 +84,7 @@ def chosen(format: str | None) -> str:
     """
     found = format or ("table" if sys.stdout.isatty() else "csv")
     if found != "csv" and _is_for_spreadsheet():
-        raise click.UsageError(f"--for-spreadsheet does nothing in {found}: add --format csv")
+        raise click.UsageError(f"--for-spreadsheet has no effect on {found}: add --format csv")
     return found
 
 
@@ -113,8 +113,8 @@ def emit(
         columns: A string is a `Column` of that name.
         format: One of `FORMATS`, or None to choose by where the output goes.
         title: A line above, in tables only.
-        empty: What to say, on standard error, in place of a table without rows.
-        records: A table is a list of records however wide the terminal is.
+        empty: The message on standard error in place of a table without rows.
+        records: Whether a table is always a list of records, however wide the terminal is.
 
     Raises:
         ValueError: a datetime is naive.
@@ -145,16 +145,16 @@ def emit(
 
 @contextmanager
 def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], None]]:
-    """Yield ``tell(done, total, what)``, which says on standard error how far it is, if that is a terminal.
+    """Yield ``report_progress(done, total, what)``, which prints the progress on standard error, if that is a terminal.
 
-    It writes a line over the one before; what is printed on standard error meanwhile stays.
+    Each call replaces the line of the call before. Other output on standard error stays.
 
     Args:
         unit: What *done* counts, as ``rows``. Default: the share of *total* only.
     """
     is_shown = sys.stderr.isatty()
 
-    def tell(done: float, total: float | None, what: str) -> None:
+    def report_progress(done: float, total: float | None, what: str) -> None:
         if is_shown:
             count = f"{done:,.0f} {unit}" if unit else ""
             share = f"{done / total:.0%}" if total else ""
@@ -162,14 +162,14 @@ def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], No
             sys.stderr.flush()
 
     try:
-        yield tell
+        yield report_progress
     finally:
         if is_shown:
             sys.stderr.write(_CLEAR_LINE)
 
 
 def utc(at: datetime) -> datetime:
-    """Return *at* in UTC; a naive time is a mistake in the program, since nobody knows what it means.
+    """Return *at* in UTC; a naive time is a mistake in the program.
 
     Raises:
         ValueError: *at* is naive.
@@ -180,7 +180,7 @@ def utc(at: datetime) -> datetime:
 
 
 def _table_cell(value: object, column: Column) -> tuple[str, bool]:
-    """Return the cell's text and whether it stands on the right."""
+    """Return the cell's text and whether it is aligned to the right."""
     if isinstance(value, bool):
         return ("yes" if value else "no"), False
     words = column.name.split("_")

@@ -1,6 +1,6 @@
-"""``tracker reconcile``: arguments and printing; what is compared is in `tracker.reconcile`.
+"""``tracker reconcile``: arguments and printing; `tracker.reconcile` compares.
 
-The findings go to standard output, and the summary to standard error: a file of findings is a table and nothing else.
+The findings go to standard output and the summary to standard error, so that a file of findings is only a table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tracker.reconcile import Reconciliation
 
 SHOWN = 100
-"""Findings in a table; ours: more than a person reads."""
+"""Most findings in a table; ours: more than a person reads."""
 
 
 @click.command(
@@ -35,19 +35,19 @@ SHOWN = 100
 @click.option(
     "--cluster",
     metavar="NAME",
-    help="For rows that name none, and in the scope even so; may be left out where one is configured.",
+    help="For rows without a cluster; always in scope. Not needed if only one is configured.",
 )
 @click.option(
     "--since",
     callback=times.when,
     metavar="TIME",
-    help=f"Miss in the file only what was submitted (else registered) then or later: {times.HELP}.",
+    help=f"Expect in the file only jobs submitted (else registered) at this time or later: {times.HELP}.",
 )
 @click.option(
     "--until",
     callback=times.when,
     metavar="TIME",
-    help="Miss in the file only what was submitted (else registered) before then, or on that day.",
+    help="Expect in the file only jobs submitted (else registered) before this time, or up to the end of this day.",
 )
 @format_option
 def reconcile(
@@ -55,23 +55,23 @@ def reconcile(
 ) -> int:
     """Compare the company's own list of submitted jobs with what is registered.
 
-    FILE (- for standard input) is CSV or JSON Lines, as for `tracker import`; of its columns only jid must be there.
-    A finding makes the exit code 1; a file or an option that cannot be used makes it 2. The findings:
+    FILE (- for standard input) is CSV or JSON Lines, as for `tracker import`; only the column jid is required. The exit
+    code is 1 if there is a finding, and 2 if the file or an option cannot be used. The findings:
 
     \b
-      missing_here   in the file, and not registered: nobody follows it
-      missing_there  registered, and not in the file
-      differs        a fact is registered (here) otherwise than the file first
-                     says (there); one that the file leaves out is not compared
-      contradicts    a row gives a fact of a job another value than an earlier row
-      wrong_row      a row that cannot be read; its job counts as not there
+      missing_here   in the file, but not registered: tracker does not follow it
+      missing_there  registered, but not in the file
+      differs        the registered value (here) is not the first value in the
+                     file (there); facts that the file leaves out do not count
+      contradicts    a row gives another value than an earlier row about the job
+      wrong_row      the row cannot be read; its job counts as not in the file
 
-    A registered job should be in the file if it is within the scope: the clusters that the file names (and --cluster),
-    and, with --since and --until, what was submitted then; a job of which that is unknown goes by its registration.
-    Days are those of the legal time zone. A job in the file may be registered at any time. Where jobs are submitted
-    all the time, say --until with the time up to which the file goes.
+    A registered job must be in the file if it is in scope. In scope are the clusters that the file names, and
+    --cluster; with --since and --until only the jobs submitted (if unknown: registered) in that time. Days are those
+    of the legal time zone. A job in the file may be registered at any time. If jobs are submitted all the time, set
+    --until to the time at which the file was made.
 
-    Nothing is written to the database; `tracker import` of the same file registers what is missing here.
+    Nothing is written to the database. `tracker import` of the same file registers the jobs that are missing here.
     """
     from tracker import database, files, intake
     from tracker import reconcile as _reconcile
@@ -85,9 +85,9 @@ def reconcile(
             end = None if until is None else until.instant(now, settings.zone, at_end=True)
             rows = intake.read(file, settings.zone, notes, cluster=cluster)
             made = _reconcile.reconcile(engine, rows, settings=settings, cluster=cluster, since=begin, until=end)
-        except InvalidField as error:  # of a row it is a finding
+        except InvalidField as error:  # of an option; a wrong value in a row is a finding
             raise click.BadParameter(plain(error.problem), param_hint=f"'--{error.field}'") from None
-        except Refused as error:  # not 1, which says that they do not agree
+        except Refused as error:  # exit code 2: 1 means that they do not agree
             raise click.BadParameter(plain(str(error)), param_hint="'FILE'") from None
     if chosen(format) != "table":
         emit(made.findings, _reconcile.Difference._fields, format)
@@ -108,7 +108,7 @@ def reconcile(
 
 
 def _summary(made: Reconciliation, begin: datetime | None, end: datetime | None) -> str:
-    """Return in words what was compared, and what came of it."""
+    """Return in words what was compared, and the result."""
     rows = "" if made.rows == made.jobs else f" in {counted(made.rows, 'row')}"
     where = f" in {', '.join(made.clusters)}" if made.clusters else ""
     since = f" from {utc(begin).isoformat(' ')}" if begin else ""

@@ -1,8 +1,8 @@
 """``tracker report``: one subcommand a report. Arguments and printing.
 
-Owns the options that all reports share, how what a person types becomes a filter, and what every report says of itself:
-in a table and in JSON with the figures, in CSV on standard error, so that the file is a table and nothing else. Which
-reports there are is ``reports/catalog``'s; the figures are those of `tracker.reports`.
+Owns the options that all reports share, the way from options to filters, and the head of each report. A table and JSON
+include the head. With CSV it goes to standard error, so that the file is only a table. ``reports/catalog`` lists the
+reports; `tracker.reports` has the figures.
 """
 
 from __future__ import annotations
@@ -47,21 +47,22 @@ if TYPE_CHECKING:
     from tracker.settings import Settings
 
 ROWS = 200
-"""Rows of a report in a table; ours: what a person scrolls through. CSV and JSON have all, in an order of their own."""
-_TIMES = "--since and --until go by a job's submission (else registration), of gaps and changes by their own time."
+"""Most rows of a report in a table; ours: as many as a person scrolls through. CSV and JSON have all, in a fixed
+order."""
+_TIMES = "--since and --until select by a job's submission (else registration); gaps and changes by their own time."
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a report is asked for.
+    """What a person asked for.
 
     Attributes:
         connection: Sees one state of the database.
         filters: Which jobs.
         as_of: What could be known at this time; None: now.
         zone: The legal time zone.
-        most: So many rows, the first that a person looks for; None: all.
-        by: What the quantiles of durations are grouped by, as it was typed.
+        most: At most this many rows, the most urgent or newest; None: all.
+        by: The columns by which quantiles of durations are grouped, as typed.
     """
 
     connection: sa.Connection
@@ -77,9 +78,9 @@ class _Output:
     """A report, ready to be printed.
 
     Attributes:
-        about: What it says of itself.
-        tables: Columns and rows: for people several, for CSV and JSON one, to be read once while the transaction lasts.
-        note: What a person should know who reads the tables.
+        about: Its time, filters and number of jobs.
+        tables: Columns and rows. A person gets several; CSV and JSON have one, to be read once during the transaction.
+        note: How to read the tables.
         has_more: There are more rows than *tables* show.
     """
 
@@ -91,7 +92,7 @@ class _Output:
 
 _TIME: dict[str, Any] = {"callback": times.when, "metavar": "TIME"}
 _OPTIONS = (
-    click.option("--since", **_TIME, help=f"From then on: {times.HELP}."),
+    click.option("--since", **_TIME, help=f"From this time on: {times.HELP}."),
     click.option("--until", **_TIME, help="Up to the end of this day, or before this time."),
     click.option(
         "--as-of",
@@ -109,7 +110,7 @@ _OPTIONS = (
         "--format",
         "format",
         type=click.Choice((*FORMATS, "html")),
-        help="How it comes out. Default: by FILE's ending, else table on a terminal, csv in a pipe.",
+        help="The output format. Default: by FILE's ending, else table on a terminal, csv in a pipe.",
     ),
     click.option(
         "-o",
@@ -140,20 +141,20 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @_with_options
 @click.pass_context
 def report(ctx: click.Context, /, format: str | None, output: Path | None, **given: Any) -> None:
-    """Report what is recorded, with bounds where it leaves something open.
+    """Report what is recorded, with bounds where it is uncertain.
 
-    Without a report's name, --format html -o FILE makes one page of all of them.
+    Without the name of a report, --format html -o FILE writes one page with all reports.
     """
     name = ctx.invoked_subcommand
     if name is not None:
         if format or output or any(given.values()):
-            ctx.fail(f"options stand after the report's name, as in: tracker report {name} --since 2026-11-01")
+            ctx.fail(f"put options after the name of the report, as in: tracker report {name} --since 2026-11-01")
     elif not (format or output or any(given.values())):
         raise click.exceptions.NoArgsIsHelpError(ctx)
     elif format_of(format, output) == "html":
         _page(None, output, **given)
     else:
-        ctx.fail(f"name a report ({', '.join(report.commands)}), or make a page of all: --format html -o FILE")
+        ctx.fail(f"name a report ({', '.join(report.commands)}), or write a page of all: --format html -o FILE")
 
 
 @contextmanager
@@ -171,7 +172,7 @@ def _reading(
     """Yield what was asked for, with a connection to read it, and the settings.
 
     Raises:
-        click.BadParameter: What was asked for cannot be.
+        click.BadParameter: An option has a value that is not valid.
     """
     from tracker import database, intake
     from tracker.reports.about import Filters
@@ -215,11 +216,9 @@ def _subcommand(of: TableReport, *options: Callable[[Any], Any], help: str) -> N
 
     def command(format: str | None, output: Path | None, by: str = "", **given: Any) -> None:
         form = format_of(format, output)
-        if of is CHANGES:
+        if of is CHANGES and not given["until"]:
             given["since"] = given["since"] or times.DAY_AGO
         if form == "html":
-            if of is CHANGES:
-                raise click.UsageError("changes are not on the page: choose another format")
             _page([of.name], output, **given)
             return
         most = ROWS if form == "table" else None
@@ -238,8 +237,8 @@ def _subcommand(of: TableReport, *options: Callable[[Any], Any], help: str) -> N
 
 
 def _caption(of: TableReport, about: About) -> str:
-    """Return what a report says of itself, two lines."""
-    # Of gaps and changes times choose which are listed, not which jobs are counted.
+    """Return the head of a report, two lines."""
+    # For gaps and changes, times select which are listed, not which jobs are counted.
     what = {"gaps": "overlapping the time", "changes": "recorded"}.get(of.name, "submitted (else registered)")
     return (
         f"{of.title}: {counted(about.jobs, 'job')}, as of {utc(about.as_of).isoformat(' ', 'seconds')}\n"
@@ -248,7 +247,7 @@ def _caption(of: TableReport, about: About) -> str:
 
 
 def _head(of: TableReport, about: About) -> dict[str, object]:
-    """Return what a report says of itself in JSON."""
+    """Return the head of a report in JSON."""
     filters = about.filters
     said: dict[str, object] = {"report": of.name, "as_of": about.as_of, "version": about.version}
     said |= {"since": filters.since, "until": filters.until}
@@ -267,7 +266,7 @@ def _print(of: TableReport, made: _Output, format: str) -> None:
                 click.echo()
             emit(cells, columns, "table", title="" if place else f"{title}\n")
         if made.has_more:
-            click.echo(f"\nThese are the first {ROWS} rows; --format csv has all.")
+            click.echo(f"\nOnly the first {ROWS} rows are shown; --format csv has all.")
         return
     [(columns, rows)] = made.tables
     if format == "csv":
@@ -337,7 +336,7 @@ _BY = click.option(
     default="cluster,kind",
     show_default=True,
     metavar="NAMES",
-    help=f"A row for each of these, comma separated: {', '.join(BY)}. Months and ISO weeks go by submission, in UTC.",
+    help=f"Group by these, separated by commas: {', '.join(BY)}. Months and ISO weeks are those of submission, in UTC.",
 )
 _subcommand(REPORTS["durations"], _BY, help=quantiles.HELP)
 for _report in (*REPORTS.values(), CHANGES):

@@ -25,12 +25,12 @@ _BY_WEIGHT = (78, 69, 75, 1)
 def run(once: bool) -> int:
     """Poll open jobs until SIGTERM or Ctrl-C, and record each transition.
 
-    After the first signal the requests under way end and are recorded; a second one exits at once. SIGHUP reads the
-    settings again, or stops where stderr is a terminal. Events go to stderr, one line each: key=value on a terminal,
-    JSON otherwise.
+    After the first signal, requests in progress finish and are recorded; a second signal exits at once. SIGHUP makes
+    the daemon read its settings again, or stop if stderr is a terminal. Events go to stderr, one line each: key=value
+    on a terminal, JSON otherwise.
 
     --once exits with 78 if a key was refused, else 69 if a cluster could not be asked, else 75 if the database was
-    away, else 1 if only sealing failed. For cron it prints nothing while all is well, unless stderr is a terminal.
+    away, else 1 if only sealing failed. If stderr is not a terminal (cron), it prints nothing while all is well.
     """
     from tracker import daemon, logs, metrics, notify, settings, web
     from tracker.alerts import Alerts
@@ -58,13 +58,13 @@ def run(once: bool) -> int:
 
 
 def _once(settings: Settings) -> int:
-    """Poll what is due, say on stderr what is wrong, and return the exit code."""
+    """Poll what is due, report on stderr what is wrong, and return the exit code."""
     from tracker import daemon, logs
     from tracker.alerts import Alerts
     from tracker.audit.sealing import Sealing
     from tracker.reports.words import visible
 
-    is_watched = sys.stderr.isatty()  # else cron mails what is printed: nothing while all is well
+    is_watched = sys.stderr.isatty()  # otherwise cron mails whatever is printed
     logs.setup(level=logging.INFO if is_watched else logging.WARNING)
     sealing = Sealing(settings, once=True)
     try:
@@ -90,13 +90,13 @@ def _once(settings: Settings) -> int:
 
 @click.command(epilog=example("tracker poll ca24b4e2-34ab-406a-a4db-b30b0247837a"))
 @click.argument("jids", metavar="JID...", nargs=-1, required=True)
-@click.option("--cluster", metavar="NAME", help="Where the same jid is in several clusters.")
+@click.option("--cluster", metavar="NAME", help="Needed if several clusters have a job with this jid.")
 @format_option
 def poll(jids: tuple[str, ...], cluster: str | None, format: str | None) -> int:
     """Ask Elevate about jobs now, out of turn.
 
-    Keeps to the cluster's rate. Asks also while an error pauses the cluster; a valid answer ends that pause. Exits with
-    69 if some job got no valid answer.
+    Respects the cluster's rate. Also asks while an error pauses the cluster; a valid answer ends that pause. Exits with
+    69 if any job got no valid answer.
     """
     from tracker import daemon, logs, settings
 
@@ -111,5 +111,5 @@ def poll(jids: tuple[str, ...], cluster: str | None, format: str | None) -> int:
     )
     left = [new.jid for old, new in polled if new.polls == old.polls]
     if left:
-        click.echo(f"Not asked, because another daemon is asking now: {', '.join(left)}", err=True)
+        click.echo(f"Not asked, because another daemon is asking about them now: {', '.join(left)}", err=True)
     return 69 if any(new.last_error for _, new in polled) else 0

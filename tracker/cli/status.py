@@ -1,7 +1,7 @@
 """Whether all is well: ``tracker status`` and ``tracker clusters``. Arguments and printing.
 
-What needs a person is `tracker.needs`' to say, and `tracker.reports.overview` gathers what it judges. The database is
-closed before anything is printed. Rich is not imported where there is no table: it takes a tenth of the time.
+`tracker.needs` decides what needs a person; `tracker.reports.overview` gathers the facts for that. The database is
+closed before anything is printed. Rich is imported only for a table: importing it takes a tenth of the time.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 @click.command(epilog=example("tracker status", "tracker status > now.txt || mail -s 'tracker: urgent' ops < now.txt"))
 @click.pass_context
 def status(ctx: click.Context) -> None:
-    """Show on one screen what needs a person and how everything stands; exit with 1 if something is urgent.
+    """Show what needs a person, and how daemons, jobs and clusters are; exit with 1 if something is urgent.
 
-    Each thing that needs a person is one line: URGENT or not, its kind, what is wrong, what to do. Times are UTC, by
-    the database's clock.
+    Each need is one line: urgent or not, its kind, what is wrong, what to do. Times are UTC, by the database's clock.
     """
     from tracker import database
     from tracker.needs import needs
@@ -62,15 +61,15 @@ def _wrapped(line: str, indent: str) -> str:
 
 
 def _facts(seen: Overview) -> dict[str, str]:
-    """Return how everything stands, by heading; to someone who has just begun, what to do next."""
+    """Return the state of daemons, jobs and seals by heading; on a new database, what to do next."""
     daemons = [
-        f"{one.host}:{one.pid}, version {one.version}, began {ago(one.started_at, seen.now)}, "
+        f"{one.host}:{one.pid}, version {one.version}, started {ago(one.started_at, seen.now)}, "
         f"last sign of life {ago(one.beat_at, seen.now)}"
         for one in seen.daemons
     ]
-    none = "none runs: `tracker run` starts one"
+    none = "none is running: `tracker run` starts one"
     if not daemons and seen.last_beat_at is not None:
-        none = f"none runs, the last sign of life was {ago(seen.last_beat_at, seen.now)}: `tracker run` starts one"
+        none = f"none is running (last sign of life {ago(seen.last_beat_at, seen.now)}): `tracker run` starts one"
     jobs = f"{seen.open} open, {seen.failed.count} failed, {seen.lost.count} lost; past the deadline: "
     jobs += f"{seen.overdue.count} overdue, {seen.undecidable.count} not seen since; "
     jobs += f"{sum(seen.due_within.values())} with at most 7 days left"
@@ -101,8 +100,8 @@ def _seals(seen: Overview) -> str:
 def clusters(format: str | None) -> None:
     """Show a row for each cluster that is configured or has jobs.
 
-    A poll is late when it has been due for more than a minute. The next deadline is the nearest that is still ahead of
-    a job that is open, failed or lost.
+    A poll is late when it has been due for more than a minute. The next deadline is the nearest future deadline of an
+    open, failed or lost job.
     """
     from dataclasses import astuple, fields
 
@@ -140,12 +139,14 @@ def _show(rows: Iterable[ClusterOverview], now: datetime) -> None:
 
 
 def _state(row: ClusterOverview) -> str:
-    """Return in words why a cluster is not polled; nothing if it is."""
+    """Return in words why a cluster is not polled; empty if it is polled."""
     since = "" if row.gap_began_at is None else f" since {row.gap_began_at:%Y-%m-%d %H:%M}"
     detail = f": {row.gap_detail}" if row.gap_detail else ""
     words = []
     if row.pause_cause is Cause.PAUSED:
         words.append(f"paused by hand{since}{detail}" if row.gap_cause is Cause.PAUSED else "paused by hand")
+    elif row.gap_cause is Cause.PAUSED:
+        words.append(f"resumed, no answer yet; was paused by hand{since}{detail}")
     elif row.gap_cause is not None or row.pause_cause is not None:
         words.append(f"{row.gap_cause or row.pause_cause}{since}{detail}")
         if row.pause_cause is not None and row.paused_until is not None:

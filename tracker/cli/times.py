@@ -1,7 +1,6 @@
 """Times as people type them: a date, a time with its offset, ``today``, ``yesterday``, or how long ago.
 
-Owns how they are read. Days are those of the legal time zone; *now* is the database's time, and comes in as an
-argument.
+Owns how they are read. Days are those of the legal time zone; *now* is the database's time, an argument.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import click
 HELP: Final = "a date, a time with its offset, yesterday, or how long ago (7d, 36h, 2 weeks)"
 _DAYS: Final = {"today": 0, "yesterday": 1}
 _LONGEST: Final = timedelta(days=3650)
-"""Sums with it stay in the calendar."""
+"""Adding or subtracting it never leaves the calendar."""
 
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """A time, as it was typed: an aware instant, a day, how many days before today, or how long before now."""
+    """A time as typed: an aware instant, a day, a number of days before today, or a duration before now."""
 
     meant: datetime | date | int | timedelta
 
@@ -55,7 +54,7 @@ def length(ctx: click.Context, param: click.Parameter, value: str | None) -> tim
         return None
     found = _length(value.strip())
     if found is None:
-        raise click.BadParameter(f"{value[:80]!r} is not a duration of at most ten years: write 7d, 36h or 2 weeks")
+        raise click.BadParameter(f"{value[:80]!r} is not a duration up to ten years: write 7d, 36h or 2 weeks")
     return found
 
 

@@ -1,4 +1,4 @@
-"""All of it on one machine: fake Elevates, a fresh database, the real client and the real pollers, through a week.
+"""The demo: fake Elevates, a new database, the real client and the real pollers, through one week, on one machine.
 
 Owns the scene: a company with two clusters that submits its customers' requests and registers each jid, an outage of
 one cluster, the clock that makes a week pass in seconds, and the comparison of what was recorded with what the
@@ -52,7 +52,8 @@ EARLY = timedelta(days=28)
 class LaggingClock:
     """A clock that runs as the real one does, some time behind it, and leaps towards it: shared by all in the demo.
 
-    Between two leaps it runs, so that a request takes time (nobody asks while it leaps); *lag* is how far it is behind.
+    Between two leaps it runs, so that a request takes time; no request is sent during a leap. *lag* is how far it is
+    behind.
     """
 
     def __init__(self, lag: timedelta) -> None:
@@ -199,7 +200,7 @@ def run(
     days: float = 7,
     seed: int = 1,
     stop: Event | None = None,
-    tell: Callable[[float, float | None, str], None] = lambda done, total, what: None,
+    report_progress: Callable[[float, float | None, str], None] = lambda done, total, what: None,
 ) -> Outcome:
     """Let *jobs* jobs go through *days* simulated days that end now, and return what came of it.
 
@@ -209,7 +210,7 @@ def run(
         days: How long, in simulated time.
         seed: The same seed makes the same scene, at another time.
         stop: Set to end it early; what was recorded is kept.
-        tell: Is given the simulated hours that have passed, and all of them, after each step.
+        report_progress: Gets the simulated hours that have passed, and all of them, after each step.
 
     Raises:
         BadConfiguration: The database cannot be made; see `make_way`.
@@ -248,7 +249,7 @@ def run(
                 if at <= clock():
                     tally += pollers[name].run(stop)
             outcome.now = clock()
-            tell((span - clock.lag) / timedelta(hours=1), span / timedelta(hours=1), "simulated time")
+            report_progress((span - clock.lag) / timedelta(hours=1), span / timedelta(hours=1), "simulated time")
             if not clock.lag:
                 break
             coming = [*_next_polls(engine).values(), *(one.at for one in submissions[:1])]
@@ -264,8 +265,8 @@ def run(
 
 def _next_polls(engine: sa.Engine) -> dict[str, datetime]:
     """Return when each cluster is to be asked next, if it has open jobs."""
-    _, found = clusters.look(engine, clusters.Watch())
-    return {name: max(due_at, standing.paused_until or due_at) for name, (standing, due_at) in found.items() if due_at}
+    _, found = clusters.look(engine, clusters.ClockWatch())
+    return {name: max(due_at, health.paused_until or due_at) for name, (health, due_at) in found.items() if due_at}
 
 
 def _submit(engine: sa.Engine, settings: Settings, elevates: dict[str, Simulator], one: Submission) -> None:
@@ -307,7 +308,7 @@ def _judge(connection: sa.Connection, outcome: Outcome) -> None:
     )
     for row in connection.execute(changes):
         if row.from_status is None and row.to_status == Status.NOT_FOUND:
-            continue  # nobody created this jid
+            continue  # this jid was never created
         outcome.bounds += 1
         truth = outcome.elevates[row.cluster].truth(row.jid).entered.get(row.to_status)
         after, by = row.last_seen_at or row.submitted_at, row.observed_at

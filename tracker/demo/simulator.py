@@ -1,8 +1,8 @@
 """A fake Elevate on loopback, with a clock of its own.
 
-Owns: what becomes of a simulated job (`Fate`: drawn once, at its creation, so that bounds can be checked against the
-truth), the faults that can be asked for (`Fault`), and a small HTTP server for the calls of Elevate 3: the job status,
-and the two that create jobs. Leaves alone: everything of the real tracker.
+Owns the simulated jobs (`SimulatedJob`: all times are drawn at creation, so that bounds can be checked against the
+truth), the faults (`Fault`), and a small HTTP server for the calls of Elevate 3: the job status, and the two that
+create jobs. Leaves alone everything of the real tracker.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class CannotListen(TrackerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
-    """What becomes of one job: the truth that observations are checked against.
+class SimulatedJob:
+    """The true times of one job, against which observations are checked.
 
     Attributes:
         jid: The job's id, a UUID.
@@ -92,11 +92,11 @@ class Fate:
 
 
 FAULT_KINDS = {
-    "CODE": "that HTTP code, 201 to 599; a 3xx leads to another host; 429 has a Retry-After (30 s), others if given",
-    "hang": "no answer for 30 s, then the end of the connection",
+    "CODE": "that HTTP code, 201 to 599; 3xx redirects to another host; Retry-After: 30 for 429, SECONDS for others",
+    "hang": "no answer for 30 s, then the connection closes",
     "slow": "the answer comes after 1 s",
-    "garbage": "200 with a body that is no answer",
-    "unknown": "a status that nobody documented",
+    "garbage": "200 with a body that is not an answer",
+    "unknown": "a status that is not documented",
 }
 """What each fault does, for `--help` and for error messages."""
 _FAULT_SECONDS = {"hang": 30.0, "slow": 1.0, "429": 30.0}
@@ -232,7 +232,7 @@ class Simulator:
         # Two sources, so that faults do not change the jobs.
         self._fates = random.Random(None if seed is None else f"fates {seed}")  # noqa: S311
         self._luck = random.Random(None if seed is None else f"faults {seed}")  # noqa: S311
-        self._jobs: dict[str, Fate] = {}
+        self._jobs: dict[str, SimulatedJob] = {}
         self._lock = threading.Lock()
 
     def create(self, kind: Kind, at: datetime | None = None) -> str:
@@ -244,7 +244,7 @@ class Simulator:
         log.info("%s created %s %s, runs from %s, %s at %s", times[0], kind, fate.jid, times[1], fate.end, times[2])
         return fate.jid
 
-    def _draw(self, kind: Kind, created_at: datetime) -> Fate:
+    def _draw(self, kind: Kind, created_at: datetime) -> SimulatedJob:
         """Return what becomes of a job.
 
         The job begins within an hour of the midnight that starts the archive day (ELEVATE.md, "waiting takes days").
@@ -261,14 +261,14 @@ class Simulator:
         end = Status.ERROR if failure < self._failing else Status.DONE
         waits_at = created_at + settling * min(_SETTLES_WITHIN, runs_at - created_at)
         gone_at = ends_at + KEPT if kind is Kind.EXPORT and end is Status.DONE else None
-        return Fate(jid, kind, created_at, waits_at, runs_at, ends_at, end, gone_at)
+        return SimulatedJob(jid, kind, created_at, waits_at, runs_at, ends_at, end, gone_at)
 
     def forget(self, jid: str, at: datetime) -> None:
         """Lose the job at the instant *at* (aware), as the real Elevate should not."""
         with self._lock:
             self._jobs[jid] = replace(self._jobs[jid], gone_at=at)
 
-    def truth(self, jid: str) -> Fate:
+    def truth(self, jid: str) -> SimulatedJob:
         """Return what becomes of a job that was created here."""
         return self._jobs[jid]
 

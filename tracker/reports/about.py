@@ -1,7 +1,7 @@
-"""What a report is about: which jobs were asked for, and what it says of itself.
+"""Which jobs a report is about, and what its head says.
 
-Owns the filters that all reports share: as a value, as conditions of a query and in words. Reading what a person typed
-is the command line's.
+Owns the filters that all reports share: as a value, as conditions of a query and in words. Leaves the reading of
+options to the command line.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Filters:
     def __post_init__(self) -> None:
         for name, at in (("since", self.since), ("until", self.until)):
             if at is not None and at.tzinfo is None:
-                raise InvalidField(name, f"{at} has no offset, so nobody knows which instant it is")
+                raise InvalidField(name, f"{at} has no offset, so the instant is unclear: add one, such as +01:00")
         if self.since is not None and self.until is not None and self.since >= self.until:
-            raise InvalidField("until", f"{self.until} is not after since, {self.since}: no job can lie between them")
+            raise InvalidField("until", f"{self.until} is not after since, {self.since}: there is no time between them")
 
     def conditions(self, columns: sa.ColumnCollection[str, Any]) -> list[sa.ColumnElement[bool]]:
         """Return what a row must meet that has the columns cluster, kind, submitted_at and registered_at."""
@@ -71,7 +71,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What every report says of itself.
+    """The head of every report.
 
     Attributes:
         as_of: The database's time when it was read: nothing later is in it.

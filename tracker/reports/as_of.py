@@ -51,7 +51,7 @@ class Sealed:
     Attributes:
         number: Of the checkpoint.
         at: Its time (aware): *now* in reports as of it.
-        transition_id: The last id; likewise the others.
+        transition_id: The last id; the others are those of gaps and sources.
     """
 
     number: int
@@ -224,7 +224,7 @@ def _check(connection: sa.Connection, as_of: datetime | Sealed) -> None:
     if isinstance(as_of, Sealed):
         return
     if as_of.tzinfo is None:
-        raise InvalidField("as_of", f"{as_of} has no offset, so its instant is unknown")
+        raise InvalidField("as_of", f"{as_of} has no offset, so the instant is unclear: add one, such as +01:00")
     now = database.now(connection)
     if as_of > now:
         raise InvalidField("as_of", f"{as_of} is in the future; the database's time is {now.isoformat(' ', 'seconds')}")

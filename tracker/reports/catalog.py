@@ -1,7 +1,7 @@
-"""The reports that are tables, as data: what each is called, what it says, and which of its columns a person sees.
+"""The reports that are tables, as data: their names, their help, and the columns that a person sees.
 
 Owns names, headings, help and the words of single values. The command line and the page show it; ``tables`` reads the
-rows. Pure, and quick to import: ``tracker report --help`` waits for no database.
+rows. Pure, and quick to import: ``tracker report --help`` needs no database.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Column:
         name: The heading in CSV and the key in JSON. A column with the word ``seconds`` in its name is shown as
             durations in tables, rounded up if it has ``max`` in it too (an upper bound stays one).
         heading: The heading in tables; default the name with spaces.
-        optional: A table may leave it out where there is no room, and says so. CSV and JSON have it always.
+        optional: A table may leave it out if it does not fit, with a message. CSV and JSON always have it.
     """
 
     name: str
@@ -32,12 +32,12 @@ class TableReport:
     """A report that is a table.
 
     Attributes:
-        name: Of the report, and of its view behind ``report_``.
+        name: The name of the report, and of its view after ``report_``.
         title: The caption.
-        help: What it says, in sentences.
-        order: What all rows are sorted by, to the last tie, so that the same data come out as the same bytes.
-        shows: The columns that a person sees, in their order; a heading of its own stands behind a colon, and what a
-            table may leave out behind a bar.
+        help: What it shows, in sentences.
+        order: The columns that sort all rows; no two rows tie, so that the same data give the same bytes.
+        shows: The columns that a person sees, in order. A different heading follows a colon. The columns after the bar
+            are optional.
     """
 
     name: str
@@ -60,7 +60,7 @@ _ALL: Final = (
     TableReport(
         "durations",
         "From submission to done",
-        "How long each job took that is done, between two bounds.",
+        "How long each done job took, between two bounds.",
         order="done_by cluster jid",
         shows="jid seconds_min:at_least seconds_max:at_most done_by | cluster kind reference",
     ),
@@ -75,8 +75,8 @@ _ALL: Final = (
     TableReport(
         "monthly",
         "By month of submission",
-        "How many jobs were submitted in each month (UTC) and what became of them, by cluster and kind: within how "
-        "many days they were done, and their verdicts. How long they took: tracker report durations --by month.",
+        "How many jobs were submitted in each month (UTC), by cluster and kind, with their states, their verdicts, and "
+        "within how many days they were done. For durations use tracker report durations --by month.",
         order="cluster kind month",
         shows="month cluster kind submitted:jobs done open met missed overdue | failed lost undecidable pending",
     ),
@@ -84,8 +84,8 @@ _ALL: Final = (
         "deadlines",
         "Deadlines",
         "Each job's legal deadline and verdict: one calendar month after the request was received (else after the job "
-        "was submitted, else registered), in the legal time zone. The verdict met says that Elevate reported the job "
-        "done in time; that the person was informed is not shown.",
+        "was submitted, else registered), in the legal time zone. The verdict met means that Elevate reported the job "
+        "done in time; it does not show that the person was informed.",
         order="deadline_at cluster jid",
         shows="jid deadline_on:deadline verdict days_left state | reference cluster kind basis",
     ),
@@ -100,16 +100,16 @@ _ALL: Final = (
     TableReport(
         "anomalies",
         "Anomalies",
-        "Every transition with an anomaly: unknown_status (a word that nobody documented), backwards (an earlier "
-        "status after a later one), vanished (not found, although it was there before), reappeared, never_found.",
+        "Every transition with an anomaly: unknown_status (not documented), backwards (an earlier status after a later "
+        "one), vanished (not found, although it was found before), reappeared (found again), never_found (lost).",
         order="id",
         shows="observed_at:seen jid anomaly | cluster from_status:from to_status:to",
     ),
     TableReport(
         "gaps",
         "Gaps in the observation",
-        "When nothing could be observed, why, and how many jobs were open meanwhile. Times choose the gaps that "
-        "overlap them, kinds the jobs that are counted. A time without a daemon is recorded when the next one starts.",
+        "When nothing could be observed, why, and how many jobs were open then. A time range selects the gaps that "
+        "overlap it; a kind selects the jobs that are counted. Time without a daemon is recorded when the next starts.",
         order="began_at cluster ended_at",
         shows="cluster began_at:began ended_at:ended seconds:lasted cause open_jobs | detail",
     ),
@@ -117,7 +117,7 @@ _ALL: Final = (
         "coverage",
         "How much of each job's life was observed",
         "Which share of each job's life was observed, the smallest first. Time outside recorded gaps counts as "
-        "observed. A time without a daemon is recorded when the next daemon starts; until then see tracker status.",
+        "observed. Time without a daemon is recorded when the next daemon starts; until then see tracker status.",
         order="covered_share cluster jid",
         shows="jid covered_share:observed longest_unobserved_seconds:longest_unobserved | cluster",
     ),
@@ -129,20 +129,21 @@ REPORTS: Final = {report.name: report for report in _ALL}
 CHANGES: Final = TableReport(
     "changes",
     "Changes",
-    "What happened in the last day, or in the time that is asked for: how many jobs were registered, ended, or became "
-    "overdue (first seen not done after the deadline), by cluster and kind; then each transition, the newest first. "
-    "csv and json have the transitions.",
+    "What happened since yesterday at this time, or in the time that you choose: how many jobs were registered, ended, "
+    "or became overdue (first seen not done after the deadline), by cluster and kind. Then each transition, the newest "
+    "first. csv and json have the transitions only.",
     order="id",
     shows="observed_at:when jid action to_status:status to_state:state | cluster from_status:was kind "
     "reference anomaly actor reason",
 )
-"""Rows of ``report_transitions``; not on the page."""
+"""Rows of ``report_transitions``."""
 
 COUNTED: Final = ("registered", "done", "failed", "lost", "attested", "withdrawn", "reopened", "overdue")
-"""What ``changes`` counts."""
+"""The events that ``changes`` counts."""
 
 BY: Final = ("cluster", "kind", "month", "week")
-"""What the quantiles of durations can be grouped by; months and ISO weeks (UTC) of submission, else of registration."""
+"""How the quantiles of durations can be grouped; months and ISO weeks (UTC) are those of submission, else of
+registration."""
 
 
 def shown(name: str, value: Any) -> Any:

@@ -10,11 +10,11 @@ view ``report_durations``. How each job enters, in seconds since its submission 
   valid answer was sent. While Elevate says ``not_found`` it is the last sight before that. Never seen: 0.
 - **failed, lost, attested**: as open ones; what an attesting operator claims is no observation. So where many fail, the
   quantiles are those of jobs that do not.
-- **withdrawn**: left out, and counted: nobody waits for it.
+- **withdrawn**: left out of the curves, and counted separately.
 
-So the pair of a quantile is what the observations leave open about *when*; it is not a confidence interval, and says
-nothing about jobs to come. Where an open job was last seen between the two bounds of a done one, the two curves may
-cross; the pair is put in order, so that the lower bound is never above the upper one.
+So the pair of a quantile shows how uncertain the observed times are. It is not a confidence interval, and does not
+predict later jobs. If an open job was last seen between the two bounds of a done one, the two curves may cross. Then
+the pair is sorted, so that the lower bound is never above the upper one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Quantiles:
         jobs: How many count: the sum of done, open, failed, lost and attested.
         withdrawn: Left out, and not among *jobs*.
         median: By this time half of the jobs are done; likewise p90, p95 and max (all).
-        late: How many were registered more than a day after their submission: nobody saw what Elevate did before. This
+        late: How many were registered more than a day after their submission, unobserved until then. This
             and the next count withdrawn jobs, too.
         unknown: How many have no declared submission.
     """

@@ -30,7 +30,7 @@ def jobs(
 ) -> Generator[sa.Row[Any]]:
     """Yield rows of ``report_jobs``, the most urgent first, as they come from the database: any number fits.
 
-    First those that somebody still waits for (open, failed, lost), the nearest deadline first; then those that are
+    First the unsettled jobs (open, failed, lost), the nearest deadline first; then those that are
     settled, the last to end first. The row of ``jobs`` gives the order, by an index for each part; the view gives the
     figures.
 
@@ -39,7 +39,7 @@ def jobs(
         wanted: By column of the view, the values that are wanted; an empty collection wants all.
         past_deadline: Only those whose deadline is past and the verdict missed, overdue or undecidable.
         due_within: Only those that are not settled, and whose deadline is ahead by no more than this.
-        limit: At most so many.
+        limit: At most this many.
     """
     now, view = database.now(connection), typed(connection, "report_jobs")
     j, r = JOBS.c, view.c
@@ -87,7 +87,7 @@ class AnyGap:
     """A gap, on record or still open.
 
     Attributes:
-        began_at: Of the whole gap, whatever part of it matters here.
+        began_at: When the whole gap began.
         ended_at: None: it is open.
         cause: Why.
         detail: An operator's reason, or the code of an error.
@@ -106,13 +106,13 @@ class AnyGap:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedBounds:
-    """What gaps have to do with the bounds of a transition.
+    """How gaps explain the bounds of a transition.
 
     Attributes:
         after: The lower bound.
         by: The upper one.
-        unobserved: How much of it no request could have observed; gaps that overlap count once.
-        gaps: Those that lie in it, oldest first.
+        unobserved: The time between the bounds that is in gaps; gaps that overlap count once.
+        gaps: The gaps between the bounds, oldest first.
     """
 
     after: datetime

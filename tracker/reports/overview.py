@@ -1,4 +1,4 @@
-"""How everything stands now: gathers what `tracker.needs` judges, `tracker status` and `tracker clusters` show.
+"""The present state: gathers what `tracker.needs` judges, and what `tracker status` and `tracker clusters` show.
 
 Owns these queries and when a daemon is taken for alive. Each reads by an index what may need a person, and no other
 job: at a million open jobs these are few. What a verdict is, which days are left and what is late is the views'; how it
@@ -98,7 +98,7 @@ _JIDS: Final = {
     "anomaly": "FROM report_anomalies v WHERE v.anomaly = :word AND v.observed_at >= :yesterday ORDER BY v.id DESC",
     "download_closing": f"{_CLOSING_EXPORTS} ORDER BY v.download_by",
 }
-"""Where the jobs are that a kind of need is about, the most urgent or the newest first."""
+"""By kind of need: the query for its jobs, the most urgent or the newest first."""
 _INSTANTS: Final = (
     *("since", "started_at", "beat_at", "answered_at", "paused_until", "behind_since", "asked_at", "gap_began_at"),
     *("sealed_at", "failing_since", "told_at", "ended_at", "acked_until"),
@@ -107,7 +107,7 @@ _INSTANTS: Final = (
 
 
 def overview(connection: sa.Connection, configured: Collection[str], seal_after: timedelta) -> Overview:
-    """Return how everything stands at the database's time.
+    """Return the state at the database's time.
 
     Args:
         connection: In a transaction of `database.reading`.

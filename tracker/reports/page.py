@@ -44,18 +44,18 @@ POINTS: Final = 60
 RECENT: Final = timedelta(days=90)
 """How far back the sections of gaps and coverage look where no times are asked for: each of their rows reads many."""
 AHEAD: Final = 31
-"""Deadlines are drawn for so many days ahead: no legal month is longer."""
+"""Deadlines are drawn for this many days ahead: no legal month is longer."""
 
-NAMES: Final = ("deadlines", "requests", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage")
+NAMES: Final = ("deadlines", "requests", "changes", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage")
 """The reports that are on the page, in its order."""
 MARK: Final = '<meta name="generator" content="tracker'
 """In the head of each page: by this it is known to be one of ours."""
 
 _SECOND: Final = "%Y-%m-%d %H:%M:%S"
 _DECLARED: Final = frozenset(("received_at", "submitted_at", "extended_on", "claimed_at"))
-"""Columns that people declared: nobody observed them."""
+"""Columns that people declared; they were not observed."""
 _CODE: Final = frozenset(("jid", "reference", "status", "from_status", "to_status"))
-"""Columns that are shown letter by letter."""
+"""Columns that are shown as code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def render(
         as_of: What could be known then (aware), or what a checkpoint closed; default: now, by the database's clock.
         zone: The legal time zone (setting ``timezone``) of clusters that have no source yet.
         names: Of the reports (`NAMES`) that are on it; default all.
-        overview: How everything stands, read on *connection*; None: the page says that this is not on it.
+        overview: The present state, read on *connection*; None: the page says that it lacks this.
 
     Raises:
         InvalidField: There is no such report; the message lists what there is.
@@ -190,7 +190,7 @@ def _template() -> Template:
 
 
 def _with_code(text: str) -> Markup:
-    """Return *text* with what stands between backticks as code."""
+    """Return *text* as HTML, with the words between backticks as code."""
     parts = plain(text).split("`")
     marked = (Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts))
     return Markup("").join(marked)
@@ -253,7 +253,7 @@ def _number(value: int) -> Cell:
 
 
 def _bounds(pair: Bounds) -> Cell:
-    """Return both bounds of a duration in few words."""
+    """Return both bounds of a duration as one cell."""
     if pair.seconds_min is None:
         return Cell("not reached")
     low = human(pair.seconds_min)
@@ -267,35 +267,35 @@ def _bounds(pair: Bounds) -> Cell:
 
 
 def _now(data: _Data, overview: Overview | None) -> list[Section]:
-    """Return how everything stands now."""
+    """Return the sections about needs, daemons and clusters."""
     section = Section("needs", "What needs a person")
     if overview is None:
-        why = "This page is about some of the jobs, or does not know the settings."
+        why = "This page covers only some of the jobs, or was made without the settings."
         if data.as_of is not None:
-            why = "Which daemons ran and what needed a person at an earlier time is not stored."
+            why = "It is not stored which daemons ran and what needed a person at an earlier time."
         section.texts.append(f"{why} `tracker status` shows what needs a person now.")
         return [section]
     section.needs = needs(overview)
     if not section.needs:
         begin = "" if data.jobs else " No job is registered yet: `tracker add JID` registers one."
         section.texts.append(f"Nothing needs a person.{begin}")
-    standing = Section("clusters", "Daemons and clusters")
+    overall = Section("clusters", "Daemons and clusters")
     for one in overview.daemons:
         times = f"started {one.started_at:{_SECOND}}, last alive {one.beat_at:{_SECOND}}"
-        standing.texts.append(f"A daemon runs: {one.host}:{one.pid}, version {one.version}, {times}.")
+        overall.texts.append(f"A daemon is running: {one.host}:{one.pid}, version {one.version}, {times}.")
     if not overview.daemons:
         last = overview.last_beat_at
         was = f"The last one was alive at {last:{_SECOND}}." if last else "No daemon has run on this database."
-        standing.texts.append(f"No daemon runs now. {was}")
+        overall.texts.append(f"No daemon is running. {was}")
     seals = overview.seals
     if seals.sealed_at is not None:
-        name = f"checkpoint {seals.number}" if seals.number is not None else "a checkpoint that is damaged"
-        rest = f"; rows that are newer and not sealed: {seals.unsealed:,}" if seals.unsealed else ""
-        standing.texts.append(f"The history is sealed up to {name} of {seals.sealed_at:{_SECOND}}{rest}.")
+        name = f"checkpoint {seals.number}" if seals.number is not None else "a damaged checkpoint"
+        rest = f"; newer rows that are not sealed: {seals.unsealed:,}" if seals.unsealed else ""
+        overall.texts.append(f"The history is sealed up to {name} of {seals.sealed_at:{_SECOND}}{rest}.")
     if overview.clusters:
         headings = ("cluster", "open", "late polls", "last answer", "paused until", "no answers since", "next deadline")
-        standing.grids.append(Grid("Clusters", headings, [_cluster(one) for one in overview.clusters]))
-    return [section, standing]
+        overall.grids.append(Grid("Clusters", headings, [_cluster(one) for one in overview.clusters]))
+    return [section, overall]
 
 
 def _cluster(one: ClusterOverview) -> list[Cell]:
@@ -315,10 +315,13 @@ def _cluster(one: ClusterOverview) -> list[Cell]:
 
 
 def _report(data: _Data, name: str) -> Section:
-    """Return the section of the report *name*: its first rows, and what is drawn of it."""
-    report = catalog.REPORTS[name]
+    """Return the section of the report *name*: its first rows and its picture."""
+    report = catalog.CHANGES if name == catalog.CHANGES.name else catalog.REPORTS[name]
     filters, texts = data.filters, [report.help]
-    if name in ("gaps", "coverage") and filters.since is None and filters.until is None:
+    has_times = filters.since is not None or filters.until is not None
+    if name == "changes" and not has_times:
+        filters = replace(filters, since=data.at - timedelta(days=1))
+    if name in ("gaps", "coverage") and not has_times:
         filters = replace(filters, since=data.at - RECENT)
         which = "Gaps" if name == "gaps" else "Jobs submitted"
         texts.append(f"{which} in the last {RECENT.days} days; `tracker report {name}` has all.")
@@ -332,8 +335,12 @@ def _report(data: _Data, name: str) -> Section:
         section.picture = _DRAWN[name](data)
     if data.jobs and name == "deadlines":
         section.grids.append(_verdicts(data))
+    if rows and name == "changes":
+        counts = tables.changes(data.connection, filters, as_of=data.as_of, zone=data.zone)
+        cells = [[Cell(plain(cluster)), Cell(kind), *map(_number, numbers)] for cluster, kind, *numbers in counts]
+        section.grids.append(Grid("Jobs by what happened", ["cluster", "kind", *catalog.COUNTED], cells))
     if rows:
-        more = f"These are the first {LIMIT} rows. `tracker report {name} --format csv` has all."
+        more = f"Only the first {LIMIT} rows are shown. `tracker report {name} --format csv` has all."
         headings = [_heading(column) for column in report.columns]
         section.grids.append(Grid(report.title, headings, rows, more if made.has_more else ""))
     else:
@@ -362,13 +369,13 @@ def _durations(data: _Data) -> Section:
     early, sure = curves = everything.curves()
     total = row_of(everything, {}, curves)
     section.texts.append(
-        "From submission (where that is unknown, registration) to done. Elevate gives no times, so each figure is a "
-        "pair: at least, and at most. They are estimates (Kaplan–Meier): a job that is not done counts as at "
-        "least as old as when it was last seen not done, and leaves the curve there, also a failed, lost or attested "
-        "one. So where many fail, the curve lies above the share that is done. Withdrawn jobs are left out."
+        "From submission (if unknown: registration) to done. Elevate gives no times, so each figure is a pair: at "
+        "least, and at most. The figures are estimates (Kaplan–Meier): a job that is not done counts until it was last "
+        "seen not done; so does a failed, lost or attested job. If many jobs fail, the curve is above the share that "
+        "is done. Withdrawn jobs are left out."
     )
     section.texts.append(
-        "A job is observed only from its registration on. Registered more than a day after submission: "
+        "A job is observed only after its registration. Registered more than a day after submission: "
         f"{total.late:,}; submission unknown: {total.unknown:,}."
     )
     end = max(1.03 * max((*early.ends[-1:], *sure.ends[-1:]), default=0.0), 60.0)
@@ -399,7 +406,7 @@ def _curve(early: Curve, sure: Curve, end: float, median: Bounds) -> Picture:
         said = f"Half are done after {human(median.seconds_min)} at the earliest{latest}."
     title = "Estimated share of jobs done, by time since submission"
     svg = pictures.completion("curve", title, said, sure, early, end)
-    return Picture(svg, f"{title}. {said}", [("band", "between the bounds: what the observations leave open")])
+    return Picture(svg, f"{title}. {said}", [("band", "between the bounds: uncertain")])
 
 
 def _in_flight(data: _Data) -> Picture:
@@ -458,14 +465,14 @@ def _verdicts(data: _Data) -> Grid:
         [Cell(verdict), Cell(state), _number(number), Cell(words.verdict_meaning(verdict, state))]
         for (state, verdict), number in by_gravity
     ]
-    return Grid("Jobs by verdict on their legal deadline", ("verdict", "state", "jobs", "it says"), rows)
+    return Grid("Jobs by verdict on their legal deadline", ("verdict", "state", "jobs", "meaning"), rows)
 
 
 _GRAVITY: Final = ("overdue", "undecidable", "missed", "pending", "attested", "withdrawn", "met")
 
 
 def _ahead(data: _Data) -> Picture:
-    """Draw the deadlines of jobs for which somebody still waits: those that are past, and the next 31 days."""
+    """Draw the deadlines of unsettled jobs: those that are past, and those of the next 31 days."""
     state: sa.ColumnClause[str] = sa.column("state")
     left: sa.ColumnClause[int] = sa.column("days_left")
     days = Counter[int]()
@@ -480,4 +487,4 @@ def _ahead(data: _Data) -> Picture:
 
 
 _DRAWN: Final[dict[str, Callable[[_Data], Picture]]] = {"deadlines": _ahead, "statuses": _in_flight}
-"""By report: what draws its picture, where there is one and any job."""
+"""By report: the function that draws its picture, if the report has one."""

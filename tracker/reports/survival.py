@@ -1,7 +1,7 @@
 """Quantiles of durations of which some are known by a lower bound only: the Kaplan–Meier estimator.
 
-Owns the curve and how a quantile is read off it. Pure: knows numbers, not jobs. Leaving the unended out would make
-every report made while jobs are open too rosy, since it is the long ones that are open.
+Owns the curve and how a quantile is read from it. Pure: knows numbers, not jobs. Without the jobs that have not ended,
+a report would be too optimistic while jobs are open, because mostly the long ones are open.
 
 E. L. Kaplan, P. Meier, *Nonparametric estimation from incomplete observations*, 1958.
 """
@@ -14,9 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 ROUNDING: Final = 1e-9
-"""How far above its level a curve may be and count as there: floats are no exact fractions (1 - 0.9 is a little less
-than 0.1, and the ninth of ten is the p90 nevertheless). Ours: far above such errors, and far below the step of one job
-in a million."""
+"""How far above a level the curve still counts as having reached it. Floats are not exact: 1 - 0.9 is a little less
+than 0.1, but the ninth of ten is the p90. Ours: far above such errors, far below the step of one job in a million."""
 
 
 class Curve:

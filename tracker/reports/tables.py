@@ -1,9 +1,8 @@
 """The rows of the reports that are tables: a view's, of the jobs that were asked for, now or as of an earlier time.
 
-Owns the types and the order of the rows, and how filters reach the views: a view is read as if there were no other jobs
-than those asked for, so that its counts and verdicts are theirs. What a column means is the views'; which reports there
-are and what they are called is ``catalog``'s. ``durations`` here is a row for each done job; its quantiles are
-`durations.durations`.
+Owns the types and the order of the rows, and how filters reach the views: a view is read as if the selected jobs were
+the only ones, so that counts and verdicts cover them alone. The views define the columns; ``catalog`` lists the
+reports. ``durations`` here has a row for each done job; `durations.durations` has the quantiles.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ def read(
         filters: Which jobs.
         as_of: What could be known at this time, or what a checkpoint closes (see `tracker.reports.as_of`); None: now.
         zone: The legal time zone (setting ``timezone``), by which *as_of* computes deadlines.
-        most: So many rows, those first that a person looks for: what is not settled, and what is new. None: all, in an
-            order that stays as it is.
+        most: At most this many rows, unsettled and new ones first. None: all, in a fixed order.
         is_kept: The jobs as they were then are in the table of `as_of.kept`.
 
     Raises:
@@ -163,13 +161,13 @@ def urgent(
     deadline: Sequence[sa.ColumnElement[Any]],
     newest: Sequence[sa.ColumnElement[Any]],
 ) -> tuple[Part, Part]:
-    """Return the urgent order: those that somebody waits for by *deadline*, then the settled ones, the *newest* first.
+    """Return the urgent order: unsettled rows by *deadline*, then the settled ones, the *newest* first.
 
     Args:
-        waiting: Which rows somebody waits for.
-        settled: The others.
-        deadline: The deadline, and what else those that wait are sorted by.
-        newest: What the settled ones are sorted by.
+        waiting: The condition of unsettled rows.
+        settled: The condition of the others.
+        deadline: What unsettled rows are sorted by.
+        newest: What settled rows are sorted by.
     """
     first, *ties = deadline
     return (waiting, [first.asc().nulls_last(), *ties]), (settled, newest)

@@ -1,6 +1,7 @@
-"""How figures and foreign text read to a person, wherever they are shown: at a terminal or on the page.
+"""How figures and foreign text are written for a person, at a terminal and on the page.
 
-Owns the words for a duration and the safety of text; the look is the reader's (``cli.output``, ``page``). Pure.
+Owns the words for durations and verdicts, and makes text safe to print. Leaves layout to ``cli.output`` and ``page``.
+Pure.
 """
 
 from __future__ import annotations
@@ -13,32 +14,32 @@ from tracker.status import Anomaly, State
 from tracker.text import INVISIBLE
 
 _FORMULA: Final = frozenset(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
-"""What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection)."""
+"""Characters with which a formula begins in a spreadsheet (OWASP, CSV Injection)."""
 ANOMALIES: Final = {
-    Anomaly.UNKNOWN_STATUS: "a status that nobody documented; the job stays open",
+    Anomaly.UNKNOWN_STATUS: "a status that is not documented; the job stays open",
     Anomaly.BACKWARDS: "an earlier status after a later one",
     Anomaly.VANISHED: "not found, although it was there before",
-    Anomaly.REAPPEARED: "there again after it had vanished",
-    Anomaly.NEVER_FOUND: "never found: a wrong jid, or the wrong cluster",
+    Anomaly.REAPPEARED: "found again after it had vanished",
+    Anomaly.NEVER_FOUND: "never found: the jid or the cluster is wrong",
 }
 """Each anomaly in plain words."""
 
 _VERDICTS: Final = {
-    "met": "Elevate reported the job done in time; that the person was informed is not shown",
+    "met": "Elevate reported the job done in time; this does not show that the person was informed",
     "missed": "it was seen not done at or after the deadline, and done later",
-    "pending": "not done, and the deadline is ahead",
+    "pending": "it is not done, and the deadline is in the future",
     "overdue": "it was seen not done at or after the deadline",
-    "attested": "an operator says that it was done; Elevate was not seen to say so",
+    "attested": "an operator says that it was done; no answer of Elevate shows it",
     "withdrawn": "an operator closed it",
 }
 _UNDECIDABLE: Final = {
     State.DONE: "the deadline lies between the bounds of its end",
-    State.LOST: "the job is lost: nobody can say whether it was done",
+    State.LOST: "the job is lost, so it is unknown whether it was done",
 }
 
 
 def verdict_meaning(verdict: str, state: str) -> str:
-    """Return in plain words what *verdict*, of a job in *state*, says, and no more than that."""
+    """Return in plain words what the *verdict* of a job in *state* means."""
     if verdict == "undecidable":
         return _UNDECIDABLE.get(State(state), "the deadline is past, and the job was not seen since")
     if verdict == "overdue" and state == State.FAILED:
@@ -49,7 +50,7 @@ def verdict_meaning(verdict: str, state: str) -> str:
 def human(seconds: float | timedelta, *, up: bool = False) -> str:
     """Return a duration in its two largest units, such as ``2d 3h``, rounded down, or up if *up*.
 
-    Down keeps a lower bound true, up an upper one. Below 10 s there is one decimal.
+    Round lower bounds down and upper bounds up, so that they stay true. Below 10 s there is one decimal.
     """
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
@@ -70,7 +71,7 @@ def human(seconds: float | timedelta, *, up: bool = False) -> str:
 
 
 def exact(length: timedelta) -> str:
-    """Return a duration that is known as it is: in seconds below 10 s, else as `human` does."""
+    """Return a duration that is known exactly: in seconds below 10 s, otherwise as `human` does."""
     seconds = length.total_seconds()
     return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s" if seconds < 10 else human(length)
 
@@ -81,12 +82,12 @@ def plain(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return *text* as a CSV file may hold it: no terminal takes it for a command, and no reader for the row's end."""
+    """Return *text* without characters that control a terminal or end a row of a CSV file."""
     if text.isprintable():
         return text
     return INVISIBLE.sub(lambda match: match[0] if match[0] in "\t\n" else "\ufffd", text)
 
 
 def for_spreadsheet(text: str) -> str:
-    """Return *text* as `visible` does, and with ``'`` before it if a spreadsheet would take it for a formula."""
+    """Return *text* as `visible` does, with ``'`` before it if a spreadsheet would read it as a formula."""
     return f"'{visible(text)}" if text[:1] in _FORMULA else visible(text)

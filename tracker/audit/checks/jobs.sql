@@ -6,7 +6,7 @@ FROM (
     SELECT
         j.id, j.cluster, j.jid, j.seq,
         CASE
-            WHEN j.state = 'open' AND j.due_at IS NULL THEN 'it is open, but due_at is empty: nobody polls it'
+            WHEN j.state = 'open' AND j.due_at IS NULL THEN 'it is open, but due_at is empty: it is never polled'
             WHEN j.polls < r.polls THEN 'polls is ' || j.polls || ', but its transitions say ' || r.polls
             WHEN j.seen_at < r.seen_at OR (j.seen_at IS NULL AND r.seen_at IS NOT NULL)
                 THEN 'seen_at is ' || coalesce(CAST(j.seen_at AS text), 'empty') || ', but its transitions say ' || r.seen_at

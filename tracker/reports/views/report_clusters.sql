@@ -1,5 +1,5 @@
 {% from 'macros.sql' import now, plus_seconds %}
-{# The next deadline is the nearest that is still ahead of a job that somebody waits for. Each figure is looked up by an
+{# The next deadline is the nearest future deadline of an unsettled job. Each figure is looked up by an
    index, and so are the names: the smallest, then the smallest above it. At a million open jobs nothing reads them all;
    only the open ones are counted, in the index alone, for which their state is given twice. Only open jobs are due. #}
 WITH RECURSIVE names(cluster) AS (
