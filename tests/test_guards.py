@@ -261,7 +261,7 @@ def test_no_time_of_another_shape(filled: sa.Connection) -> None:
 def test_no_text_that_is_empty_or_too_long_or_holds_controls(connection: sa.Connection) -> None:
     """So it is with every text that a person declares; at the limits each alphabet goes in."""
     for column in ("jid", "reference", "cluster", "registered_by"):
-        for text in ("", "x" * 256, "a\nb", "a\x1bb", "a\x9bb", "\t", "a\x00b", "a\u200bb", "\u202ea"):
+        for text in ("", " ", "x" * 256, "a\nb", "a\x1bb", "a\x9bb", "\t", "a\x00b", "a\u200bb", "\u202ea"):
             values = {"cluster": "w1", "jid": "b"} | {column: text}
             names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
             with refused(connection):

@@ -44,7 +44,7 @@ def _word(table: str, column: str, words: tuple[str, ...]) -> sa.CheckConstraint
 
 
 def _text(table: str, column: str, longest: int = 255, refused: str = "", blanks: bool = True) -> sa.CheckConstraint:
-    """Not empty, not over-long, no character that is invisible (it garbles terminals, logs and CSV) or *refused*."""
+    """Not blank, not over-long, no character that is invisible (it garbles terminals, logs and CSV) or *refused*."""
     spans = INVISIBLE if blanks else (*INVISIBLE, *BLANKS)
     if _sqlite():  # length() stops at a NUL, hence the look at the bytes for it; a BLOB is no text
         ranges = " || ".join(f"char({first}) || '-' || char({last})" for first, last in spans)
@@ -55,7 +55,7 @@ def _text(table: str, column: str, longest: int = 255, refused: str = "", blanks
     else:
         ranges = "".join(rf"\u{first:04x}-\u{last:04x}" for first, last in spans)
         rule = f"char_length({column}) BETWEEN 1 AND {longest} AND {column} !~ '[{refused}{ranges}]'"
-    return _check(table, column, rule)
+    return _check(table, column, f"{rule} AND trim({column}) <> ''")
 
 
 def _hex(table: str, column: str, digits: int) -> sa.CheckConstraint:
