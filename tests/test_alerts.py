@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -388,6 +390,15 @@ def test_only_the_proxy_of_the_settings_is_used(receiver: Receiver, monkeypatch:
     text = {"title": "a", "body": "b", "notify_type": "info"}
     assert [one.send(text) for one in ways] == ["", ""]
     assert [path for path, *_ in receiver.got] == ["http://far.invalid/x", "/good"]
+
+
+def test_a_certificate_that_is_not_trusted_is_named(tls: ssl.SSLContext, certificate: Path) -> None:
+    """It is not taken for a receiver that is away; and with its authority in the settings, the message arrives."""
+    text = {"title": "a", "body": "b", "notify_type": "info"}
+    with Receiver(tls) as receiver:
+        url = f"jsons://localhost:{receiver.port}/good"
+        ways = [alerts.destinations(settings(url, receiver_ca_bundle=path))[0] for path in (None, certificate)]
+        assert [one.send(text) for one in ways] == ["tls_unverified", ""]
 
 
 def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

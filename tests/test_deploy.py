@@ -37,8 +37,12 @@ def test_it_prints_and_writes_files(name: str, tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["deploy", name]) == 0
     out = capsys.readouterr().out
     assert all((FOLDER / file).read_text() in out for file in FILES[name])
+    folder = tmp_path / "new" / "folder"
     for _ in range(2):
-        assert cli.main(["deploy", name, "-o", str(tmp_path)]) == 0
+        assert cli.main(["deploy", name, "-o", str(folder)]) == 0
+    assert cli.main(["deploy", name, "-o", str(folder / FILES[name][0])]) == 2
+    assert "cannot make the folder" in capsys.readouterr().err
+    tmp_path = folder
     assert {path.name for path in tmp_path.iterdir()} == set(FILES[name])
     for path in tmp_path.iterdir():
         path.unlink()

@@ -22,7 +22,8 @@ from tests.scripted import Script, cluster_settings
 from tests.test_daemon import TRACKER, add, environment, logged, until
 from tests.test_deliver import texts
 from tests.test_poller import histories_are_whole, job, on_sqlite
-from tracker import daemon, database
+from tracker import cli, daemon, database, settings
+from tracker.errors import BadConfiguration
 from tracker.models import WORKERS
 from tracker.settings import Settings
 
@@ -198,3 +199,18 @@ def test_the_pulse_gets_each_look_and_each_request(engine: sa.Engine, script: Sc
     assert sorted(outcomes) == [("w1", "answer"), ("w1", "bad_answer")]
     assert ticks
     assert pulse.age() < 10
+
+
+def test_a_signal_that_comes_too_early_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP while the settings are read the first time: wrong settings are still what ends the process."""
+
+    def load() -> Settings:
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise BadConfiguration("these settings are wrong")
+
+    monkeypatch.setattr(settings, "load", load)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        assert cli.main(["run"]) == 78
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -41,6 +41,11 @@ def deploy(name: str, output: str | None) -> None:
             raise Refused(
                 plain(f"{str(path)!r} already exists with different content: compare the two, and move it away first")
             )
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = plain(f"cannot make the folder {output!r}: {error.strerror}")
+        raise click.BadParameter(why, param_hint="-o") from error
     for path, text in paths.items():
         with output_to(path, "csv"):
             click.echo(text, nl=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -36,11 +38,15 @@ def run(once: bool) -> int:
     from tracker.alerts import Alerts
     from tracker.audit.sealing import Sealing
 
+    stop = daemon.Stop()
+    if not os.isatty(2):
+        # From now on, not only once the daemon runs: a SIGHUP that comes this early would end the process.
+        signal.signal(signal.SIGHUP, lambda number, frame: setattr(stop, "wants_reload", not once))
     effective = settings.load()
     if once:
         return _once(effective)
     logs.setup()
-    counts, stop = metrics.Metrics(), daemon.Stop()
+    counts = metrics.Metrics()
     port = web.Web([sys.executable, "-P", "-c", _PAGE], counts.age, counts)  # -P: import nothing from this folder
     systemd = notify.Systemd(counts.age, stop)
 

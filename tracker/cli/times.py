@@ -68,7 +68,7 @@ def _meant(text: str) -> datetime | date | int | timedelta:
     try:
         found = day_or_instant(text)
     except ValueError as error:
-        raise click.BadParameter(f"{error}, or yesterday, or how long ago: 7d, 36h, 2 weeks") from None
+        raise click.BadParameter(f"{error}, or yesterday, or a duration: 7d, 36h, 2 weeks") from None
     if not 1970 <= found.year <= 9998:  # what the database can hold
         raise click.BadParameter(f"{text!r} is before 1970 or after 9998")
     return found
