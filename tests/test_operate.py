@@ -175,6 +175,7 @@ def test_a_jid_finds_its_job(engine: sa.Engine) -> None:
     with database.reading(engine) as connection:
         assert operate.find(connection, "b,c") == operate.FoundJob(ids["b,c", "w2"], "w2", "b,c")
         assert operate.find(connection, "a", "w1") == operate.FoundJob(ids["a", "w1"], "w1", "a")
+        assert operate.find(connection, "\u200b b,c\n").jid == "b,c"  # as add and import read it
         with pytest.raises(AmbiguousJob, match=r"--cluster: w1, w2$"):
             operate.find(connection, "a")
         with pytest.raises(UnknownJob, match=r"tracker add JID$"):

@@ -70,7 +70,12 @@ class Amendment:
 
 
 def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> FoundJob:
-    """Return the job with this jid, in any cluster if *cluster* is None; raise UnknownJob or AmbiguousJob."""
+    """Return the job with this jid (stripped), of any cluster if *cluster* is None.
+
+    Raises:
+        UnknownJob, AmbiguousJob: There is none, or several clusters have one.
+    """
+    jid = text.strip(jid)
     query = sa.select(JOBS.c.id, JOBS.c.cluster).where(JOBS.c.jid == jid).order_by(JOBS.c.cluster)
     rows = connection.execute(query).all() if not text.INVISIBLE.search(jid) else []
     found = [FoundJob(row.id, row.cluster, jid) for row in rows if cluster in (None, row.cluster)]

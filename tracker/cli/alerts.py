@@ -52,7 +52,7 @@ def ack(kind: str, subject: str | None, reason: str, until: When | None, actor: 
         with database.writing(engine) as connection:
             alerts.ack(connection, need, intake.login() if actor is None else actor, reason, at, seen.now)
     end = "it ends" if at is None else f"{at:%Y-%m-%d %H:%M} UTC"
-    click.echo(plain(f"[{need.kind}] {need.what}: silenced until {end}."), err=True)
+    click.echo(plain(f"{need.kind} {need.subject}".strip() + f": silenced until {end}."), err=True)
 
 
 def _chosen(found: list[Need], kind: str, subject: str | None) -> Need:

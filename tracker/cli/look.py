@@ -119,6 +119,7 @@ def jobs(
     from tracker import database, text
     from tracker.reports import jobs as queries
 
+    wanted = {name: tuple(map(text.strip, values)) for name, values in wanted.items()}
     for name, values in wanted.items():
         if any(text.INVISIBLE.search(value) for value in values):
             raise click.UsageError(f"--{name} contains an invisible character, or bytes that are not UTF-8")
