@@ -503,14 +503,19 @@ numbered AS (
     FROM marked
 ),
 stretches AS (
-    SELECT cluster, min(began_at) AS began_at, max(until_at) AS until_at FROM numbered GROUP BY cluster, stretch
+    SELECT cluster, (unixepoch(substr(min(began_at), 1, 19)) * 1000000 + substr(min(began_at), 21)) AS began, (unixepoch(substr(max(until_at), 1, 19)) * 1000000 + substr(max(until_at), 21)) AS until
+    FROM numbered GROUP BY cluster, stretch
+),
+lives AS MATERIALIZED (
+    SELECT j.id, j.cluster, (unixepoch(substr(j.registered_at, 1, 19)) * 1000000 + substr(j.registered_at, 21)) AS began, (unixepoch(substr(coalesce(j.ended_by, (SELECT c.at FROM clock c)), 1, 19)) * 1000000 + substr(coalesce(j.ended_by, (SELECT c.at FROM clock c)), 21)) AS until
+    FROM jobs j
 ),
 unobserved AS (
-    SELECT j.id, ((unixepoch(substr(coalesce(j.ended_by, (SELECT c.at FROM clock c)), 1, 19)) * 1000000 + substr(coalesce(j.ended_by, (SELECT c.at FROM clock c)), 21)) - (unixepoch(substr(j.registered_at, 1, 19)) * 1000000 + substr(j.registered_at, 21))) AS life, sum(((unixepoch(substr(min(s.until_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 1, 19)) * 1000000 + substr(min(s.until_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 21)) - (unixepoch(substr(max(s.began_at, j.registered_at), 1, 19)) * 1000000 + substr(max(s.began_at, j.registered_at), 21)))) AS total, max(((unixepoch(substr(min(s.until_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 1, 19)) * 1000000 + substr(min(s.until_at, coalesce(j.ended_by, (SELECT c.at FROM clock c))), 21)) - (unixepoch(substr(max(s.began_at, j.registered_at), 1, 19)) * 1000000 + substr(max(s.began_at, j.registered_at), 21)))) AS longest
-    FROM jobs j
-    JOIN stretches s ON s.cluster = j.cluster AND s.began_at < coalesce(j.ended_by, (SELECT c.at FROM clock c)) AND s.until_at > j.registered_at
-    WHERE j.registered_at < coalesce(j.ended_by, (SELECT c.at FROM clock c))
-    GROUP BY j.id, j.registered_at, j.ended_by
+    SELECT l.id, l.until - l.began AS life, sum(min(s.until, l.until) - max(s.began, l.began)) AS total, max(min(s.until, l.until) - max(s.began, l.began)) AS longest
+    FROM lives l
+    JOIN stretches s ON s.cluster = l.cluster AND s.began < l.until AND s.until > l.began
+    WHERE l.began < l.until
+    GROUP BY l.id, l.began, l.until
 )
 SELECT
     j.cluster,

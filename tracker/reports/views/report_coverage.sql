@@ -1,8 +1,8 @@
-{% from 'macros.sql' import all_gaps, greatest, least, length, now %}
+{% from 'macros.sql' import all_gaps, greatest, least, microseconds, now %}
 {# A job's life is from its registration to its end, or now. Time outside gaps of its cluster counts as observed; gaps
    that overlap or touch are one stretch. In whole microseconds, so that both databases give the same. #}
 {% set ended = 'coalesce(j.ended_by, ' ~ now() ~ ')' %}
-{% set shared = length(greatest('s.began_at', 'j.registered_at'), least('s.until_at', ended)) %}
+{% set shared = least('s.until', 'l.until') ~ ' - ' ~ greatest('s.began', 'l.began') %}
 WITH all_gaps AS (
     {{ all_gaps() }}
 ),
@@ -17,14 +17,20 @@ numbered AS (
     FROM marked
 ),
 stretches AS (
-    SELECT cluster, min(began_at) AS began_at, max(until_at) AS until_at FROM numbered GROUP BY cluster, stretch
+    SELECT cluster, {{ microseconds('min(began_at)') }} AS began, {{ microseconds('max(until_at)') }} AS until
+    FROM numbered GROUP BY cluster, stretch
+),
+{# Materialized: otherwise SQLite converts each time once more for each gap. #}
+lives AS MATERIALIZED (
+    SELECT j.id, j.cluster, {{ microseconds('j.registered_at') }} AS began, {{ microseconds(ended) }} AS until
+    FROM jobs j
 ),
 unobserved AS (
-    SELECT j.id, {{ length('j.registered_at', ended) }} AS life, sum({{ shared }}) AS total, max({{ shared }}) AS longest
-    FROM jobs j
-    JOIN stretches s ON s.cluster = j.cluster AND s.began_at < {{ ended }} AND s.until_at > j.registered_at
-    WHERE j.registered_at < {{ ended }}
-    GROUP BY j.id, j.registered_at, j.ended_by
+    SELECT l.id, l.until - l.began AS life, sum({{ shared }}) AS total, max({{ shared }}) AS longest
+    FROM lives l
+    JOIN stretches s ON s.cluster = l.cluster AND s.began < l.until AND s.until > l.began
+    WHERE l.began < l.until
+    GROUP BY l.id, l.began, l.until
 )
 SELECT
     j.cluster,
