@@ -43,6 +43,7 @@ from tracker.errors import AskError, BadConfiguration, DatabaseUnavailable, Inva
 from tracker.logs import DATABASE, event
 from tracker.models import ALERTS
 from tracker.needs import NORMAL, URGENT, Alerted, Daemon, Need, needs
+from tracker.notify import STALE_SECONDS
 from tracker.reports import overview
 from tracker.reports.words import plain
 from tracker.settings import Settings
@@ -364,7 +365,7 @@ class Alerts:
         """Ping once a minute, and when the result changes; do not ping while polling has stopped."""
         ours = self._settings
         is_due = self._pinged is None or self._pinged[0] != is_urgent or monotonic() >= self._pinged[1] + MINUTE
-        if ours.ping_url is None or not is_due or self._age() > MINUTE:
+        if ours.ping_url is None or not is_due or self._age() > STALE_SECONDS:
             return
         self._pinged = is_urgent, monotonic()
         parts = urlsplit(ours.ping_url.get_secret_value())

@@ -31,9 +31,7 @@ from tracker.utc import UtcDateTime
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 OUTCOMES: Final = ("answer", "unavailable", "wrong_target", "key_refused", "rate_limited", "bad_answer")
 FRESH_SECONDS: Final = 10.0  # the values read are reported for at least this time …
-SHARE: Final = (
-    20  # … and this many times as long as reading took, so that a million open jobs cost a twentieth of a core
-)
+SHARE: Final = 20  # … and this many times as long as reading took: a million open jobs cost a twentieth of a core
 
 _CLUSTER: Final = ("cluster",)
 # The states are literals, as in the indexes: no bound parameter finds a partial index.
@@ -143,7 +141,7 @@ class StoredMetrics(Collector):
         yield _gauge("gap_open", "Whether nothing can be observed now, by cause", (*_CLUSTER, "cause"), gaps)
         found = [need.kind for need in needs(seen) if not need.is_acked]
         kinds = {(kind,): float(found.count(kind)) for kind in KINDS}
-        yield _gauge("needs", "Things that need a person, and that nobody has in hand, by kind", ("kind",), kinds)
+        yield _gauge("needs", "Needs that nobody is handling, by kind", ("kind",), kinds)
         sealed_at = seen.seals.sealed_at
         age = {(): (seen.now - sealed_at).total_seconds()} if sealed_at else {}
         yield _gauge("seal_age_seconds", "Time since the last seal", (), age)

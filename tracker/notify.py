@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic, monotonic_ns
 from typing import Final
 
-STALE_SECONDS: Final = 60.0  # a look at the clusters may wait 30 s for a lock of the database
+STALE_SECONDS: Final = 60.0  # older than this, the last look says that polling stopped: a look may wait 30 s for a lock
 
 
 class Systemd:

@@ -37,7 +37,7 @@ from tracker.cli.output import (
     utc,
 )
 from tracker.errors import InvalidField
-from tracker.reports.catalog import BY, CHANGES, COUNTED, REPORTS, TableReport, shown
+from tracker.reports.catalog import ALL, BY, CHANGES, COUNTED, REPORTS, TableReport, shown
 from tracker.status import Kind
 
 if TYPE_CHECKING:
@@ -339,6 +339,6 @@ _BY = click.option(
     help=f"Group by these, separated by commas: {', '.join(BY)}. Months and ISO weeks are those of submission, in UTC.",
 )
 _subcommand(REPORTS["durations"], _BY, help=quantiles.HELP)
-for _report in (*REPORTS.values(), CHANGES):
+for _report in ALL.values():
     if _report.name != "durations":
         _subcommand(_report, help=_report.help)

@@ -138,6 +138,9 @@ CHANGES: Final = TableReport(
 )
 """Rows of ``report_transitions``."""
 
+ALL: Final = REPORTS | {CHANGES.name: CHANGES}
+"""By name: those that a view has, and the changes."""
+
 COUNTED: Final = ("registered", "done", "failed", "lost", "attested", "withdrawn", "reopened", "overdue")
 """The events that ``changes`` counts."""
 

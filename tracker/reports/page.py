@@ -316,7 +316,7 @@ def _cluster(one: ClusterOverview) -> list[Cell]:
 
 def _report(data: _Data, name: str) -> Section:
     """Return the section of the report *name*: its first rows and its picture."""
-    report = catalog.CHANGES if name == catalog.CHANGES.name else catalog.REPORTS[name]
+    report = catalog.ALL[name]
     filters, texts = data.filters, [report.help]
     has_times = filters.since is not None or filters.until is not None
     if name == "changes" and not has_times:

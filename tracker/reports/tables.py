@@ -21,7 +21,7 @@ from tracker.errors import InvalidField
 from tracker.models import JOBS, UtcDateTime
 from tracker.reports.about import About, Filters
 from tracker.reports.as_of import LEGAL_ZONE, AsOf, instant, shadows
-from tracker.reports.catalog import CHANGES, COUNTED, REPORTS
+from tracker.reports.catalog import ALL, CHANGES, COUNTED, REPORTS
 from tracker.status import UNSETTLED, Action, State
 
 NAMES: Final = tuple(REPORTS)
@@ -80,7 +80,7 @@ def read(
         InvalidField: There is no such report, or *as_of* has no offset or is in the future.
         DatabaseUnavailable: The database did not answer.
     """
-    if name != CHANGES.name and name not in NAMES:
+    if name not in ALL:
         raise InvalidField("report", f"there is no report {name[:80]!r}; there are: {', '.join(NAMES)}")
     view = typed(connection, "report_transitions" if name == CHANGES.name else f"report_{name}")
     made_at = instant(as_of) or database.now(connection)
@@ -88,7 +88,7 @@ def read(
     ctes = shadows(connection, counted, as_of, zone, view.name, is_kept=is_kept)
     jobs = connection.execute(sa.select(sa.func.count()).select_from(JOBS).add_cte(*ctes)).scalar_one()
     about = About(made_at, version("tracker"), filters, jobs)
-    order = _order(view, (REPORTS | {CHANGES.name: CHANGES})[name].order, connection.dialect.name)
+    order = _order(view, ALL[name].order, connection.dialect.name)
     query = sa.select(*view.c).where(*wanted).add_cte(*ctes)
     columns = tuple(view.c.keys())
     if most is None:
