@@ -7,6 +7,7 @@ machine does.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -20,6 +21,7 @@ from tests.test_poller import change, cluster, gaps, histories_are_whole, job, o
 from tracker import clusters, database
 from tracker.audit.seal import seal
 from tracker.daemon import _EverySeconds
+from tracker.errors import DatabaseUnavailable
 from tracker.models import CLUSTERS, GAPS, JOBS, TRANSITIONS
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
@@ -164,17 +166,21 @@ def test_what_was_sealed_by_a_clock_that_was_ahead_is_a_note(
     assert [problem for problem in problems if not problem.is_note] == []
 
 
-@pytest.mark.parametrize("is_readable", [False, True])
+@pytest.mark.parametrize("meanwhile", ["nothing", "a look", "a write that fails"])
 def test_a_process_that_stood_still_leaves_a_gap(
-    engine: sa.Engine, script: Script, clock: Moved, polling: Poller, is_readable: bool
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller, meanwhile: str
 ) -> None:
-    """Nobody wrote for more than a minute, although nothing was due; looks at a locked database do not count."""
+    """Nobody wrote for more than a minute, although nothing was due; a look or a failed write is no sign of life."""
     add(engine, "a")
     run(polling)
     clusters.look(engine, polling._watch)
-    began_at = freeze(polling, 50 if is_readable else 75)
-    if is_readable:
-        clusters.look(engine, polling._watch)
+    began_at = freeze(polling, 75 if meanwhile == "nothing" else 50)
+    if meanwhile != "nothing":
+        if meanwhile == "a look":
+            clusters.look(engine, polling._watch)
+        else:
+            with suppress(DatabaseUnavailable), polling._transaction():
+                raise DatabaseUnavailable("the database cannot be written now")
         began_at = freeze(polling, 25) - timedelta(seconds=0)
     stand(engine, answered_at=began_at - timedelta(seconds=5))  # it was registered long ago
     looked_at, found = clusters.look(engine, polling._watch)

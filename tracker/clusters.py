@@ -50,11 +50,8 @@ class ClockWatch:
         self._last: tuple[datetime, float] | None = None
         self._lock = Lock()
 
-    def read(self, connection: sa.Connection, *, writing: bool = False) -> tuple[datetime, float]:
-        """Return the database's time and the monotonic time that belongs to it.
-
-        Each is compared with the last *writing* transaction: a database that can only be read is of no use either.
-        """
+    def read(self, connection: sa.Connection) -> tuple[datetime, float]:
+        """Return the database's time and the monotonic time that belongs to it, compared with the last that `wrote`."""
         while True:
             began = monotonic()
             now = database.now(connection)
@@ -73,9 +70,15 @@ class ClockWatch:
                 name = "clock_stepped" if abs(found.by) > CLOCK_STEP else "stood_still"
                 by = round(found.by.total_seconds(), 1)
                 event(name, logging.WARNING, before=found.before, now=now, by_seconds=by)
-            if writing or found is not None or self._last is None:
+            if found is not None or self._last is None:
                 self._last = now, tick
         return now, tick
+
+    def wrote(self, now: datetime, tick: float) -> None:
+        """Take note of a transaction that was committed: a database that can only be read is of no use."""
+        with self._lock:
+            if self._last is None or tick > self._last[1]:
+                self._last = now, tick
 
 
 def made(connection: sa.Connection, cluster: str) -> sa.Row[Any]:

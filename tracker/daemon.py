@@ -481,6 +481,7 @@ class _Daemon:
     def _beat(self) -> None:
         with self.stop.handling_outages():
             with database.writing(self.engine) as connection:
-                now, _ = self.watch.read(connection, writing=True)
+                now, tick = self.watch.read(connection)
                 connection.execute(sa.update(WORKERS).where(WORKERS.c.worker == self.worker).values(beat_at=now))
+            self.watch.wrote(now, tick)
             DATABASE.came_back()

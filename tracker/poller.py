@@ -269,13 +269,14 @@ class Poller:
         """Yield the cluster's row, locked, with the clock's steps recorded; write it at the end."""
         with database.writing(self._engine) as connection:
             before = lock(connection, self._cluster.name)
-            database_now, tick = self._watch.read(connection, writing=True)
+            database_now, tick = self._watch.read(connection)
             number, since = len(self._watch.steps), self._stepped_at
             steps = self._watch.steps[self._steps : number]
             cluster = catch_up(connection, self._cluster.name, self._worker, before, steps)
             tx = _Transaction(connection, database_now, tick, cluster, tick if steps else since)
             yield tx
             put(connection, self._cluster.name, before, tx.cluster)
+        self._watch.wrote(database_now, tick)
         self._steps, self._stepped_at = number, tx.stepped_at
         DATABASE.came_back()
 
