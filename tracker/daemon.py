@@ -29,7 +29,15 @@ from apscheduler.triggers.base import BaseTrigger
 from tracker import database, guards, operate
 from tracker.cadence import doubled
 from tracker.clusters import ClockWatch, look, take_up
-from tracker.errors import BadConfiguration, DatabaseMoved, DatabaseUnavailable, KeyRefused, Refused, TrackerError
+from tracker.errors import (
+    BadConfiguration,
+    DatabaseDamaged,
+    DatabaseMoved,
+    DatabaseUnavailable,
+    KeyRefused,
+    Refused,
+    TrackerError,
+)
 from tracker.health import MISSED, Health
 from tracker.logs import DATABASE, event
 from tracker.models import CLUSTERS, JOBS, WORKERS
@@ -84,22 +92,23 @@ class Stop(threading.Event):
         wants_reload: A signal asked for it.
     """
 
-    failure: DatabaseMoved | None = None
+    failure: DatabaseMoved | DatabaseDamaged | None = None
     wants_reload = False
 
-    def because(self, failure: DatabaseMoved) -> None:
+    def because(self, failure: DatabaseMoved | DatabaseDamaged) -> None:
         """Stop: nothing can be written any more."""
         if self.failure is None:
-            event("database_moved", logging.ERROR, error=failure)
+            name = "database_moved" if isinstance(failure, DatabaseMoved) else "database_damaged"
+            event(name, logging.ERROR, error=failure)
             self.failure = failure
         self.set()
 
     @contextmanager
     def handling_outages(self, wait: float = 0.0) -> Iterator[None]:
-        """Log that the database is away, *wait* this many seconds, and continue; stop if its file was moved."""
+        """Log that the database is away, *wait* this many seconds, and go on; stop if its file is moved or damaged."""
         try:
             yield
-        except DatabaseMoved as error:
+        except (DatabaseMoved, DatabaseDamaged) as error:
             self.because(error)
         except DatabaseUnavailable as error:
             DATABASE.went_away(error)
@@ -162,7 +171,7 @@ def run(
     Raises:
         BadConfiguration: No cluster is configured, or the database is missing, of another version or without its
             guards; each with the way out.
-        DatabaseMoved: The SQLite file is another one now; nothing was written to it.
+        DatabaseMoved, DatabaseDamaged: The SQLite file is another one now, or damaged; nothing was written to it.
         DatabaseUnavailable: At the start, and at the end of a run *once*; else it is waited for.
     """
     stop = stop or Stop()
@@ -298,7 +307,7 @@ class _Task:
                 self._not_before = monotonic() + doubled(SECOND, self._failures - 1, LONGEST_WAIT).total_seconds()
                 if patient:
                     return  # `trouble` reports it
-                if isinstance(error, DatabaseMoved | DatabaseUnavailable):
+                if isinstance(error, DatabaseMoved | DatabaseDamaged | DatabaseUnavailable):
                     raise
                 event("polling_failed", logging.ERROR, cluster=self._cluster, error=f"{type(error).__name__}: {error}")
                 logging.getLogger("tracker").debug("polling_failed", exc_info=error)
@@ -460,7 +469,7 @@ class _Daemon:
                     if new is not old:
                         event("reloaded", clusters=",".join(new.clusters))
                     break
-                except DatabaseMoved:
+                except (DatabaseMoved, DatabaseDamaged):
                     raise
                 except BadConfiguration as error:  # a port in use, for instance
                     event("settings_refused", logging.ERROR, error=error)

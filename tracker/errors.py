@@ -7,6 +7,7 @@ Owns the tree; each class is one decision that a caller can make. The room where
     ├── BadConfiguration        stop: a person must repair the settings or the set-up
     │   ├── DatabaseMissing     make the database first
     │   ├── DatabaseMoved       write nothing more: the file is another one now
+    │   ├── DatabaseDamaged     write nothing more: the file is damaged
     │   ├── SchemaMismatch      upgrade the schema, or the program
     │   └── GuardsMissing       the history is not protected: refuse to run
     ├── DatabaseUnavailable     try again later
@@ -49,6 +50,10 @@ class DatabaseMissing(BadConfiguration):
 
 class DatabaseMoved(BadConfiguration):
     """The SQLite file was moved, replaced or deleted while it was open."""
+
+
+class DatabaseDamaged(BadConfiguration):
+    """The SQLite file is damaged, or is none of SQLite's."""
 
 
 class SchemaMismatch(BadConfiguration):
