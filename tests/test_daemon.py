@@ -21,13 +21,15 @@ import sqlalchemy as sa
 from tests import history
 from tests.processes import Tracker
 from tests.processes import tracker as tracker
-from tests.scripted import Script
+from tests.scripted import Script, cluster_settings
 from tests.test_deliver import Receiver, texts
 from tests.test_poller import change, histories_are_whole, job, on_sqlite, stand
 from tracker import database
 from tracker.audit.checkpoint import parse, split
 from tracker.audit.keys import keygen
+from tracker.daemon import Pulse, Stop, _Daemon
 from tracker.models import JOBS, TRANSITIONS, WORKERS
+from tracker.settings import Settings
 from tracker.status import Cause, State
 
 TRACKER = Path(sys.executable).with_name("tracker")
@@ -135,6 +137,29 @@ def test_a_second_signal_exits_at_once(
     daemon.send_signal(signal.SIGINT)
     assert daemon.wait(5) == 128 + signal.SIGINT
     assert (job(engine, "a").status, job(engine, "a").leased_by is None) == (None, False)
+
+
+@on_sqlite
+def test_polling_that_hangs_stops_the_pulse(
+    engine: sa.Engine, script: Script, held: tuple[threading.Event, threading.Event]
+) -> None:
+    """What a supervisor watches does not go on when a thread hangs longer than any request and statement can take."""
+    add(engine, "a")
+    pulse, settings = Pulse(), Settings(clusters={"w1": cluster_settings(script.url)})
+    daemon = _Daemon(engine, "test", Stop(), lambda new: (), pulse)
+    daemon.begin(settings, ())
+    daemon._look()
+    assert held[0].wait(20)
+    pulse._ticked_at = 0.0
+    daemon._look()
+    assert pulse._ticked_at > 0
+    daemon.tasks["w1"]._poller._step_at -= 1000
+    pulse._ticked_at = 0.0
+    daemon._look()
+    assert pulse._ticked_at == 0.0
+    held[1].set()
+    daemon.finish()
+    daemon.close()
 
 
 @on_sqlite

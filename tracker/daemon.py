@@ -265,6 +265,10 @@ class _Task:
         self._thread = threading.Thread(target=self._run, args=(patient,), name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def is_stuck(self) -> bool:
+        return self.is_running and self._poller.is_stuck()
+
     def join(self, seconds: float) -> None:
         """Wait until it has ended, but no longer than *seconds*."""
         if self._thread is not None:
@@ -485,7 +489,8 @@ class _Daemon:
             for name, task in self.tasks.items():
                 if name in found:
                     task.look(now, *found[name])
-        self.pulse.tick(monotonic() - began)
+        if not any(task.is_stuck for task in self.tasks.values()):  # else the watchdog is to restart this process
+            self.pulse.tick(monotonic() - began)
 
     def _beat(self) -> None:
         with self.stop.handling_outages():

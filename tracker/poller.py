@@ -173,6 +173,7 @@ class Poller:
         # More is claimed when few requests are under way, so that no thread waits for the database.
         self._spare = min(BATCH, math.ceil(cluster.max_requests_per_second * SPARE_SECONDS))
         self._halt = Event()  # the cluster was paused: what is claimed and not asked yet is given back
+        self._step_at = monotonic()  # of the last sign of life of the thread that works
 
     def __enter__(self) -> Self:
         return self
@@ -188,6 +189,14 @@ class Poller:
         is_due = due_at is not None and (may is Permission.PROBE or (may is Permission.DUE and due_at <= now))
         self._is_new &= is_due
         return is_due
+
+    def is_stuck(self) -> bool:
+        """Return whether the thread that works has hung for longer than two leases: no answer of it counts any more.
+
+        Each request has a deadline, each statement a limit. But starting a thread hangs without end in CPython before
+        3.13 if the new thread finds no memory.
+        """
+        return monotonic() - self._step_at > 2 * self._lease.total_seconds()
 
     def run(self, stop: Event, *, patient: bool = False) -> Tally:
         """Poll what is due until nothing is, or *stop* is set; then requests under way still end and are recorded.
@@ -213,6 +222,7 @@ class Poller:
         low, high = threads + self._spare // 2 - 1, threads + self._spare
         with ThreadPoolExecutor(threads, f"ask-{self._cluster.name}") as pool:
             while True:
+                self._step_at = monotonic()
                 if stop.is_set() or self._halt.is_set():
                     again_at = math.inf
                 if under_way <= low and monotonic() >= again_at:
@@ -362,6 +372,7 @@ class Poller:
         last = min(request.claim.end for request in requests) + self._longest_request.total_seconds()
         wait = 0.5
         while True:
+            self._step_at = monotonic()
             try:
                 with self._transaction() as tx:
                     self._write(tx, requests)

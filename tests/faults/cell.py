@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -59,6 +59,7 @@ class Fault:
         share: How many of the requests it is about. Where it is not all, jobs are followed all the time.
         on: The databases on which it is tried.
         start: How the daemon is started.
+        covers: Whether the gaps must cover the fault.
         clock: Clocks are wrong, so times are not compared with the server's.
         exits: The exit codes of `run --once` meanwhile.
         server: Makes the server's TLS, in a folder.
@@ -72,7 +73,8 @@ class Fault:
     within: float = 10.0
     share: float = 1.0
     on: tuple[str, ...] = BOTH
-    start: Callable[[Cell], Process] = field(default=lambda cell: cell.start())
+    start: Callable[[Cell], object] = field(default=lambda cell: cell.start())
+    covers: bool = True
     clock: bool = False
     exits: tuple[int, ...] = ()
     server: Callable[[Path], ssl.SSLContext | None] = lambda folder: None
@@ -84,6 +86,7 @@ class Elevate:
     Attributes:
         said: Every complete valid answer: when, the jid, the status.
         faulty: When it did something else.
+        pause: How long it thinks before an answer, in seconds.
         fault: What it does in place of an answer, to so many of the requests as *share* says.
     """
 
@@ -95,6 +98,8 @@ class Elevate:
         self.fault: Callable[[Wire], object] | None = None
         self.share = 1.0
         self.rng = random.Random(1)
+        self.pause = 0.0
+        self.headers = ("Connection: close",) if tls else ()
         self.lock = threading.Lock()
         self.up()
 
@@ -111,10 +116,11 @@ class Elevate:
             self.faulty.append(datetime.now(UTC))
             fault(wire)
         else:
+            self.server.ending.wait(self.pause)
             with self.lock:
                 status = self.status
                 self.said.append((datetime.now(UTC), wire.jid, status))
-            wire.answer(status)
+            wire.answer(status, *self.headers)
 
 
 class Cell:
@@ -130,8 +136,11 @@ class Cell:
         self.elevate = Elevate(fault.server(folder))
         self.stack.callback(self.elevate.down)
         self.kind, self.template = kind, template
-        self.processes: list[Any] = []
+        self.running: list[Any] = []
+        self.servers: list[Postgres] = []
         self.env = HURRIED | {"TRACKER_BASE_URL": self.elevate.server.url}
+        if self.elevate.tls:
+            self.env["TRACKER_CA_BUNDLE"] = "authorities.pem"
         self.outputs = 0
 
     def __enter__(self) -> Self:
@@ -144,7 +153,7 @@ class Cell:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in self.processes[::-1]:
+        for process in self.running[::-1]:
             with suppress(OSError):
                 process.kill()
             process.wait()
@@ -154,11 +163,13 @@ class Cell:
     def log(self) -> Path:
         return self.folder / "daemon.log"
 
-    def start(self, *words: str, at: str = "", **changes: object) -> Process:
-        """Start a daemon, or ``tracker`` with other *words*; see `hurry.child`."""
-        arguments = (words or ("run",), self.env, self.folder, self.folder / "daemon.out", self.log, changes, at)
-        self.processes.append(Process(hurry.child, *arguments))
-        return self.processes[-1]
+    def process(self, *words: str, at: str = "") -> Process:
+        """Start ``tracker`` with *words*; see `hurry.child`."""
+        return Process(hurry.child, words, self.env, self.folder, self.folder / "daemon.out", self.log, {}, at)
+
+    def start(self) -> None:
+        """Start a daemon, which must run well until it is stopped at the end."""
+        self.running.append(self.process("run"))
 
     def say(self, *words: str) -> tuple[int, str]:
         """Run a command, and return its exit code and all that it printed."""
@@ -192,12 +203,13 @@ class Cell:
             time.sleep(0.05)
         return time.monotonic() - began
 
-    def shows(self, words: str, code: int, seconds: float = 20) -> None:
-        """Wait until `tracker status` says *words* and exits with *code*."""
+    def shows(self, words: str, code: int, seconds: float = 20) -> str:
+        """Wait until `tracker status` says *words* and exits with *code*; return all that it says."""
         end = time.monotonic() + seconds
         while (said := self.say("status"))[0] != code or words not in said[1]:
             assert time.monotonic() < end, f"`tracker status` exits {said[0]}, not {code} with {words}: {said[1][:200]}"
             time.sleep(0.2)
+        return said[1]
 
     def events(self, name: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
@@ -210,13 +222,12 @@ class Cron:
     def __init__(self, cell: Cell) -> None:
         self.cell, self.over, self.codes = cell, threading.Event(), set[int]()
         self.thread = threading.Thread(target=self.run)
-        cell.processes.append(self)
+        cell.running.append(self)
         self.thread.start()
 
     def run(self) -> None:
         while not self.over.wait(0.2):
-            self.codes.add(self.cell.start("run", "--once").wait())
-            self.cell.processes.pop()
+            self.codes.add(self.cell.process("run", "--once").wait())
 
     def terminate(self) -> None:
         self.over.set()
@@ -249,11 +260,11 @@ def play(fault: Fault, kind: str, folder: Path, template: Path) -> float:
         cell.elevate.status = "done"
         if fault.share == 1:
             took = cell.wait("done", fault.within)
-        if cell.processes:
-            cell.processes[-1].terminate()
-            assert cell.processes[-1].wait() == 0, "the daemon did not stop well"
-        cell.shows("", 0, 5)
-        assert fault.shows is None or f"[{fault.shows[0]}]" not in cell.say("status")[1], "the need is not over"
+        for process in cell.running:
+            process.terminate()
+            assert process.wait() == 0, "the daemon did not stop well"
+        said = cell.shows("", 0, 5)
+        assert fault.shows is None or f"[{fault.shows[0]}]" not in said, f"the need is not over: {said[:200]}"
         nothing_is_lost_or_invented(cell)
         gaps_cover(cell, began, ended)
         cell.tracker("audit", "verify", "--trusted", "outside/checkpoints.txt")
@@ -295,9 +306,10 @@ def gaps_cover(cell: Cell, began: datetime, ended: datetime) -> None:
     causes = {row.cause for row in found}
     assert causes <= set(fault.gap), f"there is a gap {', '.join(causes - set(fault.gap))}: {found}"
     assert not any(row.is_open for row in found), "a gap is still open"
-    if not fault.gap or fault.share < 1 or fault.clock:
+    assert causes or not fault.clock, "no gap tells of the clock"
+    if not fault.gap or fault.share < 1 or fault.clock or not fault.covers:
         return
-    first = next((at for at in cell.elevate.faulty if at >= began), began) + 2 * SLACK
+    first = next((at for at in cell.elevate.faulty if at >= began), began + 4 * SLACK) + 2 * SLACK
     for since, until in sorted((_instant(row.began_at), _instant(row.ended_at)) for row in found):
         if since <= first:
             first = max(first, until)
@@ -323,8 +335,3 @@ def lasting(change: Callable[[Cell], object], back: Callable[[Cell], object]) ->
         return stack
 
     return inject
-
-
-def nothing(cell: Cell) -> AbstractContextManager[object]:
-    """Do nothing."""
-    return nullcontext()

@@ -20,7 +20,7 @@ from tests.test_real_databases import NOBODY, answers, command, postgres_binarie
 from tracker import database
 
 PASSWORD = "pa55word-mark"  # noqa: S105  # it must not be seen anywhere
-HBA = "local all all trust\nhost all postgres all trust\nhost replication all all trust\nhost all all all scram-sha-256\n"
+HBA = "host all postgres all trust\nhost replication all all trust\nhost all all all scram-sha-256\n"
 
 
 class Sqlite:
@@ -38,8 +38,8 @@ class Sqlite:
 class Postgres:
     """A server with its data in *folder*, a copy of *template*; tracker has a role and a password of its own."""
 
-    def __init__(self, folder: Path, template: Path, env: dict[str, str] | None = None) -> None:
-        self.folder, self.env, self.port = folder / "data", env, free_port()
+    def __init__(self, folder: Path, template: Path, port: int = 0) -> None:
+        self.folder, self.env, self.port = folder / "data", os.environ | {}, port or free_port()
         self.process: subprocess.Popen[bytes] | None = None
         if not self.folder.exists():
             subprocess.run(["cp", "-a", template / "data", self.folder], check=True)
@@ -83,13 +83,13 @@ class Postgres:
         for statement in statements:
             run_sql(sa.make_url(self.admin), statement)
 
-    def standby(self, folder: Path) -> Postgres:
+    def standby(self, folder: Path, port: int = 0) -> Postgres:
         """Make a standby of this server in *folder*, which has every commit before tracker is answered."""
         command(
             *("pg_basebackup", "-d", f"host=127.0.0.1 port={self.port} user=postgres", "-D", folder / "data"),
             *("-R", "-c", "fast", "--no-sync"),
         )
-        made = Postgres(folder, folder)
+        made = Postgres(folder, folder, port)
         until(lambda: self.ask("SELECT count(*) FROM pg_stat_replication") == 1)
         self.run("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
         return made

@@ -35,6 +35,7 @@ HURRY: dict[str, object] = {
     "tracker.health.MISSED": MISSED,
     "tracker.needs.FAR_BEHIND": SECOND,
     "tracker.poller.LEASE": LEASE,
+    "tracker.web.STALE_SECONDS": 3,
     "tracker.reports.overview.ALIVE": 4 * SECOND,
 }
 STEPS = {
