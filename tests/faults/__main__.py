@@ -1,9 +1,8 @@
 """The fault matrix: ``python -m tests.faults [--list] [--only NAME]``; exits 0 only if each outcome is as promised.
 
-Each fault is made for real, against a daemon process, a server on loopback and a database of its own. All jobs must be
-done at the end, no transition may be there that the server did not say, a gap must cover the fault, `tracker status`
-must show the need meanwhile and none afterwards, `tracker audit verify` must find nothing, and no file may hold a
-secret. Hours are seconds here (``hurry``).
+Each fault is made for real, against a daemon process, a server on loopback and a database of its own. At the end all
+jobs must be done, each transition must be something that the server said, a gap must cover the fault, `tracker status`
+must have shown the need and show none any more, `audit verify` must find nothing, and no file may hold a secret.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -22,20 +20,17 @@ from tests.faults.databases import make_templates
 from tests.faults.listed import FAULTS, Skipped
 
 AT_ONCE = 3  # cells that run at the same time
-ROW = "{:<40} {:<10}  {:<11} {}"
+ROW = "{:<42} {:<10}  {:<11}  {}"
 
 
 def run(fault: Fault, kind: str, folder: Path) -> tuple[str, str]:
     """Return the outcome in a word, and the time to recover or what is wrong."""
     try:
-        took = play(fault, kind, folder / "cell", folder.parent)
+        took = play(fault, kind, folder, folder.parent)
     except Skipped as why:
         return "skipped", str(why)
     except Exception as error:
-        said = str(error) if isinstance(error, AssertionError) else repr(error)
-        if not said:
-            said = repr(traceback.extract_tb(error.__traceback__)[-1])
-        return "NOT SO", f"{said} ({folder})"
+        return "NOT SO", f"{error if isinstance(error, AssertionError) else repr(error)} ({folder})"
     shutil.rmtree(folder)
     return "as promised", f"{took:.1f} s of {fault.within:.0f} s"
 
@@ -49,31 +44,25 @@ def main() -> int:
     if options.list or not cells:
         print(*(f"{fault.name}, {kind}" for fault, kind in cells), sep="\n")
         return not cells
-    began, found = time.monotonic(), {}
+    began = time.monotonic()
+    found: dict[int, tuple[str, str]] = {}
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    folder.chmod(0o755)
+    folder.chmod(0o755)  # PostgreSQL does not run as root
     make_templates(folder)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        running = {}
-        for number, (fault, kind) in enumerate(cells):
-            place = folder / f"{number:03}"
-            place.mkdir(0o755)
-            running[pool.submit(run, fault, kind, place)] = number
-        for future in as_completed(running):
-            number = running[future]
-            found[number] = future.result()
-            fault, kind = cells[number]
-            progress = f"{len(found)} of {len(cells)}  {fault.name}, {kind}: {', '.join(found[number])}"
-            print(progress, file=sys.stderr, flush=True)
+        cell = {pool.submit(run, *cells[number], folder / f"{number:03}"): number for number in range(len(cells))}
+        for future in as_completed(cell):
+            (fault, kind), (outcome, detail) = cells[cell[future]], future.result()
+            found[cell[future]] = outcome, detail
+            print(f"{len(found)}/{len(cells)} {fault.name}, {kind}: {outcome}, {detail}", file=sys.stderr, flush=True)
     print(ROW.format("fault", "database", "outcome", "recovery"))
     for number, (fault, kind) in enumerate(cells):
         outcome, detail = found[number]
         print(ROW.format(fault.name, kind, outcome, detail if outcome == "as promised" else "").rstrip())
     for number, (fault, kind) in enumerate(cells):
         if found[number][0] != "as promised":
-            print(f"\n{fault.name}, {kind}: {found[number][0]}\n  {found[number][1]}")
-    bad = sum(outcome == "NOT SO" for outcome, _ in found.values())
-    skipped = sum(outcome == "skipped" for outcome, _ in found.values())
+            print(f"\n{fault.name}, {kind}: {': '.join(found[number])}")
+    bad, skipped = (sum(outcome == word for outcome, _ in found.values()) for word in ("NOT SO", "skipped"))
     minutes = (time.monotonic() - began) / 60
     print(f"\n{len(cells)} faults in {minutes:.0f} minutes: {bad} not as promised, {skipped} skipped.")
     if not bad:

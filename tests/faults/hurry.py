@@ -1,4 +1,4 @@
-"""What is changed in the daemon's own process: hours become seconds, and one process dies at a named point.
+"""What is changed in tracker's own process: hours become seconds, and one process dies at a named point.
 
 No rule is replaced: only constants are, and a kill is put around a function of the poll.
 """
@@ -20,25 +20,21 @@ from tests.processes import _command
 from tracker import database, elevate, health, poller
 
 SECOND = timedelta(seconds=1)
-LEASE, MISSED = 4 * SECOND, 5 * SECOND
+LEASE = 4 * SECOND
 HURRY: dict[str, object] = {
     "tracker.cadence.SHORTEST": SECOND / 2,
-    "tracker.cadence.LONGEST": SECOND,
-    "tracker.cadence.FIRST_WAIT": SECOND / 2,
-    "tracker.clusters.LEASE": LEASE,
-    "tracker.clusters.MISSED": MISSED,
+    **{f"tracker.cadence.{name}": SECOND for name in ("LONGEST", "FIRST_WAIT")},
+    **{f"tracker.{room}.LEASE": LEASE for room in ("clusters", "poller")},
+    **{f"tracker.{room}.MISSED": 5 * SECOND for room in ("clusters", "daemon", "health")},
     "tracker.daemon.LONGEST_WAIT": SECOND,
-    "tracker.daemon.MISSED": MISSED,
     "tracker.database.BUSY_SECONDS": 2,
     "tracker.database._POSTGRESQL_SETTINGS": database._POSTGRESQL_SETTINGS.replace("'30s'", "'2s'"),
     "tracker.health._PAUSES": {kind: (SECOND, 2 * SECOND, cause) for kind, (_, _, cause) in health._PAUSES.items()},
-    "tracker.health.MISSED": MISSED,
     "tracker.needs.FAR_BEHIND": SECOND,
-    "tracker.poller.LEASE": LEASE,
-    "tracker.web.STALE_SECONDS": 3,
     "tracker.reports.overview.ALIVE": 4 * SECOND,
+    "tracker.web.STALE_SECONDS": 3,
 }
-STEPS = {
+STEPS: dict[str, tuple[Any, str]] = {
     "claim": (poller.Poller, "_claim"),
     "ask": (elevate.Elevate, "ask"),
     "decide": (poller, "decide"),
@@ -48,35 +44,36 @@ STEPS = {
 
 
 def child(
-    words: tuple[str, ...], env: dict[str, str], folder: Path, out: Path, log: Path, changes: dict[str, object], at: str
+    words: tuple[str, ...], env: dict[str, str], folder: Path, out: Path, log: Path, at: str, slow: float
 ) -> None:
-    """Run ``tracker`` with *words*, in a hurry; it kills itself *at* a point such as ``claim: after``, if one is given.
+    """Run ``tracker`` with *words*; jobs are asked every *slow* seconds. It kills itself *at* a point, if one is given.
 
-    The points of a step: ``before`` it, ``commit`` (all is done, the commit is next), ``after`` it.
+    The points of a step: ``claim: before`` it, ``claim: commit`` (the commit is next), ``claim: after`` it.
     """
-    for place, value in (HURRY | changes).items():
+    waits = {f"tracker.cadence.{name}": slow * SECOND for name in ("SHORTEST", "LONGEST") if slow}
+    for place, value in (HURRY | waits).items():
         module, _, name = place.rpartition(".")
         setattr(import_module(module), name, value)
     if at:
-        _die(*at.split(": "))
+        die(*at.split(": "))
     _command(words, env, folder, out, log)
 
 
-def _die(step: str, when: str) -> None:
+def die(step: str, when: str) -> None:
+    """Kill this process the first time that it comes to a point."""
     owner, name = STEPS[step]
     real, inside = getattr(owner, name), threading.local()
 
     def kill(connection: object = None) -> None:
-        if getattr(inside, "now", connection is None):
+        if connection is None or getattr(inside, "now", False):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def dying(*arguments: Any, **options: Any) -> Any:
+        inside.now = when == "commit"
         if when == "before":
             kill()
-        inside.now = when == "commit"
         result = real(*arguments, **options)
         if when == "after":
-            inside.now = True
             kill()
         inside.now = False
         return result
@@ -86,7 +83,6 @@ def _die(step: str, when: str) -> None:
         sa.event.listen(sa.Engine, "commit", kill)
 
 
-if __name__ == "__main__":  # where a fork will not do: for a preloaded library, in a namespace
-    *words, slow, out, log = sys.argv[1:]
-    waits: dict[str, object] = {f"tracker.cadence.{name}": float(slow) * SECOND for name in ("SHORTEST", "LONGEST")}
-    child(tuple(words), dict(os.environ), Path.cwd(), Path(out), Path(log), waits, "")
+if __name__ == "__main__":  # where a fork will not do: with a preloaded library, in a namespace
+    slow, log = sys.argv[1:]
+    child(("run",), dict(os.environ), Path.cwd(), Path(os.devnull), Path(log), "", float(slow))
