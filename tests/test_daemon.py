@@ -235,15 +235,14 @@ def transitions(engine: sa.Engine) -> dict[int, tuple[Any, ...]]:
         return {row.id: tuple(row) for row in connection.execute(sa.select(TRANSITIONS))}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-def test_kill_and_restart_loses_nothing(engine: sa.Engine, script: Script, start: Start, kills: int) -> None:
+def test_kill_and_restart_loses_nothing(engine: sa.Engine, script: Script, start: Start) -> None:
     """kill -9 at random moments: what was committed stays, each job is the replay of its history."""
     random_moment = random.Random(1)
     jids = [f"j{i}" for i in range(200)]
     add(engine, *jids)
     statuses = ["waiting", "running", "waiting", "started"]
     acknowledged: dict[int, tuple[Any, ...]] = {}
-    for turn in range(kills):
+    for turn in range(3):  # tests/faults kills 500
         script.default = statuses[turn % len(statuses)]
         with database.reading(engine) as connection:
             now = database.now(connection)

@@ -262,8 +262,9 @@ class _Task:
     def start(self, *, patient: bool = False) -> None:
         """Poll until nothing is due; *patient*: wait for a place in the rate, however long that takes."""
         name = f"poll-{self._cluster}"
-        self._thread = threading.Thread(target=self._run, args=(patient,), name=name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(patient,), name=name, daemon=True)
+        thread.start()
+        self._thread = thread  # not before: a thread that could not be started cannot be joined
 
     @property
     def is_stuck(self) -> bool:
