@@ -270,6 +270,10 @@ class _Task:
     def is_stuck(self) -> bool:
         return self.is_running and self._poller.is_stuck()
 
+    @property
+    def has_news(self) -> bool:
+        return self._poller.has_news
+
     def join(self, seconds: float) -> None:
         """Wait until it has ended, but no longer than *seconds*."""
         if self._thread is not None:
@@ -497,6 +501,8 @@ class _Daemon:
         with self.stop.handling_outages():
             with database.writing(self.engine) as connection:
                 now, tick = self.watch.read(connection)
+                if any(task.has_news for task in self.tasks.values()):
+                    return  # for another daemon that stood still, too, our beat would say that we polled meanwhile
                 connection.execute(sa.update(WORKERS).where(WORKERS.c.worker == self.worker).values(beat_at=now))
             self.watch.wrote(now, tick)
             DATABASE.came_back()

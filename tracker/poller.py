@@ -181,9 +181,14 @@ class Poller:
     def __exit__(self, *exc_info: object) -> None:
         self._client.close()
 
+    @property
+    def has_news(self) -> bool:
+        """Whether a step of the clock is not on the cluster's record yet."""
+        return self._steps < len(self._watch.steps)
+
     def wants(self, now: datetime, cluster: Health, due_at: datetime | None) -> bool:
         """Return whether there is something to do, from what `look` found; the first look may ask through a pause."""
-        if self._steps < len(self._watch.steps):  # to be put on record at once, while they are news
+        if self.has_news:  # to be put on record at once
             return True
         may = health.restarted(cluster, now)[1] if self._is_new else cluster.may_ask(now)
         is_due = due_at is not None and (may is Permission.PROBE or (may is Permission.DUE and due_at <= now))

@@ -74,6 +74,9 @@ class Postgres:
 
     def standby(self, folder: Path, port: int = 0) -> Postgres:
         """Make a standby of this server in *folder*, which has each commit before tracker gets to know of it."""
+        folder.mkdir(exist_ok=True)
+        if NOBODY:
+            os.chown(folder, NOBODY["user"], NOBODY["group"])
         where = f"host=127.0.0.1 port={self.port} user=postgres"
         command("pg_basebackup", "-d", where, "-D", folder / "data", "-R", "-c", "fast", "--no-sync")
         made = Postgres(folder, folder, port)
