@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.history import daemon
 from tests.replay import replay, transition_of
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import database
@@ -456,6 +457,21 @@ def start(engine: sa.Engine) -> datetime:
     with database.writing(engine) as connection:
         take_up(connection, ["w1"], "test")
         return database.now(connection)
+
+
+@pytest.mark.parametrize("has_polled", [False, True])
+def test_daemons_that_start_together_record_their_absence(engine: sa.Engine, poller: Poller, has_polled: bool) -> None:
+    """After a reboot, another daemon that has just started is no sign that jobs were polled, until it was answered."""
+    with database.reading(engine) as connection:
+        returned = database.now(connection)
+    gone = returned - timedelta(hours=2)
+    beat(engine, gone)
+    daemon(engine, "other", returned)
+    add(engine, "a", due_at=returned - timedelta(hours=1))
+    stand(engine, answered_at=returned if has_polled else gone)
+    start(engine)
+    expected = (None, None) if has_polled else (Cause.NOT_RUNNING, gone)
+    assert (cluster(engine).gap_cause, cluster(engine).gap_began_at) == expected
 
 
 def test_an_absence_ends_where_the_server_turns_out_to_be_down(
