@@ -18,7 +18,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tests.benchmarks.record import Sql
 from tests.conftest import serve_postgres
 from tracker import database
 from tracker.reports import overview
@@ -29,25 +28,31 @@ SECONDS = 1.0
 
 def fill(engine: sa.Engine, jobs: int) -> None:
     """Make *jobs* open jobs, as they stand now."""
-    sql = Sql(engine.dialect.name, jobs)
-    now = "unixepoch('now')" if sql.sqlite else "CAST(extract(epoch FROM now()) AS bigint)"
+    is_sqlite = engine.dialect.name == "sqlite"
+    now = "unixepoch('now')" if is_sqlite else "CAST(extract(epoch FROM now()) AS bigint)"
 
     def instant(seconds: str) -> str:
-        return sql.instant(f"{now} + {seconds}", "i % 1000000")
+        at = f"{now} + {seconds}"
+        if is_sqlite:
+            return f"(strftime('%Y-%m-%d %H:%M:%S', {at}, 'unixepoch') || printf('.%06d', i % 1000000))"
+        return f"(to_timestamp({at}) + (i % 1000000) * interval '1 microsecond')"
 
     # One in a hundred is a day past its deadline, the others are 10 to 30 days before it.
     ahead = "86400 * CASE WHEN i % 100 = 1 THEN -1 ELSE 10 + i % 20 END"
+    day = f"strftime('%Y-%m-%d', {now} + {ahead}, 'unixepoch')"
+    if not is_sqlite:
+        day = f"CAST(to_timestamp({now} + {ahead}) AS date)"
     due_in = "CASE WHEN i % 100 = 0 THEN -7200 ELSE 3600 END"
     answered = f"UPDATE jobs SET status = 'waiting', polls = 1, seen_at = {instant('-60')}, due_at = {instant(due_in)}"
     made = (
         "INSERT INTO jobs (cluster, jid, kind, registered_at, deadline_on, deadline_at)"
-        f" SELECT 'w' || (i % 3), 'job-' || i, 'export', {instant('-86400')}, {sql.day(f'{now} + {ahead}')},"
-        f" {instant(ahead)} FROM {sql.numbers(jobs)}"
+        f" WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {jobs})"
+        f" SELECT 'w' || (i % 3), 'job-' || i, 'export', {instant('-86400')}, {day}, {instant(ahead)} FROM n"
     )
     with database.writing(engine) as connection:
         for statement in (made, answered.replace("i %", "id %")):
-            connection.exec_driver_sql(statement if sql.sqlite else statement.replace("%", "%%"))
-    if not sql.sqlite:
+            connection.exec_driver_sql(statement if is_sqlite else statement.replace("%", "%%"))
+    if not is_sqlite:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("VACUUM ANALYZE")
 
