@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from time import monotonic
 from typing import Any
 
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from tests.replay import replay, transition_of
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import database
-from tracker.clusters import LEASE, first_contact, take_up
+from tracker.clusters import LEASE, first_contact
 from tracker.errors import DatabaseUnavailable
 from tracker.models import (
     CLUSTERS,
@@ -23,7 +23,6 @@ from tracker.models import (
     JOBS,
     SOURCES,
     TRANSITIONS,
-    WORKERS,
     job_of,
     observed_values,
     transition_values,
@@ -34,12 +33,6 @@ from tracker.status import Action, Anomaly, Cause, State, reopen
 
 on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 """The statements are those that other tests run on both databases."""
-
-
-@pytest.fixture
-def script() -> Iterator[Script]:
-    with Script().serve() as script:
-        yield script
 
 
 @pytest.fixture
@@ -227,43 +220,6 @@ def test_an_error_of_the_cluster_pauses_it_at_once(
 
 
 @on_sqlite
-def test_one_poisonous_job_never_stops_its_cluster(engine: sa.Engine, script: Script, clock: SetClock) -> None:
-    """A job whose every request is refused pauses the cluster once; then the others are followed, and it backs off."""
-    add(engine, "poison")
-    add(engine, *"abcdefgh", due_at=START - timedelta(minutes=30))
-    script.answers["poison"] = 403
-    with polling(engine, script.url, clock, max_concurrency=1) as poller:
-        run(poller)
-        assert cluster(engine).pause_cause is Cause.KEY_REFUSED
-        clock.now = cluster(engine).paused_until
-        run(poller)
-        run(poller)
-        assert cluster(engine).pause_cause is None
-        assert all(job(engine, jid).status == "waiting" for jid in "abcdefgh")
-        assert job(engine, "poison").due_at > clock.now
-        for _ in range(5):
-            clock.now = job(engine, "poison").due_at
-            run(poller)
-            assert cluster(engine).pause_cause is None
-        assert job(engine, "poison").failures >= 6
-
-
-@on_sqlite
-def test_a_refused_key_after_another_error_pauses_at_once(
-    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
-) -> None:
-    """The only open job failed once for another reason; the key that is refused then is no less urgent."""
-    add(engine, "a")
-    script.default = 500
-    run(poller)
-    assert cluster(engine).pause_cause is None
-    script.default = 401
-    clock.now = job(engine, "a").due_at
-    run(poller)
-    assert cluster(engine).pause_cause is Cause.KEY_REFUSED
-
-
-@on_sqlite
 def test_after_a_gap_nobody_sits_out_a_backoff(
     engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
 ) -> None:
@@ -444,65 +400,6 @@ def test_a_configuration_that_differs_leaves_a_trace(engine: sa.Engine) -> None:
     assert (rows[0].lost_after_polls, rows[0].lost_after_seconds, rows[0].archive_days) == (5, 172800, 5)
 
 
-def beat(engine: sa.Engine, at: datetime, stopped_at: datetime | None = None) -> None:
-    """Enter a daemon that beat last at some time."""
-    with database.writing(engine) as connection:
-        facts = {"host": "h", "pid": 1, "version": "1", "started_at": at, "beat_at": at}
-        connection.execute(sa.insert(WORKERS).values(worker="gone", stopped_at=stopped_at, **facts))
-
-
-def start(engine: sa.Engine) -> datetime:
-    """Do what a daemon does when it starts, and return when that was."""
-    with database.writing(engine) as connection:
-        take_up(connection, ["w1"], "test")
-        return database.now(connection)
-
-
-def test_an_absence_ends_where_the_server_turns_out_to_be_down(
-    engine: sa.Engine, poller: Poller, script: Script, clock: SetClock
-) -> None:
-    """`not_running` until the daemon is back and asks, `unreachable` from then until the server answers."""
-    with database.reading(engine) as connection:
-        returned = database.now(connection)
-    gone = returned - timedelta(hours=2)
-    beat(engine, gone)
-    add(engine, "a", "b", due_at=returned - timedelta(hours=1))
-    start(engine)
-    clock.now = returned
-    script.default = 500
-    while clock.now < returned + timedelta(minutes=20):
-        run(poller)
-        clock.now = max(clock.now + timedelta(seconds=1), cluster(engine).paused_until)
-    script.default = "waiting"
-    run(poller)
-    assert gaps(engine) == [
-        (gone, returned, Cause.NOT_RUNNING, None),
-        (returned, clock.now, Cause.UNREACHABLE, "http_500"),
-    ]
-
-
-@on_sqlite
-@pytest.mark.parametrize("said", [403, 500])
-def test_a_mended_key_or_address_is_tried_at_once_by_the_next_start(
-    engine: sa.Engine, script: Script, clock: SetClock, said: int
-) -> None:
-    """A restart asks one job through the pause, and then all that are due."""
-    add(engine, *"abcde")
-    script.default = said
-    with polling(engine, script.url, clock) as poller:
-        run(poller)
-        clock.now = cluster(engine).paused_until
-        run(poller)
-        assert (cluster(engine).pauses, run(poller)) == (2, Tally())
-    with polling(engine, script.url, clock) as poller:  # nothing was mended
-        assert run(poller) == Tally(asked=1, failed=1)
-        assert cluster(engine).pauses == 3
-    script.default = "waiting"
-    with polling(engine, script.url, clock) as poller:
-        assert run(poller).transitions == 5
-    assert cluster(engine).pause_cause is None
-
-
 @on_sqlite
 @pytest.mark.parametrize(
     ("seconds", "rate", "threads", "timeout"),
@@ -535,14 +432,3 @@ def test_jobs_that_hang_delay_no_other(
     assert tally.asked - tally.failed == len(good)
     assert took < seconds + 2 * timeout + 2
     assert (cluster(engine).pauses, cluster(engine).gap_began_at, gaps(engine)) == (0, None, [])
-
-
-@on_sqlite
-def test_the_key_is_in_no_row(engine: sa.Engine, poller: Poller, script: Script) -> None:
-    """Nothing that is stored holds the key."""
-    add(engine, "a", "b")
-    script.answers["b"] = 500
-    run(poller)
-    with database.reading(engine) as connection:
-        for table in sa.inspect(engine).get_table_names():
-            assert "hush" not in repr(connection.exec_driver_sql(f"SELECT * FROM {table}").all())
