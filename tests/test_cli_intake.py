@@ -147,24 +147,6 @@ def test_import_names_refused_rows_and_ends_with_a_summary(engine: sa.Engine, ru
     assert run("import", str(file))[:2] == (1, "0 registered, 4 registered already, 10 refused.\n")
 
 
-def test_import_from_a_pipe_and_rehearsed(engine: sa.Engine, run: Run) -> None:
-    """JSON Lines on standard input, with defaults for what the rows leave out; --dry-run finds what an import finds."""
-    text = b"jid,kind\na,export\na,removal\nb,\n"
-    assert run("import", "-", "--dry-run", stdin=text) == (
-        1,
-        "2 would be registered, 0 registered already, 1 refused; nothing was written (--dry-run).\n",
-        "line 3: job a of cluster w1 is already registered with other facts: kind is export, not removal\n",
-    )
-    assert jobs(engine) == {}
-    text = b'{"jid": "a"}\n{"jid": "b", "kind": "export"}\n'
-    assert run("import", "-", "--kind", "removal", "--cluster", "w1", stdin=text) == (
-        0,
-        "2 registered, 0 registered already, 0 refused.\n",
-        "",
-    )
-    assert [(job.jid, job.kind) for job in jobs(engine).values()] == [("a", "removal"), ("b", "export")]
-
-
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_import_that_ends_early_says_how_far_it_came(
     engine: sa.Engine, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -217,9 +199,6 @@ def test_import_says_on_a_terminal_how_far_it_is(run: Run, monkeypatch: pytest.M
     assert "personal data" in shown
 
 
-# Real processes
-
-
 JIDS = [
     "=1+1",
     "+x",
@@ -237,6 +216,9 @@ JIDS = [
     "jid:x",
     "a\u0301",
 ]
+
+
+# Real processes
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from tracker import cli, database, guards
-from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
+from tracker.errors import BadConfiguration, DatabaseMissing, SchemaMismatch
 from tracker.models import JOBS, METADATA, UtcDateTime
 from tracker.reports import views
 
@@ -129,13 +129,6 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     """`db upgrade` makes a file, not a folder that somebody mistyped."""
     with pytest.raises(DatabaseMissing, match=r"the folder .* is missing"):
         database.upgrade(f"sqlite:///{tmp_path}/nowhere/tracker.db")
-
-
-def test_a_server_that_does_not_answer_is_unavailable() -> None:
-    """A refused connection is DatabaseUnavailable, without the password."""
-    with pytest.raises(DatabaseUnavailable) as caught:
-        database.open_database("postgresql+psycopg://u:hush@127.0.0.1:1/none")
-    assert "hush" not in str(caught.value)
 
 
 def test_a_file_that_is_no_database_is_reported_in_a_line(

@@ -9,14 +9,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from threading import Event
 
 import pytest
 import sqlalchemy as sa
 
-from tests import history
 from tests.history import selected
 from tracker import cli, database
 from tracker.demo import demo
@@ -24,8 +23,6 @@ from tracker.demo.simulator import SimulatedJob
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
 from tracker.status import Anomaly, Cause, State, Status
-
-START = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +79,6 @@ def test_the_scene_has_something_of_each(played: tuple[Path, demo.Outcome], conn
     assert {row["cluster"] for row in selected(connection, "report_coverage") if row["covered_share"] < 1} == {
         demo.SOUTH
     }
-
-
-def test_the_week_ends_now(played: tuple[Path, demo.Outcome], connection: sa.Connection) -> None:
-    """All times are within the seven days that end now, no poll is behind, and each job is its history's replay."""
-    now, outcome = datetime.now(UTC), played[1]
-    assert now - timedelta(minutes=2) < outcome.now < now
-    assert timedelta(days=7) < outcome.now - outcome.began_at < timedelta(days=7, seconds=outcome.seconds)
-    engine = connection.engine
-    for row in connection.execute(sa.select(JOBS)).all():
-        assert outcome.began_at < row.submitted_at < row.registered_at <= row.status_by < now
-        assert row.due_at is None or row.due_at > outcome.now
-        assert (row.leased_by, row.failures) == (None, 0)
-        history.job(engine, row.id)
 
 
 def test_no_file_but_a_demos_own_is_replaced(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import gzip
 import http.client
 import json
 import logging
-import shutil
 import socket
 import ssl
 import time
@@ -22,15 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from tests.hostile import Hostile, Wire, free_port
 from tests.hostile import http as response
 from tracker import elevate as elevate_module
 from tracker.elevate import Elevate
-from tracker.errors import AskError, BadAnswer, BadConfiguration, KeyRefused, RateLimited, Unavailable, WrongTarget
+from tracker.errors import AskError, BadAnswer, KeyRefused, RateLimited, Unavailable, WrongTarget
 from tracker.settings import DEFAULT_PATH, ClusterSettings
 from tracker.status import Answer
 
@@ -684,16 +681,6 @@ def test_a_proxy_that_makes_no_connection(play: Play, code: str, words: str) -> 
 # Configuration
 
 
-def test_a_file_that_no_longer_holds_certificates_is_refused_at_once(certificate: Path, tmp_path: Path) -> None:
-    """It was good when the settings were read."""
-    authorities = Path(shutil.copy(certificate, tmp_path))
-    cluster = ClusterSettings(name="w1", ca_bundle=authorities)
-    authorities.write_text("empty")
-    with pytest.raises(BadConfiguration, match=r"ca_bundle.*PEM") as caught:
-        Elevate(cluster, SHORT)
-    assert caught.value.__cause__ is None
-
-
 # The key
 
 
@@ -745,41 +732,3 @@ def test_the_key_is_shown_to_nobody(
 
 
 # Whatever else may come
-
-
-@pytest.fixture(scope="module")
-def any_server() -> Iterator[tuple[Hostile, Elevate]]:
-    with asking() as both:
-        yield both
-
-
-HEADS = st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n", HEAD, HEAD[:-2], b"HTTP/1."])
-TEXT = st.text() | st.sampled_from(["jid", "status", JID, "done"])
-BODIES = st.binary() | st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=4),
-    max_leaves=8,
-).map(lambda value: b"\r\n" + json.dumps(value).encode("utf-8", "surrogatepass"))
-
-
-@given(head=HEADS, body=BODIES)
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
-def test_any_bytes_are_an_answer_or_an_error_of_ours(
-    any_server: tuple[Hostile, Elevate], head: bytes, body: bytes
-) -> None:
-    """Whatever a server sends, ask() returns an answer about this very job or raises an AskError, and nothing else."""
-    server, elevate = any_server
-
-    def play(wire: Wire) -> None:
-        wire.send(head + body)
-        wire.close()
-
-    server.play = play
-    try:
-        answer = elevate.ask(JID, now)
-    except AskError as error:
-        assert error.sent_at <= now()  # noqa: PT017  # an answer is as good
-    else:
-        document = json.loads(body)
-        assert document["jid"] == JID
-        assert document["status"] == answer.status

@@ -16,8 +16,6 @@ from tracker.health import LONGEST_PAUSE, ClusterChange, EndedGap, Health, Permi
 from tracker.status import Cause
 
 T0 = datetime(2026, 11, 24, 10, tzinfo=UTC)
-MINUTE = timedelta(minutes=1)
-HOUR = timedelta(hours=1)
 
 
 def at(seconds: float) -> datetime:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -20,13 +19,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import tracker
-from tests import history
-from tracker import database, intake, status, text
-from tracker.deadline import Basis, deadline_of
+from tracker import database, intake, text
+from tracker.deadline import deadline_of
 from tracker.errors import BadConfiguration, Conflict, InvalidField, Refused
 from tracker.files import Notes
 from tracker.intake import JobRow, Outcome, Registered, Registration, parse_time, read, register, register_many
-from tracker.models import JOBS, TRANSITIONS, facts_of, facts_values
+from tracker.models import JOBS, TRANSITIONS, facts_of
 from tracker.settings import ClusterSettings, Settings
 from tracker.status import Facts, Kind
 
@@ -204,22 +202,6 @@ def test_clocks_may_differ_a_little(engine: sa.Engine) -> None:
     assert jobs(engine)["a"].registered_at == jobs(engine)["a"].submitted_at == ahead
 
 
-def test_the_deadline_is_computed(engine: sa.Engine) -> None:
-    """One month after receipt, else submission, else registration, in the legal time zone."""
-    cases: list[tuple[dict[str, Any], Basis, date]] = [
-        ({"received_at": AT, "submitted_at": AT + timedelta(days=40)}, Basis.RECEIVED, date(2026, 2, 28)),
-        ({"submitted_at": datetime(2026, 3, 4, 23, 30, tzinfo=UTC)}, Basis.SUBMITTED, date(2026, 4, 5)),
-        ({}, Basis.REGISTERED, date(2026, 6, 2)),
-    ]
-    now = datetime(2026, 5, 1, 22, 30, tzinfo=UTC)  # the 2nd in Stockholm
-    for facts, basis, on in cases:
-        with database.writing(engine) as connection:
-            due = register(connection, basis, settings=ONE, now=now, **facts).deadline
-        job = jobs(engine)[basis]
-        assert (due.basis, due.on) == (basis, on) == (basis, job.deadline_on)
-        assert job.deadline_at == due.at
-
-
 def test_a_job_that_plain_sql_registered(engine: sa.Engine) -> None:
     """It is registered already, and its deadline is the one that it will get."""
     with database.writing(engine) as connection:
@@ -232,22 +214,6 @@ def test_a_job_that_plain_sql_registered(engine: sa.Engine) -> None:
     assert done == Registered(
         "w1", "a", already=True, deadline=deadline_of(Facts(Kind.UNKNOWN, None, AT), AT, ZONE, ())
     )
-
-
-def test_amended_facts_are_what_is_registered(engine: sa.Engine) -> None:
-    """After an amendment the facts as they were first declared conflict, and the amended ones, deadline too, do not."""
-    with database.writing(engine) as connection:
-        register(connection, "a", kind="export", received_at=AT, settings=ONE)
-    facts = Facts(Kind.REMOVAL, "DSR-9", AT - timedelta(days=9), None)
-    due = deadline_of(facts, AT, ZONE, ())
-    amend = partial(status.amend, facts=facts, at=datetime.now(UTC), actor="bob", reason="mistaken")
-    derived = {"deadline_on": due.on, "deadline_at": due.at}
-    history.record(engine, jobs(engine)["a"].id, lambda job, past: amend(job), **facts_values(facts), **derived)
-    with database.writing(engine) as connection:
-        again = register(connection, "a", kind="removal", received_at=facts.received_at, settings=ONE)
-        with pytest.raises(Conflict, match="kind is removal, not export; received_at is 2026-01-21"):
-            register(connection, "a", kind="export", received_at=AT, settings=ONE)
-    assert again == Registered("w1", "a", already=True, deadline=due)
 
 
 def test_without_settings_those_of_the_process_are_read_once(

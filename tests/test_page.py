@@ -209,17 +209,6 @@ def test_an_empty_database_has_a_page(render: Callable[..., str]) -> None:
     assert outline.all("figure") == []
 
 
-def test_one_job_has_a_page(engine: sa.Engine, render: Callable[..., str]) -> None:
-    """A lone job, asked about or not, makes curves and tables of one, and no division by zero."""
-    job = register(engine, "jid-1")
-    outline = is_sound(render())
-    assert "1 job: 1 open." in outline.text
-    assert "The estimate does not reach half." in outline.text
-    assert "not answered yet" in outline.text
-    answer(engine, job, ("waiting", datetime.now(UTC)))
-    is_sound(render())
-
-
 HOSTILE = [
     "<script>alert(1)</script>",
     "\"><img src=x onerror='alert(1)'>",
@@ -244,16 +233,6 @@ def test_hostile_text_stays_text(engine: sa.Engine, render: Callable[..., str]) 
     for text in HOSTILE[:-1]:
         assert outline.text.count(text) >= 8
     assert "Only: cluster <script>" in is_sound(render(Filters(clusters=(HOSTILE[0],)))).text
-
-
-@pytest.mark.usefixtures("scene")
-def test_the_same_as_of_gives_the_same_bytes(engine: sa.Engine, render: Callable[..., str]) -> None:
-    """A page as of a time says the same whatever was observed since."""
-    before = render(as_of=T0 + 3 * DAY)
-    assert "what could be known then" in is_sound(before).text
-    job = register(engine, "jid-newer")
-    answer(engine, job, ("surprise", datetime.now(UTC)))
-    assert render(as_of=T0 + 3 * DAY) == before
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.history import daemon
 from tests.replay import replay, transition_of
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import database
-from tracker.clusters import LEASE, first_contact
+from tracker.clusters import LEASE, first_contact, take_up
 from tracker.errors import DatabaseUnavailable
 from tracker.models import (
     CLUSTERS,
@@ -398,6 +399,19 @@ def test_a_configuration_that_differs_leaves_a_trace(engine: sa.Engine) -> None:
     assert [row.base_url[-1] for row in rows] == ["1", "2", "1"]
     assert rows[-1].id == third
     assert (rows[0].lost_after_polls, rows[0].lost_after_seconds, rows[0].archive_days) == (5, 172800, 5)
+
+
+def test_an_absence_ends_with_the_first_request(engine: sa.Engine, poller: Poller, clock: SetClock) -> None:
+    """A daemon that starts after nobody ran records the gap `not_running`, until it asks."""
+    with database.writing(engine) as connection:
+        clock.now = database.now(connection)
+        gone = clock.now - timedelta(hours=2)
+    daemon(engine, "gone", gone)
+    add(engine, "a", due_at=clock.now - timedelta(hours=1))
+    with database.writing(engine) as connection:
+        take_up(connection, ["w1"], "test")
+    run(poller)
+    assert gaps(engine) == [(gone, clock.now, Cause.NOT_RUNNING, None)]
 
 
 @on_sqlite

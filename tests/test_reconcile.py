@@ -24,7 +24,6 @@ from tracker.models import JOBS
 from tracker.settings import ClusterSettings, Settings
 
 AT = datetime(2026, 1, 30, 9, 0, tzinfo=UTC)
-TWO = Settings(clusters={name: ClusterSettings(name=name) for name in ("w1", "w2")})
 HEAD = ["finding", "line", "cluster", "jid", "field", "here", "there", "problem"]
 
 
@@ -43,18 +42,6 @@ def cells(text: str) -> list[list[str]]:
     head, *rows = csv.reader(io.StringIO(text))
     assert head == HEAD
     return rows
-
-
-def test_all_agree(engine: sa.Engine, reconciled: Reconcile) -> None:
-    """The same jobs with the same facts, or fewer, are no finding; counts say what was compared."""
-    history.register(engine, "a", kind="export", reference="DSR-1", received_at=AT, submitted_at=AT)
-    history.register(engine, "b", submitted_at=AT)
-    text = "jid;kind;submitted_at\n a ;export;2026-01-30T10:00+01:00\nb;;\na;;\nb;unknown;\n"
-    code, out, err = reconciled(text)
-    assert (code, cells(out)) == (0, [])
-    around = "Blanks or invisible characters around a jid or reference were removed: 1 (first in line 2).\n"
-    assert err == around + "All agree: 2 jobs in 4 rows in the file, 2 registered in w1.\n"
-    assert reconciled('{"jid": "a", "reference": "DSR-1"}\n{"jid": "b"}\n', "--format", "json")[:2] == (0, "[]\n")
 
 
 def test_each_difference_is_named(engine: sa.Engine, reconciled: Reconcile) -> None:
@@ -134,19 +121,6 @@ def test_the_scope_is_of_the_clusters_named(
     ]
     assert missing(reconciled("jid\nb\n", "--cluster", "old")[1]) == [("missing_there", "old", "a")]
     assert cells(reconciled("jid,cluster\na,w9\n")[1])[0][3:5] == ["a", "cluster"]
-
-
-def test_a_wrong_row_names_its_cluster_too(engine: sa.Engine, reconciled: Reconcile) -> None:
-    """What can be read of it is shown, and the cluster is in the scope: its other jobs are missed as ever."""
-    history.register(engine, "a", "old")
-    for wrong, field in (("delete,", "kind"), (",yesterday", "submitted_at")):
-        code, out, err = reconciled(f"cluster,jid,kind,submitted_at\nold,b,{wrong}\n")
-        assert code == 1
-        assert [row[:5] for row in cells(out)] == [
-            ["wrong_row", "2", "old", "b", field],
-            ["missing_there", "", "old", "a", ""],
-        ]
-        assert "0 jobs in 1 row in the file, 1 registered in old." in err
 
 
 def test_an_empty_list_agrees_with_nothing(

@@ -225,13 +225,6 @@ def test_a_setting_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
     assert "keep one of them" in refusal(tmp_path, {**ONE, "TRACKER_API_KEY_FILE": "b"}, "timezone = 'UTC'")
 
 
-def test_the_process_environment_and_folder_are_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without arguments the settings are those of this process."""
-    monkeypatch.setenv("TRACKER_HTTP_PORT", "1234")
-    (tmp_path / "tracker.toml").write_text("lost_after_polls = 9")
-    assert (load().http_port, load().lost_after_polls) == (1234, 9)
-
-
 def test_a_command_that_asks_nothing_needs_no_key_and_reads_none(tmp_path: Path) -> None:
     """The account that registers jobs may have no right to read keys."""
     loaded = read(tmp_path, ONE, "[clusters.w2]\napi_key_file = 'unreadable'", keys=False)
@@ -303,20 +296,16 @@ def test_what_kubernetes_sets_is_no_setting_and_what_resembles_it_is_an_error(tm
         ("api_key = 'k'", "api_key: belongs in a [clusters.NAME] table"),
         ("[cluster.w1]\napi_key = 'k'", "cluster: there is no such setting; did you mean clusters?"),
         ("[clusters.w1]\napi_key = 'k'\nlost_after = 1", "lost_after: is a global setting: write it above the first"),
-        ("[clusters.w1]\napi_key = 'k'\nname = 'w2'", "name: there is no such setting"),
         ("[clusters]\nw1 = 'k'", "clusters.w1: must be a table: write [clusters.w1]"),
         ("clusters = 'w1'", "clusters: must be tables: write [clusters.NAME]"),
         ("lost_after = 1\ntimezone = UTC", "(at line 2, column 12)"),
-        ("timezone = 5", "timezone: must be text"),
         ("timezone = 'UTC' # \xff", "is not valid TOML in UTF-8"),
         ("checkpoint_file = ''", "checkpoint_file: is a folder; must be the path of a file"),
         ("[clusters.w1]\napi_key_file = 5", "api_key_file: must be the path of a file that holds the key"),
-        ("[clusters.w1]\napi_key = 5", "api_key: must be text"),
         ("[clusters.w1]\napi_key = 'k'\n[clusters.W1]\napi_key = 'k'", "w1 and W1 are one cluster"),
         ("[clusters.w1]\napi_key = 'k'\nca_bundle = 'no.pem'", "[clusters.w1] ca_bundle: there is no file"),
         ("http_port = true", "not 'True'"),
         ("alert_urls = [1]", "alert_urls: must be text"),
-        ("lost_after = true", "not 'True'"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_reported_once_with_its_place(tmp_path: Path, toml: str, problem: str) -> None:
@@ -400,12 +389,6 @@ def test_a_wrong_value_is_refused_by_its_variable(tmp_path: Path, name: str) -> 
         assert "\n" not in message, value
 
 
-def test_cluster_names_of_other_forms_are_accepted(tmp_path: Path) -> None:
-    """Elevate documents no form."""
-    for name in ("W0A1b2C3d", "a", "my-cluster-1", "w" * 63):
-        assert read(tmp_path, {**ONE, "TRACKER_CLUSTER": name}).cluster(name).name == name
-
-
 def test_a_key_goes_without_tls_to_this_machine_only(tmp_path: Path) -> None:
     """And never through a proxy."""
     for url in ("http://127.0.0.1:8080", "http://localhost", "http://[::1]:80", "http://127.8.8.8", "HTTP://localhost"):
@@ -431,14 +414,6 @@ def test_durations_are_written_as_people_write_them() -> None:
         *(("1.5 min", 90), ("2 Minutes", 120), ("1m", 60), ("10", 10), (0.25, 0.25), (timedelta(1), 86400)),
     ):
         assert duration(text) == timedelta(seconds=seconds), text
-
-
-@given(st.integers(1, 10**8))
-@settings(deadline=None, max_examples=50)
-def test_a_duration_is_shown_in_a_form_that_is_read_back(seconds: int) -> None:
-    """What `tracker config check` prints can be copied into a file."""
-    text, _ = shown(Settings(lost_after=timedelta(seconds=seconds)))["lost_after"]
-    assert duration(text) == timedelta(seconds=seconds)
 
 
 # Secrets

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
@@ -208,14 +207,6 @@ def test_no_answer_comes() -> None:
     ):
         with served(faulty(fault), timeout=0.5) as client, pytest.raises(error):
             client.status("1")
-
-
-def test_slow_answers() -> None:
-    """An answer comes after the pause, and the connection goes on."""
-    with served(faulty("slow=1:0.1")) as client:
-        asked_at = time.monotonic()
-        assert [client.status("1"), client.status("1")] == ["not_found"] * 2
-        assert time.monotonic() - asked_at >= 0.2
 
 
 def test_a_fault_is_read() -> None:
