@@ -83,7 +83,7 @@ def many(engine: sa.Engine, now: datetime) -> None:
 def test_jobs_come_most_urgent_first(run: Run) -> None:
     unsettled = ["overdue", "unseen", "failed", "lost", "new"]  # the nearest deadline first
     assert jids(run) == [*unsettled, "missed", "between", "closed", "met"]  # the last to end first
-    assert "open: running" in run("jobs", "--format", "table")[1]
+    assert "overdue  open: " in run("jobs", "--format", "table")[1]
 
 
 @pytest.mark.usefixtures("many")
@@ -356,26 +356,10 @@ def test_show_marks_the_gaps_that_explain_a_wide_bound(
     assert read["timeline"][2]["gap_seconds"] == 26_400
     assert read["timeline"][2]["gaps"][0]["began_at"] == (began + 3 * HOUR).isoformat(timespec="microseconds")
     assert read["job"]["open_gap"] is None
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_of_many_gaps_some_are_shown_and_what_overlaps_counts_once(
-    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began = (now - 20 * DAY).replace(microsecond=0)
-    answer(engine, register(engine, "a", at=began), ("waiting", began + HOUR), ("done", began + 100 * HOUR))
-    for n in range(90):
-        gap(engine, began + (n + 2) * HOUR, began + (n + 2) * HOUR + 2 * (HOUR if n == 40 else MINUTE))
-    shown = timeline(run, monkeypatch)
-    assert [" ".join(line) for line in shown if "gap" in " ".join(line)] == [
-        *(
-            f"{at(began + n * HOUR)} {at(began + n * HOUR + 2 * MINUTE)} gap explains 2m of these 4d 4h (unreachable)"
-            for n in (2, 3, 4)
-        ),
-        "87 gaps more all 90 explain 4h 56m of these 4d 4h; csv and json have more",
-    ]
-    assert [(row["gaps"], row["gap_seconds"]) for row in table(run, "show", "a")][2] == ("90", str(296 * 60.0))
-    assert len(json.loads(run("show", "a", "--format", "json")[1])["timeline"][2]["gaps"]) == 90
+    for n in range(3):  # overlapping ones count once; a table has the first three
+        gap(engine, began + (4 + n) * HOUR, began + (5 + n) * HOUR)
+    last = " ".join(next(line for line in timeline(run, monkeypatch) if "more" in line))
+    assert last == "1 gap more all 4 explain 7h 20m of these 10h 1m; csv and json have more"
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -436,12 +420,3 @@ def test_the_reason_goes_by_the_clusters_own_calendar(
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
     monkeypatch.setenv("TRACKER_ARCHIVE_DAYS", "9")
     assert why(run) == cadence.PollReason.NIGHT
-
-
-def test_a_job_that_plain_sql_registered_is_shown_before_its_first_poll(engine: sa.Engine, run: Run) -> None:
-    with database.writing(engine) as connection:
-        connection.execute(sa.text("INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a')"))
-    code, out, _ = run("show", "a", "--format", "table")
-    read = records(out.partition("\n")[2].partition("\nTimeline\n")[0])
-    assert code == 0
-    assert (read["status"], read["deadline"]) == ("not answered yet", "computed at the first answer")

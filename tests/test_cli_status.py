@@ -81,6 +81,9 @@ def test_nothing_needs_a_person_when_all_is_well(engine: sa.Engine, run: Run, no
 def test_each_need_comes_from_its_rows(engine: sa.Engine, run: Run, now: datetime) -> None:
     """All kinds that can stand at once, the urgent ones first; the figures are those of the views, read whole."""
     daemon(engine, "a", now, started_at=now - 2 * DAY)
+    stand(engine, "w0", gap_began_at=now - HOUR, gap_cause=Cause.PAUSED, gap_detail="OPS-1")
+    shown = " ".join(run("clusters", "--format", "table")[1].split())
+    assert f"resumed, no answer yet; was paused by hand since {now - HOUR:%Y-%m-%d %H:%M}: OPS-1" in shown
     causes = {"w1": Cause.KEY_REFUSED, "w3": Cause.UNREACHABLE, "w4": Cause.PAUSED, "w5": Cause.BAD_ANSWER}
     for name, cause in causes.items():
         pause = {"pause_cause": cause, "paused_until": None if cause is Cause.PAUSED else now}

@@ -6,7 +6,6 @@ import shlex
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
@@ -22,7 +21,7 @@ from tracker.demo import demo
 from tracker.demo.simulator import SimulatedJob
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
-from tracker.status import Anomaly, Cause, State, Status
+from tracker.status import Status
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +57,6 @@ def test_every_recorded_bound_holds_the_truth(played: tuple[Path, demo.Outcome],
         assert job["seconds_min"] < took <= job["seconds_max"]
     assert played[1].bounds >= 80
     assert played[1].wrong == []
-
-
-def test_the_scene_has_something_of_each(played: tuple[Path, demo.Outcome], connection: sa.Connection) -> None:
-    """Two clusters, an outage of one, jobs done, open and vanished, a jid typed wrong, requests with two jobs."""
-    outcome = played[1]
-    rows = connection.execute(sa.select(JOBS)).all()
-    assert outcome.states == Counter(row.state for row in rows)
-    assert sum(outcome.states.values()) == 40
-    assert {row.cluster for row in rows} == {*demo.CLUSTERS}
-    anomalies = {(row["anomaly"], row["to_state"]) for row in selected(connection, "report_anomalies")}
-    assert anomalies == {(Anomaly.VANISHED, State.OPEN), (Anomaly.NEVER_FOUND, State.LOST)}
-    assert [row.state for row in rows if row.jid == outcome.example] == [State.LOST]
-    references = [row["reference"] for row in selected(connection, "report_requests") if row["jobs"] == 2]
-    assert references
-    (gap,) = selected(connection, "report_gaps")
-    assert (gap["cluster"], gap["cause"], gap["is_open"]) == (demo.SOUTH, Cause.UNREACHABLE, 0)
-    assert gap["seconds"] == played[1].gap_seconds
-    assert 3600 < gap["seconds"] < 40 * 3600  # from the first failed poll to the next good one
-    assert {row["cluster"] for row in selected(connection, "report_coverage") if row["covered_share"] < 1} == {
-        demo.SOUTH
-    }
 
 
 def test_no_file_but_a_demos_own_is_replaced(tmp_path: Path) -> None:

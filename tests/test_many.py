@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 
 from tests.processes import Tracker
 from tests.scripted import Script
-from tests.test_daemon import add, environment, until
+from tests.test_daemon import add, until
 from tracker import database
 from tracker.models import CLUSTERS, JOBS
 
@@ -68,41 +67,3 @@ def test_ten_clusters_that_hang_delay_none_of_ninety(
         assert time.monotonic() - began < 12
         assert unanswered(engine, *hung) == 10
         go_on.set()
-
-
-def most_in_a_second(times: list[float]) -> int:
-    """Return how many of *times* lie in the second that holds most of them."""
-    times, begin, most = sorted(times), 0, 0
-    for end, at in enumerate(times):
-        while at - times[begin] >= 1:
-            begin += 1
-        most = max(most, end - begin + 1)
-    return most
-
-
-@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_four_daemons_share_a_cap_evenly(engine: sa.Engine, script: Script, url: str) -> None:
-    """A hundred a second over all: no second has more than 110, and nearly all places are used."""
-    times: list[float] = []
-
-    def hold(jid: str) -> None:
-        times.append(time.monotonic())
-        time.sleep(0.2)
-
-    script.hold = hold
-    more = {"TRACKER_MAX_REQUESTS_PER_SECOND": "100", "TRACKER_MAX_CONCURRENCY": "16"}
-    env = environment(url, script.url, **more)
-    with ExitStack() as stack:
-        daemons = [Tracker("run", env=env, log=Path(os.devnull)) for _ in range(4)]
-        for daemon in daemons:
-            stack.callback(daemon.wait)
-            stack.callback(daemon.terminate)
-        time.sleep(6)  # they start
-        add(engine, *(f"j{i}" for i in range(2000)))
-        until(lambda: len(times) == 2000, 60)
-        until(lambda: unanswered(engine, "w1") == 0, 10)
-    assert Counter(script.asked).most_common(1)[0][1] == 1
-    assert most_in_a_second(times) <= 110
-    assert 1999 / (max(times) - min(times)) >= 95

@@ -211,14 +211,3 @@ def test_whatever_is_seen(given: Overview) -> None:
         assert len(line) <= 500
         assert "None" not in line
         assert re.fullmatch(r"[A-Z`].*\.", need.action)
-
-
-@given(overviews)
-def test_what_is_urgent_stays_urgent(given: Overview) -> None:
-    """While nothing changes but the time, and what is paused stays so."""
-    later = replace(given, now=given.now + MINUTE)
-
-    def urgent(overview: Overview) -> set[tuple[str, str]]:
-        return {(need.kind, need.subject) for need in needs(overview) if need.is_urgent}
-
-    assert urgent(given) <= urgent(later)

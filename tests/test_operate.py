@@ -6,7 +6,6 @@ import re
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from threading import Event
 from typing import Any
 
 import pytest
@@ -14,11 +13,9 @@ import sqlalchemy as sa
 
 from tests import history
 from tests.history import register, stand
-from tests.scripted import Script, SetClock, polling
 from tracker import database, operate, status, text
 from tracker.errors import AmbiguousJob, InvalidField, Refused, UnknownJob
-from tracker.models import CLUSTERS, GAPS
-from tracker.poller import Tally
+from tracker.models import CLUSTERS
 from tracker.status import Action, Cause, State
 
 WHY = "registered by mistake"
@@ -182,14 +179,6 @@ def test_a_pause_by_hand_takes_over_from_an_automatic_one_and_leaves_its_gap(eng
     assert re.fullmatch(rf"timeout; paused 20\S+ \S+: {WHY}", detail)
 
 
-def test_an_automatic_pause_can_be_ended(engine: sa.Engine, now: datetime) -> None:
-    """Whatever its cause; the gap stays as it is until a valid answer comes."""
-    gap = {"gap_began_at": now, "gap_cause": Cause.KEY_REFUSED, "gap_detail": "http_403"}
-    stand(engine, "w1", pause_cause=Cause.KEY_REFUSED, paused_until=now + timedelta(hours=1), **gap)
-    assert resume(engine)
-    assert standing(engine) == (None, None, now, Cause.KEY_REFUSED, "http_403", None)
-
-
 def test_which_clusters_can_be_paused(engine: sa.Engine) -> None:
     """One that is only configured or only in the database; any other is refused, with those that are known."""
     register(engine, "a", "w2")
@@ -203,19 +192,3 @@ def test_which_clusters_can_be_paused(engine: sa.Engine) -> None:
     for name in ("w1", "w2", "w3"):
         pause(engine, name)
         assert standing(engine, name)[0] is Cause.PAUSED
-
-
-def test_a_paused_cluster_is_not_asked_and_its_gap_ends_with_the_first_answer(engine: sa.Engine, now: datetime) -> None:
-    register(engine, "a", at=now - timedelta(days=1))
-    pause(engine)
-    began_at = standing(engine)[2]
-    clock = SetClock(now)
-    with Script().serve() as script, polling(engine, script.url, clock) as poller:
-        clock.pass_(hours=1)
-        assert poller.run(Event()) == Tally()
-        resume(engine)
-        assert poller.run(Event()).asked == 1
-    with database.reading(engine) as connection:
-        [gap] = connection.execute(sa.select(GAPS)).all()
-    assert (gap.began_at, gap.ended_at, gap.cause, gap.detail) == (began_at, clock.now, Cause.PAUSED, WHY)
-    assert standing(engine) == (None,) * 6

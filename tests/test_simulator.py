@@ -209,16 +209,6 @@ def test_no_answer_comes() -> None:
             client.status("1")
 
 
-def test_a_fault_is_read() -> None:
-    """KIND=SHARE and KIND=SHARE:SECONDS are understood; shares that make 1 but for rounding are accepted."""
-    texts = ("503=0.1", "hang=1:12.5", "slow=.25", "429=0:0")
-    right = [Fault("503", 0.1), Fault("hang", 1, 12.5), Fault("slow", 0.25), Fault("429", 0, 0)]
-    assert [Fault.parse(text) for text in texts] == right
-    Simulator(SetClock(), faults=[Fault("503", 0.56), Fault("500", 0.34), Fault("hang", 0.1)])
-    with pytest.raises(ValueError, match=r"make 1\.1"):
-        Simulator(SetClock(), faults=[Fault("503", 0.6), Fault("hang", 0.5)])
-
-
 WRONG = "|503|=0.1|hnag=0.1|CODE=0.1|200=0.1|600=0.1|٥٠٣=0.1|503=|503=often|hang=0.1:|503=1.5|503=-1|503=nan|"
 WRONG += "hang=0.1:-1|hang=0.1:inf|hang=1:90000|garbage=0.1:5"
 
