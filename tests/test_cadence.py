@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from math import sqrt
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.test_deadline import start_of
 from tracker.cadence import Plan, PollReason, Rhythm, next_poll, retry_poll
 from tracker.status import Answer, Facts, Job, LostRule, Past, State, decide
 
@@ -198,14 +199,6 @@ def test_jitter_survives_the_bounds(name: str) -> None:
 
 
 # --- the calendar, over the changes of the clocks ---------------------------------------------------------------------
-
-
-def start_of(day: date, zone: ZoneInfo) -> datetime:
-    """An independent search for the first instant of a local day, on the quarters of an hour."""
-    moment = datetime.combine(day, time(), UTC) - timedelta(hours=15)
-    while moment.astimezone(zone).date() < day:
-        moment += timedelta(minutes=15)
-    return moment
 
 
 def changes_of(zone: ZoneInfo, year: int) -> list[date]:

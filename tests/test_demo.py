@@ -6,57 +6,18 @@ import shlex
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from threading import Event
 
 import pytest
-import sqlalchemy as sa
 
-from tests.history import selected
 from tracker import cli, database
 from tracker.demo import demo
 from tracker.demo.simulator import SimulatedJob
 from tracker.errors import BadConfiguration
-from tracker.models import JOBS, TRANSITIONS
 from tracker.status import Status
-
-
-@pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, demo.Outcome]:
-    path = tmp_path_factory.mktemp("demo") / "tracker-demo.db"
-    return path, demo.run(path, jobs=40)
-
-
-@pytest.fixture
-def connection(played: tuple[Path, demo.Outcome]) -> Iterator[sa.Connection]:
-    engine = database.open_database(demo.url_of(played[0]))
-    with database.reading(engine) as connection:
-        yield connection
-    engine.dispose()
-
-
-def test_every_recorded_bound_holds_the_truth(played: tuple[Path, demo.Outcome], connection: sa.Connection) -> None:
-    """What was seen was so when it was seen, and the true duration of each done job is between its bounds."""
-    elevates = played[1].elevates
-    query = sa.select(TRANSITIONS, JOBS.c.cluster, JOBS.c.jid).join(JOBS, JOBS.c.id == TRANSITIONS.c.job_id)
-    seen = [row for row in connection.execute(query) if row.to_status is not None]
-    assert len(seen) > 80
-    for row in seen:
-        elevate = elevates[row.cluster]
-        assert elevate.status_at(row.jid, row.observed_at) == row.to_status
-        if row.last_seen_at is not None:
-            assert elevate.status_at(row.jid, row.last_seen_at) == row.from_status
-    done = selected(connection, "report_durations")
-    assert len(done) >= 10
-    for job in done:
-        fate = elevates[job["cluster"]].truth(job["jid"])
-        took = (fate.ends_at - datetime.fromisoformat(f"{job['submitted_at']}+00:00")).total_seconds()
-        assert job["seconds_min"] < took <= job["seconds_max"]
-    assert played[1].bounds >= 80
-    assert played[1].wrong == []
 
 
 def test_no_file_but_a_demos_own_is_replaced(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,34 +21,7 @@ from tracker import database
 from tracker.reports.durations import SHARES, Bounds, durations
 from tracker.reports.survival import Curve
 
-Lives = tuple[list[float], list[float]]
-
 # The estimator
-
-
-# Weeks of remission of 42 children with leukaemia (E. J. Freireich et al., Blood 21, 1963), a textbook's example.
-TREATED: Lives = ([6, 6, 6, 7, 10, 13, 16, 22, 23], [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35])
-PLACEBO: Lives = ([1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23], [])
-
-
-@pytest.mark.parametrize(
-    ("lives", "percentiles", "curve"),
-    [
-        # What lifelines 0.30.3 gives: KaplanMeierFitter().fit(…).percentile() at 0.5, 0.1, 0.05 and 0, and predict().
-        (TREATED, [23, None, None, None], {6: 0.857142857142857, 10: 0.7529411764705878, 23: 0.44817927170868327}),
-        (PLACEBO, [8, 17, 22, 23], {1: 0.9047619047619045, 8: 0.3809523809523809, 22: 0.047619047619047616, 23: 0}),
-        (([5], []), [5, 5, 5, 5], {5: 0}),
-        (([], [1, 2, 3]), [None] * 4, {}),
-        (([0, 0, 5], [0, 7]), [5, None, None, None], {0: 0.6000000000000001, 5: 0.30000000000000004}),
-    ],
-)
-def test_the_estimator_agrees_with_an_established_one(
-    lives: Lives, percentiles: list[float | None], curve: dict[float, float]
-) -> None:
-    """Quantiles equal lifelines' and the curve does to its last digits: a textbook's, ties, all open, one job."""
-    ours = Curve(*lives)
-    assert ours.quantiles(SHARES) == percentiles
-    assert {at: ours.left(at) for at in curve} == pytest.approx(curve, rel=1e-12, abs=1e-15)
 
 
 AGES = st.lists(st.integers(0, 12), max_size=25)

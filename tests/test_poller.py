@@ -329,19 +329,6 @@ def test_pollers_share_the_work_and_the_rate(engine: sa.Engine, script: Script, 
     histories_are_whole(engine)
 
 
-def test_poll_asks_out_of_turn(engine: sa.Engine, poller: Poller, script: Script, clock: SetClock) -> None:
-    """A job can be asked about now, though it is not due and the cluster is paused by an error."""
-    add(engine, "a", "b")
-    run(poller)
-    script.default = "running"
-    pause = {"pause_cause": Cause.KEY_REFUSED, "paused_until": clock.now + timedelta(hours=1)}
-    stand(engine, **pause, gap_began_at=START, gap_cause=Cause.KEY_REFUSED)
-    clock.pass_(minutes=1)
-    assert poller.poll([job(engine, "a").id], threading.Event()) == Tally(asked=1, transitions=1)
-    assert (job(engine, "a").status, job(engine, "b").status) == ("running", "waiting")
-    assert cluster(engine).pause_cause is None
-
-
 def test_a_job_the_database_refuses_does_not_stop_the_others(
     engine: sa.Engine, poller: Poller, script: Script, clock: SetClock, caplog: pytest.LogCaptureFixture
 ) -> None:
