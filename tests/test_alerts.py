@@ -24,7 +24,7 @@ from tests.processes import Process, look_once
 from tests.test_daemon import until
 from tests.test_deliver import Receiver
 from tracker import alerts, cli, database
-from tracker.alerts import Alerts, Notice, PendingMessage, decide, gathered, message, standby
+from tracker.alerts import Alerts, Notice, PendingMessage, decide, gathered, is_sender, message
 from tracker.errors import BadConfiguration
 from tracker.models import ALERTS, CLUSTERS, WORKERS
 from tracker.needs import KINDS, Alerted, Daemon, Need, Overview, needs
@@ -115,23 +115,22 @@ def test_each_need_is_sent_and_so_is_its_end(course: list[tuple[int, set[str], s
 
 
 def test_one_message_for_all_that_comes_together() -> None:
-    """It goes 10 s after the last job was added, or after a minute; another daemon leaves it a minute to this one."""
+    """It goes 10 s after the last job was added, or after a minute; the daemon that began first sends it."""
     due = [Notice(row("failed", ""), need("failed", "", count=1))]
     waiting: PendingMessage | None = None
     for second in range(100):
         due = [replace(due[0], need=replace(need("failed", ""), count=min(1000 * second, 10_000)))]
         waiting = gathered(waiting, due, second)
         assert waiting is not None
-        assert waiting.is_ripe(second, 0) is (second >= 20)
-        assert waiting.is_ripe(second, 60) is (second >= 80)
+        assert waiting.is_ripe(second) is (second >= 20)
     for second in range(200, 262):
         waiting = gathered(waiting if second > 200 else None, [replace(due[0], need=need(count=second))], second)
         assert waiting is not None
-        assert waiting.is_ripe(second, 0) is (second >= 260)
+        assert waiting.is_ripe(second) is (second >= 260)
     assert gathered(waiting, [], 262) is None
     daemons = [Daemon(name, name, 1, "1", NOW, NOW) for name in ("a", "b")]
-    assert [standby(daemons, name, 1) for name in ("a", "b", "c")] == [0, 60, 120]
-    assert standby([], "a", 1) == 0
+    assert [is_sender(daemons, name, 1) for name in ("a", "b", "c")] == [True, False, False]
+    assert is_sender([], "a", 1)
 
 
 def test_a_message_says_what_and_what_to_do() -> None:
