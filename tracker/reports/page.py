@@ -48,8 +48,6 @@ AHEAD: Final = 31
 
 NAMES: Final = ("deadlines", "requests", "changes", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage")
 """The reports that are on the page, in its order."""
-MARK: Final = '<meta name="generator" content="tracker'
-"""In the head of each page: by this it is known to be one of ours."""
 
 _SECOND: Final = "%Y-%m-%d %H:%M:%S"
 _DECLARED: Final = frozenset(("received_at", "submitted_at", "extended_on", "claimed_at"))
