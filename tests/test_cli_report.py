@@ -80,18 +80,6 @@ def test_a_person_reads_bounds_in_80_columns(run: Run) -> None:
     assert lines[-4].split() == ["all", "all", "5", "3", "1", "1", "median", "5d", "5d", "2h"]
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_how_many_registrations_came_late(run: Run, engine: sa.Engine) -> None:
-    """In the table for all, in csv by row: how many came more than a day late, and of how many it is unknown."""
-    for jid, late in (("a", 90 * SECOND), ("b", DAY), ("c", DAY + timedelta(microseconds=1)), ("d", 50 * HOUR)):
-        register(engine, jid, "w1", at=BEGAN, submitted_at=BEGAN - late)
-    register(engine, "e", "w2", at=BEGAN)
-    _, out, _ = run("durations", "--format", "table")
-    assert out.splitlines()[4:6] == ["Registered more than a day after submission: 2.", "Submission unknown: 1."]
-    rows = list(csv.DictReader(io.StringIO(run("durations", "--format", "csv")[1])))
-    assert [(row["late"], row["unknown"]) for row in rows] == [("2", "0"), ("0", "1"), ("2", "1")]
-
-
 def test_durations_by_month_and_week(run: Run, engine: sa.Engine) -> None:
     """--by names the first columns, in its order, of every format; the total says all, empty or null."""
     for jid, at in (("a", BEGAN), ("b", BEGAN + 31 * DAY)):

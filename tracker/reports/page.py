@@ -372,10 +372,6 @@ def _durations(data: _Data) -> Section:
         "seen not done; so does a failed, lost or attested job. If many jobs fail, the curve is above the share that "
         "is done. Withdrawn jobs are left out."
     )
-    section.texts.append(
-        "A job is observed only after its registration. Registered more than a day after submission: "
-        f"{total.late:,}; submission unknown: {total.unknown:,}."
-    )
     end = max(1.03 * max((*early.ends[-1:], *sure.ends[-1:]), default=0.0), 60.0)
     if not early.ends:
         end = max(everything.unended, default=end)
