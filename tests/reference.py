@@ -484,7 +484,7 @@ SHARES = {"median": Fraction(1, 2), "p90": Fraction(9, 10), "p95": Fraction(19, 
 
 
 def quantiles(tables: Tables, now: datetime) -> list[Row]:
-    """Return the report of durations: a row for each cluster and kind, and one for all; late: over a day."""
+    """Return the report of durations: a row for each cluster and kind, and one for all."""
     groups: dict[tuple[str | None, str | None], list[Row]] = {}
     for job in all_jobs(tables):
         groups.setdefault((job["cluster"], job["kind"]), []).append(job)
@@ -509,8 +509,6 @@ def quantiles(tables: Tables, now: datetime) -> list[Row]:
             pair = [quantile(least, unended, share), quantile(most, unended + endless, share)]
             pair.sort(key=lambda at: (at is None, at))
             row[f"{name}_seconds_min"], row[f"{name}_seconds_max"] = map(seconds, pair)
-        row["late"] = sum((between(job["submitted_at"], job["registered_at"]) or 0) > DAY for job in jobs)
-        row["unknown"] = sum(job["submitted_at"] is None for job in jobs)
         rows.append(row)
     return rows
 

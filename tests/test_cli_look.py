@@ -21,12 +21,12 @@ import sqlalchemy as sa
 
 from tests import history
 from tests.conftest import Run
-from tests.history import answer, change, register, stand
-from tracker import cadence, cli, database, deadline, status
-from tracker.models import GAPS, JOBS, SOURCES
+from tests.history import answer, register
+from tracker import cli, database, deadline, status
+from tracker.models import JOBS
 from tracker.reports import jobs as queries
 from tracker.reports import words
-from tracker.status import Anomaly, Cause, State
+from tracker.status import Anomaly, State
 
 JID = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
@@ -272,6 +272,22 @@ def test_show_tells_all_of_a_job(engine: sa.Engine, run: Run, now: datetime, mon
     ]
 
 
+def test_the_bounds_of_each_change_are_in_csv_and_json(engine: sa.Engine, run: Run, now: datetime) -> None:
+    sent = [now - 3 * HOUR, now - HOUR]
+    job_id = register(engine, JID, at=now - DAY)
+    answer(engine, job_id, ("waiting", sent[0]), ("done", sent[1]))
+    _, first, second = table(run, "show", JID)
+    assert (first["last_seen_at"], first["to_status"]) == ("", "waiting")
+    assert second["last_seen_at"] == sent[0].isoformat(timespec="microseconds")
+    assert second["observed_at"] == (sent[1] + timedelta(seconds=1)).isoformat(timespec="microseconds")
+    read = json.loads(run("show", JID, "--format", "json")[1])
+    assert [change["observed_at"] for change in read["timeline"][1:]] == [first["observed_at"], second["observed_at"]]
+    assert read["job"]["ended_after"] == second["last_seen_at"]
+    assert read["job"]["verdict_meaning"] == (
+        "Elevate reported the job done in time; this does not show that the person was informed"
+    )
+
+
 @pytest.mark.usefixtures("many")
 def test_show_says_no_more_than_the_verdict_does(run: Run) -> None:
     meanings = {
@@ -306,117 +322,9 @@ def test_show_marks_the_row_that_proves_a_job_overdue(
     assert " ".join(timeline(run, monkeypatch)[-1]).endswith("still waiting first seen not done after its deadline")
 
 
-def gap(engine: sa.Engine, began_at: datetime, ended_at: datetime, cluster: str = "w1", detail: str = "") -> None:
-    values = {"cluster": cluster, "began_at": began_at, "ended_at": ended_at, "cause": Cause.UNREACHABLE}
-    with database.writing(engine) as connection:
-        connection.execute(sa.insert(GAPS).values(values | {"detail": detail or None}))
-
-
 def timeline(run: Run, monkeypatch: pytest.MonkeyPatch, width: str = "200") -> list[list[str]]:
     monkeypatch.setenv("COLUMNS", width)
     code, out, _ = run("show", "a", "--format", "table")
     assert code == 0
     assert max(map(len, out.splitlines())) <= int(width)
     return [line.split() for line in out.partition("\nTimeline\n")[2].splitlines()]
-
-
-def test_show_marks_the_gaps_that_explain_a_wide_bound(
-    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Below each change, with how much of its bounds each explains; of a first status these begin with submission."""
-    began = (now - 20 * DAY).replace(microsecond=0)
-    job_id = register(engine, "a", at=began, submitted_at=began - HOUR)
-    answer(engine, job_id, ("waiting", began + 2 * HOUR), ("running", began + 12 * HOUR), ("done", began + 13 * HOUR))
-    gap(engine, began - 3 * HOUR, began - HOUR)  # ends as the bounds begin
-    gap(engine, began - 2 * HOUR, began, detail="connect_timeout")  # half of it before the submission
-    gap(engine, began + 3 * HOUR, began + 10 * HOUR + 20 * MINUTE, detail="http_503")
-    gap(engine, began + 3 * HOUR, began + 12 * HOUR, "w2")
-    shown = timeline(run, monkeypatch)
-    marked = [(shown[n - 1][0], " ".join(line)) for n, line in enumerate(shown) if "explains" in line]
-    assert marked == [
-        (
-            "1",
-            f"{at(began - 2 * HOUR)} {at(began)} gap explains 1h of these 3h 1m (unreachable: connect_timeout)",
-        ),
-        (
-            "2",
-            f"{at(began + 3 * HOUR)} {at(began + 10 * HOUR + 20 * MINUTE)} gap explains 7h 20m of these 10h 1m "
-            "(unreachable: http_503)",
-        ),
-    ]
-    told = [f"{row['gaps']} {row['gap_seconds']}" for row in table(run, "show", "a")]
-    assert told == ["0 0.0", "1 3600.0", "1 26400.0", "0 0.0"]
-    read = json.loads(run("show", "a", "--format", "json")[1])
-    assert [[one["detail"] for one in change["gaps"]] for change in read["timeline"]] == [
-        [],
-        ["connect_timeout"],
-        ["http_503"],
-        [],
-    ]
-    assert read["timeline"][2]["gap_seconds"] == 26_400
-    assert read["timeline"][2]["gaps"][0]["began_at"] == (began + 3 * HOUR).isoformat(timespec="microseconds")
-    assert read["job"]["open_gap"] is None
-    for n in range(3):  # overlapping ones count once; a table has the first three
-        gap(engine, began + (4 + n) * HOUR, began + (5 + n) * HOUR)
-    last = " ".join(next(line for line in timeline(run, monkeypatch) if "more" in line))
-    assert last == "1 gap more all 4 explain 7h 20m of these 10h 1m; csv and json have more"
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("unsettled", [True, False])
-def test_show_says_that_nothing_can_be_observed_now(
-    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch, unsettled: bool
-) -> None:
-    """Of an open job; an ended one is not looked for. What another daemon saw in an open gap has it in its bounds."""
-    began = (now - 20 * DAY).replace(microsecond=0)
-    stand(engine, "w1", gap_began_at=began + 2 * HOUR, gap_cause=Cause.KEY_REFUSED, gap_detail="http_401")
-    said = "running" if unsettled else "done"
-    answer(engine, register(engine, "a", at=began), ("waiting", began + HOUR), (said, began + 3 * HOUR))
-    shown = [" ".join(line) for line in timeline(run, monkeypatch) if "still" in line]
-    assert shown == [
-        f"{at(began + 2 * HOUR)} still open gap explains 1h of these 2h 1m (key_refused: http_401)",
-        *[f"{at(began + 2 * HOUR)} still open gap nothing could be observed since (key_refused: http_401)"] * unsettled,
-    ]
-    open_gap = json.loads(run("show", "a", "--format", "json")[1])["job"]["open_gap"]
-    assert (open_gap and open_gap["cause"]) == ("key_refused" if unsettled else None)
-
-
-def why(run: Run, jid: str = "a") -> str:
-    return str(json.loads(run("show", jid, "--format", "json")[1])["job"]["next_poll_why"])
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_the_next_poll_says_why(engine: sa.Engine, run: Run, now: datetime) -> None:
-    job_id = register(engine, "a", at=now - 20 * DAY)
-    assert why(run) == cadence.PollReason.FIRST
-    answer(engine, job_id, ("running", now - 2 * DAY))
-    assert why(run) == cadence.PollReason.RUNNING
-    change(engine, job_id, failures=3, last_error="Unavailable http_503")
-    assert why(run) == "3 errors in a row, so the waits grow"
-    assert "Unavailable http_503" in run("show", "a", "--format", "table")[1]
-    stand(engine, "w1", pause_cause=Cause.KEY_REFUSED, paused_until=now)
-    paused = f"but cluster w1 is paused: key_refused until {at(now)}"
-    assert why(run) == f"3 errors in a row, so the waits grow; {paused}"
-    change(engine, job_id, failures=0)
-    history.record(engine, job_id, lambda job, past: status.withdraw(job, now, "eve", "x"))
-    assert why(run) == "none: the job has ended"
-    history.record(engine, job_id, lambda job, past: status.reopen(job, now, "eve", "x"), due_at=now)
-    assert why(run) == f"{cadence.PollReason.REOPENED}; {paused}"
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_the_reason_goes_by_the_clusters_own_calendar(
-    engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As configured here; else as the last daemon had it; else by the defaults."""
-    answer(engine, register(engine, "a", at=now - 4 * DAY), ("waiting", now - HOUR))
-    assert why(run) == cadence.PollReason.NIGHT
-    values = {"cluster": "w1", "base_url": "http://127.0.0.1", "path": "/", "lost_after_polls": 5, "version": "1"}
-    values |= {"lost_after_seconds": 1, "legal_timezone": "UTC", "recorded_at": now, "timezone": "UTC"}
-    with database.writing(engine) as connection:
-        for days in (5, 2):
-            connection.execute(sa.insert(SOURCES).values(**values, archive_days=days))
-    assert why(run) == cadence.PollReason.ARCHIVED
-    monkeypatch.setenv("TRACKER_CLUSTER", "w1")
-    monkeypatch.setenv("TRACKER_ARCHIVE_DAYS", "9")
-    assert why(run) == cadence.PollReason.NIGHT

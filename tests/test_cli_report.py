@@ -78,15 +78,6 @@ def test_a_person_reads_bounds_in_80_columns(run: Run) -> None:
     assert lines[-4].split() == ["all", "all", "5", "3", "1", "1", "median", "5d", "5d", "2h"]
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_how_many_registrations_came_late(run: Run, engine: sa.Engine) -> None:
-    """The table says how many came more than a day late, and of how many it is unknown."""
-    for jid, late in (("b", DAY), ("c", DAY + timedelta(microseconds=1)), ("d", None)):
-        register(engine, jid, "w1", at=BEGAN, submitted_at=late and BEGAN - late)
-    _, out, _ = run("durations", "--format", "table")
-    assert out.splitlines()[4:6] == ["Registered more than a day after submission: 1.", "Submission unknown: 1."]
-
-
 def test_durations_by_month_and_week(run: Run, engine: sa.Engine) -> None:
     """--by names the first columns, in its order, of every format; the total says all, empty or null."""
     for jid, at in (("a", BEGAN), ("b", BEGAN + 31 * DAY)):

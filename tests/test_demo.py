@@ -3,52 +3,64 @@
 from __future__ import annotations
 
 import shlex
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from threading import Event
 
 import pytest
+import sqlalchemy as sa
 
-from tracker import cli, database
+from tests.history import selected
+from tracker import database
 from tracker.demo import demo
-from tracker.demo.simulator import SimulatedJob
 from tracker.errors import BadConfiguration
-from tracker.status import Status
+from tracker.models import JOBS, TRANSITIONS
 
 
-def test_no_file_but_a_demos_own_is_replaced(tmp_path: Path) -> None:
-    """A file of somebody else's, a database in use, or another page is refused with the way out."""
-    stop = Event()
-    stop.set()
-    own, page = tmp_path / "own.db", tmp_path / "own.html"
-    assert demo.run(own, stop=stop).interrupted
-    demo.run(own, stop=stop)  # its own is replaced
-    assert demo.write_page(own) == page
-    demo.make_way(own)
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, demo.Outcome]:
+    path = tmp_path_factory.mktemp("demo") / "tracker-demo.db"
+    return path, demo.run(path, jobs=40)
 
-    def refused(path: Path, reason: str) -> None:
-        before = path.read_bytes() if path.exists() else b""
-        with pytest.raises(BadConfiguration, match=rf"{reason}.*name another file with --database"):
-            demo.run(path)
-        assert (path.read_bytes() if path.exists() else b"") == before
 
-    (tmp_path / "notes.db").write_text("my notes")
-    database.upgrade(demo.url_of(tmp_path / "another.db"))
-    for name in ("notes.db", "another.db"):
-        refused(tmp_path / name, "is not a demo's")
-    refused(tmp_path / "nowhere" / "a.db", "nowhere")
-    page.write_text("<title>my own</title>", encoding="utf-8")
-    refused(own, "was not written by tracker")
-    page.unlink()
-    database.upgrade(demo.url_of(own))
-    with closing(sqlite3.connect(own)) as other:
-        other.execute("SELECT * FROM jobs")
-        with pytest.raises(BadConfiguration, match=r"locked.* --database"):
-            demo.make_way(own)
+@pytest.fixture
+def connection(played: tuple[Path, demo.Outcome]) -> Iterator[sa.Connection]:
+    engine = database.open_database(demo.url_of(played[0]))
+    with database.reading(engine) as connection:
+        yield connection
+    engine.dispose()
+
+
+def test_every_recorded_bound_holds_the_truth(played: tuple[Path, demo.Outcome], connection: sa.Connection) -> None:
+    """What was seen was so when it was seen, and the true duration of each done job is between its bounds."""
+    elevates = played[1].elevates
+    query = sa.select(TRANSITIONS, JOBS.c.cluster, JOBS.c.jid).join(JOBS, JOBS.c.id == TRANSITIONS.c.job_id)
+    seen = [row for row in connection.execute(query) if row.to_status is not None]
+    assert len(seen) > 80
+    for row in seen:
+        elevate = elevates[row.cluster]
+        assert elevate.status_at(row.jid, row.observed_at) == row.to_status
+        if row.last_seen_at is not None:
+            assert elevate.status_at(row.jid, row.last_seen_at) == row.from_status
+    done = selected(connection, "report_durations")
+    assert len(done) >= 10
+    for job in done:
+        fate = elevates[job["cluster"]].truth(job["jid"])
+        took = (fate.ends_at - datetime.fromisoformat(f"{job['submitted_at']}+00:00")).total_seconds()
+        assert job["seconds_min"] < took <= job["seconds_max"]
+
+
+def test_no_file_is_replaced(tmp_path: Path) -> None:
+    """A database or a page that is there, and a folder that is not, are refused; nothing is changed."""
+    for name, there in (("a.db", "a.db"), ("b.db", "b.html")):
+        (tmp_path / there).write_text("my own")
+        with pytest.raises(BadConfiguration, match=rf"{there} is there already: .* --database"):
+            demo.run(tmp_path / name)
+        assert (tmp_path / there).read_text() == "my own"
+    with pytest.raises(BadConfiguration, match="nowhere"):
+        demo.run(tmp_path / "nowhere" / "a.db")
 
 
 def test_it_ends_with_the_report_and_commands_that_work(tmp_path: Path) -> None:
@@ -58,7 +70,6 @@ def test_it_ends_with_the_report_and_commands_that_work(tmp_path: Path) -> None:
     env, path = {"PATH": "/nowhere"}, tmp_path / "it's a demo.db"
     done = subprocess.run(command, env=env, cwd=tmp_path, text=True, capture_output=True, timeout=60, check=True)
     assert "cluster" in done.stdout
-    assert "happened between their two bounds" in " ".join(done.stderr.split())
     place, *commands, page = done.stderr.splitlines()[-7:]
     assert place == f"The database is {path}. Commands to try:"
     assert page == f"All reports on one page, for a browser: {path.with_suffix('.html').as_uri()}"
@@ -66,15 +77,3 @@ def test_it_ends_with_the_report_and_commands_that_work(tmp_path: Path) -> None:
     for line in commands:
         assert str(program) in shlex.split(line)
         subprocess.run(["/bin/sh", "-c", line], env=env, cwd=tmp_path, capture_output=True, timeout=60, check=True)
-
-
-def test_a_bound_without_the_truth_fails_it(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit 1, and the job, the bounds and the truth are printed: the check can fail."""
-
-    def wrong(fate: SimulatedJob) -> dict[Status, datetime]:
-        return dict.fromkeys(Status, fate.gone_at or fate.ends_at)
-
-    monkeypatch.setattr(SimulatedJob, "entered", property(wrong))
-    monkeypatch.setattr(SimulatedJob, "status_at", lambda fate, at: Status.WAITING)
-    assert cli.main(["demo", "--jobs", "4", "--days", "1"]) == 1
-    assert "recorded changes of status were not between their bounds" in " ".join(capfd.readouterr().err.split())

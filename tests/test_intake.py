@@ -136,36 +136,6 @@ def test_other_facts_are_refused(engine: sa.Engine) -> None:
     assert facts_of(jobs(engine)["a"]) == Facts(Kind.EXPORT, None, AT)
 
 
-LOWER = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
-
-
-def test_a_guid_in_other_case_is_refused(engine: sa.Engine) -> None:
-    """The first is named, in the database, in the same list, in a rehearsal; what is not a GUID may differ in case."""
-    upper, other = LOWER.upper(), LOWER.replace("c", "d")
-    mixed = LOWER.replace("ca", "Ca")
-    with database.writing(engine) as connection:
-        register(connection, LOWER, cluster="w1", settings=TWO)
-        register(connection, upper, cluster="w2", settings=TWO)
-        for jid, cluster, first in (
-            (upper, "w1", LOWER),
-            (LOWER, "w2", upper),
-            (mixed, "w1", LOWER),
-            (mixed, "w2", upper),
-        ):
-            with pytest.raises(InvalidField, match=f"jid: is registered already as '{first}': a GUID means the same"):
-                register(connection, jid, cluster=cluster, settings=TWO)
-        assert register(connection, LOWER, cluster="w1", settings=TWO).already
-        some = [Registration(jid, "w1") for jid in (other, other.upper(), "a", "A", other, upper, LOWER)]
-        noted: intake.Rehearsed = {}
-        for _ in range(2):  # the second time the first is noted only
-            rehearsed = register_many(connection, some, settings=TWO, rehearsed=noted)
-        done = register_many(connection, some, settings=TWO)
-    expected = ["new", "InvalidField", "new", "new", "already", "InvalidField", "already"]
-    assert [what(outcome) for outcome in done] == expected
-    assert [what(outcome) for outcome in rehearsed] == [word.replace("new", "already") for word in expected]
-    assert f"'{other}'" in str(done[1])
-
-
 LATER = datetime.now(UTC) + timedelta(hours=1)
 NONSENSE: dict[str, list[Any]] = {
     "jid": ["", " \t\n", "x" * 256, "a b", "a\u00a0b", "a\nb", "a\u200bb", "a\0b", "a\udc80b", None, 7, b"a"],
@@ -315,35 +285,15 @@ def test_more_than_a_statement_takes(engine: sa.Engine) -> None:
     assert len(jobs(engine)) == 2500
 
 
-_registrations = st.lists(
-    st.builds(
-        Registration,
-        st.sampled_from(["a", "b", " a", "", "old"]),
-        st.sampled_from(["w1", "w2", "w3"]),
-        st.sampled_from([*Kind]),
-        reference=st.sampled_from([None, "r", "s", "r@s"]),
-    ),
-    max_size=12,
-)
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-@given(declared=_registrations)
-@FEW
-def test_a_rehearsal_tells_what_the_performance_will(engine: sa.Engine, declared: list[Registration]) -> None:
-    """Pieces of two, rehearsed, come to what they come to when they are registered, and write nothing."""
-    pieces = [declared[start : start + 2] for start in range(0, len(declared), 2)]
-    noted: intake.Rehearsed = {}
-    with engine.connect() as connection:
+def test_a_dry_run_says_what_would_be_and_writes_nothing(engine: sa.Engine) -> None:
+    """Jobs that are there, doubles and contradictions within a piece included."""
+    some = [Registration(jid, "w1", kind) for jid, kind in (("old", "export"), ("a", "export"), ("a", "removal"))]
+    with database.writing(engine) as connection:
         register(connection, "old", cluster="w1", kind="export", settings=TWO)
-        rehearsed = [
-            what(outcome)
-            for piece in pieces
-            for outcome in register_many(connection, piece, settings=TWO, rehearsed=noted)
-        ]
+        rehearsed = [what(outcome) for outcome in register_many(connection, some, settings=TWO, dry_run=True)]
         assert connection.execute(sa.select(JOBS.c.jid)).scalars().all() == ["old"]
-        done = [what(outcome) for piece in pieces for outcome in register_many(connection, piece, settings=TWO)]
-    assert rehearsed == done
+        assert rehearsed == [what(outcome) for outcome in register_many(connection, some, settings=TWO)]
+    assert rehearsed == ["already", "new", "Conflict"]
 
 
 # Files

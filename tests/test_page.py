@@ -178,7 +178,6 @@ def test_the_figures_are_those_of_the_views(engine: sa.Engine, render: Callable[
         assert f"|{'|'.join(row)}|" in text
     # All three were seen running at 4 days; the first was done an hour and a second later, rounded up; the last ran on.
     assert "|w1|removal|3|4d to 4d 2h|" in text
-    assert "Registered more than a day after submission: 0; submission unknown: 2." in text
     assert "3 open at the end; at most 7 at once." in text
     assert "3 past, 1 within the next 31 days, 0 later." in text
 

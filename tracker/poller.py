@@ -444,7 +444,7 @@ class Poller:
         job, transition, due_at = decision.job, decision.transition, None
         if job.state is State.OPEN:
             now = max(claim.now(), answer.completed_at)
-            due_at = cadence.next_poll(job, deadline_at, now, self._rng(), self._rhythm).due_at
+            due_at = cadence.next_poll(job, deadline_at, now, self._rng(), self._rhythm)
         working = {"due_at": due_at, "failures": 0, "last_error": None, **_FREE}
         derived = {"deadline_on": deadline_on, "deadline_at": deadline_at}
         tx.answered.append({"row_id": asked.id, **observed_values(job), **derived, **working})
@@ -491,7 +491,7 @@ class Poller:
             tx.log("cluster_paused", logging.ERROR, **facts)
         due_at = asked.due_at
         if change.backs_off:
-            due_at = cadence.retry_poll(failures, asked.deadline_at, now, self._rng()).due_at
+            due_at = cadence.retry_poll(failures, asked.deadline_at, now, self._rng())
         values = {"polls": asked.polls + 1, "failures": failures, "last_error": f"{name} {error.code}"}
         tx.failed.append({"row_id": asked.id, "due_at": due_at, **values, **_FREE})
         return change

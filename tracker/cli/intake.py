@@ -82,8 +82,7 @@ def add(
                 notes.plain_dates += is_day
         registrations = [intake.Registration(jid, cluster, kind, reference=reference, **times) for jid in jids]
         with (database.reading if dry_run else database.writing)(engine) as connection:
-            rehearsed: intake.Rehearsed | None = {} if dry_run else None
-            outcomes = intake.register_many(connection, registrations, settings=settings, rehearsed=rehearsed)
+            outcomes = intake.register_many(connection, registrations, settings=settings, dry_run=dry_run)
         for jid, outcome in zip(jids, outcomes, strict=True):
             if isinstance(outcome, Refused):
                 which = "" if isinstance(outcome, Conflict) else f"{jid[:255]!r}: "

@@ -48,8 +48,6 @@ AHEAD: Final = 31
 
 NAMES: Final = ("deadlines", "requests", "changes", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage")
 """The reports that are on the page, in its order."""
-MARK: Final = '<meta name="generator" content="tracker'
-"""In the head of each page: by this it is known to be one of ours."""
 
 _SECOND: Final = "%Y-%m-%d %H:%M:%S"
 _DECLARED: Final = frozenset(("received_at", "submitted_at", "extended_on", "claimed_at"))
@@ -373,10 +371,6 @@ def _durations(data: _Data) -> Section:
         "least, and at most. The figures are estimates (Kaplan–Meier): a job that is not done counts until it was last "
         "seen not done; so does a failed, lost or attested job. If many jobs fail, the curve is above the share that "
         "is done. Withdrawn jobs are left out."
-    )
-    section.texts.append(
-        "A job is observed only after its registration. Registered more than a day after submission: "
-        f"{total.late:,}; submission unknown: {total.unknown:,}."
     )
     end = max(1.03 * max((*early.ends[-1:], *sure.ends[-1:]), default=0.0), 60.0)
     if not early.ends:
