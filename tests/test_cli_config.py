@@ -33,21 +33,6 @@ def test_it_shows_each_value_and_where_it_came_from(
     assert "hush" not in out
 
 
-@pytest.mark.parametrize("url", ["postgresql://app:hu@hush@host/db", "app:hush@host/db"])
-def test_a_malformed_url_shows_no_password(
-    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every command refuses it in a line that says what to write, and repeats nothing of it."""
-    for name, value in {"DATABASE_URL": url, "CLUSTER": "w1", "API_KEY": KEY}.items():
-        monkeypatch.setenv(f"TRACKER_{name}", value)
-    for words in (("config", "check"), ("db", "upgrade"), ("jobs",)):
-        assert cli.main(words) == 78
-        out, err = capsys.readouterr()
-        assert "hush" not in out + err
-        assert err.count("\n") == 1
-        assert "TRACKER_DATABASE_URL: " in err
-
-
 def test_an_odd_password_is_used_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
