@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from tests.conftest import Run
 from tests.history import ZONE, answer, record, register, stand
 from tracker import database, status
-from tracker.models import GAPS
 from tracker.reports.tables import NAMES, read
 
 BEGAN = datetime(2026, 11, 2, 9, 0, 0, 250_000, tzinfo=UTC)
@@ -343,13 +342,6 @@ def test_a_table_begins_with_what_a_person_looks_for(
         at = BEGAN + number * 31 * DAY - 365 * DAY
         its = job(engine, f"j{number}", at=at, reference=f"R{number}")
         answer(engine, its, ("surprise", at + HOUR), *([("done", at + DAY)] if number < 2 else []))
-    with database.writing(engine) as connection:
-        for number in range(3):
-            at = BEGAN + number * DAY
-            gap = {"cluster": "w1a2b3c4d", "began_at": at, "ended_at": at + HOUR, "cause": "rate_limited"}
-            connection.execute(sa.insert(GAPS).values(**gap))
-    stand(engine, "w1a2b3c4d", gap_began_at=BEGAN - 9 * DAY, gap_cause="unreachable")
-
     monkeypatch.setenv("COLUMNS", "200")
 
     def column(name: str, place: int) -> list[str]:
@@ -361,4 +353,3 @@ def test_a_table_begins_with_what_a_person_looks_for(
     assert column("requests", 0) == ["R2", "R3", "R1"]
     assert column("anomalies", 2) == ["j3", "j2", "j1"]
     assert column("monthly", 0) == ["2026-02", "2026-01", "2025-12"]
-    assert column("gaps", 1) == ["2026-10-24", "2026-11-04", "2026-11-03"]

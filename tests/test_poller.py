@@ -179,28 +179,18 @@ def test_an_anomaly_is_kept_with_its_transition(
     histories_are_whole(engine)
 
 
-@pytest.mark.parametrize(
-    ("said", "cause", "pause", "error"),
-    [
-        (403, Cause.KEY_REFUSED, timedelta(minutes=15), "KeyRefused"),
-        ((429, {"Retry-After": "120"}), Cause.RATE_LIMITED, timedelta(seconds=120), "RateLimited"),
-    ],
-)
-def test_an_error_of_the_cluster_pauses_it_at_once(
-    engine: sa.Engine, script: Script, clock: SetClock, said: Any, cause: Cause, pause: timedelta, error: str
-) -> None:
+def test_an_error_of_the_cluster_pauses_it_at_once(engine: sa.Engine, script: Script, clock: SetClock) -> None:
     """The cluster pauses, a gap opens when the request was sent, jobs stay due, and another one is asked first."""
     add(engine, *"abcdefgh")
-    script.default = said
+    script.default, cause = 403, Cause.KEY_REFUSED
     with polling(engine, script.url, clock, max_concurrency=1) as poller:
         tally = run(poller)
         assert 1 <= tally.asked <= 2  # what was under way ends; nothing more is sent
         failed = job(engine, script.asked[0])
         assert (failed.status, failed.failures, failed.due_at < START) == (None, 1, True)
-        assert failed.last_error is not None
-        assert failed.last_error.split()[0] == error
+        assert failed.last_error == "KeyRefused http_403"
         shared = cluster(engine)
-        assert (shared.pause_cause, shared.paused_until) == (cause, START + pause)
+        assert (shared.pause_cause, shared.paused_until) == (cause, START + timedelta(minutes=15))
         assert (shared.gap_began_at, shared.gap_cause) == (START, cause)
         asked = list(script.asked)
         assert run(poller) == Tally()  # paused
@@ -247,8 +237,7 @@ def test_an_error_is_not_a_status(engine: sa.Engine, poller: Poller, script: Scr
     clock.now = before.due_at
     run(poller)
     after = job(engine, "a")
-    for column in ("status", "status_by", "status_polls", "seen_at", "state", "seq"):
-        assert getattr(after, column) == getattr(before, column)
+    assert job_of(after) == dataclasses.replace(job_of(before), polls=2)
     assert (after.failures, after.polls, after.last_error) == (1, 2, "Unavailable http_500")
     script.default = "running"
     clock.now = after.due_at
@@ -402,34 +391,20 @@ def test_an_absence_ends_with_the_first_request(engine: sa.Engine, poller: Polle
 
 
 @on_sqlite
-@pytest.mark.parametrize(
-    ("seconds", "rate", "threads", "timeout"),
-    [(2, 40, 20, 1), pytest.param(150, 30, 64, 10, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
-)
-def test_jobs_that_hang_delay_no_other(
-    engine: sa.Engine, script: Script, seconds: int, rate: int, threads: int, timeout: int
-) -> None:
+def test_jobs_that_hang_delay_no_other(engine: sa.Engine, script: Script) -> None:
     """A tenth of the jobs hang: the others are asked as the rate has it, nothing pauses, and no gap is on record."""
-    go_on = threading.Event()
+    go_on, stop = threading.Event(), threading.Event()
     script.hold = lambda jid: go_on.wait(20) if jid.endswith("7") else None
-    jids = [f"j{i}" for i in range(seconds * rate)]
-    with database.writing(engine) as connection:
-        connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": jid} for jid in jids])
-    settings = Settings(request_timeout=timedelta(seconds=timeout))
-    configured = cluster_settings(script.url, max_concurrency=threads, max_requests_per_second=rate)
-    stop = threading.Event()
-    with Poller(engine, configured, settings, "test") as poller:
+    jids = [f"j{i}" for i in range(80)]
+    add(engine, *jids)
+    configured = cluster_settings(script.url, max_concurrency=20, max_requests_per_second=40)
+    with Poller(engine, configured, Settings(request_timeout=timedelta(seconds=1)), "test") as poller:
         began = monotonic()
-        timer = threading.Timer(seconds + timeout, stop.set)
+        timer = threading.Timer(3, stop.set)
         timer.start()
         tally = poller.run(stop)
-        took = monotonic() - began
+        assert monotonic() - began < 6
         go_on.set()
         timer.cancel()
-    good = [jid for jid in jids if not jid.endswith("7")]
-    with database.reading(engine) as connection:
-        waiting = sa.select(sa.func.count()).where(JOBS.c.status == "waiting")
-        assert connection.execute(waiting).scalar_one() == len(good)
-    assert tally.asked - tally.failed == len(good)
-    assert took < seconds + 2 * timeout + 2
+    assert tally.asked - tally.failed == sum(not jid.endswith("7") for jid in jids)
     assert (cluster(engine).pauses, cluster(engine).gap_began_at, gaps(engine)) == (0, None, [])
