@@ -17,7 +17,7 @@ from tests.history import answer, record, register, stand
 from tracker import cli, database
 from tracker.errors import InvalidField
 from tracker.models import GAPS, JOBS
-from tracker.reports import as_of, catalog, page, pictures, tables
+from tracker.reports import as_of, page, pictures, tables
 from tracker.reports.about import Filters
 from tracker.reports.overview import overview
 from tracker.reports.survival import Curve
@@ -165,17 +165,12 @@ def test_the_figures_are_those_of_the_views(engine: sa.Engine, render: Callable[
             rows[name] = list(tables.read(connection, name, Filters(since=since)).rows)
         last_day = Filters(since=database.now(connection) - timedelta(days=1))
         rows["changes"] = list(tables.read(connection, "changes", last_day).rows)
-        months = tables.read(connection, "monthly", most=50)
-        shown = [column.name for column in catalog.REPORTS["monthly"].columns]
-        monthly = [[str(row[months.columns.index(name)]) for name in shown] for row in months.rows]
     assert len(counted) >= 4
     for verdict, state, number in counted:
         assert f"|{verdict}|{state}|{number}|" in text
     for name in set(SECTIONS) - {"durations"}:
         table = html[html.index(f'<section id="{name}"') :].partition("</section>")[0].rpartition("<table")[2]
         assert table.count('<th scope="row"') == len(rows[name])
-    for row in monthly:
-        assert f"|{'|'.join(row)}|" in text
     # All three were seen running at 4 days; the first was done an hour and a second later, rounded up; the last ran on.
     assert "|w1|removal|3|4d to 4d 2h|" in text
     assert "3 open at the end; at most 7 at once." in text
