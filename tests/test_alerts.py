@@ -400,11 +400,7 @@ def test_ack(engine: sa.Engine, url: str, monkeypatch: pytest.MonkeyPatch, capsy
     refused(engine, "w2")
     assert run("status")[0] == 1
     code, said = run("ack", "key_refused", "--reason", "OPS-1")
-    assert (code, said) == (
-        1,
-        "tracker: error: several needs have the kind key_refused; add the subject of one:"
-        " key_refused w1, key_refused w2\n",
-    )
+    assert (code, said.endswith("; add the subject of one: key_refused w1, key_refused w2\n")) == (1, True)
     assert "there is no need nonsense; current needs: key_refused w1" in run("ack", "nonsense", "--reason", "x")[1]
     assert "not in the future" in run("ack", "key_refused", "w1", "--reason", "x", "--until", "2020-01-01")[1]
     assert table(engine) == []

@@ -120,8 +120,7 @@ def test_changes_are_counted_and_listed(run: Run, engine: sa.Engine, monkeypatch
         return len(list(csv.DictReader(io.StringIO(run("changes", "--format", "csv", *args)[1]))))
 
     assert (count(), count("--kind", "removal"), count("--cluster", "w9")) == (6, 2, 4)
-    assert (count("--since", "3d"), count("--since", "90d"), count("--until", "1d", "--since", "3d")) == (8, 12, 2)
-    assert (count("--as-of", "36h"), count("--since", "3d", "--as-of", "36h"), count("--as-of", "3d")) == (2, 2, 0)
+    assert (count("--since", "3d"), count("--until", "1d", "--since", "3d"), count("--as-of", "3d")) == (8, 2, 0)
     # without --since: all before it, not an error about a day that nobody asked for
     assert run("changes", "--until", "2026-11-01", "--format", "json")[0] == 0
 

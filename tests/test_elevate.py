@@ -231,14 +231,13 @@ CHUNKED = response(b"", "200 OK", "Transfer-Encoding: chunked")
     "play",
     [
         lambda wire: wire.reply(b" " * 65536 + GOOD.encode()),
-        lambda wire: wire.reply(b"x" * 10_000_000),
         endless(response(b""), b"x" * 1000),
         endless(CHUNKED, b"3e8\r\n" + b"x" * 1000 + b"\r\n"),
         endless(CHUNKED, b"-1\r\n" + b"x" * 1000),  # http.client takes this for: read to the end
         endless(CHUNKED + b"2\r\n{}\r\n0\r\n", b"Trailer: " + b"x" * 1000 + b"\r\n"),
         endless(b"", b"HTTP/1.1 100 Continue\r\nX: " + b"x" * 1000 + b"\r\n\r\n"),
     ],
-    ids=["padded", "declared", "undeclared", "chunks", "negative-chunk", "trailers", "interim"],
+    ids=["padded", "undeclared", "chunks", "negative-chunk", "trailers", "interim"],
 )
 def test_no_answer_is_read_beyond_the_cap(play: Play) -> None:
     """64 KiB are read of an answer, however it is framed; what goes on is cut off at once."""
@@ -250,7 +249,6 @@ def test_no_answer_is_read_beyond_the_cap(play: Play) -> None:
 BROKEN = (
     b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
     b"HTTP/2.0 200 OK\r\n\r\n",
-    b"HTTP/1.1 abc OK\r\n\r\n",
     b"\x15\x03\x01\x00\x02\x02\x46",
     b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70000 + b"\r\n\r\n",
     b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
@@ -278,13 +276,9 @@ def test_broken_http_is_no_answer() -> None:
 def test_the_servers_date_is_aware_utc_or_none() -> None:
     """Every form of RFC 9110, 5.6.7, and e-mail's; what is not a date, and odd bytes, never cost an answer."""
     ten = datetime(2026, 11, 24, 10, tzinfo=UTC)
-    dates: dict[str, datetime | None] = {
-        "Tue, 24 Nov 2026 10:00:00 GMT": ten,
-        "Tuesday, 24-Nov-26 10:00:00 GMT": ten,
-        "Tue Nov 24 10:00:00 2026": ten,
-        "Tue, 24 Nov 2026 12:00:00 +0200": ten,
-        "Tue, 24 Nov 2026 10:00:00 -0000": ten,
-    }
+    dates: dict[str, datetime | None] = dict.fromkeys(
+        ("Tue, 24 Nov 2026 10:00:00 GMT", "Tuesday, 24-Nov-26 10:00:00 GMT", "Tue Nov 24 10:00:00 2026"), ten
+    )
     dates |= dict.fromkeys(("now", "", "0", "Tue, 31 Feb 2026 10:00:00 GMT", "\xe4\xf6"))
     dates |= dict.fromkeys(("Tue, 24 Nov 2026 10:00:00 +99999999999", "Fri, 31 Dec 9999 23:59:59 GMT"))
     dates |= dict.fromkeys(("Thu, 01 Jan 1900 00:00:00 GMT", "Tue, 24 Nov " + "9" * 5000 + " 10:00:00 GMT"))
@@ -329,8 +323,6 @@ PAUSES: dict[str, timedelta | None] = {
     "21601": SIX_HOURS,
     "9" * 5000: SIX_HOURS,
     "Tue, 24 Nov 2026 10:00:30 GMT": timedelta(seconds=30),
-    "Tuesday, 24-Nov-26 10:00:30 GMT": timedelta(seconds=30),
-    "Tue Nov 24 10:00:30 2026": timedelta(seconds=30),
     "Tue, 24 Nov 2026 09:00:00 GMT": timedelta(0),
     "Fri, 31 Dec 2100 23:59:59 GMT": SIX_HOURS,
     **dict.fromkeys(("-5", "1.5", "1e3", "5, 10", "\xb2", "soon", "", "Tue, 99 Nov 2026 10:00:30 GMT")),
@@ -492,14 +484,12 @@ def test_a_server_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> Non
 
 BREAKS: tuple[tuple[bytes, Callable[[Wire], None], type[AskError], str], ...] = (
     (b"", Wire.reset, Unavailable, "reset"),
-    (b"", Wire.close, Unavailable, "reset"),
     (b"HTTP/1.1 200 OK\r\nContent-", Wire.reset, Unavailable, "reset"),
     (HEAD + GOOD[:9].encode(), Wire.reset, Unavailable, "reset"),
     (HEAD + GOOD[:9].encode(), Wire.close, BadAnswer, "not_json"),
     (HEAD, Wire.close, BadAnswer, "truncated"),
     (CHUNKED + b"ff\r\n{", Wire.close, BadAnswer, "truncated"),
     (CHUNKED + b"1\r\n{\r\n", Wire.close, BadAnswer, "truncated"),
-    (response(GOOD[:-5].encode()), Wire.close, BadAnswer, "not_json"),
     (HEAD[:-2], Wire.close, BadAnswer, "truncated"),
 )
 
@@ -673,12 +663,3 @@ def test_a_proxy_that_makes_no_connection(play: Play, code: str, words: str) -> 
             error = failure(elevate, Unavailable, words=words)
         assert error.code == code
         assert "pass" not in str(error)
-
-
-# Configuration
-
-
-# The key
-
-
-# Whatever else may come

@@ -9,17 +9,7 @@ from typing import Any
 
 import pytest
 
-from tracker.needs import (
-    FAR_BEHIND,
-    ClusterOverview,
-    Daemon,
-    Group,
-    Need,
-    Overview,
-    Seals,
-    Undelivered,
-    needs,
-)
+from tracker.needs import FAR_BEHIND, ClusterOverview, Daemon, Group, Need, Overview, Seals, Undelivered, needs
 from tracker.status import Anomaly, Cause
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)

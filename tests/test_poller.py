@@ -18,16 +18,7 @@ from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import database
 from tracker.clusters import LEASE, first_contact, take_up
 from tracker.errors import DatabaseUnavailable
-from tracker.models import (
-    CLUSTERS,
-    GAPS,
-    JOBS,
-    SOURCES,
-    TRANSITIONS,
-    job_of,
-    observed_values,
-    transition_values,
-)
+from tracker.models import CLUSTERS, GAPS, JOBS, SOURCES, TRANSITIONS, job_of, observed_values, transition_values
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
 from tracker.status import Action, Anomaly, Cause, State, reopen

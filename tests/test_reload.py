@@ -114,11 +114,9 @@ def test_settings_that_are_wrong_change_nothing(
         (tmp_path / "rubbish.pem").write_text("rubbish")
         for number, (top, clusters, message) in enumerate(
             [
-                ("http_prot = 1", good, "did you mean http_port?"),
                 ("= rubbish", good, "tracker.toml"),
                 ('database_url = "sqlite:///other.db"', good, "restart the daemon"),
                 ("", {}, "no cluster is configured"),
-                ("", {"w1": script.url, "w2": "nonsense"}, "[clusters.w2] base_url"),
                 ('signing_key_file = "missing.pem"', good, "missing.pem"),
                 (f"http_port = {taken.getsockname()[1]}", good, "cannot listen on 127.0.0.1"),
                 ("", {"w1": f'https://localhost"\nca_bundle = "{tmp_path}/rubbish.pem'}, "is not a PEM file"),

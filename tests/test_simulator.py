@@ -18,15 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.scripted import START, SetClock
-from tracker.demo.simulator import (
-    DEFAULT_KEY,
-    FAULT_KINDS,
-    KEPT,
-    RUNNING,
-    STATUS_PATHS,
-    Fault,
-    Simulator,
-)
+from tracker.demo.simulator import DEFAULT_KEY, FAULT_KINDS, KEPT, RUNNING, STATUS_PATHS, Fault, Simulator
 from tracker.status import Kind, Status
 
 STATUS_PATH = "/api/v2/event-data/job-status"
@@ -196,10 +188,7 @@ def test_wrong_answers() -> None:
 
 def test_no_answer_comes() -> None:
     """A hang outlasts the client's patience, or ends without an answer."""
-    for fault, error in (
-        ("hang=1:60", TimeoutError),
-        ("hang=1:0.05", http.client.RemoteDisconnected),
-    ):
+    for fault, error in (("hang=1:60", TimeoutError), ("hang=1:0.05", http.client.RemoteDisconnected)):
         with served(faulty(fault), timeout=0.5) as client, pytest.raises(error):
             client.status("1")
 
