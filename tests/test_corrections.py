@@ -357,7 +357,6 @@ def test_amend_says_what_it_changed(engine: sa.Engine, say: Say) -> None:
     said = (
         f"reference R-1 -> unknown; received_at {NOW - 40 * DAY} -> {midnight(day)}; "
         f"deadline {before.deadline_on} -> {add_months(day, 1)}.\n"
-        "Plain dates read as the start of the day in Europe/Stockholm: 1.\n"
     )
     once = [*command, str(day), "--reference", "None"]
     assert say(*once, "--dry-run") == (0, f"a of cluster w1 would be amended: {said}")
@@ -417,10 +416,9 @@ def test_amend_reads_csv(engine: sa.Engine, say: Say) -> None:
     first = months(NOW - 11 * DAY, 1)
     for args in (["--dry-run"], []):
         code, said = say("amend", "--from", "-", "--reason", "the list", *args, stdin=CSV)
-        *lines, dates = said.splitlines()
+        lines = said.splitlines()
         is_done = "would be amended" if args else "is amended"
         assert (code, len(lines)) == (1, 14)
-        assert dates == "Plain dates read as the start of the day in Europe/Stockholm: 1."
         assert lines[0].startswith(f"line 2: a of cluster w1 {is_done}: kind export -> removal; received_at")
         assert f"; deadline {first} -> {months(NOW - 20 * DAY, 1)}." in lines[0]
         assert lines[1].startswith(f"line 3: b of cluster w2 {is_done}: reference R-1 -> unknown; received_at")
@@ -467,7 +465,6 @@ def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, say: Say) ->
         f"line 5: has the unknown key 'when'; allowed keys: {known}",
         "line 6: 'c': has submitted_at, but --submitted-at gives it for all jobs: remove one of the two",
         "2 amended, 3 refused.",
-        "Plain dates read as the start of the day in Europe/Stockholm: 2.",
     ]
     found = [row(engine, job_id) for job_id in ids]
     assert [one.reference for one in found] == 3 * ["R-1"]

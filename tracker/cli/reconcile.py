@@ -101,7 +101,7 @@ def reconcile(
         emit(cells, [Column(name, optional=name == "cluster") for name in filled], "table")
         if len(made.findings) > SHOWN:
             click.echo(f"These are {SHOWN} of {len(made.findings)} findings; --format csv has all.", err=True)
-    say(notes, settings.timezone)
+    say(notes)
     click.echo(_summary(made, begin, end), err=True)
     return 1 if made.findings else 0
 
