@@ -16,7 +16,7 @@ from tests import history
 from tests.history import register, stand
 from tests.scripted import Script, SetClock, polling
 from tracker import database, operate, status, text
-from tracker.errors import AmbiguousJob, InvalidField, Refused, UnknownJob
+from tracker.errors import InvalidField, Refused
 from tracker.models import CLUSTERS, GAPS
 from tracker.poller import Tally
 from tracker.status import Action, Cause, State
@@ -176,20 +176,20 @@ def test_a_jid_finds_its_job(engine: sa.Engine) -> None:
         assert operate.find(connection, "b,c") == operate.FoundJob(ids["b,c", "w2"], "w2", "b,c")
         assert operate.find(connection, "a", "w1") == operate.FoundJob(ids["a", "w1"], "w1", "a")
         assert operate.find(connection, "\u200b b,c\n").jid == "b,c"  # as add and import read it
-        with pytest.raises(AmbiguousJob, match=r"--cluster: w1, w2$"):
+        with pytest.raises(Refused, match=r"--cluster: w1, w2$"):
             operate.find(connection, "a")
-        with pytest.raises(UnknownJob, match=r"tracker add JID$"):
+        with pytest.raises(Refused, match=r"tracker add JID$"):
             operate.find(connection, "b")
-        with pytest.raises(UnknownJob, match=r"tracker add JID --cluster w1$"):
+        with pytest.raises(Refused, match=r"tracker add JID --cluster w1$"):
             operate.find(connection, "b", "w1")
-        with pytest.raises(UnknownJob, match="has it: w1, w2"):
+        with pytest.raises(Refused, match="has it: w1, w2"):
             operate.find(connection, "a", "w3")
 
 
 def test_what_cannot_be_a_jid_is_unknown_and_shown_safely(engine: sa.Engine) -> None:
     """It is no error of the database, and does no harm to a terminal."""
     for jid in ("", "\0", "a\x1b[2J", "\udcff", "x" * 10_000):
-        with database.reading(engine) as connection, pytest.raises(UnknownJob) as caught:
+        with database.reading(engine) as connection, pytest.raises(Refused) as caught:
             operate.find(connection, jid)
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 400
