@@ -299,8 +299,6 @@ def test_wrong_usage_exits_2_and_says_where_help_is(capsys: pytest.CaptureFixtur
         out, err = capsys.readouterr()
         assert out == ""
         assert "--help" in err
-    cli.main(["confg"])
-    assert "There is no command 'confg'; did you mean config?" in capsys.readouterr().err
 
 
 def test_a_mistake_in_the_program_is_not_hidden() -> None:
