@@ -392,11 +392,7 @@ def registered(connection: sa.Connection, keys: Iterable[_Key], *names: str) -> 
         for start in range(0, len(its), _LOOKED_UP):
             some = its[start : start + _LOOKED_UP]
             query = sa.select(*(JOBS.c[name] for name in names)).where(JOBS.c.cluster == cluster)
-            if connection.dialect.name == "sqlite":
-                query = query.where(JOBS.c.jid.in_(some))
-            else:  # one array is planned quickly
-                query = query.where(JOBS.c.jid == sa.any_(sa.bindparam(None, some, type_=sa.ARRAY(sa.String()))))
-            yield from connection.execute(query)
+            yield from connection.execute(query.where(JOBS.c.jid.in_(some)))
 
 
 def _deadline_of(row: sa.Row[Any], zone: ZoneInfo) -> Deadline:
