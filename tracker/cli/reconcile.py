@@ -108,15 +108,12 @@ def reconcile(
 
 def _summary(made: Reconciliation, begin: datetime | None, end: datetime | None) -> str:
     """Return in words what was compared, and the result."""
-    rows = "" if made.rows == made.jobs else f" in {counted(made.rows, 'row')}"
     where = f" in {', '.join(made.clusters)}" if made.clusters else ""
     since = f" from {utc(begin).isoformat(' ')}" if begin else ""
     until = f" until before {utc(end).isoformat(' ')}" if end else ""
     when = f", submitted (else registered){since}{until}" if since or until else ""
-    compared = f"{counted(made.jobs, 'job')}{rows} in the file, {made.registered} registered{plain(where)}{when}"
-    if not made.findings:
-        return f"All agree: {compared}."
+    rows = counted(made.rows, "row")
+    compared = f"{counted(made.jobs, 'job')} in {rows} in the file, {made.registered} registered{plain(where)}{when}"
     counts = Counter(found.finding.value for found in made.findings)
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    hint = " A wrong row's job counts as not in the file." if counts["wrong_row"] else ""
-    return f"They do not agree: {found}. Compared: {compared}.{hint}"
+    return f"They do not agree: {found}. Compared: {compared}." if found else f"All agree: {compared}."
