@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from tests.reference import month_after
 from tracker.deadline import Basis, Deadline, add_months, deadline_of, extension_recorded_at, latest_extension
 from tracker.status import Facts
 
@@ -50,19 +51,6 @@ def test_the_end_of_the_calendar_is_an_error_of_its_own() -> None:
     assert after_receipt(datetime(9999, 11, 30, tzinfo=UTC)).on == date(9999, 12, 30)
 
 
-def naive_month_later(day: date) -> date:
-    """An independent reading of the Regulation: walk day by day into the next month, up to the same date or its end."""
-    walked = day
-    while walked.month == day.month:
-        walked += timedelta(days=1)
-    month = walked.month
-    while walked.day != day.day:
-        if (walked + timedelta(days=1)).month != month:
-            break
-        walked += timedelta(days=1)
-    return walked
-
-
 def start_of(day: date, zone: ZoneInfo) -> datetime:
     """An independent search for the first instant of a local day, on the quarters of an hour."""
     moment = datetime.combine(day, time(), UTC) - timedelta(hours=15)
@@ -78,7 +66,7 @@ def test_every_day_of_ten_years_against_an_independent_implementation(name: str)
     day = date(2024, 1, 1)
     moments = [time(0), time(23, 59, 59, 999_999)]
     while day < date(2034, 1, 1):
-        on = naive_month_later(day)
+        on = month_after(day, 1)
         at = start_of(on + timedelta(days=1), zone)
         for moment in moments:
             received_at = datetime.combine(day, moment, zone).astimezone(UTC)

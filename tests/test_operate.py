@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tests import history
 from tests.history import register, stand
 from tracker import database, operate, status, text
-from tracker.errors import AmbiguousJob, InvalidField, Refused, UnknownJob
+from tracker.errors import InvalidField, Refused
 from tracker.models import CLUSTERS
 from tracker.status import Action, Cause, State
 
@@ -123,13 +123,13 @@ def test_a_jid_finds_its_job(engine: sa.Engine) -> None:
         assert operate.find(connection, "b,c") == operate.FoundJob(ids["b,c", "w2"], "w2", "b,c")
         assert operate.find(connection, "a", "w1") == operate.FoundJob(ids["a", "w1"], "w1", "a")
         assert operate.find(connection, "\u200b b,c\n").jid == "b,c"  # as add and import read it
-        with pytest.raises(AmbiguousJob, match=r"--cluster: w1, w2$"):
+        with pytest.raises(Refused, match=r"--cluster: w1, w2$"):
             operate.find(connection, "a")
-        with pytest.raises(UnknownJob, match=r"tracker add JID$"):
+        with pytest.raises(Refused, match=r"tracker add JID$"):
             operate.find(connection, "b")
-        with pytest.raises(UnknownJob, match=r"tracker add JID --cluster w1$"):
+        with pytest.raises(Refused, match=r"tracker add JID --cluster w1$"):
             operate.find(connection, "b", "w1")
-        with pytest.raises(UnknownJob, match="has it: w1, w2"):
+        with pytest.raises(Refused, match="has it: w1, w2"):
             operate.find(connection, "a", "w3")
 
 

@@ -257,8 +257,7 @@ def read(
         try:
             for name in ("submitted_at", "received_at"):
                 if written := values.get(name):
-                    times[name], is_day = parse_time(name, written, zone)
-                    notes.plain_dates += is_day
+                    times[name] = parse_time(name, written, zone)
         except InvalidField as error:
             problem = error
         declared = Registration(jid, its_cluster, values["kind"], reference=values.get("reference"), **times)
@@ -266,8 +265,8 @@ def read(
 
 
 @lru_cache  # a file repeats its days
-def parse_time(field: str, text: str, zone: ZoneInfo) -> tuple[datetime, bool]:
-    """Return the instant (UTC) that *text* means, and whether it is a plain date, taken as that day's start in *zone*.
+def parse_time(field: str, text: str, zone: ZoneInfo) -> datetime:
+    """Return the instant (UTC) that *text* means; a plain date is taken as that day's start in *zone*.
 
     Args:
         field: The column's name, for the error.
@@ -279,9 +278,7 @@ def parse_time(field: str, text: str, zone: ZoneInfo) -> tuple[datetime, bool]:
     """
     try:
         found = day_or_instant(text)
-        if isinstance(found, datetime):
-            return found.astimezone(UTC), False
-        return start_of_day(found, zone), True
+        return found.astimezone(UTC) if isinstance(found, datetime) else start_of_day(found, zone)
     except ValueError as error:
         raise InvalidField(field, str(error)) from None
     except OverflowError as error:
@@ -395,11 +392,7 @@ def registered(connection: sa.Connection, keys: Iterable[_Key], *names: str) -> 
         for start in range(0, len(its), _LOOKED_UP):
             some = its[start : start + _LOOKED_UP]
             query = sa.select(*(JOBS.c[name] for name in names)).where(JOBS.c.cluster == cluster)
-            if connection.dialect.name == "sqlite":
-                query = query.where(JOBS.c.jid.in_(some))
-            else:  # one array is planned quickly
-                query = query.where(JOBS.c.jid == sa.any_(sa.bindparam(None, some, type_=sa.ARRAY(sa.String()))))
-            yield from connection.execute(query)
+            yield from connection.execute(query.where(JOBS.c.jid.in_(some)))
 
 
 def _deadline_of(row: sa.Row[Any], zone: ZoneInfo) -> Deadline:
