@@ -17,6 +17,7 @@ from tests.replay import replay, transition_of
 from tests.scripted import START, Script, SetClock, cluster_settings, polling
 from tracker import database
 from tracker.clusters import LEASE, first_contact, take_up
+from tracker.errors import DatabaseUnavailable
 from tracker.models import CLUSTERS, GAPS, JOBS, SOURCES, TRANSITIONS, job_of, observed_values, transition_values
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
@@ -322,6 +323,30 @@ def test_a_job_the_database_refuses_does_not_stop_the_others(
     assert (job(engine, "a").status, job(engine, "odd").status, job(engine, "odd").failures) == ("waiting", None, 1)
     assert job(engine, "odd").due_at > clock.now
     assert "INSERT" not in caplog.text
+
+
+def test_answers_that_are_there_are_kept_when_the_next_claim_fails(
+    engine: sa.Engine, script: Script, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database going away at a claim costs none of what is under way."""
+    add(engine, *[f"j{i}" for i in range(100)])
+    with polling(engine, script.url, clock, max_requests_per_second=1000, max_concurrency=2) as poller:
+        claim, claims = poller._claim, 0
+
+        def failing(room: int, wanted: set[int] | None) -> Any:
+            nonlocal claims
+            claims += 1
+            if claims > 1:
+                raise DatabaseUnavailable("gone")
+            return claim(80, wanted)
+
+        monkeypatch.setattr(poller, "_claim", failing)
+        with pytest.raises(DatabaseUnavailable):
+            run(poller)
+    with database.reading(engine) as connection:
+        query = sa.select(sa.func.count()).select_from(JOBS)
+        assert connection.execute(query.where(JOBS.c.status == "waiting")).scalar_one() == 80
+        assert connection.execute(query.where(JOBS.c.leased_by.is_not(None))).scalar_one() == 0
 
 
 def test_a_configuration_that_differs_leaves_a_trace(engine: sa.Engine) -> None:
