@@ -52,7 +52,7 @@ def test_add_says_what_happened_to_each(engine: sa.Engine, run: Run) -> None:
         "c of cluster w1: registered; deadline 2026-03-01, counted from submitted_at\n",
     )
     first, second, third = run("add", "b", "d", "d")[1].splitlines()
-    assert first == f"b of cluster w1: registered already; {due}"
+    assert first == "b of cluster w1: registered already; deadline 2026-02-28"
     assert second.endswith("counted from registered_at")
     assert "registered already" in third
 

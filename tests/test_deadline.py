@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tests.reference import month_after
-from tracker.deadline import Basis, Deadline, add_months, deadline_of, extension_recorded_at, latest_extension
+from tracker.deadline import Deadline, add_months, deadline_of, extension_recorded_at, latest_extension
 from tracker.status import Facts
 
 STOCKHOLM = ZoneInfo("Europe/Stockholm")
@@ -70,7 +70,7 @@ def test_every_day_of_ten_years_against_an_independent_implementation(name: str)
         at = start_of(on + timedelta(days=1), zone)
         for moment in moments:
             received_at = datetime.combine(day, moment, zone).astimezone(UTC)
-            assert after_receipt(received_at, zone) == Deadline(Basis.RECEIVED, on, at), (day, moment)
+            assert after_receipt(received_at, zone) == Deadline(on, at), (day, moment)
         day += timedelta(days=1)
 
 
@@ -80,20 +80,20 @@ RECEIVED, SUBMITTED, REGISTERED = local("2026-01-10T10:00"), local("2026-01-12T1
 
 
 @pytest.mark.parametrize(
-    ("received_at", "submitted_at", "basis", "on"),
+    ("received_at", "submitted_at", "on"),
     [
-        (RECEIVED, SUBMITTED, Basis.RECEIVED, "2026-02-10"),
-        (RECEIVED, None, Basis.RECEIVED, "2026-02-10"),
-        (None, SUBMITTED, Basis.SUBMITTED, "2026-02-12"),
-        (None, None, Basis.REGISTERED, "2026-02-13"),
+        (RECEIVED, SUBMITTED, "2026-02-10"),
+        (RECEIVED, None, "2026-02-10"),
+        (None, SUBMITTED, "2026-02-12"),
+        (None, None, "2026-02-13"),
     ],
 )
 def test_the_clock_starts_with_the_first_of_receipt_submission_registration_that_is_known(
-    received_at: datetime | None, submitted_at: datetime | None, basis: Basis, on: str
+    received_at: datetime | None, submitted_at: datetime | None, on: str
 ) -> None:
     facts = Facts(received_at=received_at, submitted_at=submitted_at)
     found = deadline_of(facts, REGISTERED, STOCKHOLM, ())
-    assert (found.basis, found.on) == (basis, date.fromisoformat(on))
+    assert found.on == date.fromisoformat(on)
 
 
 def test_the_day_of_receipt_is_that_of_the_legal_time_zone() -> None:
@@ -154,4 +154,4 @@ def test_an_extension_counts_if_it_was_recorded_in_time_and_no_longer_than_it_ma
     day = date.fromisoformat(extended_on) if extended_on else None
     declared = [(local(recorded), day)] if recorded else []
     found = deadline_of(Facts(received_at=local("2026-01-31T10:00"), extended_on=day), LONG_AGO, STOCKHOLM, declared)
-    assert found == Deadline(Basis.RECEIVED, date.fromisoformat(on), (local(on) + timedelta(days=1)).astimezone(UTC))
+    assert found == Deadline(date.fromisoformat(on), (local(on) + timedelta(days=1)).astimezone(UTC))

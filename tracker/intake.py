@@ -69,7 +69,7 @@ class Registered:
 
     Attributes:
         already: It was registered before, and nothing that was declared now differs.
-        deadline: The legal date, and what it is counted from.
+        deadline: The legal date.
     """
 
     cluster: str
@@ -397,8 +397,9 @@ def registered(connection: sa.Connection, keys: Iterable[_Key], *names: str) -> 
 
 def _deadline_of(row: sa.Row[Any], zone: ZoneInfo) -> Deadline:
     """Return the deadline in a row of jobs, or what it will be where plain SQL put the row there and none is yet."""
-    due = deadline_of(facts_of(row), row.registered_at, zone, [(row.registered_at, row.extended_on)])
-    return due if row.deadline_at is None else Deadline(due.basis, row.deadline_on, row.deadline_at)
+    if row.deadline_at is not None:
+        return Deadline(row.deadline_on, row.deadline_at)
+    return deadline_of(facts_of(row), row.registered_at, zone, [(row.registered_at, row.extended_on)])
 
 
 def known_clusters(connection: sa.Connection, configured: Iterable[str]) -> list[str]:

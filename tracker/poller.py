@@ -477,7 +477,7 @@ class Poller:
     def _error(self, tx: _Transaction, asked: sa.Row[Any], claim: _Claim, error: AskError) -> ClusterChange:
         """Apply an error: the job *asked* keeps its status. Return how the cluster changes."""
         now, failures = claim.now(), asked.failures + 1
-        name, self.error = _class(error), error
+        name, self.error = type(error).__name__, error
         tx.log("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
         others = {asked.id, *(one["row_id"] for one in tx.failed)}
         unfailed = self._unfailed(tx.connection, others) if asked.failures else THREE
@@ -537,14 +537,9 @@ class _Transaction:
         self.events.append((name, level, fields))
 
 
-def _class(error: AskError) -> str:
-    """Return which of the classes in ``errors`` it is."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind in AskError.__subclasses__())
-
-
 def _outcome(result: Answer | AskError) -> str:
     """Return ``answer``, or the error's class in small letters, such as ``key_refused``."""
-    return "answer" if isinstance(result, Answer) else re.sub(r"\B(?=[A-Z])", "_", _class(result)).lower()
+    return "answer" if isinstance(result, Answer) else re.sub(r"\B(?=[A-Z])", "_", type(result).__name__).lower()
 
 
 def _pasts(connection: sa.Connection, jobs: Iterable[sa.Row[Any]]) -> dict[int, Past]:

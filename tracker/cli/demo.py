@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import shlex
 import shutil
-import signal
 import sys
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING
 
 import click
@@ -51,22 +49,18 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     click.echo(f"Simulating {days} days; Ctrl-C ends it.", err=True)
     from tracker import database
     from tracker.cli.report import print_durations
+    from tracker.daemon import Stop
     from tracker.demo import demo as scene
 
     log = logging.getLogger("tracker")
     level = log.level
     log.setLevel(logging.CRITICAL)  # a vanished job and an outage are planned here
-    stop = Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = Stop()
     try:
-        for number in before:
-            signal.signal(number, lambda *_: stop.set())
-        with progress("hours") as report_progress:
+        with stop.listening(reloads=False), progress("hours") as report_progress:
             outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, report_progress=report_progress)
     finally:
         log.setLevel(level)
-        for number, action in before.items():
-            signal.signal(number, action)
     states = ", ".join(f"{number} {state}" for state, number in outcome.states.items()) or "no jobs"
     click.echo(f"{outcome.now:%Y-%m-%d %H:%M} UTC: {states}; {outcome.polls:,} polls.", err=True)
     if stop.is_set():

@@ -75,7 +75,7 @@ def add(
 
     with opened() as (settings, engine):
         times = {}
-        for field, text in (("submitted_at", submitted_at), ("received_at", received_at)):
+        for field, text in (("received_at", received_at), ("submitted_at", submitted_at)):
             if text is not None:
                 times[field] = intake.parse_time(field, text.strip(), settings.zone)
         registrations = [intake.Registration(jid, cluster, kind, reference=reference, **times) for jid in jids]
@@ -86,10 +86,12 @@ def add(
                 which = "" if isinstance(outcome, Conflict) else f"{jid[:255]!r}: "
                 click.echo(plain(f"{which}{outcome}"), err=True)
                 continue
-            done = "registered already" if outcome.already else "would be registered" if dry_run else "registered"
-            due = outcome.deadline
-            where = f"{outcome.jid} of cluster {outcome.cluster}"
-            click.echo(plain(f"{where}: {done}; deadline {due.on}, counted from {due.basis}_at"))
+            done, due = "would be registered" if dry_run else "registered", f"deadline {outcome.deadline.on}"
+            if outcome.already:
+                done = "registered already"
+            else:
+                due += f", counted from {[*times, 'registered_at'][0]}"
+            click.echo(plain(f"{outcome.jid} of cluster {outcome.cluster}: {done}; {due}"))
     return 1 if any(isinstance(outcome, Refused) for outcome in outcomes) else 0
 
 
