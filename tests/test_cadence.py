@@ -115,6 +115,12 @@ def test_a_job_counts_from_its_submission_or_else_from_its_registration() -> Non
     assert next_poll(late, None, now, 0, RHYTHM) - now > HOUR
 
 
+def test_a_submission_in_the_future_does_not_keep_a_job_from_being_polled() -> None:
+    now = local("2026-11-05T12:00")
+    job = replace(seen("waiting", now), facts=Facts(submitted_at=local("2062-11-05T12:00")), registered_at=now)
+    assert next_poll(job, None, now, 0, RHYTHM) == local("2026-11-06T00:05")
+
+
 def test_an_ended_job_is_never_polled() -> None:
     for state in set(State) - {State.OPEN}:
         with pytest.raises(ValueError, match="is not polled"):

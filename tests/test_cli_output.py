@@ -101,14 +101,9 @@ def test_a_column_of_seconds_is_human_in_tables_only_and_its_maximum_rounds_up()
 @pytest.mark.parametrize(
     ("seconds", "down", "up"),
     [
-        (0, "0s", "0s"),
         (0.01, "0.0s", "0.1s"),
-        (9.96, "9.9s", "10s"),
         (59.9, "59s", "1m"),
-        (61, "1m 1s", "1m 1s"),
         (3599.5, "59m 59s", "1h"),
-        (86399, "23h 59m", "1d"),
-        (172800, "2d", "2d"),
         (200_000, "2d 7h", "2d 8h"),
         (-61, "-1m 1s", "-1m 1s"),
     ],

@@ -6,9 +6,8 @@ The histories are drawn by a seed, and have a case for every boundary (`tests.li
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -19,7 +18,6 @@ import sqlalchemy as sa
 
 import tracker
 from tests import lives, reference
-from tests.conftest import run_sql
 from tests.history import ZONE, selected
 from tests.lives import BEGAN, DAY, END, MICROSECOND
 from tests.reference import Row, Tables
@@ -53,7 +51,6 @@ class World:
     """A database with a history, and its tables as the reference takes them."""
 
     engine: sa.Engine
-    seed: int
 
     @cached_property
     def tables(self) -> Tables:
@@ -66,36 +63,11 @@ class World:
             return Tables(ZONE, *found)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def new_engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], sa.Engine]]:
-    """Return a function that makes a database, migrated to head."""
-    made: list[sa.Engine] = []
-
-    def new() -> sa.Engine:
-        if request.param == "sqlite":
-            path = tmp_path_factory.mktemp("world") / "tracker.db"
-            shutil.copy(request.getfixturevalue("sqlite_template"), path)
-            made.append(database.open_database(f"sqlite:///{path}"))
-        else:
-            url = request.getfixturevalue("make_postgres")(request.getfixturevalue("postgres_template"))
-            made.append(database.open_database(url))
-        return made[-1]
-
-    yield new
-    for engine in made:
-        engine.dispose()
-        if engine.dialect.name == "postgresql":
-            run_sql(engine.url.set(database="postgres"), f"DROP DATABASE {engine.url.database} WITH (FORCE)")
-
-
-@pytest.fixture(scope="module", params=[1, 2])
-def world(request: pytest.FixtureRequest, new_engine: Callable[[], sa.Engine]) -> World:
-    """A database in which the boundaries are, and 45 lives drawn by a seed; no test changes it."""
-    made = World(new_engine(), request.param)
-    lives.write(made.engine, made.seed, [*lives.on_boundaries(), *lives.drawn(made.seed, 45)])
-    return made
+@pytest.fixture(scope="module")
+def world(module_engine: sa.Engine) -> World:
+    """A database in which the boundaries are, and 90 lives drawn by a seed; no test changes it."""
+    lives.write(module_engine, 1, [*lives.on_boundaries(), *lives.drawn(1, 90)])
+    return World(module_engine)
 
 
 # -- one spelling for what the databases, JSON and Python say ------------------------------------------------------

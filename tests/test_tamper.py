@@ -5,7 +5,6 @@ The table of `CASES` is in TAMPERING.md, which a test compares. Segments have fo
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -447,22 +446,16 @@ def test_the_table_is_what_these_tests_show() -> None:
     assert table() in text, "put what `python -m tests.test_tamper` prints into TAMPERING.md"
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def sealed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Record]:
+@pytest.fixture(scope="module")
+def sealed(module_engine: sa.Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Record]:
     """The record, on each of the two databases."""
     folder = tmp_path_factory.mktemp("record")
     for name in "012":
         keys_module.keygen(folder / name)
     old, new, other = (SigningKey.load(folder / name) for name in "012")
-    if request.param == "sqlite":
-        url = f"sqlite:///{shutil.copy(request.getfixturevalue('sqlite_template'), folder / 'tracker.db')}"
-    else:
-        url = request.getfixturevalue("make_postgres")(request.getfixturevalue("postgres_template"))
-    engine = database.open_database(url)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tracker.audit.seal.SEGMENT_ROWS", 4)
-        yield Record(engine, old, new, other, build(engine, old, new))
-    engine.dispose()
+        yield Record(module_engine, old, new, other, build(module_engine, old, new))
 
 
 @contextmanager
