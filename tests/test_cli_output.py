@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracker import cli, errors
-from tracker.cli.output import FORMATS, Column, emit, example, format_option, human, plain
+from tracker.cli.output import Column, emit, example, format_option, human, plain
 from tracker.settings import duration
 from tracker.text import INVISIBLE
 
@@ -83,12 +83,6 @@ def test_numbers_of_databases_stay_numbers() -> None:
     row = (Decimal("12"), Decimal("1.5"), 3, 0.1)
     assert json.loads(printed([row], list("abcd"), "json")) == [{"a": 12, "b": 1.5, "c": 3, "d": 0.1}]
     assert printed([row], list("abcd"), "csv").splitlines()[1] == "12,1.5,3,0.1"
-
-
-def test_a_naive_time_is_refused() -> None:
-    for format in FORMATS:
-        with pytest.raises(ValueError, match="has no offset"):
-            printed([[AT.replace(tzinfo=None)]], ["at"], format)
 
 
 def test_a_column_of_seconds_is_human_in_tables_only_and_its_maximum_rounds_up() -> None:

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 
 from tests.history import answer, record, register, stand
 from tracker import cli, database
-from tracker.errors import InvalidField
 from tracker.models import GAPS, JOBS
 from tracker.reports import as_of, page, pictures, tables
 from tracker.reports.about import Filters
@@ -190,8 +189,6 @@ def test_filters_and_one_report(render: Callable[..., str]) -> None:
     assert "timeout" not in gaps.text
     assert "in the last 90 days; tracker report gaps has all." in gaps.text
     assert "timeout" in is_sound(render(Filters(since=T0), names=["gaps"])).text
-    with pytest.raises(InvalidField, match=r"no report 'speed'; there are: .*durations"):
-        render(names=["speed"])
 
 
 def test_an_empty_database_has_a_page(render: Callable[..., str]) -> None:

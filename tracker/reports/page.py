@@ -23,7 +23,6 @@ import sqlalchemy as sa
 from markupsafe import Markup, escape
 
 from tracker import database
-from tracker.errors import InvalidField
 from tracker.needs import ClusterOverview, Need, Overview, needs
 from tracker.reports import catalog, pictures, tables, words
 from tracker.reports.about import Filters
@@ -144,12 +143,10 @@ def render(
         overview: The present state, read on *connection*; None: the page says that it lacks this.
 
     Raises:
-        InvalidField: There is no such report; the message lists what there is.
+        InvalidField: *as_of* is in the future.
         DatabaseUnavailable: The database did not answer.
     """
     wanted = NAMES if names is None else tuple(names)
-    if unknown := [name for name in wanted if name not in NAMES]:
-        raise InvalidField("report", f"there is no report {unknown[0][:80]!r}; there are: {', '.join(NAMES)}")
     with kept(connection, as_of, zone) as is_kept:
         data = _Data(connection, filters, as_of, zone, is_kept)
         sections = [] if names is not None else _now(data, overview)
