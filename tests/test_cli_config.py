@@ -5,7 +5,6 @@ And whether each cluster answers.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,6 @@ from tests.hostile import Hostile, free_port
 from tracker import cli
 
 KEY = "hush-hush-0123456789"
-
-
-def test_it_shows_each_value_and_where_it_came_from(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A default, a file or a variable; keys and passwords are masked."""
-    (tmp_path / "tracker.toml").write_text('lost_after_polls = 7\n[clusters.w1]\napi_key_file = "w1.key"\n')
-    (tmp_path / "w1.key").write_text(KEY)
-    monkeypatch.setenv("TRACKER_DATABASE_URL", "postgresql+psycopg://app:hush@db/app")
-    assert cli.main(["config", "check", "--format", "json"]) == 0
-    out = capsys.readouterr().out
-    shown = {row["name"]: (row["value"], row["source"]) for row in json.loads(out)}
-    assert shown["timezone"] == ("Europe/Stockholm", "default")
-    assert shown["lost_after_polls"] == ("7", f"{tmp_path}/tracker.toml: lost_after_polls")
-    assert shown["database_url"][1] == "TRACKER_DATABASE_URL"
-    assert shown["clusters.w1.base_url"] == ("https://w1.api.esales.apptus.cloud", "default")
-    assert "hush" not in out
 
 
 def test_an_odd_password_is_used_and_not_shown(

@@ -221,27 +221,6 @@ def test_an_open_job_whose_deadline_or_submission_moved_is_due_at_once(engine: s
 # Attesting
 
 
-def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
-    """From open, failed and lost; it is not polled, its verdict is attested, and reopening undoes it."""
-    stories = {"new": [], "open": ["waiting"], "failed": ["error"], "lost": ["waiting", "not_found", "not_found"]}
-    for jid, words in stories.items():
-        job_id = register(engine, jid, at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
-        answer(engine, job_id, *((word, NOW - (9 - n) * DAY) for n, word in enumerate(words)))
-        before = row(engine, job_id)
-        attest(engine, job_id, (NOW - HOUR).astimezone(ZONE))
-        found, last = row(engine, job_id), history.last(engine, job_id)
-        assert (found.state, found.ended_after, found.ended_by, found.due_at) == ("attested", None, NOW - HOUR, None)
-        assert (last.action, last.claimed_at, last.from_state) == (Action.ATTESTED, NOW - HOUR, before.state)
-        assert (last.server_date, last.source_id) == (None, None)
-        assert (last.actor, last.reason) == ("eve", "the archive has it")
-    with database.reading(engine) as connection:
-        verdicts = connection.scalars(sa.text("SELECT verdict FROM report_jobs")).all()
-        assert verdicts == 4 * ["attested"]
-    with database.writing(engine) as connection:
-        operate.reopen(connection, job_id, "eve", "it has not")
-    assert (row(engine, job_id).state, row(engine, job_id).ended_by) == ("open", None)
-
-
 def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) -> None:
     """No claim changes an observation, and nothing is done before it was submitted."""
     waiting = register(engine, "waiting", at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
@@ -361,7 +340,8 @@ def test_attest_says_what_is_claimed(engine: sa.Engine, say: Say) -> None:
             0,
             f"a of cluster w1 {is_done} attested: done by {end} (declared); it was open.\n",
         )
-    assert (row(engine, ids["a"]).ended_by, row(engine, ids["a"]).state) == (end, "attested")
+    found = row(engine, ids["a"])
+    assert (found.ended_after, found.ended_by, found.state, found.due_at) == (None, end, "attested", None)
     shown = " ".join(say("show", "a", "--format", "table")[1].split())
     assert f"ended by {end}, as an operator says" in shown
     assert "done by" in shown
