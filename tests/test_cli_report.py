@@ -218,12 +218,6 @@ def test_a_cluster_without_jobs_is_known(run: Run, engine: sa.Engine, monkeypatc
     assert "there are: w1, w2" in run("durations", "--cluster", "w3")[2]
 
 
-def test_a_report_of_gaps_says_what_its_times_choose(run: Run) -> None:
-    """They choose gaps, not jobs by their submission."""
-    assert "filters: overlapping the time from 2026-10-31 23:00" in run("gaps", "--since", "2026-11-01")[2]
-    assert "filters: submitted (else registered) from 2026" in run("coverage", "--since", "2026-11-01")[2]
-
-
 @pytest.mark.usefixtures("jobs")
 def test_every_report_fits_a_terminal_and_is_whole_in_csv(run: Run, engine: sa.Engine) -> None:
     """A table has the columns that fit 80, csv all of the view's, and both say when, by which version and for what."""
