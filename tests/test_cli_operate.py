@@ -85,7 +85,7 @@ def test_each_line_that_cannot_be_done_is_named_and_the_rest_is_done(
         register(engine, "two", name)
     file = tmp_path / "jids.csv"
     text = '\ufeffreference, Jid ,cluster\r\n,a,\n\n ,,\n,d,\n"R, 1","\u200bb,no-blank ",\n,nope,\n,two,\n,two,w2\n'
-    file.write_text(text + ',"ö;""\'",\n,a,\n,\x1b[2J\x1bx,\nx,,w1\n', "utf-8", newline="")
+    file.write_text(text + ',"ö;""\'",\n,a,\n,\x1b[2J\x1bx,\nx,,w1\nx\n', "utf-8", newline="")
     expected = [
         "line 5: 'd': the job is done, as Elevate said: only its declared facts can be amended",
         "line 7: no job has the jid 'nope'; register it with: tracker add JID",
@@ -93,12 +93,13 @@ def test_each_line_that_cannot_be_done_is_named_and_the_rest_is_done(
         "line 11: 'a': the same job as in line 2",
         r"line 12: '[2J\x1bx': jid: contains the invisible character '\x1b'",
         "line 13: jid: is empty",
+        "line 14: has fewer cells (1) than the header (3)",
     ]
     around = "Blanks or invisible characters around a jid or reference were removed: 2 (first in line 6)."
     for args, were in (["--dry-run"], "would be withdrawn"), ([], "withdrawn"):
         code, message = say("withdraw", "--from", str(file), "--reason", "x", *args)
         assert code == 1
-        assert message.splitlines() == [*expected, f"4 {were}, 6 refused.", around]
+        assert message.splitlines() == [*expected, f"4 {were}, 7 refused.", around]
         assert {state(engine, job_id) for job_id in good} == {State.OPEN if args else State.WITHDRAWN}
     assert state(engine, done) is State.DONE
     lines = b'{"jid": "two", "cluster": "w1", "polls": 3}\n{"jid": "two"}\n'

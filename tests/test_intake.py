@@ -171,6 +171,20 @@ def test_clocks_may_differ_a_little(engine: sa.Engine) -> None:
     assert jobs(engine)["a"].registered_at == jobs(engine)["a"].submitted_at == ahead
 
 
+def test_a_job_that_plain_sql_registered(engine: sa.Engine) -> None:
+    """It is registered already, and its deadline is the one that it will get."""
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO jobs (cluster, jid, received_at) VALUES ('w1', 'a', '2026-01-30 09:00:00.000000')"
+        )
+        done = register(connection, "a", received_at=AT, settings=ONE)
+        with pytest.raises(Conflict):
+            register(connection, "a", received_at=AT - timedelta(days=1), settings=ONE)
+    assert done == Registered(
+        "w1", "a", already=True, deadline=deadline_of(Facts(Kind.UNKNOWN, None, AT), AT, ZONE, ())
+    )
+
+
 def test_without_settings_those_of_the_process_are_read_once(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

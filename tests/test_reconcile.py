@@ -61,6 +61,7 @@ def test_each_difference_is_named(engine: sa.Engine, reconciled: Reconcile) -> N
         ",export,,\n"
         "e,,eve@example.com,\n"
         "f\x1b[2J,,,\n"
+        "g\n"
     )
     code, out, err = reconciled(text)
     found, day = cells(out), "2026-01-30"
@@ -76,6 +77,7 @@ def test_each_difference_is_named(engine: sa.Engine, reconciled: Reconcile) -> N
             ["wrong_row", "8", "", "", "jid", "", ""],
             ["wrong_row", "9", "", "e", "reference", "", ""],
             ["wrong_row", "10", "", "f\ufffd[2J", "jid", "", ""],
+            ["wrong_row", "11", "", "", "", "", ""],
             ["missing_there", "", "w1", "x", "", "", ""],
         ],
     )
@@ -83,8 +85,8 @@ def test_each_difference_is_named(engine: sa.Engine, reconciled: Reconcile) -> N
     assert problems[:2] == ["is empty", "contains an @"]
     assert "eve@" not in out + err
     assert err == (
-        "They do not agree: 5 differs, 1 missing_here, 1 missing_there, 3 wrong_row. Compared: 3 jobs "
-        "in 9 rows in the file, 3 registered in w1.\n"
+        "They do not agree: 5 differs, 1 missing_here, 1 missing_there, 4 wrong_row. Compared: 3 jobs "
+        "in 10 rows in the file, 3 registered in w1.\n"
     )
     made = json.loads(reconciled(text, "--format", "json")[1])
     assert made[0] == dict.fromkeys(HEAD) | {"finding": "missing_here", "line": 2, "cluster": "w1", "jid": "new"}

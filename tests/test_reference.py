@@ -260,3 +260,6 @@ def test_a_time_that_cannot_be_is_refused(world: World, at: datetime) -> None:
                 read(connection, name, as_of=at)
         with pytest.raises(InvalidField, match=r"^as_of: "):
             durations(connection, as_of=at)
+        if at.tzinfo is None:
+            with pytest.raises(InvalidField, match=r"^since: .* has no offset"):
+                durations(connection, since=at)
