@@ -8,26 +8,30 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tracker
 from tests import lives, reference
-from tests.history import ZONE, selected
-from tests.lives import BEGAN, DAY, END, MICROSECOND
-from tests.reference import Row, Tables
+from tests.history import ZONE, answer, register, selected
+from tests.lives import BEGAN, DAY, END, HOUR, MICROSECOND
+from tests.reference import SHARES as EXACT_SHARES
+from tests.reference import Row, Tables, quantile
 from tracker import database
 from tracker.errors import InvalidField
 from tracker.models import CLUSTERS, GAPS, JOBS, SEALS, SOURCES, TRANSITIONS
 from tracker.reports import views
 from tracker.reports.about import Filters
 from tracker.reports.as_of import shadows
-from tracker.reports.durations import durations
+from tracker.reports.durations import SHARES, Bounds, durations
+from tracker.reports.survival import Curve
 from tracker.reports.tables import NAMES, Table, read
 from tracker.reports.views import comments
 from tracker.status import Anomaly, Kind, State
@@ -263,3 +267,56 @@ def test_a_time_that_cannot_be_is_refused(world: World, at: datetime) -> None:
         if at.tzinfo is None:
             with pytest.raises(InvalidField, match=r"^since: .* has no offset"):
                 durations(connection, since=at)
+
+
+# -- the estimator and its groups ------------------------------------------------------------------------------------
+
+AGES = st.lists(st.integers(0, 12), max_size=25)
+
+
+@given(AGES, AGES)
+@settings(deadline=None, max_examples=300)
+def test_the_estimator_is_the_definition(ended: list[int], unended: list[int]) -> None:
+    """On any data with ties the quantiles are those of the definition in exact fractions."""
+    assert Curve(ended, unended).quantiles(SHARES) == [
+        quantile(ended, unended, share) for share in EXACT_SHARES.values()
+    ]
+
+
+def test_the_bounds_are_in_order_where_the_curves_cross(engine: sa.Engine) -> None:
+    """Where a job was last seen open between the bounds of a done one, only the upper curve comes down to the p90."""
+    done = register(engine, "a", at=BEGAN, submitted_at=BEGAN)
+    answer(engine, done, ("waiting", BEGAN + HOUR), ("done", BEGAN + 3 * HOUR))
+    answer(engine, register(engine, "b", at=BEGAN, submitted_at=BEGAN), ("waiting", BEGAN + 2 * HOUR))
+    with database.reading(engine) as connection:
+        made = durations(connection).total
+    assert (made.median, made.p90) == (Bounds(3600.0, 10_801.0), Bounds(10_801.0, None))
+
+
+def first_day(row: Any) -> date:
+    if row.month:
+        return datetime.strptime(f"{row.month}-01", "%Y-%m-%d").date()  # noqa: DTZ007 - a day
+    return date.fromisoformat(f"{row.week}-1")
+
+
+def test_a_group_is_the_report_of_its_jobs(world: World) -> None:
+    """By cluster, kind, month or week, or several: each row equals the total of a report of those jobs only."""
+    with database.reading(world.engine) as connection:
+        for by in (("month",), ("week", "kind"), ("kind", "cluster", "month"), ("cluster",)):
+            made = durations(connection, by=by)
+            assert made.by == by
+            assert sum(row.jobs + row.withdrawn for row in made.rows) == made.about.jobs > 90
+            assert [[getattr(row, name) for name in by] for row in made.rows] == sorted(
+                [getattr(row, name) for name in by] for row in made.rows
+            )
+            for row in made.rows[:: max(1, len(made.rows) // 5)]:
+                assert {name for name in ("cluster", "kind", "month", "week") if getattr(row, name)} == set(by)
+                filters: dict[str, Any] = {name: getattr(row, name) for name in by if name in ("cluster", "kind")}
+                if row.month or row.week:
+                    day = first_day(row)
+                    end = (day + timedelta(days=32)).replace(day=1) if row.month else day + timedelta(days=7)
+                    filters["since"], filters["until"] = (
+                        datetime(one.year, one.month, one.day, tzinfo=UTC) for one in (day, end)
+                    )
+                alone = durations(connection, **filters).total
+                assert replace(row, cluster=None, kind=None, month=None, week=None) == alone
