@@ -198,8 +198,8 @@ class Poller:
     def is_stuck(self) -> bool:
         """Return whether the thread that works has hung for longer than two leases: no answer of it counts any more.
 
-        Each request has a deadline, each statement a limit. But starting a thread hangs without end in CPython before
-        3.13 if the new thread finds no memory.
+        Each request has a deadline, each statement a limit. But starting a thread can hang without end in CPython (seen
+        with 3.11) if the new thread finds no memory.
         """
         return monotonic() - self._step_at > 2 * self._lease.total_seconds()
 
