@@ -468,8 +468,8 @@ def killed_at_random(cell: Cell) -> Iterator[None]:
         time.sleep(rng.random() / 5)
         daemon.kill()
         assert daemon.wait() == -signal.SIGKILL, "it ended by itself"
-        with database.writing(engine) as connection:  # its leases would last longer than the next daemon lives
-            connection.execute(sa.text("UPDATE jobs SET leased_by = NULL, leased_until = NULL"))
+        with database.writing(engine) as connection:  # its leases and waits would last longer than the next one lives
+            connection.execute(sa.text("UPDATE jobs SET leased_by = NULL, leased_until = NULL, due_at = registered_at"))
             rows = {tuple(row) for row in connection.execute(sa.text("SELECT * FROM transitions"))}
         assert seen <= rows, "a transition was lost or changed"
         seen, daemon = rows, cell.process("run")
