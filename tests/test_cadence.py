@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from math import sqrt
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.test_deadline import start_of
 from tracker.cadence import Rhythm, next_poll, retry_poll
 from tracker.status import Answer, Facts, Job, LostRule, Past, State, decide
 
@@ -200,14 +201,6 @@ def test_jitter_survives_the_bounds(name: str) -> None:
 # --- the calendar, over the changes of the clocks ---------------------------------------------------------------------
 
 
-def start_of(day: date, zone: ZoneInfo) -> datetime:
-    """An independent search for the first instant of a local day, on the quarters of an hour."""
-    moment = datetime.combine(day, time(), UTC) - timedelta(hours=15)
-    while moment.astimezone(zone).date() < day:
-        moment += timedelta(minutes=15)
-    return moment
-
-
 def changes_of(zone: ZoneInfo, year: int) -> list[date]:
     """The local days of *year* that are not 24 hours long."""
     days = [date(year, 1, 1) + timedelta(days=n) for n in range(365)]
@@ -333,48 +326,3 @@ def test_following_the_plans_asks_just_before_and_just_after_any_deadline(
         assert due_at > now
     assert any(deadline_at - 15 * MINUTE <= at < deadline_at for at in asked)
     assert any(deadline_at <= at <= deadline_at + 15 * MINUTE + LATENESS for at in asked)
-
-
-# --- what it costs and what it brings ---------------------------------------------------------------------------------
-
-
-def simulated(
-    waits_days: int, archive_days: int, begins: Callable[[Random], float], runs: Callable[[Random], float]
-) -> tuple[float, float]:
-    """Return polls a job, and mean minutes from its end to our sight of it.
-
-    Args:
-        waits_days: Days from the submission to the midnight at which jobs truly may begin.
-        archive_days: What the setting says.
-        begins: Hours from that midnight until a job runs.
-        runs: Hours that it runs.
-    """
-    random = Random(20261124)
-    polls, delay, jobs = 0, timedelta(), 200
-    for _ in range(jobs):
-        submitted_on = date(2026, 3, 2) + timedelta(days=random.randrange(60))  # the clocks change within
-        submitted_at = start_of(submitted_on, STOCKHOLM) + timedelta(hours=random.uniform(0, 23))
-        running_at = start_of(submitted_on + waits_days * DAY, STOCKHOLM) + timedelta(hours=begins(random))
-        done_at = running_at + timedelta(hours=runs(random))
-
-        def word(at: datetime, running_at: datetime = running_at, done_at: datetime = done_at) -> str:
-            return "done" if at >= done_at else "running" if at >= running_at else "waiting"
-
-        job = Job(Facts(submitted_at=submitted_at), submitted_at, "ann")
-        asked = list(polls_of(job, Rhythm(STOCKHOLM, archive_days), random, word, submitted_at))
-        polls += len(asked)
-        delay += asked[-1] - done_at
-    return polls / jobs, delay / jobs / MINUTE
-
-
-WITHIN_HOURS = {
-    "begin spread over six hours and end at once": (lambda r: r.uniform(0, 6), lambda _: 0.0),
-    "begin at midnight and run for hours": (lambda _: 0.1, lambda r: r.expovariate(1 / 4)),
-}
-
-
-@pytest.mark.parametrize("name", WITHIN_HOURS)
-def test_jobs_that_wait_five_days_cost_33_polls_and_are_found_within_9_minutes(name: str) -> None:
-    polls, minutes = simulated(5, 5, *WITHIN_HOURS[name])
-    assert 25 <= polls <= 45
-    assert 5 <= minutes <= 15

@@ -21,16 +21,15 @@ import sqlalchemy as sa
 
 from tests import history
 from tests.conftest import Run
-from tests.history import answer, change, register, stand
+from tests.history import answer, register
 from tracker import cli, database, deadline, status
 from tracker.models import JOBS
 from tracker.reports import jobs as queries
 from tracker.reports import words
-from tracker.status import Anomaly, Cause, State
+from tracker.status import Anomaly, State
 
 JID = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
-HOSTILE = "=cmd|' /C calc'!A0 <b>"  # what the CHECKs let through
 
 
 def table(run: Run, *args: str) -> list[dict[str, str]]:
@@ -84,6 +83,7 @@ def many(engine: sa.Engine, now: datetime) -> None:
 def test_jobs_come_most_urgent_first(run: Run) -> None:
     unsettled = ["overdue", "unseen", "failed", "lost", "new"]  # the nearest deadline first
     assert jids(run) == [*unsettled, "missed", "between", "closed", "met"]  # the last to end first
+    assert "overdue  open: " in run("jobs", "--format", "table")[1]
 
 
 @pytest.mark.usefixtures("many")
@@ -93,18 +93,15 @@ def test_each_filter_of_jobs_narrows(run: Run) -> None:
     assert jids(run, "--cluster", "w2") == ["failed", "new"]
     assert jids(run, "--kind", "export") == ["failed"]
     assert jids(run, "--reference", "DSR-1") == ["new", "closed"]
-    assert jids(run, "--reference", "DSR-1", "--cluster", "w2") == ["new"]
     assert set(jids(run, "--past-deadline")) == {"overdue", "unseen", "missed", "between"}
     assert jids(run, "--limit", "2") == ["overdue", "unseen"]
     assert jids(run, "--verdict", "met", "--verdict", "overdue") == ["overdue", "met"]
     assert jids(run, "--verdict", "undecidable", "--state", "done") == ["between"]
     assert jids(run, "--due-within", "28d") == ["failed", "lost"]
     assert jids(run, "--due-within", "8 weeks", "--kind", "removal") == ["new"]
-    assert jids(run, "--due-within", "36h") == []
     for args, problem in (
         (["--due-within", "soon"], "'--due-within': 'soon' is not a duration up to ten years: write 7d, 36h"),
         (["--due-within", "7d", "--past-deadline"], "use either --due-within or --past-deadline"),
-        (["--verdict", "good"], "'good' is not one of 'met', 'missed'"),
         (["--reference", "\udcff"], "--reference contains an invisible character, or bytes that are not UTF-8"),
         (["--format", "json", "--for-spreadsheet"], "--for-spreadsheet has no effect on json: add --format csv"),
     ):
@@ -129,26 +126,6 @@ def test_csv_and_json_have_every_column_of_the_view_and_plain_values(
     [read] = json.loads(run("jobs", "--format", "json")[1])
     assert (read["reference"], read["status_by"], read["polls"]) == ("=1+1", row["status_by"], 1)
     assert read["ended_by"] is None
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_a_table_of_jobs_fits_80_columns_with_the_longest_words(engine: sa.Engine, run: Run, now: datetime) -> None:
-    for number, cluster in enumerate(("w1a2b3c4d", "w9z8y7x6w")):
-        for said in ("waiting", "not_found", "x" * 255, HOSTILE, "x y " * 60):
-            jid = f"{JID[:-1]}{len(said) % 10}"
-            job_id = register(engine, f"{jid[:-4]}{len(said):04}", cluster, at=now - (40 + number) * DAY)
-            answer(engine, job_id, (said, now - 39 * DAY))
-            if said == "waiting":
-                history.record(engine, job_id, lambda job, past: status.withdraw(job, now, "eve", "x"))
-    code, out, err = run("jobs", "--format", "table")
-    lines = out.splitlines()
-    assert code == 0
-    assert lines[0].split() == ["jid", "state", "verdict", "cluster"]
-    assert max(map(len, lines)) <= 80
-    assert sum("w1a2b3c4d" in line or "w9z8y7x6w" in line for line in lines) == 10
-    assert "deadline_on" in err
-    code, out, _ = run("jobs", "--format", "table", "--cluster", "w1a2b3c4d", "--state", "withdrawn")
-    assert out.splitlines()[0].split()[:4] == ["jid", "state", "verdict", "deadline"]
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -295,16 +272,6 @@ def test_show_tells_all_of_a_job(engine: sa.Engine, run: Run, now: datetime, mon
     ]
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_a_registration_delay_is_given_as_it_is(engine: sa.Engine, run: Run, now: datetime) -> None:
-    """Known to the microsecond, not rounded up to a tenth; none where the submission is unknown or later."""
-    ms = timedelta(milliseconds=1)
-    for jid, delay, said in (("a", 3 * ms, "0.003s"), ("b", 0 * ms, "0s"), ("c", 2500 * ms, "2.5s"), ("d", -ms, "")):
-        register(engine, jid, at=now - DAY, submitted_at=now - DAY - delay)
-        read = records(run("show", jid, "--format", "table")[1].partition("\n")[2])
-        assert read["registered"] == f"{at(now - DAY)} by alice" + (f", {said} after its submission" if said else "")
-
-
 def test_the_bounds_of_each_change_are_in_csv_and_json(engine: sa.Engine, run: Run, now: datetime) -> None:
     sent = [now - 3 * HOUR, now - HOUR]
     job_id = register(engine, JID, at=now - DAY)
@@ -346,42 +313,14 @@ def test_every_verdict_and_anomaly_has_its_words() -> None:
 def test_show_marks_the_row_that_proves_a_job_overdue(
     engine: sa.Engine, run: Run, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing changed: it was seen, still not done, after its deadline."""
+    """Nothing changed: it was seen, still not done, after its deadline; and what the last poll failed with."""
     job_id = register(engine, "a", at=now - 3 * DAY)
     answer(engine, job_id, ("waiting", now - 2 * DAY))
     said = status.Answer("waiting", now - HOUR, now - HOUR)
     rule = status.LostRule()
     history.record(engine, job_id, lambda job, past: status.decide(job, said, rule, past, now - DAY))
-    assert " ".join(timeline(run, monkeypatch)[-1]).endswith("still waiting first seen not done after its deadline")
-
-
-def timeline(run: Run, monkeypatch: pytest.MonkeyPatch, width: str = "200") -> list[list[str]]:
-    monkeypatch.setenv("COLUMNS", width)
-    code, out, _ = run("show", "a", "--format", "table")
-    assert code == 0
-    assert max(map(len, out.splitlines())) <= int(width)
-    return [line.split() for line in out.partition("\nTimeline\n")[2].splitlines()]
-
-
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_show_of_hostile_text_is_plain_and_fits(engine: sa.Engine, run: Run, now: datetime) -> None:
-    jid = HOSTILE.replace(" ", "")
-    job_id = register(engine, jid, at=now - DAY, reference=HOSTILE)
-    answer(engine, job_id, (HOSTILE, now - HOUR))
-    change(engine, job_id, failures=1, last_error=HOSTILE)
-    stand(engine, "w1", pause_cause=Cause.PAUSED, gap_began_at=now, gap_cause=Cause.PAUSED, gap_detail=HOSTILE)
-    for command in (["show", jid], ["jobs"]):
-        for format in ("table", "csv", "json"):
-            code, out, _ = run(*command, "--format", format)  # `run` looks for what must not be there
-            assert code == 0
-            if format == "table":
-                assert max(map(len, out.splitlines())) <= 80
-
-
-def test_a_job_that_plain_sql_registered_is_shown_before_its_first_poll(engine: sa.Engine, run: Run) -> None:
-    with database.writing(engine) as connection:
-        connection.execute(sa.text("INSERT INTO jobs (cluster, jid) VALUES ('w1', 'a')"))
-    code, out, _ = run("show", "a", "--format", "table")
-    read = records(out.partition("\n")[2].partition("\nTimeline\n")[0])
-    assert code == 0
-    assert (read["status"], read["deadline"]) == ("not answered yet", "computed at the first answer")
+    history.change(engine, job_id, failures=1, last_error="Unavailable http_503")
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = " ".join(run("show", "a", "--format", "table")[1].split())
+    assert "Unavailable http_503" in shown
+    assert shown.endswith("still waiting first seen not done after its deadline")

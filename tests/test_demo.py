@@ -5,23 +5,18 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from tests import history
 from tests.history import selected
 from tracker import database
 from tracker.demo import demo
 from tracker.errors import BadConfiguration
 from tracker.models import JOBS, TRANSITIONS
-from tracker.status import Anomaly, Cause, State
-
-START = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -55,39 +50,6 @@ def test_every_recorded_bound_holds_the_truth(played: tuple[Path, demo.Outcome],
         fate = elevates[job["cluster"]].truth(job["jid"])
         took = (fate.ends_at - datetime.fromisoformat(f"{job['submitted_at']}+00:00")).total_seconds()
         assert job["seconds_min"] < took <= job["seconds_max"]
-
-
-def test_the_scene_has_something_of_each(played: tuple[Path, demo.Outcome], connection: sa.Connection) -> None:
-    """Two clusters, an outage of one, jobs done, open and vanished, a jid typed wrong, requests with two jobs."""
-    outcome = played[1]
-    rows = connection.execute(sa.select(JOBS)).all()
-    assert outcome.states == Counter(row.state for row in rows)
-    assert sum(outcome.states.values()) == 40
-    assert {row.cluster for row in rows} == {*demo.CLUSTERS}
-    anomalies = {(row["anomaly"], row["to_state"]) for row in selected(connection, "report_anomalies")}
-    assert anomalies == {(Anomaly.VANISHED, State.OPEN), (Anomaly.NEVER_FOUND, State.LOST)}
-    assert [row.state for row in rows if row.jid == outcome.example] == [State.LOST]
-    references = [row["reference"] for row in selected(connection, "report_requests") if row["jobs"] == 2]
-    assert references
-    (gap,) = selected(connection, "report_gaps")
-    assert (gap["cluster"], gap["cause"], gap["is_open"]) == (demo.SOUTH, Cause.UNREACHABLE, 0)
-    assert 3600 < gap["seconds"] < 40 * 3600  # from the first failed poll to the next good one
-    assert {row["cluster"] for row in selected(connection, "report_coverage") if row["covered_share"] < 1} == {
-        demo.SOUTH
-    }
-
-
-def test_the_week_ends_now(played: tuple[Path, demo.Outcome], connection: sa.Connection) -> None:
-    """All times are within the seven days that end now, no poll is behind, and each job is its history's replay."""
-    now, outcome = datetime.now(UTC), played[1]
-    assert now - timedelta(minutes=2) < outcome.now < now
-    assert timedelta(days=7) < outcome.now - outcome.began_at < timedelta(days=7, seconds=outcome.seconds)
-    engine = connection.engine
-    for row in connection.execute(sa.select(JOBS)).all():
-        assert outcome.began_at < row.submitted_at < row.registered_at <= row.status_by < now
-        assert row.due_at is None or row.due_at > outcome.now
-        assert (row.leased_by, row.failures) == (None, 0)
-        history.job(engine, row.id)
 
 
 def test_no_file_is_replaced(tmp_path: Path) -> None:
