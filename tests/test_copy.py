@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tracker import cli, database
 from tracker.audit import copy as copying
 from tracker.audit.copy import copy
 from tracker.audit.seal import seal
-from tracker.errors import BadConfiguration, Refused
+from tracker.errors import BadConfiguration
 from tracker.models import ALERTS, DELIVERIES, JOBS, METADATA, SEALS, TRANSITIONS
 from tracker.reports import views
 from tracker.reports.tables import typed
@@ -46,7 +47,7 @@ def fill(engine: sa.Engine) -> None:
     with unguarded(engine) as connection:
         connection.execute(sa.delete(SEALS))  # they hold no real checkpoints
     seal(engine, KEY)
-    register(engine, "j ,\"'\\é😀%s:x", reference="=1+1")
+    register(engine, "j,\"'\\é😀%s:x", reference="=1+1")
     seal(engine, KEY)
     register(engine, "unsealed")
     daemon(engine, "w", NOW, once=True)
@@ -99,8 +100,10 @@ def everything(engine: sa.Engine) -> dict[str, list[str]]:
 
 
 def plain(value: Any) -> str:
-    """Return a value as text: a number is an int, a float or a Decimal, depending on the database."""
-    return str(value) if value is None or isinstance(value, (str, datetime)) or hasattr(value, "day") else f"{value:.6f}"
+    """Return a value as text: a number is an int, a bool, a float or a Decimal, depending on the database."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S.%f}"
+    return f"{value:.6f}" if isinstance(value, (int, float, Decimal)) else str(value)
 
 
 def is_empty(url: str) -> bool:
@@ -118,11 +121,6 @@ def is_empty(url: str) -> bool:
 def test_the_copy_is_the_source(engine: sa.Engine, target: str, run: Run, opened: Callable[[str], sa.Engine]) -> None:
     """Each row of each table and view, with its id; both verify; guards and ids go on in the copy as in the source."""
     fill(engine)
-    gone = register(engine, "gone")
-    with unguarded(engine) as connection:  # as after a prune: the newest ids must not be given again
-        gone_row = connection.execute(sa.select(sa.func.max(TRANSITIONS.c.id))).scalar_one()
-        connection.execute(sa.delete(TRANSITIONS).where(TRANSITIONS.c.id == gone_row))
-        connection.execute(sa.delete(JOBS).where(JOBS.c.id == gone))
     source = everything(engine)
     assert all(source.values()), "a table or a view shows nothing"
     code, out, err = run("db", "copy", target)
@@ -131,6 +129,8 @@ def test_the_copy_is_the_source(engine: sa.Engine, target: str, run: Run, opened
     with database.reading(engine) as connection:
         head = connection.execute(sa.select(SEALS.c.checkpoint_sha256).order_by(SEALS.c.id.desc())).scalars().first()
     assert f"number 2, SHA-256 {head}." in out
+    if target.startswith("sqlite"):
+        assert {path.name for path in Path().glob("to me*")} == {"to me 100%.db"}, "one file, that can be sent away"
     made = opened(target)
     assert everything(made) == source
     for one in (engine, made):
@@ -140,8 +140,195 @@ def test_the_copy_is_the_source(engine: sa.Engine, target: str, run: Run, opened
         for table in ("transitions", "sources", "gaps", "seals", "segments"):
             with refused(connection):
                 connection.exec_driver_sql(f"DELETE FROM {table}")
-    assert register(made, "next") == gone + 1
+    assert register(made, "next") == register(engine, "next")
+    with made.connect() as its, engine.connect() as other:
+        query = sa.select(sa.func.max(TRANSITIONS.c.id))
+        assert its.execute(query).scalar_one() == other.execute(query).scalar_one()
+
+
+@on_sqlite
+def test_a_sealed_id_is_not_given_again(engine: sa.Engine, target: str, opened: Callable[[str], sa.Engine]) -> None:
+    """The ids go on above what is sealed, too, where the newest rows are gone: else new rows would count as sealed."""
+    register(engine, "a")
+    register(engine, "b")
+    seal(engine, KEY)
+    with unguarded(engine) as connection:
+        connection.execute(sa.delete(TRANSITIONS))
+        connection.execute(sa.delete(JOBS))
+    copy(engine, target)
+    made = opened(target)
+    register(made, "c")
     with database.reading(made) as connection:
-        assert connection.execute(sa.select(sa.func.max(TRANSITIONS.c.id))).scalar_one() == gone_row + 1
-    if target.startswith("sqlite"):
-        assert {path.name for path in Path().glob("to me*")} == {"to me 100%.db"}, "one file, that can be sent away"
+        assert connection.execute(sa.select(TRANSITIONS.c.id)).scalar_one() == 3
+
+
+def test_a_daemon_goes_on_while_it_is_copied(
+    engine: sa.Engine, url: str, target: str, script: Script, start: Start, opened: Callable[[str], sa.Engine]
+) -> None:
+    """Copies made while jobs are polled and sealed verify, and hold what was there at one moment."""
+    with database.writing(engine) as connection:
+        connection.execute(sa.insert(JOBS), [{"cluster": "w1", "jid": f"j{number}"} for number in range(300)])
+    script.default = "waiting"
+    process = start(TRACKER_SEAL_AFTER="0 s", TRACKER_MAX_REQUESTS_PER_SECOND="100")
+    until(lambda: len(script.asked) > 50)
+    made = copy(engine, target)
+    asked = len(script.asked)
+    until(lambda: len(script.asked) > asked)  # the daemon works
+    process.terminate()
+    assert process.wait() == 0
+    report = verified(opened(target))
+    assert report.is_good, report.findings
+    assert 300 < made.rows["transitions"] == report.transitions < 600
+    assert 0 < report.checkpoints == made.rows["seals"]
+
+
+def _slow(source: str, target: str, reached: Path) -> None:
+    """Run the command, and stop when the first transitions are written."""
+    insert = copying._insert
+
+    def slowly(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+        insert(connection, table, rows)
+        if table is TRANSITIONS:
+            reached.touch()
+            time.sleep(60)
+
+    vars(copying)["_insert"] = slowly
+    os.environ["TRACKER_DATABASE_URL"] = source
+    sys.exit(cli.main(["db", "copy", target]))
+
+
+@on_sqlite
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_copy_leaves_nothing(
+    engine: sa.Engine, url: str, target: str, number: int, tmp_path: Path
+) -> None:
+    """The target is as it was, and a second run makes the copy; only a kill leaves its folder beside a SQLite file."""
+    fill(engine)
+    process = Process(_slow, url, target, tmp_path / "reached")
+    until((tmp_path / "reached").exists)
+    process.send_signal(number)
+    assert process.wait() == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGKILL:
+        for folder in tmp_path.glob("tracker-copy-*"):
+            shutil.rmtree(folder)
+    until(lambda: is_empty(target))
+    copy(engine, target)
+    assert not is_empty(target)
+
+
+@on_sqlite
+def test_a_full_disk_is_said_in_a_line(engine: sa.Engine, url: str, new: New) -> None:
+    """Exit code 69, and no part of a file stays."""
+    fill(engine)
+    limited = (
+        "import resource, sys; from tracker.cli import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", limited, "db", "copy", new("sqlite")]
+    done = subprocess.run(words, env=os.environ | {"TRACKER_DATABASE_URL": url}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (69, "")
+    (line,) = done.stderr.splitlines()
+    assert "nothing was copied; the target: the database is not available" in line
+    assert is_empty(new("sqlite"))
+
+
+@on_sqlite
+def test_a_target_that_cannot_be_is_refused(url: str, run: Run, new: New, tmp_path: Path) -> None:
+    """What is there stays; a line says what is wrong and what to name, without the password."""
+    (tmp_path / "link.db").symlink_to(tmp_path / "tracker.db")
+    (tmp_path / "nowhere.db").symlink_to(tmp_path / "missing.db")
+    (tmp_path / "full.db").touch()
+    (tmp_path / "left.db-wal").touch()
+    foreign, ours = new("postgresql"), new("postgresql")
+    run_sql(sa.make_url(foreign), "CREATE TABLE jobs (id int)")
+    database.upgrade(ours)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for target, code, words in (
+        (f"sqlite:///{tmp_path}/../{tmp_path.name}/tracker.db", 1, "is the database itself"),
+        ("sqlite:///link.db", 1, "is the database itself"),
+        ("sqlite:///nowhere.db", 1, "exists: name a new file"),
+        ("sqlite:///full.db", 1, "exists: name a new file"),
+        ("sqlite:///left.db", 1, "left.db-wal exists"),
+        ("sqlite:///no/such/folder.db", 1, "No such file or directory"),
+        ("sqlite://", 78, "the target: its URL: a database in memory"),
+        ("mysql://u:hush@x/y", 78, "the target: its URL: must begin with sqlite"),
+        ("postgresql://u:hush@127.0.0.1:1/none", 69, "the target: the database is not available"),
+        (foreign, 78, "has jobs but no tracker_alembic_version"),
+        (ours, 78, "has tracker's tables already: name an empty"),
+    ):
+        found, out, err = run("db", "copy", target)
+        assert (found, out, len(err.splitlines())) == (code, "", 1), (target, err)
+        assert words in err
+        assert "hush" not in err
+        assert len(err) < 500
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_source_that_cannot_be_is_refused(
+    empty_url: str, dialect: str, target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No schema, a newer one, a row past the CHECKs, a damaged file: a line about the source, and no copy."""
+
+    def refusal(code: int) -> str:
+        assert cli.main(["db", "copy", target]) == code
+        out, err = capsys.readouterr()
+        assert (out, len(err.splitlines())) == ("", 1), err
+        assert is_empty(target)
+        return err
+
+    monkeypatch.setenv("TRACKER_DATABASE_URL", empty_url)
+    assert "`tracker db upgrade`" in refusal(78)
+    database.upgrade(empty_url)
+    engine = database.open_database(empty_url)
+    register(engine, "a")
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql("UPDATE tracker_alembic_version SET version_num = '9999'")
+    assert "install a newer tracker" in refusal(78)
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql("UPDATE tracker_alembic_version SET version_num = '0001'")
+        if dialect == "postgresql":
+            connection.exec_driver_sql("ALTER TABLE jobs DROP CONSTRAINT ck_jobs_status")
+        else:
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints = 1")
+        connection.exec_driver_sql("UPDATE jobs SET status = ' '")
+    engine.dispose()
+    assert "run `tracker audit verify`" in refusal(1)
+    if dialect == "sqlite":
+        file = Path(str(sa.make_url(empty_url).database))
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2] + b"\xff" * (len(content) - len(content) // 2))
+        assert "is not a SQLite database, or is damaged" in refusal(78)
+
+
+def test_a_schema_of_its_own_and_a_role_that_reads(
+    new: New, opened: Callable[[str], sa.Engine], tmp_path: Path
+) -> None:
+    """From one schema into another of the same database, and by a role with SELECT only; hidden rows are an error."""
+    url = sa.make_url(new("postgresql"))
+    urls = {}
+    for name in ("tracker", 'odd "one"'):
+        run_sql(url, f"""CREATE SCHEMA "{name.replace('"', '""')}" """)
+        path = '"' + name.replace('"', '""').replace(" ", "\\ ") + '"'
+        options = url.update_query_dict({"options": f"-csearch_path={path}"})
+        urls[name] = options.render_as_string(hide_password=False).replace(" ", "%20")
+    database.upgrade(urls["tracker"])
+    source = opened(urls["tracker"])
+    fill(source)
+    copy(source, urls['odd "one"'])
+    made = opened(urls['odd "one"'])
+    assert everything(made) == everything(source)
+    assert verified(made).is_good
+    role = f"reader_{url.database}"
+    run_sql(url, f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    run_sql(url, f"GRANT USAGE ON SCHEMA tracker TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA tracker TO {role}")
+    reader = sa.make_url(urls["tracker"]).set(username=role, password="x")  # noqa: S106
+    reading = opened(reader.render_as_string(hide_password=False).replace(" ", "%20"))
+    try:
+        copy(reading, f"sqlite:///{tmp_path}/a.db")
+        assert everything(opened(f"sqlite:///{tmp_path}/a.db")) == everything(source)
+        run_sql(url, "ALTER TABLE tracker.jobs ENABLE ROW LEVEL SECURITY")
+        with pytest.raises(BadConfiguration, match=r"the source: .*row-level security"):
+            copy(reading, f"sqlite:///{tmp_path}/b.db")
+    finally:
+        reading.dispose()
+        run_sql(url, f"DROP OWNED BY {role}; DROP ROLE {role}")

@@ -348,12 +348,8 @@ def migrations() -> Path:
 def upgrade(url: str, fill: Callable[[sa.Connection], None] | None = None) -> str:
     """Bring the schema at *url* to this version, guards and views included, and return a line about it.
 
-    A missing SQLite file is made.
-
-    Args:
-        url: The database.
-        fill: Fills a database that has no schema yet, in the same transaction, before the guards are made. A SQLite
-            file is then complete without a ``-wal`` beside it.
+    A missing SQLite file is made. With *fill* there must be no schema before: it fills the tables in the same
+    transaction, before the guards are made, and SQLite keeps no ``-wal`` beside its file.
 
     Raises:
         BadConfiguration, SchemaMismatch, DatabaseUnavailable: Nothing was changed.
@@ -373,6 +369,8 @@ def upgrade(url: str, fill: Callable[[sa.Connection], None] | None = None) -> st
     try:
         with reading(engine) as connection:
             before = revision(connection)
+            if fill is not None and before is not None:
+                raise SchemaMismatch(f"{mask_url(url)} has tracker's tables already: name an empty database or schema")
             if before is None:
                 _refuse_taken_names(connection)
             elif before > HEAD:

@@ -27,19 +27,13 @@ from tracker.models import METADATA, SEALS
 from tracker.settings import mask_url
 
 _AT_ONCE: Final = 1000  # rows: some hundred kB
-_HERE: Final = "SELECT pg_postmaster_start_time(), current_database(), current_schema()"
-_GIVEN: Final = {  # the last id that a table gave, also to a row that is gone; NULL: this role may not see it
-    "sqlite": "SELECT max(seq) FROM sqlite_sequence WHERE name = :table",
-    "postgresql": "SELECT max(last_value) FROM pg_sequences WHERE"
-    " quote_ident(schemaname) || '.' || quote_ident(sequencename) = pg_get_serial_sequence(:table, 'id')",
-}
 
 
 class Contents(NamedTuple):
     """What a database holds, as far as a copy is compared with its source."""
 
     rows: dict[str, int]  # by table
-    given: dict[str, int]  # by table with ids: the last one that it gave
+    last: dict[str, int]  # by table with ids: the largest that it has, or that is sealed
     checkpoint: str | None  # the text of the newest one
 
 
@@ -80,37 +74,23 @@ def _naming(which: str) -> Iterator[None]:
 
 @contextmanager
 def _place(source: sa.Engine, url: str) -> Iterator[str]:
-    """Refuse a target that is not empty, and yield the URL to write to."""
+    """Yield the URL to write to: *url*, or that of a file that becomes it at the end, if there is none yet."""
     target = database.create_engine(url)
-    if target.dialect.name == "sqlite":
-        path = Path(str(target.url.database))
-        if source.dialect.name == "sqlite" and path.exists() and path.samefile(str(source.url.database)):
-            raise Refused(f"{path} is the database itself: name a new file")
-        for end in ("", "-wal", "-journal"):  # SQLite would take a -wal that is left there for the copy's own
-            if os.path.lexists(f"{path}{end}"):
-                raise Refused(f"{path}{end} exists: name a new file")
-        # A folder, since SQLite writes a journal, too. Beside the target, because the file is renamed.
-        with TemporaryDirectory(prefix="tracker-copy-", dir=path.parent) as folder:
-            file = Path(folder, "copy.db")
-            yield f"sqlite:///{quote(str(file))}"
-            file.rename(path)
-            sync_folder(path.parent)
+    if target.dialect.name != "sqlite":
+        yield url
         return
-    try:
-        here, revision = _found(target)
-    finally:
-        target.dispose()
-    if revision is not None:
-        is_itself = source.dialect.name == "postgresql" and _found(source)[0] == here
-        what = "is the database itself" if is_itself else "is a database of tracker already"
-        raise Refused(f"{mask_url(url)} {what}: name an empty database, or another schema")
-    yield url
-
-
-def _found(engine: sa.Engine) -> tuple[object, str | None]:
-    """Return which schema on PostgreSQL this is, and its revision."""
-    with database.reading(engine) as connection:
-        return connection.exec_driver_sql(_HERE).one(), database.revision(connection)
+    path = Path(str(target.url.database))
+    if source.dialect.name == "sqlite" and path.exists() and path.samefile(str(source.url.database)):
+        raise Refused(f"{path} is the database itself: name a new file")
+    for end in ("", "-wal", "-journal"):  # SQLite would take a -wal that is left there for the copy's own
+        if os.path.lexists(f"{path}{end}"):
+            raise Refused(f"{path}{end} exists: name a new file")
+    # A folder, since SQLite writes a journal, too. Beside the target, because the file is renamed.
+    with TemporaryDirectory(prefix="tracker-copy-", dir=path.parent) as folder:
+        file = Path(folder, "copy.db")
+        yield f"sqlite:///{quote(str(file))}"
+        file.rename(path)
+        sync_folder(path.parent)
 
 
 def _fill(source: sa.Engine, target: sa.Connection, progress: Progress) -> Contents:
@@ -129,7 +109,7 @@ def _fill(source: sa.Engine, target: sa.Connection, progress: Progress) -> Conte
                         _insert(target, table, [row._asdict() for row in rows])
                     done += len(rows)
                     progress(done, total, table.name)
-    for name, last in contents.given.items():
+    for name, last in contents.last.items():
         _continue(target, name, last)
     if _contents(target) != contents:
         raise Refused("the target did not get all rows of the source, so nothing was copied: try again")
@@ -137,22 +117,16 @@ def _fill(source: sa.Engine, target: sa.Connection, progress: Progress) -> Conte
 
 
 def _contents(connection: sa.Connection) -> Contents:
-    rows, given = {}, {}
+    rows, last = {}, {}
     for name, table in METADATA.tables.items():
         rows[name] = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
         if "id" in table.c:
-            given[name] = _given(connection, table)
+            # A sealed id is never given again, even if its row is gone.
+            sealed = [SEALS.c[f"last_{name.removesuffix('s')}_id"]] if name in TABLES else []
+            largest = (connection.execute(sa.select(sa.func.max(id_))).scalar() for id_ in (table.c.id, *sealed))
+            last[name] = max(id_ or 0 for id_ in largest)
     newest = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id.desc()).limit(1)
-    return Contents(rows, given, connection.execute(newest).scalar())
-
-
-def _given(connection: sa.Connection, table: sa.Table) -> int:
-    """Return the last id that *table* gave. A sealed id is never given again, even if its row is gone."""
-    sequence = sa.text(_GIVEN[connection.dialect.name]).bindparams(table=table.name)
-    queries: list[sa.Executable] = [sequence, sa.select(sa.func.max(table.c.id))]
-    if table.name in TABLES:
-        queries.append(sa.select(sa.func.max(SEALS.c[f"last_{table.name.removesuffix('s')}_id"])))
-    return max(connection.execute(query).scalar() or 0 for query in queries)
+    return Contents(rows, last, connection.execute(newest).scalar())
 
 
 def _insert(target: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:

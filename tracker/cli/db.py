@@ -66,21 +66,16 @@ def check() -> int:
     return 0
 
 
-@db.command(
-    epilog=example(
-        "tracker db copy sqlite:////srv/backup/tracker-$(date +%F).db",
-        "tracker db copy postgresql+psycopg://tracker@db.example/tracker",
-    )
-)
+@db.command(epilog=example("tracker db copy sqlite:////srv/backup.db", "tracker db copy postgresql://me@db/tracker"))
 @click.argument("url", metavar="URL")
 def copy(url: str) -> None:
-    """Copy everything to the empty database at URL, while daemons run: a backup, an analyst's copy, a move.
+    """Copy everything, as it is at one moment, to the empty database at URL, while daemons run.
 
-    URL names a SQLite file that does not exist, or an empty PostgreSQL database. Copies the state at one moment, with
-    history, seals and ids, and makes guards and views. On an error or an interruption nothing is left at URL.
+    URL is sqlite:///FILE, where FILE must not exist, or an empty PostgreSQL database. The copy has all history, seals
+    and ids, and its own guards and views. If anything fails, nothing is left at URL.
 
-    The source is TRACKER_DATABASE_URL; the right to read is enough. Other users can see a password in a command line:
-    let ~/.pgpass hold it. Before you move, stop the daemon. Never run a daemon on both.
+    Reads TRACKER_DATABASE_URL; a role that may only read is enough. Others can see a password on a command line: let
+    ~/.pgpass hold it. Do not run daemons on both: before a move, stop the daemon.
     """
     import signal
 
