@@ -107,7 +107,7 @@ def test_the_data_can_be_saved_and_moved(tmp_path: Path, elevate: str, postgres_
         text = re.sub(rf"^{program} ", f"{client(program, url)[0]} ", text, flags=re.MULTILINE)
     said = run(tmp_path, text)
     assert said.count("1 job, ") >= 4  # two copies are verified, too
-    assert len(list((tmp_path / "srv/backup").glob("*.db"))) == 3
+    assert len(list((tmp_path / "srv/backup").glob("**/*.db"))) == 3
     assert "Traceback" not in (tmp_path / "journal").read_text()
 
 

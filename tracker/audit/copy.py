@@ -1,8 +1,8 @@
 """``tracker db copy``: all rows of a database, written to another one that is empty, while daemons go on.
 
-Owns what is copied, and the check that all of it arrived. Reads one state of the source and changes nothing there.
-The target gets schema, rows, guards and views in one transaction (`database.upgrade`), and a SQLite file gets its name
-when it is complete. So a copy is whole or not there, also when the process is killed.
+Owns what is copied, and the check that all of it arrived. Only reads the source, and one state of it. The target gets
+schema, rows, guards and views in one transaction (`database.upgrade`), and a SQLite file gets its name when it is
+complete. So a copy is whole or not there, also when the process is killed.
 """
 
 from __future__ import annotations
@@ -75,11 +75,12 @@ def _naming(which: str) -> Iterator[None]:
 @contextmanager
 def _place(source: sa.Engine, url: str) -> Iterator[str]:
     """Yield the URL to write to: *url*, or that of a file that becomes it at the end, if there is none yet."""
-    target = database.create_engine(url)
-    if target.dialect.name != "sqlite":
+    if not url.startswith("sqlite"):
         yield url
         return
-    path = Path(str(target.url.database))
+    if "?" in url:  # SQLAlchemy would cut the name off there
+        raise Refused("the target: write ? in the name of a file as %3F")
+    path = Path(str(database.create_engine(url).url.database))
     if source.dialect.name == "sqlite" and path.exists() and path.samefile(str(source.url.database)):
         raise Refused(f"{path} is the database itself: name a new file")
     for end in ("", "-wal", "-journal"):  # SQLite would take a -wal that is left there for the copy's own
@@ -95,7 +96,8 @@ def _place(source: sa.Engine, url: str) -> Iterator[str]:
 
 def _fill(source: sa.Engine, target: sa.Connection, progress: Progress) -> Contents:
     """Copy all rows, and return what the source has. The target has its tables, but no guards."""
-    # Closed before the guards are made: PostgreSQL ends a transaction that was idle for a minute.
+    if target.dialect.name == "postgresql":  # it would end a transaction that waits for a minute, as for a long sort
+        target.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
     with _naming("source"), database.reading(source) as connection:
         if source.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL row_security = off")  # an error, where rows would be missing
@@ -122,9 +124,8 @@ def _contents(connection: sa.Connection) -> Contents:
         rows[name] = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
         if "id" in table.c:
             # A sealed id is never given again, even if its row is gone.
-            sealed = [SEALS.c[f"last_{name.removesuffix('s')}_id"]] if name in TABLES else []
-            largest = (connection.execute(sa.select(sa.func.max(id_))).scalar() for id_ in (table.c.id, *sealed))
-            last[name] = max(id_ or 0 for id_ in largest)
+            ids = [table.c.id, *([SEALS.c[f"last_{name.removesuffix('s')}_id"]] if name in TABLES else [])]
+            last[name] = max(connection.execute(sa.select(sa.func.max(id_))).scalar() or 0 for id_ in ids)
     newest = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id.desc()).limit(1)
     return Contents(rows, last, connection.execute(newest).scalar())
 
