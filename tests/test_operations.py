@@ -102,7 +102,7 @@ def test_the_data_can_be_saved_and_moved(tmp_path: Path, elevate: str, postgres_
     for host in ("db", "new"):
         url = sa.make_url(postgres_of_its_own()).set(drivername="postgresql")
         mine = url.render_as_string(hide_password=False)
-        text = text.replace(f"postgresql://tracker@{host}.example/tracker", f"'{mine}'")
+        text = text.replace(f"postgresql://tracker@{host}.example/gdpr", f"'{mine}'")
     for program in ("pg_dump", "psql"):
         text = re.sub(rf"^{program} ", f"{client(program, url)[0]} ", text, flags=re.MULTILINE)
     said = run(tmp_path, text)
