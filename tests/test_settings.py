@@ -370,6 +370,7 @@ WRONG = {
     "LOST_AFTER_POLLS": ["0", "-3", "five", "1.5", "nan"],
     "LOST_AFTER": ["0", "0 s", "-1 d", "soon", "1 month", "2d3", "inf", "nan", "1e400", "9" * 30, "4000 days"],
     "SEAL_AFTER": ["-1", "never", "4000 days"],
+    "RETENTION": ["0 d", "never", "3 years"],
     "ARCHIVE_DAYS": ["0", "366", "-5", "1.5"],
     "MAX_REQUESTS_PER_SECOND": ["0", "-1", "inf", "nan", "many"],
     "MAX_CONCURRENCY": ["0", "-1", "1001", "2.5"],

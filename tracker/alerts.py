@@ -323,7 +323,9 @@ class Alerts:
     def look(self, engine: sa.Engine) -> bool:
         """Send what is due, record it, and return whether something is urgent."""
         with database.reading(engine) as connection:
-            seen = overview.overview(connection, self._settings.clusters, self._settings.seal_after)
+            seen = overview.overview(
+                connection, self._settings.clusters, self._settings.seal_after, self._settings.retention
+            )
         found, at = needs(seen), monotonic()
         due = decide(found, seen.alerts, seen.now, self._settings.alert_after)
         if not self._destinations:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -223,6 +224,26 @@ def drop(connection: sa.Connection) -> None:
         schema = _schema(connection)
         for name in _postgresql_functions(schema):
             connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {schema}.{name}()")
+
+
+@contextmanager
+def off(connection: sa.Connection) -> Iterator[None]:
+    """Switch every guard off during the block, for the transaction of *connection* alone; a rollback switches them on.
+
+    Only the owner of the tables can. On PostgreSQL others can still read them, unlike after `drop`.
+    """
+    if connection.dialect.name == "sqlite":
+        drop(connection)
+        yield
+        create(connection)
+        return
+    schema = _schema(connection)
+    triggers = {name: f"{schema}.{table}" for name, (table, _) in _postgresql_triggers(schema).items()}
+    for name, table in triggers.items():
+        database.execute(connection, f"ALTER TABLE {table} DISABLE TRIGGER {name}")
+    yield
+    for name, table in triggers.items():
+        database.execute(connection, f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}")
 
 
 def _rows(connection: sa.Connection, query: str, names: Iterable[str]) -> list[sa.Row[*tuple[Any, ...]]]:

@@ -109,7 +109,9 @@ class StoredMetrics(Collector):
         with self._lock:
             if (began := monotonic()) >= self._until:
                 with database.reading(self._engine) as connection:
-                    seen = overview.overview(connection, self._settings.clusters, self._settings.seal_after)
+                    seen = overview.overview(
+                        connection, self._settings.clusters, self._settings.seal_after, self._settings.retention
+                    )
                     query = sa.text(_JOBS).bindparams(sa.bindparam("now", seen.now, UtcDateTime()))
                     jobs = connection.execute(query.columns(oldest_at=UtcDateTime(), deadline_at=UtcDateTime())).all()
                     names = connection.execute(sa.text("SELECT destination FROM deliveries ORDER BY 1")).scalars().all()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from tracker.status import Anomaly, Cause
@@ -51,6 +51,7 @@ KINDS: Final = {
         False,
         "Run `tracker run --once`: it seals them or says why it cannot. The log of `tracker run` says so, too.",
     ),
+    "retention": (False, "`tracker db prune --ended-before DATE --export DIR` removes them; nothing else does."),
     "download_closing": (False, "Make sure that each was downloaded: `tracker jobs --state done --kind export`."),
 }
 """Every kind of need, the most urgent first: whether it is urgent, and what to do about its subject."""
@@ -218,6 +219,8 @@ class Overview:
         lost, failed: Jobs in this state, since the first entered it.
         due_within: Number of unsettled jobs whose deadline is ahead, by the days (of the legal zone) that are left.
         anomalies: Transitions of the last day, by anomaly.
+        retention: The setting.
+        retained: Ended jobs that are older than that, and when the first became so.
         downloads: Exports whose download window closes within a day, and when the first window closes.
         seals: How the history is sealed.
         alerts: Rows of needs that exist, or whose end was not sent yet.
@@ -234,9 +237,16 @@ class Overview:
     failed: Group = Group()
     due_within: dict[int, int] = field(default_factory=dict)
     anomalies: dict[Anomaly, Group] = field(default_factory=dict)
+    retention: timedelta | None = None
+    retained: Group = Group()
     downloads: Group = Group()
     seals: Seals = Seals()
     alerts: tuple[Alerted, ...] = ()
+
+    @property
+    def retained_before(self) -> date | None:
+        """Jobs that had ended before this day (UTC) are older than `retention`; None: all jobs are kept."""
+        return None if self.retention is None else (self.now - self.retention).astimezone(UTC).date()
 
     @property
     def open(self) -> int:
@@ -331,6 +341,9 @@ def _jobs(seen: Overview) -> Iterator[Need]:
     for word, group in seen.anomalies.items():
         what = f"{_count(group.count, 'transition')} with the anomaly {word} in the last 24 hours"
         yield _need("anomaly", what, word, group.since, group.count)
+    if (count := seen.retained.count) and (day := seen.retained_before) is not None:
+        what = f"{_count(count, 'job')} ended before {day}, longer ago than TRACKER_RETENTION"
+        yield _need("retention", f"{what}{_note(_since(seen.retained.since))}", "", seen.retained.since, count)
     if count := seen.downloads.count:
         what = f"{_count(count, 'export')} whose download window closes within a day"
         yield _need("download_closing", what, "", None, count)

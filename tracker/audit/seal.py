@@ -19,15 +19,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from datetime import timedelta
+from contextlib import AbstractContextManager, closing, nullcontext
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from tracker import database, models
 from tracker.audit import lines
-from tracker.audit.checkpoint import SEGMENT_ROWS, Checkpoint, SealedSegment, Signed, parse, sign
+from tracker.audit.checkpoint import SEGMENT_ROWS, Base, Checkpoint, SealedSegment, Signed, parse, sign
 from tracker.audit.keys import PublicKey, SigningKey
 from tracker.audit.lines import TABLES
 from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable
@@ -46,6 +47,7 @@ WRITTEN: Final = {
 }
 """By table: the id of a row, and when it says that it was written."""
 Ids = dict[str, int]  # by table
+_NEWEST: Final = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table}) AS {table}" for table in TABLES)
 
 
 def seal(
@@ -83,7 +85,7 @@ def seal(
         if next_key is None and all(newest[table] <= id_ for table, id_ in _sealed(before).items()):
             return None
         if before is not None:
-            _require_key(engine, key, before)
+            require_key(engine, key, before)
         signed, segments = _build(engine, before, newest, key, next_key)
         if _write(engine, before, signed, segments):
             return signed
@@ -96,9 +98,27 @@ def head(connection: sa.Connection) -> Signed | None:
     return None if text is None else _parsed(text)
 
 
-def chain(connection: sa.Connection) -> Generator[Signed, None, None]:
-    """Yield the checkpoints, oldest first, in bounded memory. Raise BadCheckpoint if the text of one is damaged."""
+def base(connection: sa.Connection) -> Signed | None:
+    """Return the newest base checkpoint; None: no job was ever removed. Raise BadCheckpoint if its text is damaged.
+
+    The rows of segments begin with it, so it is found at once; a base over no rows has none.
+    """
+    seals, first = models.SEALS.c, sa.func.min(models.SEGMENTS.c.seal_id)
+    oldest = sa.select(sa.func.coalesce(first, sa.literal(2**63 - 1, models.BIG))).scalar_subquery()
+    query = sa.select(seals.checkpoint).where(seals.id <= oldest, seals.checkpoint.contains("\nbase "))
+    text = connection.execute(query.order_by(seals.id.desc()).limit(1)).scalar()
+    return None if text is None else _parsed(text)
+
+
+def chain(connection: sa.Connection, since: Signed | None = None) -> Generator[Signed, None, None]:
+    """Yield the checkpoints, oldest first, in bounded memory. Raise BadCheckpoint if the text of one is damaged.
+
+    *since*: begin with this one; None: begin with the first.
+    """
     query = sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id)
+    if since is not None:
+        same = sa.select(models.SEALS.c.id).where(models.SEALS.c.checkpoint_sha256 == since.sha256)
+        query = query.where(models.SEALS.c.id >= same.scalar_subquery())
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
 
@@ -139,10 +159,9 @@ def _is_due(connection: sa.Connection, before: Signed | None, seal_after: timede
 
 def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
     """Return the highest ids once no open transaction has taken a lower one; zeros if one stays open."""
-    newest = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table}) AS {table}" for table in TABLES)
     if engine.dialect.name == "sqlite":  # it has one writer at a time, so ids commit in order
         with database.reading(engine) as connection:
-            return connection.exec_driver_sql(newest).one()._asdict()
+            return connection.exec_driver_sql(_NEWEST).one()._asdict()
     for attempt in range(TRIES):
         if attempt:
             wait(PAUSE_SECONDS)
@@ -151,7 +170,7 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
             with database.writing(engine) as connection:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_MS}ms'")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEAL_LOCK})")
-                return connection.exec_driver_sql(newest).one()._asdict()
+                return connection.exec_driver_sql(_NEWEST).one()._asdict()
         except DatabaseUnavailable as error:
             if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
                 raise
@@ -163,42 +182,85 @@ def _build(
     engine: sa.Engine, before: Signed | None, newest: Ids, key: SigningKey | None, next_key: PublicKey | None
 ) -> tuple[Signed, list[dict[str, Any]]]:
     """Return the checkpoint that follows *before*, up to *newest*, and its segments."""
-    sealed = _sealed(before)
-    wanted = {table: max(id_, newest[table]) for table, id_ in sealed.items()}  # verify finds ids that fell
-    segments: list[dict[str, Any]] = []
-    for table in TABLES:
-        segments += _segments(engine, table, sealed[table], wanted[table])
+    ids = {
+        table: (id_, max(id_, newest[table])) for table, id_ in _sealed(before).items()
+    }  # verify finds ids that fell
+    # Each segment in a short transaction of its own: in SQLite's DELETE mode a reader holds up a COMMIT.
+    segments = list(_segments(partial(database.reading, engine), ids))
     with database.reading(engine) as connection:
         now = database.now(connection)
+    return _following(before, now, ids, segments, key, next_key=next_key), segments
+
+
+def write_base(
+    connection: sa.Connection,
+    before: Signed,
+    key: SigningKey | None,
+    removed: Base,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> Signed:
+    """Seal all rows again with a checkpoint that follows *before*, and return it.
+
+    Args:
+        connection: In a transaction that alone writes history, with the guards off.
+        before: The newest checkpoint.
+        key: Signs it, see `require_key`.
+        removed: What was removed.
+        progress: Is called with the number of rows of each segment.
+    """
+    connection.execute(sa.delete(models.SEGMENTS))
+    newest = connection.exec_driver_sql(_NEWEST).one()._asdict()
+    ids = {table: (0, max(id_, newest[table])) for table, id_ in _sealed(before).items()}
+    segments = []
+    for segment in _segments(lambda: nullcontext(connection), ids):
+        segments.append(segment)
+        progress(segment["rows"])
+    signed = _following(before, database.now(connection), ids, segments, key, base=removed)
+    _append(connection, signed, segments)
+    return signed
+
+
+def _following(
+    before: Signed | None,
+    now: datetime,
+    ids: dict[str, tuple[int, int]],
+    segments: list[dict[str, Any]],
+    key: SigningKey | None,
+    *,
+    next_key: PublicKey | None = None,
+    base: Base | None = None,
+) -> Signed:
+    """Return the checkpoint that follows *before* and has these ids and segments."""
     checkpoint = Checkpoint(
         origin=before.checkpoint.origin if before else os.urandom(16).hex(),
         number=before.checkpoint.number + 1 if before else 1,
         previous_sha256=before.sha256 if before else None,
         sealed_at=max(now, before.checkpoint.sealed_at) if before else now,
-        ids={table: (sealed[table], wanted[table]) for table in TABLES},
+        ids=ids,
         rows=sum(segment["rows"] for segment in segments),
         segments=tuple(SealedSegment(segment["name"], segment["part"], segment["sha256"]) for segment in segments),
         next_key=next_key,
+        base=base,
     )
-    return sign(checkpoint, key), segments
+    return sign(checkpoint, key)
 
 
-def _segments(engine: sa.Engine, table: str, after: int, upto: int) -> Iterator[dict[str, Any]]:
-    """Yield the segments of the rows with after < id <= upto.
-
-    Each is read in a short transaction of its own: in SQLite's DELETE mode a reader holds up a COMMIT.
-    """
-    part = 0
-    while after < upto:
-        with database.reading(engine) as connection:
-            rows = list(lines.stream(connection, table, after, upto, SEGMENT_ROWS))
-        if not rows:  # they were deleted past the guards: verify finds that
-            return
-        content = lines.header(table) + b"".join(line for _, line in rows)
-        part += 1
-        segment = {"name": table, "part": part, "first_id": rows[0][0], "last_id": rows[-1][0], "rows": len(rows)}
-        yield segment | {"sha256": hashlib.sha256(content).hexdigest()}
-        after = rows[-1][0]
+def _segments(
+    reading: Callable[[], AbstractContextManager[sa.Connection]], ids: dict[str, tuple[int, int]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the segments of the rows whose ids are above the first of *ids*, up to the second, table by table."""
+    for table, (after, upto) in ids.items():
+        part = 0
+        while after < upto:
+            with reading() as connection:
+                rows = list(lines.stream(connection, table, after, upto, SEGMENT_ROWS))
+            if not rows:  # they were deleted past the guards: verify finds that
+                break
+            content = lines.header(table) + b"".join(line for _, line in rows)
+            part += 1
+            segment = {"name": table, "part": part, "first_id": rows[0][0], "last_id": rows[-1][0], "rows": len(rows)}
+            yield segment | {"sha256": hashlib.sha256(content).hexdigest()}
+            after = rows[-1][0]
 
 
 def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: list[dict[str, Any]]) -> bool:
@@ -208,14 +270,18 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: l
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEALER_LOCK})")
         if head(connection) != before:
             return False
-        insert = sa.insert(models.SEALS).values(checkpoint=signed.text, **columns(signed)).returning(models.SEALS.c.id)
-        seal_id = connection.execute(insert).scalar_one()
-        if segments:
-            connection.execute(sa.insert(models.SEGMENTS), [{"seal_id": seal_id} | segment for segment in segments])
+        _append(connection, signed, segments)
     return True
 
 
-def _require_key(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
+def _append(connection: sa.Connection, signed: Signed, segments: list[dict[str, Any]]) -> None:
+    insert = sa.insert(models.SEALS).values(checkpoint=signed.text, **columns(signed)).returning(models.SEALS.c.id)
+    seal_id = connection.execute(insert).scalar_one()
+    if segments:
+        connection.execute(sa.insert(models.SEGMENTS), [{"seal_id": seal_id} | segment for segment in segments])
+
+
+def require_key(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
     """Raise BadConfiguration if the chain expects another key than *key*, and *key* is not new."""
     if key is not None and before.checkpoint.signs_next == key.public:
         return

@@ -1,16 +1,21 @@
-"""``tracker db``: make the schema, check it, and give roles their rights. Owns arguments and printing.
+"""``tracker db``: make the schema, check it, give roles their rights, remove old jobs. Owns arguments and printing.
 
-`tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes.
+`tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes,
+`tracker.audit.prune` how jobs are removed.
 """
 
 from __future__ import annotations
 
+import sys
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tracker.cli.output import example, plain
-from tracker.errors import SchemaMismatch
+from tracker.cli.look import opened
+from tracker.cli.output import counted, example, plain, progress
+from tracker.errors import InvalidField, SchemaMismatch
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -83,6 +88,62 @@ def grants(owner: str, writer: str, auditor: str) -> None:
             click.echo(roles.grants(connection, owner=owner, writer=writer, auditor=auditor), nl=False)
     finally:
         engine.dispose()
+
+
+@db.command(epilog=example("tracker db prune --ended-before 2025-01-01 --export /srv/packs/2024"))
+@click.option("--ended-before", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="Jobs that ended before (UTC).")
+@click.option("--jid", "jids", multiple=True, metavar="JID", help="This ended job, whenever it ended. Repeatable.")
+@click.option("--cluster", metavar="NAME", help="The cluster of each --jid, if several have one.")
+@click.option("--export", "folder", type=click.Path(path_type=Path), metavar="DIR", help="The new folder of the pack.")
+@click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
+@click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
+def prune(
+    ended_before: datetime | None, jids: tuple[str, ...], cluster: str | None, folder: Path | None, **flags: bool
+) -> None:
+    """Remove ended jobs and all their rows, after an evidence pack of the whole record is written to DIR.
+
+    Only the owner of the tables can. Writes the pack and verifies it, then removes the jobs and seals what is left with
+    a new base checkpoint, which names the pack: all of it, or nothing. Daemons may run; they wait at the end. The pack,
+    backups and copies keep the rows: delete those when you may not keep them.
+    """
+    from tracker import database, operate
+    from tracker.audit import prune as room
+    from tracker.audit.keys import SigningKey
+
+    if (ended_before is None) == (not jids):
+        raise click.UsageError("give either --ended-before DATE or --jid JID")
+    if folder is None and not flags["dry_run"]:
+        raise click.UsageError("give --export DIR, a new folder for the pack, or --dry-run")
+    with opened() as (settings, engine), progress() as report_progress:
+        with database.reading(engine) as connection:
+            try:
+                if ended_before is None:
+                    ids = tuple(operate.find(connection, jid, cluster).job_id for jid in dict.fromkeys(jids))
+                    choice = room.named(connection, ids)
+                else:
+                    choice = room.ended_before(connection, ended_before.date())
+            except InvalidField as error:
+                raise click.BadParameter(error.problem, param_hint="'--ended-before'") from None
+            if folder is not None and not flags["dry_run"]:
+                room.require_owner(connection)
+            jobs, transitions = room.count(connection, choice)
+        what = f"{counted(jobs, 'job')} with {counted(transitions, 'transition')}"
+        if not jobs or folder is None or flags["dry_run"]:
+            click.echo(f"{what} would be removed." if jobs else "Nothing to remove: no job ended by then.", err=True)
+            return
+        if sys.stdin.isatty() and not flags["yes"]:
+            click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
+        key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
+        made = room.prune(engine, choice, folder, zone=settings.zone, key=key, progress=report_progress)
+    what = f"{counted(made.jobs, 'job')} with {counted(made.transitions, 'transition')}"
+    lines = [
+        f"{what} removed. They are in {made.pack.folder} (SHA-256 of SHA256SUMS: {made.pack.sha256}): keep it as proof",
+        f"Checkpoint {made.base.number} is the new base, over {counted(made.base.rows, 'row')}",
+    ]
+    if engine.dialect.name != "sqlite":
+        lines.append("The server keeps the removed rows in its files until VACUUM and later writes replace them")
+    for line in lines:
+        click.echo(plain(line), err=True)
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:

@@ -204,7 +204,7 @@ def _page(names: Sequence[str] | None, output: Path | None, **given: Any) -> Non
 
         seen = None
         if names is None and asked.as_of is None and asked.filters == Filters():
-            seen = overview(asked.connection, settings.clusters, settings.seal_after)
+            seen = overview(asked.connection, settings.clusters, settings.seal_after, settings.retention)
         sys.stdout.write(
             render(asked.connection, asked.filters, as_of=asked.as_of, zone=asked.zone, names=names, overview=seen)
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -68,6 +68,9 @@ _CLOSING_EXPORTS: Final = """
     FROM report_durations v
     WHERE v.kind = 'export' AND v.done_by > :week_ago AND v.download_by > :now AND v.download_by <= :tomorrow"""
 _CLOSING: Final = f"SELECT count(*) AS total, min(v.download_by) AS since {_CLOSING_EXPORTS}"
+_RETAINED: Final = (
+    "SELECT count(*) AS total, min(ended_by) AS since FROM jobs WHERE ended_by < :day AND state <> 'open'"
+)
 _SEAL: Final = """
     SELECT last_transition_id, last_gap_id, last_source_id, checkpoint, sealed_at, key_id
     FROM seals
@@ -106,13 +109,15 @@ _INSTANTS: Final = (
 """The columns of these queries that are times; SQLite does not say so."""
 
 
-def overview(connection: sa.Connection, configured: Collection[str], seal_after: timedelta) -> Overview:
+def overview(
+    connection: sa.Connection, configured: Collection[str], seal_after: timedelta, retention: timedelta | None = None
+) -> Overview:
     """Return the state at the database's time.
 
     Args:
         connection: In a transaction of `database.reading`.
         configured: The clusters in the settings of this command.
-        seal_after: The setting.
+        seal_after, retention: The settings.
     """
     now = database.now(connection)
     today = now.date()  # in UTC; in the legal zone it may be the day before or after
@@ -125,9 +130,10 @@ def overview(connection: sa.Connection, configured: Collection[str], seal_after:
     anomalies = _rows(connection, _ANOMALIES, since=now - _DAY)
     [closing] = _rows(connection, _CLOSING, week_ago=now - 7 * _DAY, now=now, tomorrow=now + _DAY)
     [last] = _rows(connection, "SELECT max(beat_at) AS since FROM workers")
-    return Overview(
+    seen = Overview(
         now=now,
         seal_after=seal_after,
+        retention=retention,
         daemons=tuple(Daemon(**row._asdict()) for row in _rows(connection, _DAEMONS, since=now - ALIVE)),
         last_beat_at=last.since,
         clusters=clusters(connection, configured),
@@ -141,6 +147,10 @@ def overview(connection: sa.Connection, configured: Collection[str], seal_after:
         seals=seals(connection),
         alerts=tuple(Alerted(**row._asdict()) for row in _rows(connection, _ALERTS)),
     )
+    if retention is None or (day := seen.retained_before) is None:
+        return seen
+    [old] = _rows(connection, _RETAINED, day=datetime(day.year, day.month, day.day, tzinfo=UTC))
+    return replace(seen, retained=Group(old.total, old.since and old.since + retention))
 
 
 def jids(connection: sa.Connection, need: Need, most: int, now: datetime) -> list[str]:
