@@ -72,6 +72,7 @@ VALUES = {  # for each setting another than the default
     "http_page": "on",
     "signing_key_file": "{folder}/sign.pem",
     "seal_after": "0 d",
+    "retention": "1095 d",
     "checkpoint_file": "/var/log/checkpoints",
     "checkpoint_url": "https://example.com",
     "alert_urls": "json://localhost/x mailto://u:p@example.com",

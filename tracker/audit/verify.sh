@@ -1,18 +1,15 @@
 #!/bin/sh
 # Verifies a pack that `tracker audit export` wrote. Run it in the pack's folder:
-#
 #   sh verify.sh [--key-id ID] [--trusted FILE] [--reports] [--unsigned]
-#
 #   --key-id ID     the id of the signing key, from somebody other than the person who gave you the pack
 #   --trusted FILE  checkpoints from outside, one or many with empty lines between: each must be in the pack
 #   --reports       run checks.sql, beside this script: is each history possible, do the reports follow from it?
 #   --unsigned      accept missing signatures
-#
 # Prints OK and what that means (exit status 0), or NOT OK for each finding (1). Exit status 2: the check could not run.
 set -u
 export LC_ALL=C
 stop() { printf 'verify.sh: %s\n' "$*" >&2; exit 2; }
-usage='usage: sh verify.sh [--key-id ID] [--trusted FILE] [--reports] [--unsigned]'
+usage="usage: see the first lines of $0"
 tab=$(printf '\t') key_id='' trusted='' reports='' unsigned=''
 while [ $# -gt 0 ]; do
     case $1 in
@@ -88,6 +85,7 @@ same names numbers 'checkpoints with a wrong number or form:'
 { sed -n 's/^sha256 //p' "$tmp/chain"; sed -n "\\|  $head\$|p" SHA256SUMS; } | sort | keep named || exit
 sed -n -e '/  checkpoints\//p' -e '/  segments\//p' SHA256SUMS | sort | keep sealed || exit
 same sealed named 'checkpoints or segments that are not as the chain names them:'
+first=$(sed -n '1s/,.*//p' "$tmp/seals") number=$(sed -n '$s/,.*//p' "$tmp/seals")
 
 # 3. The signatures of the head and of SHA256SUMS, by the key that the head names.
 signed() { openssl pkeyutl -verify -pubin -inkey "$tmp/pem" -rawin -in "$1" -sigfile "$2" >/dev/null 2>&1; }
@@ -99,12 +97,9 @@ if [ -n "$key" ]; then
     sed -n 's/^signature //p' "$head" | openssl base64 -d -A | keep signature || exit
     signed "$tmp/body" "$tmp/signature" || bad "$head: not signed by its key $id"
     cmp -s "$tmp/pem" public_key.pem || bad "public_key.pem: not the key $id of $head"
-    if [ -f SHA256SUMS.sig ]; then
-        signed SHA256SUMS SHA256SUMS.sig || bad "SHA256SUMS.sig: not the signature of SHA256SUMS by the key $id"
-    else
-        [ -n "$unsigned" ] || bad 'SHA256SUMS.sig is missing (accepted with --unsigned)'
-        doubt 'PACK NOT SIGNED' 'only checkpoints and segments are; anyone can have changed the other files.'
-    fi
+    [ ! -f SHA256SUMS.sig ] || signed SHA256SUMS SHA256SUMS.sig || bad 'SHA256SUMS.sig: not the signature of SHA256SUMS'
+    [ -f SHA256SUMS.sig ] || [ -n "$unsigned" ] || bad 'SHA256SUMS.sig is missing (accepted with --unsigned)'
+    [ -f SHA256SUMS.sig ] || doubt 'PACK NOT SIGNED' 'only checkpoints/ and segments/ are certain to be unchanged.'
     [ -n "$key_id" ] || doubt 'KEY NOT CHECKED' "anyone can make a key. Compare $id with the id that you were given."
 else
     [ -n "$unsigned" ] || bad 'the last checkpoint is not signed (accepted with --unsigned)'
@@ -113,14 +108,20 @@ else
 fi
 [ "${key_id:-$id}" = "$id" ] || bad "the key of the last checkpoint is $id, not $key_id"
 
-# 4. Each checkpoint from outside is in the chain: both lists together are no longer than the chain's.
+# 4. Each checkpoint from outside is in the chain, except those before a base. The base names the last of these.
+held=''
 if [ -n "$trusted" ]; then
-    sort "$tmp/flat" | keep ours || exit
-    sort -mu "$tmp/ours" "$tmp/trusted" | keep both || exit
-    same both ours "checkpoints in $trusted that are not in this pack, which ends with $head:"
-else
-    doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone who has the key may have made all of it again.'
+    printf ' \t\tnumber %s\n' "$first" | keep begin || exit # sorts before all with this number or a higher one
+    sort "$tmp/begin" "$tmp/flat" "$tmp/flat" "$tmp/trusted" | uniq -u | sort -t "$tab" -k 3.8n | keep absent || exit
+    sed -n '/^ /,$p' "$tmp/absent" | keep later || exit
+    same begin later "checkpoints in $trusted that are not in this pack, which ends with $head:"
+    sed -n "/${tab}number $((first - 1))${tab}/{y/$tab/\n/;p;}" "$tmp/absent" | keep before || exit
+    [ ! -s "$tmp/before" ] || [ "$(sha256sum <"$tmp/before")" = "$(sed -n 's/^follows //p' "$tmp/chain")  -" ] ||
+        bad "checkpoint $((first - 1)) in $trusted: the first of this pack follows another one"
+    held=$(sort "$tmp/flat" "$tmp/trusted" | uniq -d | cat - "$tmp/before" | sed 1q)
 fi
+[ -n "$held" ] || doubt 'NOTHING TRUSTED GIVEN' \
+    'nothing from outside holds this chain: its end may be cut off, or someone who has the key may have made it again.'
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
 find segments -name '*-sources-*' | xargs cat | sed -En 's/^[0-9]+,"(([^"]|"")*)","(([^"]|"")*)",.*/\1 \3/p' |
@@ -131,9 +132,9 @@ small='y/ABCDEFGHIJKLMNOPQRSTUVWXYZ/abcdefghijklmnopqrstuvwxyz/'
     doubt 'A SIMULATOR MAY HAVE ANSWERED' 'a server that answered is on the same machine, or was asked over plain HTTP.'
 
 # 6. checks.sql, on tables of the segments' rows: is each history possible, and do the reports follow from it?
-if [ -z "$reports" ]; then
+[ -n "$reports" ] ||
     doubt 'REPORTS NOT CHECKED' 'give --reports to compare reports/ with the segments and to check each history.'
-elif [ "$found" = 0 ]; then
+if [ -n "$reports" ] && [ "$found" = 0 ]; then
     { echo number,sealed_at,last_transition_id,last_gap_id,last_source_id; cat "$tmp/seals"; } | keep seals.csv || exit
     for table in transitions gaps sources; do # each row has a digit, a header has none: one header stays
         find segments -name "*-$table-*" | sort | xargs cat | sed -e 1p -e '/^[a-z_,]*$/d' | keep "$table.csv" || exit
@@ -150,10 +151,10 @@ elif [ "$found" = 0 ]; then
 fi
 
 [ "$found" = 0 ] || exit 1
-number=$(sed -n '$s/,.*//p' "$tmp/seals")
+sed -n "s/^base /Jobs removed with checkpoint $first; nothing before it was checked: /p" "$tmp/chain"
 echo 'Who answered:' && shown <"$tmp/sources"
 [ -z "$but" ] || but=", BUT${but#,}"
-echo "OK$but: checkpoints 1 to $number, key $id${trusted:+, with all checkpoints in $trusted}"
+echo "OK$but: checkpoints $first to $number, key $id${trusted:+, with all in $trusted from $first on}"
 echo "No row sealed up to checkpoint $number was changed, removed or added since it was sealed, as far as this key and
 this checkpoint reach. It does not mean that each row was true when it was written: \`actor\` is self-asserted,
 \`clusters\`, \`workers\` and \`alerts\` are not sealed."

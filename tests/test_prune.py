@@ -1,0 +1,296 @@
+"""Retention: what is removed is gone and in the pack, the rest is as before, and a crash leaves all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tests import history
+from tests.conftest import Run
+from tests.history import ZONE, answer, register
+from tests.independent import problems
+from tests.scripted import Script
+from tests.test_checkpoint import KEY
+from tests.test_daemon import Start, until
+from tests.test_daemon import start as start
+from tests.test_verify import found, verified
+from tracker import database, guards, operate
+from tracker.audit import pack, prune, seal
+from tracker.audit.checkpoint import Base, Signed, parse, sign
+from tracker.audit.keys import SigningKey, keygen
+from tracker.audit.verify import verify
+from tracker.errors import BadConfiguration
+from tracker.models import JOBS, SEALS, TRANSITIONS
+from tracker.reports import views
+
+OLD = datetime(2024, 3, 1, 9, tzinfo=UTC)
+DAY = date(2025, 1, 1)
+HOUR = timedelta(hours=1)
+SCRIPT = Path(prune.__file__).with_name("verify.sh")
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SigningKey:
+    keygen(tmp_path / "key")
+    monkeypatch.setenv("TRACKER_SIGNING_KEY_FILE", str(tmp_path / "key"))
+    return SigningKey.load(tmp_path / "key")
+
+
+def live(engine: sa.Engine, name: str, *old: str) -> None:
+    """Write jobs that ended in 2024, one that ended now, and one that is open."""
+    for jid in old:
+        answer(engine, register(engine, jid, at=OLD), ("waiting", OLD + HOUR), ("done", OLD + 2 * HOUR))
+    now = datetime.now(UTC)
+    answer(engine, register(engine, f"new-{name}"), ("waiting", now), ("done", now))
+    register(engine, f"open-{name}")
+
+
+def chain(engine: sa.Engine) -> list[Signed]:
+    with database.reading(engine) as connection:
+        return list(seal.chain(connection))
+
+
+def removed(engine: sa.Engine, folder: Path, key: SigningKey | None, day: date | None = DAY, *ids: int) -> prune.Pruned:
+    return prune.prune(engine, prune.Choice(day, ids), folder, zone=ZONE, key=key)
+
+
+def script(folder: Path, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        ["sh", SCRIPT, "--reports", *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def reports(engine: sa.Engine) -> dict[str, list[object]]:
+    """Return the rows of each view about jobs, but for the seal of a transition."""
+    found = {}
+    with database.reading(engine) as connection:
+        for view in views.VIEWS:
+            rows = history.selected(connection, view, datetime(2027, 1, 1, tzinfo=UTC))
+            rows = [row | {"seal_id": None} for row in rows if not str(row.get("jid")).startswith("old")]
+            found[view] = sorted(rows, key=str)
+    del found["report_monthly"]  # it no longer counts what was removed
+    return found
+
+
+def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
+    engine: sa.Engine, run: Run, key: SigningKey, dialect: str, tmp_path: Path
+) -> None:
+    """Twice: both packs, the database and what left it before verify; reports on other jobs are as before."""
+    live(engine, "a", "old-1", "old-2", "old-3")
+    seal.seal(engine, key)
+    live(engine, "b")
+    before = reports(engine)
+    words = ("db", "prune", "--ended-before", "2025-01-01")
+    assert run(*words, "--dry-run") == (0, "", "3 jobs with 9 transitions would be removed.\n")
+    code, out, err = run(*words, "--export", "first")
+    assert (code, out) == (0, ""), err
+    assert "3 jobs with 9 transitions removed. They are in " in err
+    assert reports(engine) == before
+    base = chain(engine)[-1].checkpoint
+    digest = hashlib.sha256((tmp_path / "first/SHA256SUMS").read_bytes()).hexdigest()
+    assert (base.number, base.base) == (3, Base(DAY, 3, digest))
+    assert base.previous_sha256 == hashlib.sha256((tmp_path / "first/checkpoints/000002.txt").read_bytes()).hexdigest()
+    if dialect == "sqlite":
+        assert b"old-" not in b"".join(path.read_bytes() for path in tmp_path.glob("tracker.db*"))
+    assert run("show", "old-1")[0] == 1
+    assert run(*words, "--export", "none") == (0, "", "Nothing to remove: no job ended by then.\n")
+    register(engine, "later")
+    seal.seal(engine, key)
+    code, _, err = run("db", "prune", "--jid", "new-a", "--jid", "new-a", "--export", "second", "--yes")
+    assert (code, "1 job with 3 transitions removed" in err) == (0, True), err
+    run("audit", "export", "third")
+    outside = tmp_path / "outside.txt"
+    outside.write_text("\n".join(one.text for one in chain(engine)))
+    for folder, last in (("first", 2), ("second", 4), ("third", 5)):
+        assert list(problems(tmp_path / folder, key.public.id)) == []
+        (tmp_path / "some.txt").write_text("\n".join(one.text for one in chain(engine)[:last]))
+        code, said = script(tmp_path / folder, "--key-id", key.public.id, "--trusted", str(tmp_path / "some.txt"))
+        assert (code, "NOT OK" in said, "BUT" in said.replace("BUT A SIM", "")) == (0, False, False), said
+    assert f"Jobs removed with checkpoint 5; nothing before it was checked: jobs 1 pack {digest_of('second')}" in said
+    code, out, _ = run("audit", "verify", "--trusted", str(outside), "--format", "table")
+    assert code == 0, out
+    assert f"jobs that had ended before 2025-01-01 were removed with it: 3; SHA-256 of the pack {digest}" in out
+    assert "OK, BUT KEY NOT CHECKED: 4 jobs, 6 transitions, 5 checkpoints over 7 rows" in out
+    with database.reading(engine) as connection:
+        assert set(connection.exec_driver_sql("SELECT DISTINCT seal_id FROM report_transitions").scalars()) == {5}
+    (tmp_path / "some.txt").write_text(chain(engine)[2].text)  # nothing outside holds the third pack any more
+    assert "NOTHING TRUSTED GIVEN: " in script(tmp_path / "third", "--trusted", str(tmp_path / "some.txt"))[1]
+    forged = sign(chain(engine)[3].checkpoint, KEY)
+    (tmp_path / "some.txt").write_text(forged.text)
+    code, said = script(tmp_path / "third", "--trusted", str(tmp_path / "some.txt"))
+    assert (code, "NOT OK: checkpoint 4 in" in said) == (1, True), said
+
+
+def digest_of(folder: str) -> str:
+    return hashlib.sha256(Path(folder, "SHA256SUMS").read_bytes()).hexdigest()
+
+
+def raw(connection: sa.Connection, query: str) -> list[dict[str, object]]:
+    return [dict(row) for row in connection.exec_driver_sql(query).mappings()]
+
+
+def put(connection: sa.Connection, table: str, rows: list[dict[str, object]]) -> None:
+    """Insert *rows* as they are, ids included."""
+    values, by = ", ".join(f":{name}" for name in rows[0]), "OVERRIDING SYSTEM VALUE"
+    by = "" if connection.dialect.name == "sqlite" or "id" not in rows[0] else by
+    connection.execute(sa.text(f"INSERT INTO {table} ({', '.join(rows[0])}) {by} VALUES ({values})"), rows)
+
+
+def test_what_was_changed_after_a_base_is_found(engine: sa.Engine, key: SigningKey, tmp_path: Path) -> None:
+    """A job or its rows put back, a row removed, a forged base, another number of jobs, segments put back."""
+    live(engine, "a", "old-1")
+    seal.seal(engine, key)
+    with database.reading(engine) as connection:
+        rows, jobs, segments = (
+            raw(connection, query)
+            for query in (
+                "SELECT * FROM transitions WHERE job_id = 1",
+                "SELECT * FROM jobs WHERE id = 1",
+                "SELECT * FROM segments WHERE name = 'transitions'",
+            )
+        )
+    base = sign(removed(engine, tmp_path / "pack", key).base, key)
+    assert found(verified(engine, public_key=key.public)) == []
+    more = parse(base.text.replace("jobs 1 pack", "jobs 2 pack"))
+    forged = sign(replace(base.checkpoint, number=3, previous_sha256=base.sha256), KEY)
+
+    def instead(connection: sa.Connection, one: Signed) -> None:
+        values = {"checkpoint": one.text, **seal.columns(one)}
+        connection.execute(sa.update(SEALS).where(SEALS.c.id == 2).values(values))
+
+    def after(connection: sa.Connection, one: Signed) -> None:
+        connection.execute(sa.insert(SEALS).values(checkpoint=one.text, **seal.columns(one)))
+
+    attacks: list[tuple[Callable[[sa.Connection], object], str]] = [
+        (lambda c: put(c, "jobs", jobs), "job: job old-1 of cluster w1: its registration is missing"),
+        (
+            lambda c: (put(c, "jobs", jobs), put(c, "transitions", rows)),
+            "ids from 1 to 7 that are in no segment: 3",
+        ),
+        (lambda c: c.execute(sa.delete(TRANSITIONS).where(TRANSITIONS.c.id == 5)), "(4 were sealed, 3 are there)"),
+        (lambda c: put(c, "segments", segments), "rows of table segments of checkpoints before the newest base: 1"),
+        (lambda c: instead(c, more), "key: checkpoint 2: its signature is false"),
+        (lambda c: after(c, forged), f"key: checkpoint 3: it is signed with key {KEY.public.id}, which the chain did"),
+    ]
+    for attack, words in attacks:
+        with engine.connect() as connection:
+            guards.drop(connection)
+            attack(connection)
+            guards.create(connection)
+            findings = found(verify(connection, zone=ZONE))
+            connection.rollback()
+        assert any(words in one for one in findings), (words, findings)
+    assert found(verified(engine)) == []
+
+
+DYING = """
+import os, sys
+from tracker import cli
+from tracker.audit import pack, prune, seal
+sys.argv, where, name = sys.argv[1:], *sys.argv[1].split(".")
+setattr(globals()[where], name, lambda *given, **named: os.kill(os.getpid(), 9))
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_kill_at_any_point_leaves_all_or_nothing(
+    engine: sa.Engine, url: str, key: SigningKey, dialect: str, tmp_path: Path
+) -> None:
+    """Before the commit nothing is removed, after it everything; a pack is complete or not there, and can be kept."""
+    live(engine, "a", "old-1", "old-2")
+    points = ["pack._put_reports", "prune.verify", "prune._lock", "prune.guards", "seal.write_base", "seal._append"]
+    for number, point in enumerate([*points, "prune.Pruned", *(["prune._empty_wal"] if dialect == "sqlite" else [])]):
+        words = ["db", "prune", "--ended-before", "2025-01-01", "--export", f"pack-{number}"]
+        done = subprocess.run(
+            [sys.executable, "-c", DYING, point, *words], env=os.environ | {"TRACKER_DATABASE_URL": url}, timeout=60
+        )
+        assert done.returncode in (-signal.SIGKILL, 1), point
+        with database.reading(engine) as connection:
+            jobs, bases = prune.count(connection, prune.Choice(DAY))[0], seal.base(connection)
+        left = (2, None) if point != "prune._empty_wal" else (0, bases)
+        assert (jobs, bases) == left, point
+        assert found(verified(engine)) == [], point
+        if (pack_ := tmp_path / f"pack-{number}").exists():
+            assert (point != "pack._put_reports", list(problems(pack_, key.public.id))) == (True, [])
+
+
+@pytest.mark.parametrize("first", [KEY, None])
+def test_a_base_over_nothing_and_one_by_a_new_key(engine: sa.Engine, tmp_path: Path, first: SigningKey | None) -> None:
+    """The chain goes on where no row is left, where it is not signed, and where the base is the new key's first."""
+    with database.writing(engine) as connection:
+        job = connection.execute(sa.insert(JOBS).values(cluster="w1", jid="old")).inserted_primary_key[0]
+        operate.withdraw(connection, job, "alice", "mistaken")
+    assert removed(engine, tmp_path / "1", first, None, job).base.rows == 0
+    keygen(tmp_path / "new")
+    second = SigningKey.load(tmp_path / "new")
+    live(engine, "a")
+    seal.seal(engine, first, next_key=second.public if first else None)
+    if first:
+        with pytest.raises(BadConfiguration, match="announced another key"):
+            removed(engine, tmp_path / "2", first, None, job + 1)
+    assert removed(engine, tmp_path / "3", second, None, job + 1).base.number == 4
+    assert (found(verified(engine, public_key=second.public)), len(chain(engine))) == ([], 4)
+    pack.export(engine, tmp_path / "4", zone=ZONE, key=second)
+    for name in "134":
+        code, said = script(tmp_path / name, "--unsigned")
+        assert code == 0, said
+
+
+def test_what_cannot_be_removed_is_refused(engine: sa.Engine, run: Run, key: SigningKey, tmp_path: Path) -> None:
+    """An open job, a day in the future, a folder that exists, a checkpoint made meanwhile: nothing is removed."""
+    live(engine, "a", "old-1")
+    for code, words, said in (
+        (1, "--jid open-a --export x", "job open-a is open: withdraw it first"),
+        (1, "--jid none --export x", "no job has the jid"),
+        (1, f"--jid new-a --export {tmp_path}", "exists: name a new folder"),
+        (2, "--ended-before 2999-01-01 --export x", "2999-01-01 is in the future"),
+        (2, "--ended-before 2025-01-01", "give --export DIR"),
+        (2, "--export x", "give either"),
+    ):
+        result = run("db", "prune", *words.split())
+        assert (result[0], said in result[2]) == (code, True), result
+    real, prune._reread = prune._reread, lambda made: (register(engine, "b"), seal.seal(engine, key))
+    code, _, err = run("db", "prune", "--ended-before", "2025-01-01", "--export", "pack")
+    prune._reread = real
+    assert (code, "something was sealed while the pack was written; nothing was removed. Delete" in err) == (75, True)
+    assert found(verified(engine)) == []
+
+
+def test_daemons_go_on(engine: sa.Engine, start: Start, script: Script, key: SigningKey, tmp_path: Path) -> None:
+    """A daemon that polls, and a process that registers all the time, wait for a moment; nothing is lost."""
+    live(engine, "a", "old-1")
+    script.default = "done"
+    over, added = threading.Event(), []
+
+    def busy() -> None:
+        while not over.is_set():
+            added.append(register(engine, f"busy-{len(added)}"))
+
+    daemon, writer = start(), threading.Thread(target=busy)
+    writer.start()
+    until(lambda: len(script.asked) > 20)
+    try:
+        assert removed(engine, tmp_path / "pack", key).jobs == 1
+        asked = len(script.asked)
+        until(lambda: len(script.asked) > asked + 20)
+    finally:
+        over.set()
+        writer.join()
+    daemon.terminate()
+    assert daemon.wait() == 0
+    with database.reading(engine) as connection:
+        jobs = connection.execute(sa.select(sa.func.count()).select_from(JOBS)).scalar_one()
+    assert (jobs, found(verified(engine))) == (len(added) + 2, [])
+    assert "error" not in (tmp_path / "daemon.log").read_text().replace("Error 0", "")
