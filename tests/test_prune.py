@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -27,7 +27,7 @@ from tests.test_daemon import start as start
 from tests.test_verify import found, verified
 from tracker import database, guards, operate
 from tracker.audit import pack, prune, seal
-from tracker.audit.checkpoint import Base, Signed, parse, sign
+from tracker.audit.checkpoint import Base, Checkpoint, Signed, parse, sign
 from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.verify import verify
 from tracker.errors import BadConfiguration
@@ -35,7 +35,7 @@ from tracker.models import JOBS, SEALS, TRANSITIONS
 from tracker.reports import views
 
 OLD = datetime(2024, 3, 1, 9, tzinfo=UTC)
-DAY = date(2025, 1, 1)
+DAY = datetime(2025, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SCRIPT = Path(prune.__file__).with_name("verify.sh")
 
@@ -61,8 +61,8 @@ def chain(engine: sa.Engine) -> list[Signed]:
         return list(seal.chain(connection))
 
 
-def removed(engine: sa.Engine, folder: Path, key: SigningKey | None, day: date | None = DAY, *ids: int) -> prune.Pruned:
-    return prune.prune(engine, prune.Choice(day, ids), folder, zone=ZONE, key=key)
+def removed(engine: sa.Engine, folder: Path, key: SigningKey | None, *ids: int) -> Checkpoint:
+    return prune.prune(engine, prune.Choice(None if ids else DAY, ids), folder, zone=ZONE, key=key)
 
 
 def script(folder: Path, *arguments: str) -> tuple[int, str]:
@@ -72,7 +72,7 @@ def script(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def reports(engine: sa.Engine) -> dict[str, list[object]]:
+def reports(engine: sa.Engine) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each view about jobs, but for the seal of a transition."""
     found = {}
     with database.reading(engine) as connection:
@@ -96,20 +96,20 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     assert run(*words, "--dry-run") == (0, "", "3 jobs with 9 transitions would be removed.\n")
     code, out, err = run(*words, "--export", "first")
     assert (code, out) == (0, ""), err
-    assert "3 jobs with 9 transitions removed. They are in " in err
+    assert "3 jobs removed, and checkpoint 3 is the new base. Keep first as proof" in err
     assert reports(engine) == before
     base = chain(engine)[-1].checkpoint
     digest = hashlib.sha256((tmp_path / "first/SHA256SUMS").read_bytes()).hexdigest()
-    assert (base.number, base.base) == (3, Base(DAY, 3, digest))
+    assert (base.number, base.base) == (3, Base(DAY.date(), 3, digest))
     assert base.previous_sha256 == hashlib.sha256((tmp_path / "first/checkpoints/000002.txt").read_bytes()).hexdigest()
     if dialect == "sqlite":
         assert b"old-" not in b"".join(path.read_bytes() for path in tmp_path.glob("tracker.db*"))
     assert run("show", "old-1")[0] == 1
-    assert run(*words, "--export", "none") == (0, "", "Nothing to remove: no job ended by then.\n")
+    assert run(*words, "--export", "none") == (0, "", "Nothing to remove: no job had ended by then.\n")
     register(engine, "later")
     seal.seal(engine, key)
     code, _, err = run("db", "prune", "--jid", "new-a", "--jid", "new-a", "--export", "second", "--yes")
-    assert (code, "1 job with 3 transitions removed" in err) == (0, True), err
+    assert (code, "1 job removed" in err) == (0, True), err
     run("audit", "export", "third")
     outside = tmp_path / "outside.txt"
     outside.write_text("\n".join(one.text for one in chain(engine)))
@@ -137,15 +137,15 @@ def digest_of(folder: str) -> str:
     return hashlib.sha256(Path(folder, "SHA256SUMS").read_bytes()).hexdigest()
 
 
-def raw(connection: sa.Connection, query: str) -> list[dict[str, object]]:
+def raw(connection: sa.Connection, query: str) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.exec_driver_sql(query).mappings()]
 
 
-def put(connection: sa.Connection, table: str, rows: list[dict[str, object]]) -> None:
+def put(connection: sa.Connection, table: str, rows: list[dict[str, Any]]) -> object:
     """Insert *rows* as they are, ids included."""
     values, by = ", ".join(f":{name}" for name in rows[0]), "OVERRIDING SYSTEM VALUE"
     by = "" if connection.dialect.name == "sqlite" or "id" not in rows[0] else by
-    connection.execute(sa.text(f"INSERT INTO {table} ({', '.join(rows[0])}) {by} VALUES ({values})"), rows)
+    return connection.execute(sa.text(f"INSERT INTO {table} ({', '.join(rows[0])}) {by} VALUES ({values})"), rows)
 
 
 def test_what_was_changed_after_a_base_is_found(engine: sa.Engine, key: SigningKey, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_what_was_changed_after_a_base_is_found(engine: sa.Engine, key: SigningK
                 "SELECT * FROM segments WHERE name = 'transitions'",
             )
         )
-    base = sign(removed(engine, tmp_path / "pack", key).base, key)
+    base = sign(removed(engine, tmp_path / "pack", key), key)
     assert found(verified(engine, public_key=key.public)) == []
     more = parse(base.text.replace("jobs 1 pack", "jobs 2 pack"))
     forged = sign(replace(base.checkpoint, number=3, previous_sha256=base.sha256), KEY)
@@ -197,50 +197,54 @@ def test_what_was_changed_after_a_base_is_found(engine: sa.Engine, key: SigningK
 
 DYING = """
 import os, sys
-from tracker import cli
+from tracker import cli, guards
 from tracker.audit import pack, prune, seal
-sys.argv, where, name = sys.argv[1:], *sys.argv[1].split(".")
-setattr(globals()[where], name, lambda *given, **named: os.kill(os.getpid(), 9))
-cli.main(sys.argv[1:])
+from tracker.cli import db
+room, name, left = globals()[sys.argv[1]], sys.argv[2], [int(sys.argv[3])]
+real = getattr(room, name)
+def dying(*given, **named):
+    left[0] -= 1
+    return real(*given, **named) if left[0] else os.kill(os.getpid(), 9)
+setattr(room, name, dying)
+cli.main(sys.argv[4:])
 """
+POINTS = ("pack _put_reports 1", "prune verify 1", "prune _lock 1", "seal _append 1", "guards check 3", "db counted 3")
 
 
 def test_a_kill_at_any_point_leaves_all_or_nothing(
-    engine: sa.Engine, url: str, key: SigningKey, dialect: str, tmp_path: Path
+    engine: sa.Engine, url: str, key: SigningKey, tmp_path: Path
 ) -> None:
     """Before the commit nothing is removed, after it everything; a pack is complete or not there, and can be kept."""
     live(engine, "a", "old-1", "old-2")
-    points = ["pack._put_reports", "prune.verify", "prune._lock", "prune.guards", "seal.write_base", "seal._append"]
-    for number, point in enumerate([*points, "prune.Pruned", *(["prune._empty_wal"] if dialect == "sqlite" else [])]):
-        words = ["db", "prune", "--ended-before", "2025-01-01", "--export", f"pack-{number}"]
-        done = subprocess.run(
-            [sys.executable, "-c", DYING, point, *words], env=os.environ | {"TRACKER_DATABASE_URL": url}, timeout=60
-        )
-        assert done.returncode in (-signal.SIGKILL, 1), point
+    for number, point in enumerate(POINTS):
+        words = [*point.split(), "db", "prune", "--ended-before", "2025-01-01", "--export", f"pack-{number}"]
+        env = os.environ | {"TRACKER_DATABASE_URL": url}
+        assert subprocess.run([sys.executable, "-c", DYING, *words], env=env, timeout=60).returncode == -9, point
         with database.reading(engine) as connection:
-            jobs, bases = prune.count(connection, prune.Choice(DAY))[0], seal.base(connection)
-        left = (2, None) if point != "prune._empty_wal" else (0, bases)
-        assert (jobs, bases) == left, point
+            jobs, _ = prune.Choice(DAY).count(connection)
+            bases = [one.checkpoint.number for one in seal.chain(connection) if one.checkpoint.base]
+        assert (jobs, bases) == ((2, []) if point != POINTS[-1] else (0, [2])), point
         assert found(verified(engine)) == [], point
-        if (pack_ := tmp_path / f"pack-{number}").exists():
-            assert (point != "pack._put_reports", list(problems(pack_, key.public.id))) == (True, [])
+        assert (folder := tmp_path / f"pack-{number}").exists() == (number > 0), point
+        assert number == 0 or list(problems(folder, key.public.id)) == [], point
 
 
 @pytest.mark.parametrize("first", [KEY, None])
 def test_a_base_over_nothing_and_one_by_a_new_key(engine: sa.Engine, tmp_path: Path, first: SigningKey | None) -> None:
     """The chain goes on where no row is left, where it is not signed, and where the base is the new key's first."""
     with database.writing(engine) as connection:
-        job = connection.execute(sa.insert(JOBS).values(cluster="w1", jid="old")).inserted_primary_key[0]
+        new = sa.insert(JOBS).values(cluster="w1", jid="old").returning(JOBS.c.id)
+        job = connection.execute(new).scalar_one()
         operate.withdraw(connection, job, "alice", "mistaken")
-    assert removed(engine, tmp_path / "1", first, None, job).base.rows == 0
+    assert removed(engine, tmp_path / "1", first, job).rows == 0
     keygen(tmp_path / "new")
     second = SigningKey.load(tmp_path / "new")
     live(engine, "a")
     seal.seal(engine, first, next_key=second.public if first else None)
     if first:
         with pytest.raises(BadConfiguration, match="announced another key"):
-            removed(engine, tmp_path / "2", first, None, job + 1)
-    assert removed(engine, tmp_path / "3", second, None, job + 1).base.number == 4
+            removed(engine, tmp_path / "2", first, job + 1)
+    assert removed(engine, tmp_path / "3", second, job + 1).number == 4
     assert (found(verified(engine, public_key=second.public)), len(chain(engine))) == ([], 4)
     pack.export(engine, tmp_path / "4", zone=ZONE, key=second)
     for name in "134":
@@ -248,23 +252,29 @@ def test_a_base_over_nothing_and_one_by_a_new_key(engine: sa.Engine, tmp_path: P
         assert code == 0, said
 
 
-def test_what_cannot_be_removed_is_refused(engine: sa.Engine, run: Run, key: SigningKey, tmp_path: Path) -> None:
+def test_what_cannot_be_removed_is_refused(
+    engine: sa.Engine, run: Run, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An open job, a day in the future, a folder that exists, a checkpoint made meanwhile: nothing is removed."""
     live(engine, "a", "old-1")
     for code, words, said in (
         (1, "--jid open-a --export x", "job open-a is open: withdraw it first"),
         (1, "--jid none --export x", "no job has the jid"),
         (1, f"--jid new-a --export {tmp_path}", "exists: name a new folder"),
-        (2, "--ended-before 2999-01-01 --export x", "2999-01-01 is in the future"),
+        (1, "--ended-before 2999-01-01 --export x", "2999-01-01 is in the future"),
         (2, "--ended-before 2025-01-01", "give --export DIR"),
         (2, "--export x", "give either"),
     ):
         result = run("db", "prune", *words.split())
         assert (result[0], said in result[2]) == (code, True), result
-    real, prune._reread = prune._reread, lambda made: (register(engine, "b"), seal.seal(engine, key))
+
+    def meanwhile(made: pack.Pack) -> None:
+        register(engine, "b")
+        seal.seal(engine, key)
+
+    monkeypatch.setattr(prune, "_reread", meanwhile)
     code, _, err = run("db", "prune", "--ended-before", "2025-01-01", "--export", "pack")
-    prune._reread = real
-    assert (code, "something was sealed while the pack was written; nothing was removed. Delete" in err) == (75, True)
+    assert (code, "something was sealed while the pack was written: nothing was removed. Delete" in err) == (75, True)
     assert found(verified(engine)) == []
 
 
@@ -272,7 +282,8 @@ def test_daemons_go_on(engine: sa.Engine, start: Start, script: Script, key: Sig
     """A daemon that polls, and a process that registers all the time, wait for a moment; nothing is lost."""
     live(engine, "a", "old-1")
     script.default = "done"
-    over, added = threading.Event(), []
+    over = threading.Event()
+    added: list[int] = []
 
     def busy() -> None:
         while not over.is_set():
@@ -282,7 +293,7 @@ def test_daemons_go_on(engine: sa.Engine, start: Start, script: Script, key: Sig
     writer.start()
     until(lambda: len(script.asked) > 20)
     try:
-        assert removed(engine, tmp_path / "pack", key).jobs == 1
+        assert removed(engine, tmp_path / "pack", key).base == Base(DAY.date(), 1, digest_of("pack"))
         asked = len(script.asked)
         until(lambda: len(script.asked) > asked + 20)
     finally:

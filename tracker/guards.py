@@ -230,7 +230,7 @@ def drop(connection: sa.Connection) -> None:
 def off(connection: sa.Connection) -> Iterator[None]:
     """Switch every guard off during the block, for the transaction of *connection* alone; a rollback switches them on.
 
-    Only the owner of the tables can. On PostgreSQL others can still read them, unlike after `drop`.
+    Only the owner of the tables can. On PostgreSQL others can read the tables meanwhile, unlike after `drop`.
     """
     if connection.dialect.name == "sqlite":
         drop(connection)
@@ -238,12 +238,11 @@ def off(connection: sa.Connection) -> Iterator[None]:
         create(connection)
         return
     schema = _schema(connection)
-    triggers = {name: f"{schema}.{table}" for name, (table, _) in _postgresql_triggers(schema).items()}
-    for name, table in triggers.items():
-        database.execute(connection, f"ALTER TABLE {table} DISABLE TRIGGER {name}")
-    yield
-    for name, table in triggers.items():
-        database.execute(connection, f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}")
+    for how in ("DISABLE", "ENABLE ALWAYS"):
+        for name, (table, _) in _postgresql_triggers(schema).items():
+            database.execute(connection, f"ALTER TABLE {schema}.{table} {how} TRIGGER {name}")
+        if how == "DISABLE":
+            yield
 
 
 def _rows(connection: sa.Connection, query: str, names: Iterable[str]) -> list[sa.Row[*tuple[Any, ...]]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Final
 
 from tracker.status import Anomaly, Cause
@@ -219,8 +219,8 @@ class Overview:
         lost, failed: Jobs in this state, since the first entered it.
         due_within: Number of unsettled jobs whose deadline is ahead, by the days (of the legal zone) that are left.
         anomalies: Transitions of the last day, by anomaly.
-        retention: The setting.
-        retained: Ended jobs that are older than that, and when the first became so.
+        retained_to: Jobs that had ended before this day (UTC) are older than the setting `retention`.
+        retained: These jobs, and when the first became older.
         downloads: Exports whose download window closes within a day, and when the first window closes.
         seals: How the history is sealed.
         alerts: Rows of needs that exist, or whose end was not sent yet.
@@ -237,16 +237,11 @@ class Overview:
     failed: Group = Group()
     due_within: dict[int, int] = field(default_factory=dict)
     anomalies: dict[Anomaly, Group] = field(default_factory=dict)
-    retention: timedelta | None = None
+    retained_to: date | None = None
     retained: Group = Group()
     downloads: Group = Group()
     seals: Seals = Seals()
     alerts: tuple[Alerted, ...] = ()
-
-    @property
-    def retained_before(self) -> date | None:
-        """Jobs that had ended before this day (UTC) are older than `retention`; None: all jobs are kept."""
-        return None if self.retention is None else (self.now - self.retention).astimezone(UTC).date()
 
     @property
     def open(self) -> int:
@@ -341,8 +336,8 @@ def _jobs(seen: Overview) -> Iterator[Need]:
     for word, group in seen.anomalies.items():
         what = f"{_count(group.count, 'transition')} with the anomaly {word} in the last 24 hours"
         yield _need("anomaly", what, word, group.since, group.count)
-    if (count := seen.retained.count) and (day := seen.retained_before) is not None:
-        what = f"{_count(count, 'job')} ended before {day}, longer ago than TRACKER_RETENTION"
+    if count := seen.retained.count:
+        what = f"{_count(count, 'job')} ended before {seen.retained_to}, longer ago than TRACKER_RETENTION"
         yield _need("retention", f"{what}{_note(_since(seen.retained.since))}", "", seen.retained.since, count)
     if count := seen.downloads.count:
         what = f"{_count(count, 'export')} whose download window closes within a day"

@@ -47,7 +47,6 @@ class Pack:
     """What was written."""
 
     folder: Path
-    first: int  # the number of the first checkpoint: 1, or the newest base's
     last: checkpoint.Checkpoint
     rows: int  # in the segments
     is_signed: bool  # whether the key of the last checkpoint signed SHA256SUMS
@@ -124,8 +123,7 @@ def _write(
         raise Refused("nothing is sealed yet, so there is nothing to export: `tracker run` seals, `run --once` too")
     last = head.checkpoint
     folder = _Folder(temporary)
-    base = seal.base(connection)
-    rows = _put_segments(connection, folder, base, last, progress)
+    rows = _put_segments(connection, folder, last, progress)
     sealed = Sealed(last.number, last.sealed_at, *(last.ids[table][1] for table in lines.TABLES))
     _put_reports(connection, folder, sealed, zone, progress)
     folder.put("reports/report.html", [page.render(connection, as_of=sealed, zone=zone).encode()])
@@ -149,21 +147,13 @@ def _write(
         folder.put(f"{SUMS}.sig", [key.sign(listing)])
     above = " UNION ALL ".join(f"SELECT id FROM {table} WHERE id > {last.ids[table][1]}" for table in lines.TABLES)
     unsealed = connection.exec_driver_sql(f"SELECT count(*) FROM ({above}) unsealed").scalar_one()
-    return Pack(target, base.checkpoint.number if base else 1, last, rows, is_signed, digest, unsealed)
+    return Pack(target, last, rows, is_signed, digest, unsealed)
 
 
-def _put_segments(
-    connection: sa.Connection,
-    folder: _Folder,
-    base: checkpoint.Signed | None,
-    last: checkpoint.Checkpoint,
-    progress: Progress,
-) -> int:
-    """Write the checkpoints from *base* on, and their segments; return how many rows they have.
+def _put_segments(connection: sa.Connection, folder: _Folder, last: checkpoint.Checkpoint, progress: Progress) -> int:
+    """Write the checkpoints from the newest base on, and their segments, and return how many rows they have.
 
-    Each table is read once, in order.
-
-    A row that was changed, removed or added changes its segment, or a later one.
+    Each table is read once, in order. A row that was changed, removed or added changes its segment, or a later one.
     """
     written, total = 0, sum(last.ids[table][1] for table in lines.TABLES)
     with ExitStack() as stack:
@@ -171,7 +161,7 @@ def _put_segments(
         for table in lines.TABLES:
             rows[table] = stack.enter_context(closing(lines.stream(connection, table, 0, last.ids[table][1])))
             sizes[table] = stack.enter_context(closing(_sizes(connection, table)))
-        for signed in stack.enter_context(closing(seal.chain(connection, base))):
+        for signed in stack.enter_context(closing(seal.chain(connection, whole=False))):
             one = signed.checkpoint
             folder.put(checkpoint.path(one.number), [signed.text.encode()])
             for segment in one.segments:

@@ -19,8 +19,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
-from datetime import datetime, timedelta
+from contextlib import AbstractContextManager, closing
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ WRITTEN: Final = {
 }
 """By table: the id of a row, and when it says that it was written."""
 Ids = dict[str, int]  # by table
+Reading = Callable[[], AbstractContextManager[sa.Connection]]
 _NEWEST: Final = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table}) AS {table}" for table in TABLES)
 
 
@@ -86,7 +87,7 @@ def seal(
             return None
         if before is not None:
             require_key(engine, key, before)
-        signed, segments = _build(engine, before, newest, key, next_key)
+        signed, segments = _build(partial(database.reading, engine), before, newest, key, next_key)
         if _write(engine, before, signed, segments):
             return signed
     raise DatabaseUnavailable("other daemons sealed first each time: try again")
@@ -98,27 +99,28 @@ def head(connection: sa.Connection) -> Signed | None:
     return None if text is None else _parsed(text)
 
 
-def base(connection: sa.Connection) -> Signed | None:
-    """Return the newest base checkpoint; None: no job was ever removed. Raise BadCheckpoint if its text is damaged.
+def write_base(reading: Reading, before: Signed, key: SigningKey | None, removed: Base) -> Checkpoint:
+    """Seal all rows again with a checkpoint that follows *before*, the newest, and return it.
 
-    The rows of segments begin with it, so it is found at once; a base over no rows has none.
+    *reading* yields the connection; its transaction alone writes history, with the guards off.
     """
-    seals, first = models.SEALS.c, sa.func.min(models.SEGMENTS.c.seal_id)
-    oldest = sa.select(sa.func.coalesce(first, sa.literal(2**63 - 1, models.BIG))).scalar_subquery()
-    query = sa.select(seals.checkpoint).where(seals.id <= oldest, seals.checkpoint.contains("\nbase "))
-    text = connection.execute(query.order_by(seals.id.desc()).limit(1)).scalar()
-    return None if text is None else _parsed(text)
+    with reading() as connection:
+        newest = connection.exec_driver_sql(_NEWEST).one()._asdict()
+        signed, segments = _build(reading, before, newest, key, None, removed)
+        connection.execute(sa.delete(models.SEGMENTS))
+        _append(connection, signed, segments)
+    return signed.checkpoint
 
 
-def chain(connection: sa.Connection, since: Signed | None = None) -> Generator[Signed, None, None]:
+def chain(connection: sa.Connection, *, whole: bool = True) -> Generator[Signed, None, None]:
     """Yield the checkpoints, oldest first, in bounded memory. Raise BadCheckpoint if the text of one is damaged.
 
-    *since*: begin with this one; None: begin with the first.
+    *whole*: from number 1 on; else from the newest base on, if there is one.
     """
     query = sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id)
-    if since is not None:
-        same = sa.select(models.SEALS.c.id).where(models.SEALS.c.checkpoint_sha256 == since.sha256)
-        query = query.where(models.SEALS.c.id >= same.scalar_subquery())
+    if not whole:
+        base = sa.select(sa.func.max(models.SEALS.c.id)).where(models.SEALS.c.checkpoint.contains("\nbase "))
+        query = query.where(models.SEALS.c.id >= sa.func.coalesce(base.scalar_subquery(), 0))
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
 
@@ -179,88 +181,53 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
 
 
 def _build(
-    engine: sa.Engine, before: Signed | None, newest: Ids, key: SigningKey | None, next_key: PublicKey | None
-) -> tuple[Signed, list[dict[str, Any]]]:
-    """Return the checkpoint that follows *before*, up to *newest*, and its segments."""
-    ids = {
-        table: (id_, max(id_, newest[table])) for table, id_ in _sealed(before).items()
-    }  # verify finds ids that fell
-    # Each segment in a short transaction of its own: in SQLite's DELETE mode a reader holds up a COMMIT.
-    segments = list(_segments(partial(database.reading, engine), ids))
-    with database.reading(engine) as connection:
-        now = database.now(connection)
-    return _following(before, now, ids, segments, key, next_key=next_key), segments
-
-
-def write_base(
-    connection: sa.Connection,
-    before: Signed,
-    key: SigningKey | None,
-    removed: Base,
-    progress: Callable[[int], object] = lambda rows: None,
-) -> Signed:
-    """Seal all rows again with a checkpoint that follows *before*, and return it.
-
-    Args:
-        connection: In a transaction that alone writes history, with the guards off.
-        before: The newest checkpoint.
-        key: Signs it, see `require_key`.
-        removed: What was removed.
-        progress: Is called with the number of rows of each segment.
-    """
-    connection.execute(sa.delete(models.SEGMENTS))
-    newest = connection.exec_driver_sql(_NEWEST).one()._asdict()
-    ids = {table: (0, max(id_, newest[table])) for table, id_ in _sealed(before).items()}
-    segments = []
-    for segment in _segments(lambda: nullcontext(connection), ids):
-        segments.append(segment)
-        progress(segment["rows"])
-    signed = _following(before, database.now(connection), ids, segments, key, base=removed)
-    _append(connection, signed, segments)
-    return signed
-
-
-def _following(
+    reading: Reading,
     before: Signed | None,
-    now: datetime,
-    ids: dict[str, tuple[int, int]],
-    segments: list[dict[str, Any]],
+    newest: Ids,
     key: SigningKey | None,
-    *,
-    next_key: PublicKey | None = None,
-    base: Base | None = None,
-) -> Signed:
-    """Return the checkpoint that follows *before* and has these ids and segments."""
+    next_key: PublicKey | None,
+    removed: Base | None = None,
+) -> tuple[Signed, list[dict[str, Any]]]:
+    """Return the checkpoint that follows *before*, up to *newest*, and its segments; a base has all rows."""
+    sealed = _sealed(before)
+    wanted = {table: max(id_, newest[table]) for table, id_ in sealed.items()}  # verify finds ids that fell
+    if removed is not None:
+        sealed = _sealed(None)
+    segments: list[dict[str, Any]] = []
+    for table in TABLES:
+        segments += _segments(reading, table, sealed[table], wanted[table])
+    with reading() as connection:
+        now = database.now(connection)
     checkpoint = Checkpoint(
         origin=before.checkpoint.origin if before else os.urandom(16).hex(),
         number=before.checkpoint.number + 1 if before else 1,
         previous_sha256=before.sha256 if before else None,
         sealed_at=max(now, before.checkpoint.sealed_at) if before else now,
-        ids=ids,
+        ids={table: (sealed[table], wanted[table]) for table in TABLES},
         rows=sum(segment["rows"] for segment in segments),
         segments=tuple(SealedSegment(segment["name"], segment["part"], segment["sha256"]) for segment in segments),
         next_key=next_key,
-        base=base,
+        base=removed,
     )
-    return sign(checkpoint, key)
+    return sign(checkpoint, key), segments
 
 
-def _segments(
-    reading: Callable[[], AbstractContextManager[sa.Connection]], ids: dict[str, tuple[int, int]]
-) -> Iterator[dict[str, Any]]:
-    """Yield the segments of the rows whose ids are above the first of *ids*, up to the second, table by table."""
-    for table, (after, upto) in ids.items():
-        part = 0
-        while after < upto:
-            with reading() as connection:
-                rows = list(lines.stream(connection, table, after, upto, SEGMENT_ROWS))
-            if not rows:  # they were deleted past the guards: verify finds that
-                break
-            content = lines.header(table) + b"".join(line for _, line in rows)
-            part += 1
-            segment = {"name": table, "part": part, "first_id": rows[0][0], "last_id": rows[-1][0], "rows": len(rows)}
-            yield segment | {"sha256": hashlib.sha256(content).hexdigest()}
-            after = rows[-1][0]
+def _segments(reading: Reading, table: str, after: int, upto: int) -> Iterator[dict[str, Any]]:
+    """Yield the segments of the rows with after < id <= upto.
+
+    Each is read in a short transaction of its own: in SQLite's DELETE mode a reader holds up a COMMIT.
+    """
+    part = 0
+    while after < upto:
+        with reading() as connection:
+            rows = list(lines.stream(connection, table, after, upto, SEGMENT_ROWS))
+        if not rows:  # they were deleted past the guards: verify finds that
+            return
+        content = lines.header(table) + b"".join(line for _, line in rows)
+        part += 1
+        segment = {"name": table, "part": part, "first_id": rows[0][0], "last_id": rows[-1][0], "rows": len(rows)}
+        yield segment | {"sha256": hashlib.sha256(content).hexdigest()}
+        after = rows[-1][0]
 
 
 def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: list[dict[str, Any]]) -> bool:

@@ -142,18 +142,10 @@ class _Verification:
     def _scalar(self, query: str) -> Any:
         return self._connection.exec_driver_sql(query).scalar()
 
-    def _find(
-        self,
-        what: FindingKind,
-        message: str,
-        checkpoint: int | None = None,
-        segment: str | None = None,
-        *,
-        is_note: bool = False,
-    ) -> None:
+    def _find(self, what: FindingKind, message: str, checkpoint: int | None = None, segment: str | None = None) -> None:
         place = segment or (f"checkpoint {checkpoint}" if checkpoint else "")
         message = printable(f"{place}: {message}" if place else message)
-        self._keep(AuditFinding(what, message, checkpoint, segment, is_note=is_note))
+        self._keep(AuditFinding(what, message, checkpoint, segment))
 
     def _keep(self, finding: AuditFinding) -> None:
         kept = self._report.notes if finding.is_note else self._report.findings
@@ -212,8 +204,9 @@ class _Verification:
         self._signature(one, seal.is_genuine)
         if one.base is not None:
             day = f" that had ended before {one.base.ended_before}" if one.base.ended_before else ""
-            message = f"jobs{day} were removed with it: {one.base.jobs}; SHA-256 of the pack {one.base.pack_sha256}"
-            self._find(FindingKind.CHECKPOINT, message, one.number, is_note=True)
+            message = f"checkpoint {one.number}: jobs{day} were removed with it: {one.base.jobs}; SHA-256 of the pack"
+            message += f" {one.base.pack_sha256}"
+            self._keep(AuditFinding(FindingKind.CHECKPOINT, message, one.number, is_note=True))
         if seal.row.id < self._base:
             pass  # its rows were removed, or belong to the base
         elif seal.is_certain(following):

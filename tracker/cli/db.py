@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import click
 
 from tracker.cli.look import opened
 from tracker.cli.output import counted, example, plain, progress
-from tracker.errors import InvalidField, SchemaMismatch
+from tracker.errors import SchemaMismatch
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -98,13 +98,17 @@ def grants(owner: str, writer: str, auditor: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
 @click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
 def prune(
-    ended_before: datetime | None, jids: tuple[str, ...], cluster: str | None, folder: Path | None, **flags: bool
+    ended_before: datetime | None,
+    jids: tuple[str, ...],
+    cluster: str | None,
+    folder: Path | None,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Remove ended jobs and all their rows, after an evidence pack of the whole record is written to DIR.
 
-    Only the owner of the tables can. Writes the pack and verifies it, then removes the jobs and seals what is left with
-    a new base checkpoint, which names the pack: all of it, or nothing. Daemons may run; they wait at the end. The pack,
-    backups and copies keep the rows: delete those when you may not keep them.
+    Only the owner of the tables can. What is left is sealed again with a base checkpoint, which names the pack. On an
+    error nothing is removed. The pack, backups and copies keep the rows: delete those when you may not keep them.
     """
     from tracker import database, operate
     from tracker.audit import prune as room
@@ -112,38 +116,30 @@ def prune(
 
     if (ended_before is None) == (not jids):
         raise click.UsageError("give either --ended-before DATE or --jid JID")
-    if folder is None and not flags["dry_run"]:
+    if folder is None and not dry_run:
         raise click.UsageError("give --export DIR, a new folder for the pack, or --dry-run")
     with opened() as (settings, engine), progress() as report_progress:
         with database.reading(engine) as connection:
-            try:
-                if ended_before is None:
-                    ids = tuple(operate.find(connection, jid, cluster).job_id for jid in dict.fromkeys(jids))
-                    choice = room.named(connection, ids)
-                else:
-                    choice = room.ended_before(connection, ended_before.date())
-            except InvalidField as error:
-                raise click.BadParameter(error.problem, param_hint="'--ended-before'") from None
-            if folder is not None and not flags["dry_run"]:
+            if not dry_run:
                 room.require_owner(connection)
-            jobs, transitions = room.count(connection, choice)
+            ids = {operate.find(connection, jid, cluster).job_id for jid in jids}
+            choice = room.Choice(ended_before and ended_before.replace(tzinfo=UTC), tuple(ids))
+            jobs, transitions = choice.count(connection)
         what = f"{counted(jobs, 'job')} with {counted(transitions, 'transition')}"
-        if not jobs or folder is None or flags["dry_run"]:
-            click.echo(f"{what} would be removed." if jobs else "Nothing to remove: no job ended by then.", err=True)
+        if folder is None or dry_run or not jobs:
+            click.echo(
+                f"{what} would be removed." if jobs else "Nothing to remove: no job had ended by then.", err=True
+            )
             return
-        if sys.stdin.isatty() and not flags["yes"]:
+        if sys.stdin.isatty() and not yes:
             click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        made = room.prune(engine, choice, folder, zone=settings.zone, key=key, progress=report_progress)
-    what = f"{counted(made.jobs, 'job')} with {counted(made.transitions, 'transition')}"
-    lines = [
-        f"{what} removed. They are in {made.pack.folder} (SHA-256 of SHA256SUMS: {made.pack.sha256}): keep it as proof",
-        f"Checkpoint {made.base.number} is the new base, over {counted(made.base.rows, 'row')}",
-    ]
-    if engine.dialect.name != "sqlite":
-        lines.append("The server keeps the removed rows in its files until VACUUM and later writes replace them")
-    for line in lines:
-        click.echo(plain(line), err=True)
+        base = room.prune(engine, choice, folder, zone=settings.zone, key=key, progress=report_progress)
+    if base.base is not None:
+        said = (
+            f"{counted(base.base.jobs, 'job')} removed, and checkpoint {base.number} is the new base. Keep {folder} as"
+        )
+        click.echo(plain(f"{said} proof; the SHA-256 of its SHA256SUMS is {base.base.pack_sha256}"), err=True)
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -68,9 +68,7 @@ _CLOSING_EXPORTS: Final = """
     FROM report_durations v
     WHERE v.kind = 'export' AND v.done_by > :week_ago AND v.download_by > :now AND v.download_by <= :tomorrow"""
 _CLOSING: Final = f"SELECT count(*) AS total, min(v.download_by) AS since {_CLOSING_EXPORTS}"
-_RETAINED: Final = (
-    "SELECT count(*) AS total, min(ended_by) AS since FROM jobs WHERE ended_by < :day AND state <> 'open'"
-)
+_RETAINED: Final = "SELECT count(*) AS total, min(ended_by) AS since FROM jobs WHERE ended_by < :day"
 _SEAL: Final = """
     SELECT last_transition_id, last_gap_id, last_source_id, checkpoint, sealed_at, key_id
     FROM seals
@@ -130,10 +128,14 @@ def overview(
     anomalies = _rows(connection, _ANOMALIES, since=now - _DAY)
     [closing] = _rows(connection, _CLOSING, week_ago=now - 7 * _DAY, now=now, tomorrow=now + _DAY)
     [last] = _rows(connection, "SELECT max(beat_at) AS since FROM workers")
-    seen = Overview(
+    kept = retention or 36_500 * _DAY  # no job is older
+    oldest = datetime.combine(now - kept, time(), UTC)
+    [old] = _rows(connection, _RETAINED, day=oldest)
+    return Overview(
         now=now,
         seal_after=seal_after,
-        retention=retention,
+        retained_to=oldest.date(),
+        retained=Group(old.total, old.since and old.since + kept),
         daemons=tuple(Daemon(**row._asdict()) for row in _rows(connection, _DAEMONS, since=now - ALIVE)),
         last_beat_at=last.since,
         clusters=clusters(connection, configured),
@@ -147,10 +149,6 @@ def overview(
         seals=seals(connection),
         alerts=tuple(Alerted(**row._asdict()) for row in _rows(connection, _ALERTS)),
     )
-    if retention is None or (day := seen.retained_before) is None:
-        return seen
-    [old] = _rows(connection, _RETAINED, day=datetime(day.year, day.month, day.day, tzinfo=UTC))
-    return replace(seen, retained=Group(old.total, old.since and old.since + retention))
 
 
 def jids(connection: sa.Connection, need: Need, most: int, now: datetime) -> list[str]:
