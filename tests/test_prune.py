@@ -105,6 +105,8 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     if dialect == "sqlite":
         assert b"old-" not in b"".join(path.read_bytes() for path in tmp_path.glob("tracker.db*"))
     assert run("show", "old-1")[0] == 1
+    assert "they are missing here" in run("report", "gaps", "--as-of", "2026-01-01")[2]
+    assert "they are missing here" not in run("report", "gaps", "--as-of", f"{datetime.now(UTC).isoformat()}")[2]
     assert run(*words, "--export", "none") == (0, "", "Nothing to remove: no job had ended by then.\n")
     register(engine, "later")
     seal.seal(engine, key)
