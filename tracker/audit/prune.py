@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from tracker import database, guards
 from tracker.audit import pack, seal
-from tracker.audit.checkpoint import SEGMENT_ROWS, Base, Checkpoint
+from tracker.audit.checkpoint import SEGMENT_ROWS, Base
 from tracker.audit.keys import SigningKey
 from tracker.audit.verify import Progress, verify
 from tracker.errors import DatabaseUnavailable, Refused, TryAgain
@@ -78,8 +78,8 @@ def prune(
     zone: ZoneInfo,
     key: SigningKey | None,
     progress: Progress = lambda done, total, what: None,
-) -> Checkpoint:
-    """Write and verify a pack of everything, remove the jobs of *choice*, and return the base that seals the rest.
+) -> Base:
+    """Write and verify a pack of everything, remove the jobs of *choice*, seal the rest, and return what was removed.
 
     Args:
         folder: The new folder of the pack. It stays if a later step fails.
@@ -87,9 +87,7 @@ def prune(
         key: Signs the pack and the base.
 
     Raises:
-        Refused: Not the owner, the folder exists, or the record is not as it was sealed.
-        TryAgain: Something was sealed meanwhile, or others do not stop writing.
-        BadConfiguration: The key is not the chain's.
+        Refused, TryAgain, BadConfiguration: Nothing was removed.
         DatabaseUnavailable: After a lost COMMIT it is unknown whether the jobs were removed.
     """
     with database.reading(engine) as connection:
@@ -109,7 +107,7 @@ def prune(
     try:
         with database.writing(engine) as connection:
             _lock(connection)
-            base = _remove(connection, choice, made, key, progress)
+            removed = _remove(connection, choice, made, key, progress)
     except DatabaseUnavailable as error:
         if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
             raise
@@ -118,7 +116,7 @@ def prune(
         raw: Any = engine.raw_connection()
         raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # old pages are in that file, too
         raw.close()
-    return base
+    return removed
 
 
 def _again(why: str, made: pack.Pack) -> TryAgain:
@@ -132,9 +130,7 @@ def _reread(made: pack.Pack) -> None:
         digest, _, name = line.partition("  ")
         with (made.folder / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise Refused(
-                    f"{made.folder / name} is not as it was written: is the disk damaged? Nothing was removed"
-                )
+                raise Refused(f"{made.folder / name} was damaged after it was written; nothing was removed")
 
 
 def _lock(connection: sa.Connection) -> None:
@@ -149,7 +145,7 @@ def _lock(connection: sa.Connection) -> None:
 
 def _remove(
     connection: sa.Connection, choice: Choice, made: pack.Pack, key: SigningKey | None, progress: Progress
-) -> Checkpoint:
+) -> Base:
     """Remove the jobs, and write the base. For a transaction that alone writes."""
     head, parts = seal.head(connection), count()
     if head is None or head.checkpoint != made.last:
@@ -162,6 +158,7 @@ def _remove(
 
     is_newer = sa.select(TRANSITIONS.c.job_id).where(TRANSITIONS.c.id > made.last.ids["transitions"][1])
     chosen = sa.select(JOBS.c.id).where(*choice.conditions, JOBS.c.id.not_in(is_newer))
+    progress(0, None, "removing")
     with guards.off(connection):
         connection.execute(sa.delete(TRANSITIONS).where(TRANSITIONS.c.job_id.in_(chosen)))
         is_empty = ~sa.exists().where(TRANSITIONS.c.job_id == JOBS.c.id)  # each job has its registration
@@ -169,6 +166,7 @@ def _remove(
         if not jobs or jobs < len(choice.ids):
             raise _again("the jobs were changed while the pack was written", made)
         day = choice.ended_before.date() if choice.ended_before else None
-        base = seal.write_base(reading, head, key, Base(day, jobs, made.sha256))
+        removed = Base(day, jobs, made.sha256)
+        seal.write_base(reading, head, key, removed)
     guards.check(connection)
-    return base
+    return removed

@@ -99,8 +99,8 @@ def head(connection: sa.Connection) -> Signed | None:
     return None if text is None else _parsed(text)
 
 
-def write_base(reading: Reading, before: Signed, key: SigningKey | None, removed: Base) -> Checkpoint:
-    """Seal all rows again with a checkpoint that follows *before*, the newest, and return it.
+def write_base(reading: Reading, before: Signed, key: SigningKey | None, removed: Base) -> None:
+    """Seal all rows again with a checkpoint that follows *before*, the newest.
 
     *reading* yields the connection; its transaction alone writes history, with the guards off.
     """
@@ -109,7 +109,6 @@ def write_base(reading: Reading, before: Signed, key: SigningKey | None, removed
         signed, segments = _build(reading, before, newest, key, None, removed)
         connection.execute(sa.delete(models.SEGMENTS))
         _append(connection, signed, segments)
-    return signed.checkpoint
 
 
 def chain(connection: sa.Connection, *, whole: bool = True) -> Generator[Signed, None, None]:

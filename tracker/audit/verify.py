@@ -203,9 +203,7 @@ class _Verification:
             self._due, self._last = one.number + 1, seal
         self._signature(one, seal.is_genuine)
         if one.base is not None:
-            day = f" that had ended before {one.base.ended_before}" if one.base.ended_before else ""
-            message = f"checkpoint {one.number}: jobs{day} were removed with it: {one.base.jobs}; SHA-256 of the pack"
-            message += f" {one.base.pack_sha256}"
+            message = f"checkpoint {one.number}: {one.base}"
             self._keep(AuditFinding(FindingKind.CHECKPOINT, message, one.number, is_note=True))
         if seal.row.id < self._base:
             pass  # its rows were removed, or belong to the base
@@ -229,10 +227,7 @@ class _Verification:
             yield f"its origin is not that of checkpoint {before.number}"
         if one.sealed_at < before.sealed_at:
             yield f"its sealed_at is before that of checkpoint {before.number}"
-        if one.base is not None:
-            if any(one.ids[table][1] < before.ids[table][1] for table in TABLES):
-                yield f"its last ids are lower than those of checkpoint {before.number}"
-        elif any(one.ids[table][0] != before.ids[table][1] for table in TABLES):
+        if one.base is None and any(one.ids[table][0] != before.ids[table][1] for table in TABLES):
             yield f"its ids do not continue those of checkpoint {before.number}"
 
     def _signature(self, one: Checkpoint, is_genuine: bool | None) -> None:

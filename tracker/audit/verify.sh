@@ -9,8 +9,7 @@
 set -u
 export LC_ALL=C
 stop() { printf 'verify.sh: %s\n' "$*" >&2; exit 2; }
-usage="usage: see the first lines of $0"
-tab=$(printf '\t') key_id='' trusted='' reports='' unsigned=''
+usage="usage: see the first lines of $0" tab=$(printf '\t') key_id='' trusted='' reports='' unsigned=''
 while [ $# -gt 0 ]; do
     case $1 in
         --key-id) [ -n "${2:-}" ] || stop "$usage"; key_id=$2; shift ;;
@@ -25,15 +24,11 @@ for tool in cat cmp dirname find mktemp rm sed sort uniq xargs sha256sum openssl
     command -v "$tool" >/dev/null || stop "this machine has no $tool"
 done
 case $(openssl version) in 'OpenSSL '[3-9].* | 'OpenSSL '[1-9][0-9].*) ;; *) stop 'OpenSSL 3 or newer is needed' ;; esac
-case ${reports:+$(sqlite3 --version)} in
-    [!3]* | 3.[0-9].* | 3.[0-3][0-9].*) stop '--reports needs sqlite3 3.40 or newer, and this one is older' ;;
-esac
+case ${reports:+$(sqlite3 --version)} in [!3]* | 3.[0-9].* | 3.[0-3][0-9].*) stop 'sqlite3 is older than 3.40' ;; esac
 checks=$(dirname "$0")/checks.sql
 [ -z "$reports" ] || [ -r "$checks" ] || stop "--reports needs $checks, which is missing"
 tmp=$(mktemp -d) || stop 'cannot make a temporary folder'
-trap 'rm -rf "$tmp"' EXIT
-trap 'exit 2' HUP INT TERM
-
+trap 'rm -rf "$tmp"' EXIT; trap 'exit 2' HUP INT TERM
 # Pipes end in `| keep NAME || exit`: on a full disk cat fails; some versions of sort and sed do not.
 keep() { cat >"$tmp/$1" || stop "cannot write to $tmp: is the disk full?"; }
 found=0 but='' why=''
@@ -85,7 +80,7 @@ same names numbers 'checkpoints with a wrong number or form:'
 { sed -n 's/^sha256 //p' "$tmp/chain"; sed -n "\\|  $head\$|p" SHA256SUMS; } | sort | keep named || exit
 sed -n -e '/  checkpoints\//p' -e '/  segments\//p' SHA256SUMS | sort | keep sealed || exit
 same sealed named 'checkpoints or segments that are not as the chain names them:'
-first=$(sed -n '1s/,.*//p' "$tmp/seals") number=$(sed -n '$s/,.*//p' "$tmp/seals")
+first=$(sed -n '1s/,.*//p' "$tmp/seals") number=$(sed -n '$s/,.*//p' "$tmp/seals") # it begins with 1 or with a base
 
 # 3. The signatures of the head and of SHA256SUMS, by the key that the head names.
 signed() { openssl pkeyutl -verify -pubin -inkey "$tmp/pem" -rawin -in "$1" -sigfile "$2" >/dev/null 2>&1; }
@@ -108,20 +103,25 @@ else
 fi
 [ "${key_id:-$id}" = "$id" ] || bad "the key of the last checkpoint is $id, not $key_id"
 
-# 4. Each checkpoint from outside is in the chain, except those before a base. The base names the last of these.
-held=''
+# 4. Each checkpoint from outside is in the chain or, as its restored_after says, was lost. Of those before a base, which
+# are not in the chain, only the last is checked, which the base follows.
 if [ -n "$trusted" ]; then
-    printf ' \t\tnumber %s\n' "$first" | keep begin || exit # sorts before all with this number or a higher one
-    sort "$tmp/begin" "$tmp/flat" "$tmp/flat" "$tmp/trusted" | uniq -u | sort -t "$tab" -k 3.8n | keep absent || exit
-    sed -n '/^ /,$p' "$tmp/absent" | keep later || exit
-    same begin later "checkpoints in $trusted that are not in this pack, which ends with $head:"
-    sed -n "/${tab}number $((first - 1))${tab}/{y/$tab/\n/;p;}" "$tmp/absent" | keep before || exit
-    [ ! -s "$tmp/before" ] || [ "$(sha256sum <"$tmp/before")" = "$(sed -n 's/^follows //p' "$tmp/chain")  -" ] ||
-        bad "checkpoint $((first - 1)) in $trusted: the first of this pack follows another one"
-    held=$(sort "$tmp/flat" "$tmp/trusted" | uniq -d | cat - "$tmp/before" | sed 1q)
+    printf ' \t\tnumber %s\n' "$((first - 1))" | keep begin || exit # sorts before the checkpoint with this number
+    sort -t "$tab" -k 3.8n "$tmp/begin" "$tmp/trusted" | sed -n '/^ /,$p' | keep held || exit
+    sort "$tmp/flat" "$tmp/flat" "$tmp/held" | uniq -u | keep absent || exit
+    sed "y/$tab/\n/" "$tmp/absent" | cat - "$tmp/chain" | keep names || exit
+    while IFS= read -r one; do
+        sum=$(printf '%s\n' "$one" | sed "y/$tab/\n/" | sha256sum)
+        [ -n "$(sed -n "/ ${sum%% *}/p" "$tmp/names")" ] || printf '%s\n' "$one"
+    done <"$tmp/absent" | keep unnamed || exit
+    same begin unnamed "checkpoints in $trusted that are not in this pack, which ends with $head:"
+    cmp -s "$tmp/begin" "$tmp/held" && trusted='' # all are from before a base
+    set -- $(sed -n "s/.*${tab}number \([0-9]*\)${tab}.*/\1/p" "$tmp/absent" | sort -n | sed -n '1p;$p') # first and last
 fi
-[ -n "$held" ] || doubt 'NOTHING TRUSTED GIVEN' \
-    'nothing from outside holds this chain: its end may be cut off, or someone who has the key may have made it again.'
+[ -n "$trusted" ] || doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone who has the key made all again.'
+restored=$(sed -n '/^number /h;/^restored_after /{H;x;s/\n/: /;p;}' "$tmp/chain" | shown)
+[ -z "$restored" ] || doubt 'RESTORED AFTER A LOSS' "rows of lost checkpoints${1:+ ($1 to $2 outside)} may be missing,
+or were asked for again, after an older copy was restored. By number, the checkpoints that say so:\n$restored"
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
 find segments -name '*-sources-*' | xargs cat | sed -En 's/^[0-9]+,"(([^"]|"")*)","(([^"]|"")*)",.*/\1 \3/p' |
@@ -132,9 +132,9 @@ small='y/ABCDEFGHIJKLMNOPQRSTUVWXYZ/abcdefghijklmnopqrstuvwxyz/'
     doubt 'A SIMULATOR MAY HAVE ANSWERED' 'a server that answered is on the same machine, or was asked over plain HTTP.'
 
 # 6. checks.sql, on tables of the segments' rows: is each history possible, and do the reports follow from it?
-[ -n "$reports" ] ||
+if [ -z "$reports" ]; then
     doubt 'REPORTS NOT CHECKED' 'give --reports to compare reports/ with the segments and to check each history.'
-if [ -n "$reports" ] && [ "$found" = 0 ]; then
+elif [ "$found" = 0 ]; then
     { echo number,sealed_at,last_transition_id,last_gap_id,last_source_id; cat "$tmp/seals"; } | keep seals.csv || exit
     for table in transitions gaps sources; do # each row has a digit, a header has none: one header stays
         find segments -name "*-$table-*" | sort | xargs cat | sed -e 1p -e '/^[a-z_,]*$/d' | keep "$table.csv" || exit
@@ -149,7 +149,6 @@ if [ -n "$reports" ] && [ "$found" = 0 ]; then
     case $(sed -n '$p' "$tmp/checked") in checked*) ;; *) bad "checks.sql does not fit this pack: $error" ;; esac
     [ -z "$(sed -n '/^NOT OK/{p;q;}' "$tmp/checked")" ] || exit 1
 fi
-
 [ "$found" = 0 ] || exit 1
 sed -n "s/^base /Jobs removed with checkpoint $first; nothing before it was checked: /p" "$tmp/chain"
 echo 'Who answered:' && shown <"$tmp/sources"

@@ -120,26 +120,19 @@ def prune(
         raise click.UsageError("give --export DIR, a new folder for the pack, or --dry-run")
     with opened() as (settings, engine), progress() as report_progress:
         with database.reading(engine) as connection:
-            if not dry_run:
-                room.require_owner(connection)
             ids = {operate.find(connection, jid, cluster).job_id for jid in jids}
             choice = room.Choice(ended_before and ended_before.replace(tzinfo=UTC), tuple(ids))
             jobs, transitions = choice.count(connection)
         what = f"{counted(jobs, 'job')} with {counted(transitions, 'transition')}"
         if folder is None or dry_run or not jobs:
-            click.echo(
-                f"{what} would be removed." if jobs else "Nothing to remove: no job had ended by then.", err=True
-            )
+            click.echo(f"{what} would be removed." if jobs else "Nothing to remove: no such job had ended.", err=True)
             return
         if sys.stdin.isatty() and not yes:
             click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        base = room.prune(engine, choice, folder, zone=settings.zone, key=key, progress=report_progress)
-    if base.base is not None:
-        said = (
-            f"{counted(base.base.jobs, 'job')} removed, and checkpoint {base.number} is the new base. Keep {folder} as"
-        )
-        click.echo(plain(f"{said} proof; the SHA-256 of its SHA256SUMS is {base.base.pack_sha256}"), err=True)
+        removed = room.prune(engine, choice, folder, zone=settings.zone, key=key, progress=report_progress)
+    said = f"{counted(removed.jobs, 'job')} removed. Keep {folder} as proof: its SHA256SUMS has the SHA-256"
+    click.echo(plain(f"{said} {removed.pack_sha256}, which the new base checkpoint names."), err=True)
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:
