@@ -95,13 +95,16 @@ def reports(engine: sa.Engine) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
-    engine: sa.Engine, run: Run, key: SigningKey, dialect: str, tmp_path: Path
+    engine: sa.Engine, run: Run, key: SigningKey, dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice: both packs, the database and what left it before verify; reports on other jobs are as before."""
     live(engine, "a", "old-1", "old-2", "old-3")
     seal.seal(engine, key)
     live(engine, "b")
     before = reports(engine)
+    monkeypatch.setenv("TRACKER_RETENTION", "300 d")
+    need = "longer ago than TRACKER_RETENTION (since 2024-12-26 11:00 UTC). `tracker db prune"
+    assert need in run("status")[1]
     words = ("db", "prune", "--ended-before", "2025-01-01")
     assert run(*words, "--dry-run") == (0, "", "3 jobs with 9 transitions would be removed.\n")
     code, out, err = run(*words, "--export", "first")
@@ -113,7 +116,7 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     assert base.previous_sha256 == digest_of(tmp_path / "first/checkpoints/000002.txt")
     if dialect == "sqlite":
         assert b"old-" not in b"".join(path.read_bytes() for path in tmp_path.glob("tracker.db*"))
-    assert run("show", "old-1")[0] == 1
+    assert (run("show", "old-1")[0], "TRACKER_RETENTION" in run("status")[1]) == (1, False)
     for as_of in ("2026-01-01", datetime.now(UTC).isoformat()):
         said = run("report", "gaps", "--as-of", as_of)[2]
         assert ("they are missing here" in said) == (as_of == "2026-01-01")
