@@ -103,24 +103,24 @@ else
 fi
 [ "${key_id:-$id}" = "$id" ] || bad "the key of the last checkpoint is $id, not $key_id"
 
-# 4. Each checkpoint from outside is in the chain or, as its restored_after says, was lost. Of those before a base, which
-# are not in the chain, only the last is checked, which the base follows.
+# 4. Each checkpoint from outside is in the chain, or a restored_after or a lost one names it, or it is before a base.
 if [ -n "$trusted" ]; then
-    printf ' \t\tnumber %s\n' "$((first - 1))" | keep begin || exit # sorts before the checkpoint with this number
+    printf ' \t\tnumber %s\n' "$((first - 1))" | keep begin || exit # the base names this one; it sorts behind
     sort -t "$tab" -k 3.8n "$tmp/begin" "$tmp/trusted" | sed -n '/^ /,$p' | keep held || exit
     sort "$tmp/flat" "$tmp/flat" "$tmp/held" | uniq -u | keep absent || exit
-    sed "y/$tab/\n/" "$tmp/absent" | cat - "$tmp/chain" | keep names || exit
+    sed "y/$tab/\n/" "$tmp/trusted" | cat - "$tmp/chain" | keep names || exit
     while IFS= read -r one; do
         sum=$(printf '%s\n' "$one" | sed "y/$tab/\n/" | sha256sum)
         [ -n "$(sed -n "/ ${sum%% *}/p" "$tmp/names")" ] || printf '%s\n' "$one"
     done <"$tmp/absent" | keep unnamed || exit
     same begin unnamed "checkpoints in $trusted that are not in this pack, which ends with $head:"
-    cmp -s "$tmp/begin" "$tmp/held" && trusted='' # all are from before a base
-    set -- $(sed -n "s/.*${tab}number \([0-9]*\)${tab}.*/\1/p" "$tmp/absent" | sort -n | sed -n '1p;$p') # first and last
+    lost=$(sed -n "s/.*${tab}number \([0-9]*\)${tab}.*/\1/p" "$tmp/absent" | sort -n | sed "/^$((first - 1))\$/d")
+    set -- $(printf %s "$lost" | sed -n '1p;$p') # the first and the last number
+    [ -n "$(sort "$tmp/flat" "$tmp/trusted" | uniq -d | sed 1q)" ] || trusted='' # none of these is in the chain
 fi
 [ -n "$trusted" ] || doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone who has the key made all again.'
 restored=$(sed -n '/^number /h;/^restored_after /{H;x;s/\n/: /;p;}' "$tmp/chain" | shown)
-[ -z "$restored" ] || doubt 'RESTORED AFTER A LOSS' "rows of lost checkpoints${1:+ ($1 to $2 outside)} may be missing,
+[ -z "$restored${1:-}" ] || doubt 'RESTORED AFTER A LOSS' "rows of lost checkpoints${1:+ ($1 to $2 outside)} may be missing,
 or were asked for again, after an older copy was restored. By number, the checkpoints that say so:\n$restored"
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
