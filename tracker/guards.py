@@ -228,10 +228,7 @@ def drop(connection: sa.Connection) -> None:
 
 @contextmanager
 def off(connection: sa.Connection) -> Iterator[None]:
-    """Switch every guard off during the block, for the transaction of *connection* alone; a rollback switches them on.
-
-    Only the owner of the tables can. On PostgreSQL others can read the tables meanwhile, unlike after `drop`.
-    """
+    """Switch every guard off for a while, in this transaction only. Others can read meanwhile, unlike after `drop`."""
     if connection.dialect.name == "sqlite":
         drop(connection)
         yield

@@ -71,19 +71,12 @@ def require_owner(connection: sa.Connection) -> None:
 
 
 def prune(
-    engine: sa.Engine,
-    choice: Choice,
-    folder: Path,
-    *,
-    zone: ZoneInfo,
-    key: SigningKey | None,
-    progress: Progress = lambda done, total, what: None,
+    engine: sa.Engine, choice: Choice, folder: Path, zone: ZoneInfo, key: SigningKey | None, progress: Progress
 ) -> Base:
     """Write and verify a pack of everything, remove the jobs of *choice*, seal the rest, and return what was removed.
 
     Args:
         folder: The new folder of the pack. It stays if a later step fails.
-        zone: The legal time zone of the settings.
         key: Signs the pack and the base.
 
     Raises:

@@ -100,10 +100,7 @@ def head(connection: sa.Connection) -> Signed | None:
 
 
 def write_base(reading: Reading, before: Signed, key: SigningKey | None, removed: Base) -> None:
-    """Seal all rows again with a checkpoint that follows *before*, the newest.
-
-    *reading* yields the connection; its transaction alone writes history, with the guards off.
-    """
+    """Seal all rows again after *before*, the newest, in the transaction of *reading*, which alone writes history."""
     with reading() as connection:
         newest = connection.exec_driver_sql(_NEWEST).one()._asdict()
         signed, segments = _build(reading, before, newest, key, None, removed)
@@ -112,9 +109,9 @@ def write_base(reading: Reading, before: Signed, key: SigningKey | None, removed
 
 
 def chain(connection: sa.Connection, *, whole: bool = True) -> Generator[Signed, None, None]:
-    """Yield the checkpoints, oldest first, in bounded memory. Raise BadCheckpoint if the text of one is damaged.
+    """Yield the checkpoints, oldest first, in bounded memory; if not *whole*, from the newest base on.
 
-    *whole*: from number 1 on; else from the newest base on, if there is one.
+    Raise BadCheckpoint if the text of one is damaged.
     """
     query = sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id)
     if not whole:

@@ -94,16 +94,11 @@ def grants(owner: str, writer: str, auditor: str) -> None:
 @click.option("--ended-before", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="Jobs that ended before (UTC).")
 @click.option("--jid", "jids", multiple=True, metavar="JID", help="This ended job, whenever it ended. Repeatable.")
 @click.option("--cluster", metavar="NAME", help="The cluster of each --jid, if several have one.")
-@click.option("--export", "folder", type=click.Path(path_type=Path), metavar="DIR", help="The new folder of the pack.")
+@click.option("--export", "to", type=click.Path(path_type=Path), metavar="DIR", help="The new folder of the pack.")
 @click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
 @click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
 def prune(
-    ended_before: datetime | None,
-    jids: tuple[str, ...],
-    cluster: str | None,
-    folder: Path | None,
-    dry_run: bool,
-    yes: bool,
+    ended_before: datetime | None, jids: tuple[str, ...], cluster: str | None, to: Path | None, dry_run: bool, yes: bool
 ) -> None:
     """Remove ended jobs and all their rows, after an evidence pack of the whole record is written to DIR.
 
@@ -116,7 +111,7 @@ def prune(
 
     if (ended_before is None) == (not jids):
         raise click.UsageError("give either --ended-before DATE or --jid JID")
-    if folder is None and not dry_run:
+    if to is None and not dry_run:
         raise click.UsageError("give --export DIR, a new folder for the pack, or --dry-run")
     with opened() as (settings, engine), progress() as report_progress:
         with database.reading(engine) as connection:
@@ -124,14 +119,14 @@ def prune(
             choice = room.Choice(ended_before and ended_before.replace(tzinfo=UTC), tuple(ids))
             jobs, transitions = choice.count(connection)
         what = f"{counted(jobs, 'job')} with {counted(transitions, 'transition')}"
-        if folder is None or dry_run or not jobs:
+        if to is None or dry_run or not jobs:
             click.echo(f"{what} would be removed." if jobs else "Nothing to remove: no such job had ended.", err=True)
             return
         if sys.stdin.isatty() and not yes:
             click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        removed = room.prune(engine, choice, folder, zone=settings.zone, key=key, progress=report_progress)
-    said = f"{counted(removed.jobs, 'job')} removed. Keep {folder} as proof: its SHA256SUMS has the SHA-256"
+        removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
+    said = f"{counted(removed.jobs, 'job')} removed. Keep {to} as proof: its SHA256SUMS has the SHA-256"
     click.echo(plain(f"{said} {removed.pack_sha256}, which the new base checkpoint names."), err=True)
 
 

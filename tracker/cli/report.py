@@ -183,11 +183,10 @@ def _reading(
         with database.reading(engine, **options) as connection:
             now, zone = database.now(connection), settings.zone
             then = as_of.instant(now, zone, at_end=True) if as_of else None
-            if then is not None:
-                first = next(seal.chain(connection, whole=False), None)
-                if first is not None and first.checkpoint.base and then < first.checkpoint.sealed_at:
-                    at = f"{first.checkpoint.sealed_at:%Y-%m-%d %H:%M} UTC"
-                    click.echo(f"Jobs were removed at {at} (tracker db prune): they are missing here.", err=True)
+            first = next(seal.chain(connection, whole=False), None) if then else None
+            if then and first and first.checkpoint.base and then < first.checkpoint.sealed_at:
+                at = f"{first.checkpoint.sealed_at:%Y-%m-%d %H:%M} UTC"
+                click.echo(f"Jobs were removed at {at} (tracker db prune): they are missing here.", err=True)
             begin = since.instant(then or now, zone) if since else None
             end = until.instant(then or now, zone, at_end=True) if until else None
             try:
