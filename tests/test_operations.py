@@ -57,7 +57,7 @@ def run(root: Path, commands: str) -> str:
     words = ["bash", "-euxo", "pipefail", "-c", commands]
     try:
         with (root / "output").open("w") as output:  # a pipe would stay open with the daemon
-            done = subprocess.run(words, cwd=ROOT, env=environment, stdout=output, stderr=output, timeout=100)
+            done = subprocess.run(words, cwd=ROOT, env=environment, stdout=output, stderr=output, timeout=250)
     finally:
         for file in root.glob("*.pid"):
             with suppress(ProcessLookupError):
@@ -80,6 +80,7 @@ def commands(root: Path, elevate: str, *parts: str) -> str:
     return f"ln -s {sys.prefix} {root}/opt/tracker\n{text}"
 
 
+@pytest.mark.timeout(300)
 def test_each_command_runs(tmp_path: Path, elevate: str) -> None:
     """In their order, on a server below a folder: two clusters are polled, an alert arrives, a reload is heard."""
     with Receiver() as receiver:
