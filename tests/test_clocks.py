@@ -19,7 +19,7 @@ from tests.test_daemon import add
 from tests.test_poller import change, cluster, gaps, histories_are_whole, job, on_sqlite, run, stand
 from tracker import clusters, database
 from tracker.audit.seal import seal
-from tracker.daemon import _EverySeconds
+from tracker.daemon import Pulse, Stop, _Daemon, _EverySeconds
 from tracker.models import CLUSTERS, GAPS, JOBS, TRANSITIONS
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
@@ -183,6 +183,20 @@ def test_a_process_that_stood_still_leaves_a_gap(
     ((began, ended, cause, _),) = gaps(engine)
     assert (began, cause) == (began_at, Cause.NOT_RUNNING)
     assert ended >= looked_at
+
+
+def test_a_process_that_stood_still_and_stops_at_once_leaves_a_gap(engine: sa.Engine, script: Script) -> None:
+    """It stops, or reloads, before the next look: to who polls next, the time would look observed."""
+    add(engine, "a")
+    daemon = _Daemon(engine, "test", Stop(), lambda new: [], Pulse())
+    daemon.begin(Settings(clusters={"w1": cluster_settings(script.url)}), [])
+    daemon._beat()
+    assert daemon.watch._last is not None
+    now, tick = daemon.watch._last
+    daemon.watch._last = began_at, _ = now - timedelta(hours=2), tick - 7200
+    assert daemon.finish()
+    daemon.close()
+    assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (began_at, Cause.NOT_RUNNING)
 
 
 def test_a_request_that_fails_while_we_stand_still_says_nothing(
