@@ -344,6 +344,8 @@ class Year:
         self._sealing._tried(self._courier.deliver)
 
     def _work_off(self) -> None:
+        if self._stop is not None:
+            self._lives()
         while self.agenda and self.agenda[-1][0] <= self.world.us:
             self.agenda.pop()[2]()
             self._look_at = min(self._look_at, self.world.us + SECOND)

