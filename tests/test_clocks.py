@@ -213,6 +213,20 @@ def test_daemons_that_stood_still_together_leave_a_gap(engine: sa.Engine, script
     assert [cause for _, _, cause, _ in gaps(engine)] == [Cause.NOT_RUNNING]
 
 
+def test_a_process_that_stood_still_and_stops_at_once_leaves_a_gap(engine: sa.Engine, script: Script) -> None:
+    """It stops, or reloads, before the next look: to who polls next, the time would look observed."""
+    add(engine, "a")
+    daemon = _Daemon(engine, "test", Stop(), lambda new: [], Pulse())
+    daemon.begin(Settings(clusters={"w1": cluster_settings(script.url)}), [])
+    daemon._beat()
+    assert daemon.watch._last is not None
+    now, tick = daemon.watch._last
+    daemon.watch._last = began_at, _ = now - timedelta(hours=2), tick - 7200
+    assert daemon.finish()
+    daemon.close()
+    assert (cluster(engine).gap_began_at, cluster(engine).gap_cause) == (began_at, Cause.NOT_RUNNING)
+
+
 def test_a_request_that_fails_while_we_stand_still_says_nothing(
     engine: sa.Engine, script: Script, clock: Moved, polling: Poller
 ) -> None:

@@ -198,8 +198,7 @@ def lock(connection: sa.Connection, cluster: str) -> Health:
 
 def put(connection: sa.Connection, cluster: str, before: Health, after: Health) -> None:
     """Write the changes of a cluster since its row was locked."""
-    old = asdict(before)
-    values = {name: value for name, value in asdict(after).items() if value != old[name]}
+    values = {name: getattr(after, name) for name in _HEALTH if getattr(after, name) != getattr(before, name)}
     if values:
         connection.execute(sa.update(CLUSTERS).where(CLUSTERS.c.cluster == cluster).values(values))
 

@@ -279,6 +279,10 @@ class _Task:
         if self._thread is not None:
             self._thread.join(max(0.0, seconds))
 
+    def note_clock(self) -> None:
+        """Record what the clock did until now: to who polls next, this time would look observed."""
+        self._poller.note_clock()
+
     def look(self, now: datetime, cluster: Health, due_at: datetime | None) -> None:
         """Start if a poll is due, unless the polling runs already or has just failed."""
         is_free = not self.is_running and not self._over.is_set() and monotonic() >= self._not_before
@@ -407,7 +411,13 @@ class _Daemon:
             task.join(end - monotonic())
         if also is not None:
             also.join(max(0.0, end - monotonic()))
-        return not any(task.is_running for task in self.tasks.values()) and not (also and also.is_alive())
+        if any(task.is_running for task in self.tasks.values()) or (also and also.is_alive()):
+            return False
+        with self.stop.handling_outages():
+            look(self.engine, self.watch)
+            for task in self.tasks.values():
+                task.note_clock()
+        return True
 
     def run_once(self) -> None:
         """Poll all that is due, of all clusters at once."""

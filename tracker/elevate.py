@@ -128,7 +128,10 @@ class Elevate:
             if response.status != 200:
                 return response, b""
             # Not decoded: a compressed answer, which we do not ask for, counts as invalid JSON.
-            return response, response.read(CAP)
+            body = response.read(CAP)
+            if response.length_remaining:  # incomplete (RFC 9112, 8), although what came may be valid JSON
+                raise bad_answer("truncated", "the answer was cut off")
+            return response, body
         except urllib3.exceptions.ReadTimeoutError:
             raise unavailable("timeout", "no complete answer within the time limit") from None
         except (urllib3.exceptions.HTTPError, ValueError) as error:

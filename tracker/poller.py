@@ -217,6 +217,12 @@ class Poller:
         """Ask about these open jobs now, out of turn but within the rate; those that another daemon asks are left."""
         return self._work(stop, set(job_ids), patient=True)
 
+    def note_clock(self) -> None:
+        """Put on record what the clock did, if that is not done yet: it was set, or the process stood still."""
+        if self.has_news:
+            with self._transaction():
+                pass
+
     def _work(self, stop: Event, wanted: set[int] | None, patient: bool) -> Tally:
         """Send requests until there is nothing to claim, and record results as they come."""
         results: SimpleQueue[_Request] = SimpleQueue()
