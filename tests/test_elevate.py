@@ -725,7 +725,8 @@ def test_the_key_is_shown_to_nobody(
 ) -> None:
     """No log line of any level and library, no error with all its frames, no repr and no output holds the key."""
     monkeypatch.setattr(http.client.HTTPConnection, "debuglevel", 1)  # as someone does who looks for an error
-    caplog.set_level(logging.DEBUG)
+    for name in (None, "urllib3"):
+        caplog.set_level(logging.DEBUG, name)
     shown = ""
     chain: list[BaseException | None] = []
     with asking(play, timeout=SHORT) as (server, elevate):
