@@ -502,7 +502,11 @@ def test_the_reason_goes_by_the_clusters_own_calendar(
     with database.writing(engine) as connection:
         for days in (5, 2):
             connection.execute(sa.insert(SOURCES).values(**values, archive_days=days))
+        other = values | {"cluster": "w2", "timezone": "Moon/Dark", "archive_days": 5}
+        connection.execute(sa.insert(SOURCES).values(other))
     assert why(run) == cadence.PollReason.ARCHIVED
+    register(engine, "b", "w2")
+    assert "the time zone 'Moon/Dark', which this machine does not know" in run("show", "b")[2]
     monkeypatch.setenv("TRACKER_CLUSTER", "w1")
     monkeypatch.setenv("TRACKER_ARCHIVE_DAYS", "9")
     assert why(run) == cadence.PollReason.NIGHT

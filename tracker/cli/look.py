@@ -333,19 +333,17 @@ def _gap_line(gap: AnyGap, note: str) -> list[object]:
 
 def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhythm:
     """Return the cadence of *cluster*: as configured here, else as the last daemon had it, else by the defaults."""
-    from zoneinfo import ZoneInfo
-
     import sqlalchemy as sa
 
     from tracker.cadence import Rhythm
-    from tracker.models import SOURCES
+    from tracker.models import SOURCES, zone_on_record
 
     s = SOURCES.c
     query = sa.select(s.timezone, s.archive_days).where(s.cluster == cluster).order_by(s.id.desc()).limit(1)
     its = settings.clusters.get(cluster) or connection.execute(query).one_or_none()
     if its is None:
         return Rhythm(settings.zone, delay_per_poll=settings.delay_per_poll)
-    return Rhythm(ZoneInfo(its.timezone), its.archive_days, settings.delay_per_poll)
+    return Rhythm(zone_on_record(its.timezone), its.archive_days, settings.delay_per_poll)
 
 
 def _why(row: sa.Row[Any], cluster: sa.Row[Any] | None, rhythm: Rhythm, last: sa.Row[Any]) -> str:
