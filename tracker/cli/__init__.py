@@ -89,7 +89,7 @@ class _Root(click.Group):
 
 @click.command(
     cls=_Root,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["--help", "-h"]},
     epilog="\b\nExamples:\n  tracker config check\n  tracker COMMAND --help",
 )
 @click.version_option(package_name="tracker", prog_name="tracker")
