@@ -343,7 +343,7 @@ def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhyt
     its = settings.clusters.get(cluster) or connection.execute(query).one_or_none()
     if its is None:
         return Rhythm(settings.zone, delay_per_poll=settings.delay_per_poll)
-    return Rhythm(zone_on_record(its.timezone), its.archive_days, settings.delay_per_poll)
+    return Rhythm(zone_on_record(its.timezone), min(its.archive_days, 365), settings.delay_per_poll)
 
 
 def _why(row: sa.Row[Any], cluster: sa.Row[Any] | None, rhythm: Rhythm, last: sa.Row[Any]) -> str:
