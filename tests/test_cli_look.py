@@ -447,21 +447,6 @@ def test_show_says_that_nothing_can_be_observed_now(
     assert (open_gap and open_gap["cause"]) == ("key_refused" if unsettled else None)
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_show_of_hostile_text_is_plain_and_fits(engine: sa.Engine, run: Run, now: datetime) -> None:
-    jid = HOSTILE.replace(" ", "")
-    job_id = register(engine, jid, at=now - DAY, reference=HOSTILE)
-    answer(engine, job_id, (HOSTILE, now - HOUR))
-    change(engine, job_id, failures=1, last_error=HOSTILE)
-    stand(engine, "w1", pause_cause=Cause.PAUSED, gap_began_at=now, gap_cause=Cause.PAUSED, gap_detail=HOSTILE)
-    for command in (["show", jid], ["jobs"]):
-        for format in ("table", "csv", "json"):
-            code, out, _ = run(*command, "--format", format)  # `run` looks for what must not be there
-            assert code == 0
-            if format == "table":
-                assert max(map(len, out.splitlines())) <= 80
-
-
 def why(run: Run, jid: str = "a") -> str:
     return str(json.loads(run("show", jid, "--format", "json")[1])["job"]["next_poll_why"])
 

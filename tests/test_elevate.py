@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from tests.hostile import Hostile, Wire, free_port
@@ -743,44 +741,3 @@ def test_the_key_is_shown_to_nobody(
     assert "urllib3" in caplog.text  # it did log
     assert KEY not in shown + caplog.text + out + err
     assert not any(chain)
-
-
-# Whatever else may come
-
-
-@pytest.fixture(scope="module")
-def any_server() -> Iterator[tuple[Hostile, Elevate]]:
-    with asking() as both:
-        yield both
-
-
-HEADS = st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n", HEAD, HEAD[:-2], b"HTTP/1."])
-TEXT = st.text() | st.sampled_from(["jid", "status", JID, "done"])
-BODIES = st.binary() | st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=4),
-    max_leaves=8,
-).map(lambda value: b"\r\n" + json.dumps(value).encode("utf-8", "surrogatepass"))
-
-
-@given(head=HEADS, body=BODIES)
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
-def test_any_bytes_are_an_answer_or_an_error_of_ours(
-    any_server: tuple[Hostile, Elevate], head: bytes, body: bytes
-) -> None:
-    """Whatever a server sends, ask() returns an answer about this very job or raises an AskError, and nothing else."""
-    server, elevate = any_server
-
-    def play(wire: Wire) -> None:
-        wire.send(head + body)
-        wire.close()
-
-    server.play = play
-    try:
-        answer = elevate.ask(JID, now)
-    except AskError as error:
-        assert error.sent_at <= now()  # noqa: PT017  # an answer is as good
-    else:
-        document = json.loads(body)
-        assert document["jid"] == JID
-        assert document["status"] == answer.status

@@ -125,7 +125,9 @@ def sqlite() -> dict[str, str]:
         # Not SQLite 3.39's IS DISTINCT FROM: an older sqlite3 shell could not read the database.
         condition = conditions[rule].replace("IS NOT DISTINCT FROM", "IS").replace("IS DISTINCT FROM", "IS NOT")
         trigger(f"guard_{table}_{rule}", f"BEFORE {event}", table, f"tracker: {message}", condition)
-    is_wrong = " OR ".join(_is_not_utf_8(f"NEW.{column}") for column in ("cluster", "jid", "reference", "registered_by"))
+    is_wrong = " OR ".join(
+        _is_not_utf_8(f"NEW.{column}") for column in ("cluster", "jid", "reference", "registered_by")
+    )
     trigger("guard_jobs_utf_8", "BEFORE INSERT", "jobs", "tracker: text in jobs must be UTF-8", is_wrong)
     trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs cannot be deleted: withdraw the job instead")
     replace("jobs", (("id",), ("cluster", "jid")))
