@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracker.audit.checkpoint import Checkpoint, SealedSegment, Signed, parse, path, sign, split
+from tracker.audit.checkpoint import Base, Checkpoint, SealedSegment, Signed, parse, path, sign, split
 from tracker.audit.keys import SigningKey
 from tracker.audit.lines import TABLES
 from tracker.errors import BadCheckpoint
@@ -35,6 +35,7 @@ FIRST = Checkpoint(
 )
 EMPTY_IDS = {"transitions": (1200, 1200), "gaps": (0, 0), "sources": (1, 1)}
 SECOND = replace(FIRST, number=2, previous_sha256=H, ids=EMPTY_IDS, rows=0, segments=(), next_key=OTHER.public)
+BASE = replace(FIRST, number=3, previous_sha256=H, base=Base(date(2025, 11, 1), 120, "e" * 64), restored_after="d" * 64)
 
 
 def test_the_text_is_as_specified() -> None:
@@ -57,6 +58,11 @@ def test_the_text_is_as_specified() -> None:
     lines = sign(SECOND, KEY).text.splitlines()
     assert lines[8] == f"sha256 {H}  checkpoints/000001.txt"
     assert lines[10].split()[:2] == ["next_key", OTHER.public.id]
+    assert BASE.body().splitlines()[8:11] == [
+        f"restored_after {'d' * 64}",
+        f"base ended_before 2025-11-01 jobs 120 pack {'e' * 64}",
+        f"follows {H}",
+    ]
     assert (path(1_234_567), SEGMENTS[2].path(1_234_567)) == (
         "checkpoints/1234567.txt",
         "segments/1234567-sources-1.csv",
@@ -66,12 +72,13 @@ def test_the_text_is_as_specified() -> None:
 @st.composite
 def checkpoints(draw: st.DrawFn) -> Checkpoint:
     ids, segments = {}, []
+    number = draw(st.integers(1, 10**12))
+    base = draw(st.sampled_from([None, BASE.base, Base(None, 1, H)])) if number > 1 else None
     for table in TABLES:
-        after = draw(st.integers(0, 10**17))
+        after = 0 if base else draw(st.integers(0, 10**17))
         parts = draw(st.integers(0, 3))
         ids[table] = (after, after + draw(st.integers(parts, 10**17)))
         segments += [SealedSegment(table, part, draw(st.sampled_from([H, "f" * 64]))) for part in range(1, parts + 1)]
-    number = draw(st.integers(1, 10**12))
     return Checkpoint(
         origin=draw(st.binary(min_size=16, max_size=16)).hex(),
         number=number,
@@ -81,6 +88,8 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
         rows=draw(st.integers(len(segments), 1000 * len(segments))),
         segments=tuple(segments),
         next_key=draw(st.sampled_from([None, OTHER.public])),
+        base=base,
+        restored_after=draw(st.sampled_from([None, H])),
     )
 
 
@@ -132,6 +141,10 @@ GARBAGE = {
     "a key of another kind": SIGNED.replace("MCowBQYDK2Vw", "MCowBQYDK2Vv"),
     "a next key and no key": FIRST.body() + f"next_key {KEY.public.id} {DER}\n",
     "a key and no signature": "".join(lines_of(SIGNED)[:-1]),
+    "a base that follows nothing": sign(BASE, KEY).text.replace(f"follows {H}\n", ""),
+    "a first base": sign(BASE, KEY).text.replace("number 3", "number 1").replace("000003-", "000001-"),
+    "a base with ids left out": sign(BASE, KEY).text.replace("gaps 0 0", "gaps 4 4"),
+    "a base of a day that is not": sign(BASE, KEY).text.replace("2025-11-01", "2025-11-31"),
     "a line in between": SIGNED.replace("rows 1201\n", "rows 1201\ncomment x\n"),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Final
 
 from tracker.audit.keys import PublicKey, SigningKey
@@ -45,6 +45,15 @@ class SealedSegment:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """What was removed from the database before a base checkpoint sealed all that was left."""
+
+    ended_before: date | None  # jobs that had ended before this day (UTC); None: jobs that were named
+    jobs: int  # how many jobs
+    pack_sha256: str  # of SHA256SUMS in the pack with all that was there, in hex
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What one seal says."""
 
@@ -57,6 +66,8 @@ class Checkpoint:
     segments: tuple[SealedSegment, ...]  # in the order of TABLES, then by part
     key: PublicKey | None = None  # signs it; None: it is unsigned
     next_key: PublicKey | None = None  # signs from the next checkpoint on; None: *key* does
+    base: Base | None = None  # its segments hold all rows from the first id on; earlier checkpoints have no rows left
+    restored_after: str | None = None  # SHA-256 of the last checkpoint that was lost before an older copy was restored
 
     @property
     def signs_next(self) -> PublicKey | None:
@@ -73,7 +84,13 @@ class Checkpoint:
             *(f"ids {table} {self.ids[table][0]} {self.ids[table][1]}" for table in TABLES),
             f"rows {self.rows}",
         ]
-        if self.previous_sha256 is not None:
+        if self.restored_after is not None:
+            lines.append(f"restored_after {self.restored_after}")
+        if self.base is not None:
+            day = "" if self.base.ended_before is None else f"ended_before {self.base.ended_before} "
+            lines.append(f"base {day}jobs {self.base.jobs} pack {self.base.pack_sha256}")
+            lines.append(f"follows {self.previous_sha256}")
+        elif self.previous_sha256 is not None:
             lines.append(f"sha256 {self.previous_sha256}  {path(self.number - 1)}")
         lines += (f"sha256 {segment.sha256}  {segment.path(self.number)}" for segment in self.segments)
         for word, key in (("key", self.key), ("next_key", self.next_key)):
@@ -135,6 +152,9 @@ _LINES: Final = (  # the lines of each kind, in order; FORMAT.md has the table
     r"sealed_at (?P<sealed_at>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6})Z\n",
     *(rf"ids {table} (?P<{table}>{_NUMBER} {_NUMBER})\n" for table in TABLES),
     rf"rows (?P<rows>{_NUMBER})\n",
+    r"(?:restored_after (?P<restored_after>[0-9a-f]{64})\n)?",
+    r"(?:base (?:ended_before (?P<ended_before>[0-9]{4}-[0-9]{2}-[0-9]{2}) )?"
+    rf"jobs (?P<jobs>{_NUMBER}) pack (?P<pack>[0-9a-f]{{64}})\nfollows (?P<follows>[0-9a-f]{{64}})\n)?",
     r"(?P<files>(?:sha256 [0-9a-f]{64}  [!-~]+\n)*)",
     r"(?:key [0-9a-f]{32} (?P<key>[A-Za-z0-9+/=]+)\n(?:next_key [0-9a-f]{32} (?P<next_key>[A-Za-z0-9+/=]+)\n)?"
     r"signature (?P<signature>[A-Za-z0-9+/]{86}==)\n)?",
@@ -156,9 +176,11 @@ def parse(text: str) -> Signed:
         raise BadCheckpoint(f"not a checkpoint: {_misplaced(text)}")
     number, rows = int(found["number"]), int(found["rows"])
     files = [line.split()[1:] for line in found["files"].splitlines()]
-    previous = files.pop(0)[0] if number > 1 and files else None
-    if number > 1 and previous is None:
-        raise BadCheckpoint(f"not a checkpoint: the SHA-256 of {path(number - 1)} is missing")
+    previous = found["follows"]
+    if previous is None and number > 1 and files:
+        previous = files.pop(0)[0]
+    if (previous is None) != (number == 1):
+        raise BadCheckpoint(f"not a checkpoint: number {number} {'with' if previous else 'without'} a previous one")
     segments: list[SealedSegment] = []
     parts: Counter[str] = Counter()
     for digest, name in files:
@@ -170,17 +192,24 @@ def parse(text: str) -> Signed:
     for table in TABLES:
         after, upto = map(int, found[table].split())
         ids[table] = (after, upto)
-        if upto - after < parts[table]:
+        if upto - after < parts[table] or (found["follows"] and after):
             raise BadCheckpoint(f"not a checkpoint: ids {table} {after} {upto} and {parts[table]} segments")
     if not len(segments) <= rows <= len(segments) * SEGMENT_ROWS:
         raise BadCheckpoint(f"not a checkpoint: {len(segments)} segments cannot have {rows} rows")
     try:
         at = datetime.fromisoformat(found["sealed_at"]).replace(tzinfo=UTC)
-        keys = [PublicKey(base64.b64decode(found[word], validate=True)) if found[word] else None for word in _KEYS]
+        key, next_key = (
+            PublicKey(base64.b64decode(found[word], validate=True)) if found[word] else None for word in _KEYS
+        )
+        day = date.fromisoformat(found["ended_before"]) if found["ended_before"] else None
     except ValueError as error:
-        raise BadCheckpoint(f"not a checkpoint: sealed_at or a key is not valid: {error}") from None
+        raise BadCheckpoint(f"not a checkpoint: a time, a date or a key is not valid: {error}") from None
+    base = Base(day, int(found["jobs"]), found["pack"]) if found["follows"] else None
     signature = base64.b64decode(found["signature"]) if found["signature"] else None
-    signed = Signed(Checkpoint(found["origin"], number, previous, at, ids, rows, tuple(segments), *keys), signature)
+    one = Checkpoint(
+        found["origin"], number, previous, at, ids, rows, tuple(segments), key, next_key, base, found["restored_after"]
+    )
+    signed = Signed(one, signature)
     for line, (is_, should) in enumerate(zip(text.split("\n"), signed.text.split("\n"), strict=True), 1):
         if is_ != should:  # the form allows any path, any id of a key, and bits that base64 ignores
             raise BadCheckpoint(f"not a checkpoint: line {line} is {is_[:100]!r}, should be {should[:100]!r}")
