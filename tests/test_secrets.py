@@ -22,6 +22,7 @@ from tests.test_alerts import receiver as receiver
 from tests.test_cli_output import every_command
 from tests.test_daemon import TRACKER, until
 from tests.test_deliver import Receiver
+from tests.test_hostile_input import NAMES
 from tracker import cli, database, settings
 from tracker.alerts import Alerts
 from tracker.audit.deliver import Courier
@@ -32,11 +33,13 @@ from tracker.models import METADATA
 MARK = "MarkedSecret"
 KEY, PASSWORD, HOOK, PROXY = f"{MARK}=/+%3A@x", f"{MARK}%40%2F%3Ax%25", MARK, f"{MARK}%40x"
 FORMS = [MARK.encode(), *(base64.b64encode(bytes(shift) + MARK.encode() + b"+++")[4:16] for shift in range(3))]
-COMMANDS = """config check --ask; db upgrade; db check; db grants --owner o --writer w --auditor a; deploy systemd
+COMMANDS = f"""config check --ask; db upgrade; db check; db grants --owner o --writer w --auditor a; deploy systemd
 add a b c --reference R; import jobs.csv; poll a; run --once; withdraw b --reason x; reopen b --reason x
 amend b --reference S --reason x; attest c --done-by 2026-01-05 --reason x; pause w1 --reason x; resume w1; jobs
-show a; clusters; status; ack no_daemon --reason x; alerts test; reconcile jobs.csv; report durations
-report -o page.html; audit head; audit export pack; audit verify; audit keygen other.pem"""
+show a; clusters; status; ack no_daemon --reason x; alerts test; reconcile jobs.csv
+report -o page.html; audit head; audit export pack; audit verify; audit keygen other.pem
+db copy postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/x; db copy sqlite:///copy.db
+db prune --ended-before 2020-01-05 --export removed"""
 FAILING = "config check --ask; poll a; add e; run --once; alerts test; status; report -o page.html"
 NO_SECRETS = {"demo", "simulate"}  # they ask a server of their own, with a key of its own
 
@@ -88,8 +91,9 @@ def test_no_command_shows_or_stores_a_secret(
     marked: str, receiver: Receiver, script: Script, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """While all is well, and when all is refused; nor do tables, page, pack and the repr of what holds a secret."""
-    ran = commands(COMMANDS)
-    assert {name.split()[0] for name, _ in every_command()} - {words[0] for words in ran} == NO_SECRETS
+    ran = [*commands(COMMANDS), *(["report", name] for name in NAMES)]
+    leaves = {name for name, command in every_command() if not hasattr(command, "commands")}
+    assert leaves - {" ".join(words[:n]) for words in ran for n in (1, 2)} == NO_SECRETS
     for words in ran:
         has_no_mark(said_by(words, capfd))
     script.default, receiver.always = 403, 500
