@@ -46,7 +46,7 @@ from tracker.transport import flight
 
 NOW, DAY = datetime(2026, 11, 27, tzinfo=UTC), timedelta(days=1)
 SLOW = pytest.mark.slow
-counts = pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=SLOW)])
+counts = pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=[SLOW, pytest.mark.timeout(1500)])])
 pure_counts = pytest.mark.parametrize("count", [1000, pytest.param(1_000_000, marks=[SLOW, pytest.mark.timeout(3000)])])
 on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
 BITS = (
@@ -151,7 +151,7 @@ def test_any_settings_are_settings_or_name_what_is_wrong(count: int, tmp_path: P
     given = mutants(2 * count + 9, "5", "2 days", "on", "Europe/Rome", "https://h/Marked", "sqlite:///x?a=Marked", "/p")
     for text in mutants(count, TOML, TOML.replace("ca_bundle", "#")):
         file.write_bytes(text)
-        secret.write_bytes(next(given))
+        secret.write_bytes(ping := next(given))
         variable, value = (
             rng.choice(settings.VARIABLES),
             next(given).decode("utf-8", "surrogateescape").replace("\0", ""),
@@ -163,8 +163,10 @@ def test_any_settings_are_settings_or_name_what_is_wrong(count: int, tmp_path: P
             shown = str(error) if re.search(r"TRACKER_|tracker_|\.toml|cluster", str(error)) else "Marked"
         except Exception as error:
             raise AssertionError(text, environ) from error
-        is_kept = re.findall(rb'^api_key = "Marked|^proxy = "http://u:Marked', text, re.MULTILINE)
-        if text.count(b"Marked") == len(is_kept) and ("Marked" not in value or variable[8:] in HOLDERS):
+        # A change can make a host or another setting of a mark, which is no secret then.
+        kept = len(re.findall(rb'^api_key = "Marked|^proxy = "http://u:Marked', text, re.MULTILINE))
+        is_secret = text.count(b"Marked") == kept and (b"Marked" not in ping or b"//h/Marked" in ping)
+        if is_secret and ("Marked" not in value or (variable[8:] in HOLDERS and "//h/Marked" in value)):
             assert "Marked" not in shown, (text, environ, shown)
 
 
