@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
@@ -63,7 +62,6 @@ PING_TIMEOUT: Final = timedelta(seconds=10)
 UNDELIVERED: Final = "alert_undelivered"
 PASSING: Final = ("deadline_near", "download_closing", "anomaly")  # time ends these, whether or not anything was done
 MOST_LINES: Final = 20
-MOST_JIDS: Final = 5
 
 _APPRISE: Final = """
 import json, logging, sys
@@ -160,16 +158,10 @@ def standby(daemons: Sequence[Daemon], host: str, pid: int) -> float:
     return MINUTE * (places[0] if places else len(daemons))
 
 
-def message(notices: Iterable[Notice], jids_of: Callable[[Need, int], list[str]]) -> dict[str, str]:
-    """Return what Apprise sends; *jids_of* returns some jids of a need, at most as many as asked for."""
+def message(notices: Iterable[Notice]) -> dict[str, str]:
+    """Return what Apprise sends: a line for each need, which says how to list its jobs."""
     ordered = sorted(notices, key=lambda one: (not one.is_urgent, one.need is None))
-    lines: list[str] = []
-    left = MOST_JIDS
-    for one in ordered[:MOST_LINES]:
-        lines.append(plain(_line(one)))
-        if one.need and left and (jids := jids_of(one.need, left)):
-            lines.append(plain(f"    {'' if len(jids) == one.need.count else 'among them '}{', '.join(jids)}"))
-            left -= len(jids)
+    lines = [plain(_line(one)) for one in ordered[:MOST_LINES]]
     if len(ordered) > MOST_LINES:
         lines.append(f"{len(ordered) - MOST_LINES} more: `tracker status`")
     urgent, over = sum(one.is_urgent for one in ordered), sum(one.need is None for one in ordered)
@@ -350,9 +342,8 @@ class Alerts:
                 continue
             with database.reading(engine) as connection:
                 its = {each.key: each for each in [*(_missed(connection, row, found) if row else ()), *due]}
-                sent_notices = message(its.values(), partial(overview.jids, connection, now=seen.now))
             if its:
-                problem = problems[place.name] = place.deliver(sent_notices, wait)
+                problem = problems[place.name] = place.deliver(message(its.values()), wait)
                 is_sent = is_sent or not problem
         if problems or (due and is_sent):
             with database.writing(engine) as connection:
