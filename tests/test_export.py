@@ -167,7 +167,7 @@ def test_a_pack_is_everything_up_to_the_last_checkpoint(engine: sa.Engine, url: 
     register(engine, "b")
     run = CliRunner().invoke(export_command, [str(tmp_path / "pack")], env={"TRACKER_DATABASE_URL": url})
     assert run.exit_code == 0, run.output
-    assert "checkpoints 1 to 1, 1 row," in run.output
+    assert "up to checkpoint 1, 1 row," in run.output
     assert "Not in the pack: 1 newer row not sealed yet" in run.output
     assert "The pack is NOT SIGNED: TRACKER_SIGNING_KEY_FILE is not set" in run.output
     names = {path.name for path in (tmp_path / "pack").rglob("*") if path.is_file()}
@@ -379,7 +379,7 @@ def test_wrong_usage_and_missing_tools_have_status_2(packs: Packs, tmp_path: Pat
     for missing, version, why in (
         ("openssl", None, "this machine has no openssl"),
         ("sqlite3", None, "this machine has no sqlite3"),
-        ("", "3.39.4 2022-09-29", "--reports needs sqlite3 3.40 or newer"),
+        ("", "3.39.4 2022-09-29", "sqlite3 is older than 3.40"),
     ):
         code, text = verify(packs.signed, "--reports", tools=without(tmp_path / why, missing, sqlite=version))
         assert (code, why in text) == (2, True), text

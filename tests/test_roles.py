@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import ANY
 
 import click
 import psycopg
@@ -131,7 +132,7 @@ def quoted(name: str) -> str:
 READING = [  # commands that write nothing
     *("config check", "db check", "db grants --owner a --writer b --auditor c", "jobs", "show {j}1", "clusters"),
     *("status", "reconcile jobs.csv", *(f"report {name}" for name in (*NAMES, "changes"))),
-    *("audit head", "audit verify", "audit export pack"),
+    *("audit head", "audit verify", "audit export pack", "db copy sqlite:///{j}.db"),
 ]
 WRITING = [  # in an order in which each has something to do
     *("add {j}1 {j}2 {j}3 --kind export --received-at 2020-01-01", "ack undecidable --reason late", "import jobs.csv"),
@@ -178,6 +179,10 @@ def test_the_auditor_reads_everything_and_writes_nothing(
         code, said = tracker("auditor", line, "a")
         assert code in (0, 1 if line.startswith(FINDING) else 0), (line, said)
         assert "denied" not in said, (line, said)
+    stand.run("ALTER TABLE gaps ENABLE ROW LEVEL SECURITY")  # hides rows, and a copy without them looks whole
+    code, said = tracker("auditor", "db copy sqlite:///part.db")
+    assert (code, "row-level security" in said) == (78, True)
+    stand.run("ALTER TABLE gaps DISABLE ROW LEVEL SECURITY")
     before = everything(stand)
     for line in (*WRITING[1:], "add a7", "db upgrade"):
         code, said = tracker("auditor", line, "a")
@@ -352,3 +357,15 @@ def test_sqlite_has_no_roles(
     assert cli.main(["db", "grants", "--owner", "a", "--writer", "b", "--auditor", "c"]) == 78
     assert "SQLite has no roles" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_owner_removes_jobs(stand: Stand, tracker: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    """The writer is refused before anything is sealed or written; the owner removes a job, and guards are on again."""
+    for line in ("add {j}1", "withdraw {j}1 --reason mistaken"):
+        assert tracker("writer", line, "p")[0] == 0
+    for role in ("writer", "auditor"):
+        code, said = tracker(role, "db prune --jid {j}1 --export pack", "p")
+        assert (code, "only the owner of the tables may remove jobs" in said) == (1, True), said
+        assert not (tmp_path / "pack").exists()
+    assert tracker("owner", "db prune --jid {j}1 --export pack", "p") == (0, ANY)
+    assert tracker("writer", "db check")[0] == 0

@@ -1,16 +1,22 @@
-"""``tracker db``: make the schema, check it, and give roles their rights. Owns arguments and printing.
+"""``tracker db``: make, check, copy and prune the database, give roles their rights. Owns arguments and printing.
 
-`tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes.
+`tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes,
+`tracker.audit.copy` how it is copied, `tracker.audit.prune` how jobs are removed.
 """
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tracker.cli.output import example, plain
-from tracker.errors import SchemaMismatch
+from tracker.cli.look import opened
+from tracker.cli.output import counted, example, plain, progress
+from tracker.errors import BadCheckpoint, SchemaMismatch
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=example("tracker db upgrade", "tracker db check"))
 def db() -> None:
-    """Make, upgrade and check the database."""
+    """Make, upgrade, check, copy and prune the database."""
 
 
 @db.command(epilog=example("tracker db upgrade", "TRACKER_DATABASE_URL=sqlite:////srv/tracker.db tracker db upgrade"))
@@ -64,6 +70,36 @@ def check() -> int:
     return 0
 
 
+@db.command(epilog=example("tracker db copy sqlite:////srv/backup.db", "tracker db copy postgresql://me@db/tracker"))
+@click.argument("url", metavar="URL")
+def copy(url: str) -> None:
+    """Copy everything, as it is at one moment, to the empty database at URL, while daemons run.
+
+    URL is sqlite:///FILE, where FILE must not exist, or an empty PostgreSQL database. The copy has all history, seals
+    and ids, and its own guards and views. If anything fails, nothing is left at URL.
+
+    Reads TRACKER_DATABASE_URL; a role that may only read is enough. Others can see a password on a command line: let
+    ~/.pgpass hold it. Do not run daemons on both: before a move, stop the daemon.
+    """
+    import signal
+
+    from tracker.audit import checkpoint
+    from tracker.audit.copy import copy as copy_all
+    from tracker.settings import mask_url
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # as Ctrl-C does; nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
+    with opened() as (_, engine), progress("rows") as report_progress:
+        made = copy_all(engine, url, report_progress)
+    counts = (counted(made.rows[f"{noun}s"], noun) for noun in ("job", "transition", "seal"))
+    click.echo(plain(f"{mask_url(url)}: {', '.join(counts)}."))
+    with suppress(BadCheckpoint):  # `audit verify` reports it
+        newest = checkpoint.parse(made.checkpoint or "")
+        click.echo(f"Newest checkpoint: number {newest.checkpoint.number}, SHA-256 {newest.sha256}.")
+    click.echo("Now check the copy: set TRACKER_DATABASE_URL to it and run `tracker audit verify`.")
+
+
 @db.command(epilog=example("tracker db grants --owner t_owner --writer t_writer --auditor t_auditor > roles.sql"))
 @click.option("--owner", required=True, metavar="ROLE", help="Owns the tables and runs `tracker db upgrade`.")
 @click.option("--writer", required=True, metavar="ROLE", help="Runs the daemon and every other command.")
@@ -83,6 +119,46 @@ def grants(owner: str, writer: str, auditor: str) -> None:
             click.echo(roles.grants(connection, owner=owner, writer=writer, auditor=auditor), nl=False)
     finally:
         engine.dispose()
+
+
+@db.command(epilog=example("tracker db prune --ended-before 2025-01-01 --export /srv/packs/2024"))
+@click.option("--ended-before", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="Jobs that ended before (UTC).")
+@click.option("--jid", "jids", multiple=True, metavar="JID", help="This ended job, whenever it ended. Repeatable.")
+@click.option("--cluster", metavar="NAME", help="The cluster of each --jid, if several have one.")
+@click.option("--export", "to", type=click.Path(path_type=Path), metavar="DIR", help="The new folder of the pack.")
+@click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
+@click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
+def prune(
+    ended_before: datetime | None, jids: tuple[str, ...], cluster: str | None, to: Path | None, dry_run: bool, yes: bool
+) -> None:
+    """Remove ended jobs and all their rows, after an evidence pack of the whole record is written to DIR.
+
+    Only the owner of the tables can. What is left is sealed again with a base checkpoint, which names the pack. On an
+    error nothing is removed. The pack, backups and copies keep the rows: delete those when you may not keep them.
+    """
+    from tracker import database, operate
+    from tracker.audit import prune as room
+    from tracker.audit.keys import SigningKey
+
+    if (ended_before is None) == (not jids):
+        raise click.UsageError("give either --ended-before DATE or --jid JID")
+    if to is None and not dry_run:
+        raise click.UsageError("give --export DIR, a new folder for the pack, or --dry-run")
+    with opened() as (settings, engine), progress() as report_progress:
+        with database.reading(engine) as connection:
+            ids = {operate.find(connection, jid, cluster).job_id for jid in jids}
+            choice = room.Choice(ended_before and ended_before.replace(tzinfo=UTC), tuple(ids))
+            jobs, transitions = choice.count(connection)
+        what = f"{counted(jobs, 'job')} with {counted(transitions, 'transition')}"
+        if to is None or dry_run or not jobs:
+            click.echo(f"{what} would be removed." if jobs else "Nothing to remove: no such job had ended.", err=True)
+            return
+        if sys.stdin.isatty() and not yes:
+            click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
+        key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
+        removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
+    said = f"{counted(removed.jobs, 'job')} removed. Keep {to} as proof: its SHA256SUMS has the SHA-256"
+    click.echo(plain(f"{said} {removed.pack_sha256}, which the new base checkpoint names."), err=True)
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:
