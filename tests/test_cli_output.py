@@ -125,16 +125,6 @@ NASTY = st.text(
 )
 
 
-@given(NASTY)
-@settings(deadline=None, max_examples=150)
-def test_no_text_drives_the_terminal(text: str) -> None:
-    for format in ("table", "json"):
-        shown = printed([[text, JID]], ["text", "jid"], format)
-        assert not [c for c in shown if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u2066\u2028")]
-        assert JID in shown
-    assert [ord(c) for c in printed([[text]], ["text"], "csv") if c in "\x1b\x07\x9b\x7f"] == []
-
-
 @click.command()
 @format_option
 def shows(format: str | None) -> None:

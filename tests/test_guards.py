@@ -261,6 +261,19 @@ def test_no_text_that_is_empty_or_too_long_or_holds_controls(connection: sa.Conn
         connection.execute(sa.text("INSERT INTO jobs (cluster, jid) VALUES ('w1', :jid)"), {"jid": jid})
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_no_text_that_is_not_utf_8(connection: sa.Connection) -> None:
+    """SQLite stores any bytes as text; one row that Python cannot read would stop all polling of its cluster."""
+    register = "INSERT INTO jobs (cluster, jid, reference) VALUES ('w1', '{}', CAST(X'{}' AS TEXT))"
+    good = ["é€😀", "e\u0301", "\ufffd\ufffe\uffff", "\U0010ffff", "~ x"]
+    for number, wrong in enumerate((b"\xe5", b"a\xa5b", b"\xe5\xa5", b"\xf0\x9f\x98", b"\xc0\x80", b"\xed\xa0\x80")):
+        with refused(connection, "text in jobs must be UTF-8"):
+            connection.exec_driver_sql(register.format(number, wrong.hex()))
+    for text in good:
+        connection.exec_driver_sql(register.format(text.encode().hex(), text.encode().hex()))
+    assert connection.exec_driver_sql("SELECT reference FROM jobs ORDER BY id").scalars().all() == good
+
+
 def test_no_unknown_word(filled: sa.Connection) -> None:
     """A kind or a state that tracker does not know is refused, on UPDATE too."""
     for kind in ("'erasure'", "''", "NULL"):

@@ -200,32 +200,6 @@ def test_an_empty_database_has_a_page(render: Callable[..., str]) -> None:
     assert outline.all("figure") == []
 
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "\"><img src=x onerror='alert(1)'>",
-    "</title></svg></style></table><h1>",
-    "<!-- x -->",
-    "{{ 7 * 7 }}",
-    "&lt;b&gt; & 'x' `y`",
-]
-
-
-def test_hostile_text_stays_text(engine: sa.Engine, render: Callable[..., str]) -> None:
-    """A jid, reference, cluster, status or detail that is markup is shown as it is written, wherever it is."""
-    at = datetime.now(UTC) - 3 * DAY
-    for text in HOSTILE:
-        jid = text.replace(" ", "")
-        job = register(engine, jid, text, at=at, reference=text, submitted_at=at)
-        answer(engine, job, (text, at + timedelta(hours=1)))
-        job = register(engine, f"{jid}2", text, at=at, kind=Kind.EXPORT, submitted_at=at)
-        answer(engine, job, ("waiting", at + timedelta(hours=1)), ("done", at + DAY))
-        stand(engine, text, gap_began_at=at, gap_cause=Cause.UNREACHABLE, gap_detail=text)
-    outline = is_sound(render(is_now=True))
-    for text in HOSTILE[:-1]:
-        assert outline.text.count(text) >= 8
-    assert "Only: cluster <script>" in is_sound(render(Filters(clusters=(HOSTILE[0],)))).text
-
-
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
 @pytest.mark.usefixtures("scene")
 def test_a_reader_without_rights_gets_the_same_page(engine: sa.Engine) -> None:

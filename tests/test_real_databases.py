@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -256,7 +255,8 @@ def test_the_whole_of_tracker_works_through_pgbouncer(pooled: sa.URL) -> None:
             assert not done.stderr.startswith("tracker: error"), done.stderr
         script.default = "done"
         daemon = subprocess.Popen([TRACKER, "run"], env=env, stderr=subprocess.PIPE)
-        time.sleep(1)
+        assert daemon.stderr
+        assert b"started" in daemon.stderr.readline()
         assert tracker("poll", "j0", env=env).returncode == 0
         daemon.send_signal(signal.SIGTERM)
         _, error = daemon.communicate(timeout=60)

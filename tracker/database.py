@@ -180,10 +180,13 @@ def _open_file(path: Path, make: bool) -> sqlite3.Connection:
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
+    # As arguments, since the repr of an engine masks only the password before the host.
+    secret = {name: url.query[name] for name in ("password", "sslpassword") if name in url.query}
+    url = url.difference_update_query(secret)
     # A server that does not answer any more is noticed within a minute.
     alive = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
     # PgBouncer gives the connection to others after each transaction: no prepared statements, and SET LOCAL only.
-    arguments = {"connect_timeout": 10, "client_encoding": "utf8", "prepare_threshold": None} | alive
+    arguments = {"connect_timeout": 10, "client_encoding": "utf8", "prepare_threshold": None} | alive | secret
     try:
         engine = sa.create_engine(url, pool_pre_ping=True, connect_args=arguments)
     except ModuleNotFoundError:
@@ -224,7 +227,7 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
     if isinstance(error, (sa.exc.ProgrammingError, sa.exc.NotSupportedError)):
         hint = "Check the URL, the rights of its role and, with `tracker db check`, the schema"
         raise BadConfiguration(f"the database refused: {text}. {hint}") from original
-    if "not a database" in text or "malformed" in text:
+    if "not a database" in text or "image is malformed" in text:
         raise DatabaseDamaged(
             f"the file is not a SQLite database, or is damaged ({text}): restore a copy"
         ) from original

@@ -126,6 +126,10 @@ def sqlite() -> dict[str, str]:
         # Not SQLite 3.39's IS DISTINCT FROM: an older sqlite3 shell could not read the database.
         condition = conditions[rule].replace("IS NOT DISTINCT FROM", "IS").replace("IS DISTINCT FROM", "IS NOT")
         trigger(f"guard_{table}_{rule}", f"BEFORE {event}", table, f"tracker: {message}", condition)
+    is_wrong = " OR ".join(
+        _is_not_utf_8(f"NEW.{column}") for column in ("cluster", "jid", "reference", "registered_by")
+    )
+    trigger("guard_jobs_utf_8", "BEFORE INSERT", "jobs", "tracker: text in jobs must be UTF-8", is_wrong)
     trigger("guard_jobs_delete", "BEFORE DELETE", "jobs", "tracker: jobs cannot be deleted: withdraw the job instead")
     replace("jobs", (("id",), ("cluster", "jid")))
     facts = ", ".join(FACTS)
@@ -136,6 +140,18 @@ def sqlite() -> dict[str, str]:
         f" {', '.join(f'NEW.{c}' for c in FACTS)}); END"
     )
     return ddl
+
+
+def _is_not_utf_8(column: str) -> str:
+    """Return the condition that a text has bytes which are not UTF-8.
+
+    SQLite stores any bytes. No command could read the row, and no daemon any job of its cluster. So each character is
+    read and written again: what is not UTF-8 becomes other bytes (and U+FFFE and U+FFFF do, which are allowed).
+    """
+    text = f"replace(replace({column}, char(65534), 'x'), char(65535), 'x')"
+    places = f"json_each('[' || substr(replace(hex(zeroblob(length({text}))), '00', ',0'), 2) || ']')"
+    again = f"(SELECT group_concat(char(unicode(substr({text}, key + 1, 1))), '') FROM {places})"
+    return f"{column} GLOB '*[^' || char(1) || '-~]*' AND {text} <> {again}"
 
 
 _HERE = "quote_ident(current_schema())::regnamespace"

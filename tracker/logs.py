@@ -15,6 +15,8 @@ from threading import Lock
 from time import monotonic
 from typing import IO, Any, Final
 
+from tracker.text import INVISIBLE
+
 logger = logging.getLogger("tracker")
 
 REPEAT_SECONDS: Final = 300  # how often the log repeats that the database is away
@@ -65,7 +67,7 @@ DATABASE: Final = Outage()
 class LineFormatter(logging.Formatter):
     """Time, level and event, then the event's fields: a JSON object, or ``time level event key=value …``.
 
-    Without JSON a value is quoted where it needs to be, and holds no control character.
+    Without JSON a value is quoted where it needs to be. No line holds a control character, the libraries' neither.
     """
 
     def __init__(self, *, as_json: bool) -> None:
@@ -79,10 +81,15 @@ class LineFormatter(logging.Formatter):
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         head = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
         if self._as_json:
-            return json.dumps(head | facts, ensure_ascii=False)
+            return _visible(json.dumps(head | facts, ensure_ascii=False))
         texts = {name: str(value) for name, value in facts.items() if value is not None}
         pairs = (f"{name}={text if _PLAIN.fullmatch(text) else json.dumps(text)}" for name, text in texts.items())
-        return " ".join([*head.values(), *pairs])
+        return _visible(" ".join([*head.values(), *pairs]))
+
+
+def _visible(line: str) -> str:
+    """Return *line* with characters escaped that drive a terminal or change the direction of reading."""
+    return INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 
 def _value(value: object) -> object:

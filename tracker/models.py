@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tracker import status
+from tracker.errors import BadConfiguration
 from tracker.status import Action, Anomaly, Cause, Kind, State
 from tracker.utc import UtcDateTime as UtcDateTime  # models' readers find it here, too
 
@@ -290,6 +291,17 @@ def job_of(row: sa.Row[Any]) -> status.Job:
     return status.Job(facts_of(row), row.registered_at, row.registered_by, **observed)
 
 
+def zone_on_record(name: str) -> ZoneInfo:
+    """Return the time zone that a row of sources names; raise BadConfiguration if this machine does not know it."""
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError, KeyError):
+        raise BadConfiguration(
+            f"table sources names the time zone {name[:60]!r}, which this machine does not know: update the Python"
+            " package tzdata, and run `tracker audit verify`"
+        ) from None
+
+
 def legal_zones(connection: sa.Connection, default: ZoneInfo) -> Callable[[str, datetime], ZoneInfo]:
     """Return a function that says in which legal time zone a deadline of a cluster is computed, or amended, at a time.
 
@@ -299,7 +311,7 @@ def legal_zones(connection: sa.Connection, default: ZoneInfo) -> Callable[[str, 
     query = sa.select(SOURCES.c.cluster, SOURCES.c.recorded_at, SOURCES.c.legal_timezone).order_by(SOURCES.c.id)
     zones: dict[str, list[tuple[datetime, ZoneInfo]]] = {}
     for cluster, recorded_at, name in connection.execute(query):
-        zones.setdefault(cluster, []).append((recorded_at, ZoneInfo(name)))
+        zones.setdefault(cluster, []).append((recorded_at, zone_on_record(name)))
 
     def zone(cluster: str, at: datetime) -> ZoneInfo:
         own = zones.get(cluster)

@@ -461,6 +461,9 @@ def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None, *, k
     problems = [
         f"{name}: there is no such setting{_suggest(name, VARIABLES)}" for name in ours if name not in VARIABLES
     ]
+    for name in [name for name, value in ours.items() if re.search("[\ud800-\udfff]", value)]:
+        problems.append(f"{name}: is not UTF-8 text")
+        del ours[name]
     # An empty variable counts as not set: compose files write ${NAME:-}.
     given = {name: (ours[name], name) for name in VARIABLES if ours.get(name)}
     if {"TRACKER_API_KEY", "TRACKER_API_KEY_FILE"} <= given.keys():

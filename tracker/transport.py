@@ -12,6 +12,7 @@ those of requests hold the request with its key.
 from __future__ import annotations
 
 import http.client
+import logging
 import queue
 import re
 import socket
@@ -30,6 +31,9 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from tracker.errors import BadAnswer, BadConfiguration, Unavailable, WrongTarget
+
+# urllib3 warns of a header that it cannot read, with the whole URL, and the path of a webhook is a secret.
+logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 CAP = 64 * 1024
 """Bytes that are read of one response, headers included; an answer has about 100, and its headers a few hundred."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from importlib import import_module
 import click
 
 from tracker.errors import TrackerError
+from tracker.text import INVISIBLE
 
 HEADINGS = ("Start", "Register", "Follow", "Decide", "Report", "Prove", "Keep")
 """The headings of ``tracker --help``, in order."""
@@ -79,7 +79,7 @@ class _Root(click.Group):
 
 @click.command(
     cls=_Root,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["--help", "-h"]},
     epilog="\b\nExamples:\n  tracker config check\n  tracker COMMAND --help",
 )
 @click.version_option(package_name="tracker", prog_name="tracker")
@@ -98,12 +98,12 @@ def main(args: Sequence[str] | None = None) -> int:
         code = root.main(args, prog_name="tracker", standalone_mode=False)
         sys.stdout.flush()  # so that a closed pipe raises here, not when the interpreter ends
     except TrackerError as error:
-        # A name in a message may come from a server or a file: no control character of it reaches the terminal.
-        message = re.sub(r"[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", str(error))
-        click.echo(f"tracker: error: {message}", err=True)
+        _complain(f"tracker: error: {error}\n")
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        _complain(said.getvalue())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
@@ -113,16 +113,21 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:  # such as a full disk: not a fault of the program
         _drop_output()
         place = f" {error.filename!r}" if error.filename else ""
-        click.echo(f"tracker: error: cannot read or write{place}: {error.strerror or error}", err=True)
+        _complain(f"tracker: error: cannot read or write{place}: {error.strerror or error}\n")
         return 75
     except Exception as error:
         # An unforeseen refusal of the database is one line, too. A fault of ours keeps its traceback.
         if not any(base.__module__.startswith("sqlalchemy.") for base in type(error).__mro__):
             raise
-        said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        click.echo(f"tracker: error: the database refused a statement: {said}. Run `tracker db check`", err=True)
+        line = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        _complain(f"tracker: error: the database refused a statement: {line}. Run `tracker db check`\n")
         return 69
     return code if isinstance(code, int) else 0
+
+
+def _complain(message: str) -> None:
+    """Print *message* on standard error. A name in it may come from a server or a file: no control of it stays."""
+    click.echo(INVISIBLE.sub(lambda match: "\n" if match[0] == "\n" else " ", message), err=True, nl=False)
 
 
 def _open_streams() -> None:
