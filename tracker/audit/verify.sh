@@ -1,19 +1,15 @@
 #!/bin/sh
 # Verifies a pack that `tracker audit export` wrote. Run it in the pack's folder:
-#
 #   sh verify.sh [--key-id ID] [--trusted FILE] [--reports] [--unsigned]
-#
 #   --key-id ID     the id of the signing key, from somebody other than the person who gave you the pack
 #   --trusted FILE  checkpoints from outside, one or many with empty lines between: each must be in the pack
 #   --reports       run checks.sql, beside this script: is each history possible, do the reports follow from it?
 #   --unsigned      accept missing signatures
-#
 # Prints OK and what that means (exit status 0), or NOT OK for each finding (1). Exit status 2: the check could not run.
 set -u
 export LC_ALL=C
 stop() { printf 'verify.sh: %s\n' "$*" >&2; exit 2; }
-usage='usage: sh verify.sh [--key-id ID] [--trusted FILE] [--reports] [--unsigned]'
-tab=$(printf '\t') key_id='' trusted='' reports='' unsigned=''
+usage="usage: see the first lines of $0" tab=$(printf '\t') key_id='' trusted='' reports='' unsigned=''
 while [ $# -gt 0 ]; do
     case $1 in
         --key-id) [ -n "${2:-}" ] || stop "$usage"; key_id=$2; shift ;;
@@ -34,8 +30,7 @@ esac
 checks=$(dirname "$0")/checks.sql
 [ -z "$reports" ] || [ -r "$checks" ] || stop "--reports needs $checks, which is missing"
 tmp=$(mktemp -d) || stop 'cannot make a temporary folder'
-trap 'rm -rf "$tmp"' EXIT
-trap 'exit 2' HUP INT TERM
+trap 'rm -rf "$tmp"' EXIT; trap 'exit 2' HUP INT TERM
 
 # Pipes end in `| keep NAME || exit`: on a full disk cat fails; some versions of sort and sed do not.
 keep() { cat >"$tmp/$1" || stop "cannot write to $tmp: is the disk full?"; }
@@ -99,12 +94,9 @@ if [ -n "$key" ]; then
     sed -n 's/^signature //p' "$head" | openssl base64 -d -A | keep signature || exit
     signed "$tmp/body" "$tmp/signature" || bad "$head: not signed by its key $id"
     cmp -s "$tmp/pem" public_key.pem || bad "public_key.pem: not the key $id of $head"
-    if [ -f SHA256SUMS.sig ]; then
-        signed SHA256SUMS SHA256SUMS.sig || bad "SHA256SUMS.sig: not the signature of SHA256SUMS by the key $id"
-    else
-        [ -n "$unsigned" ] || bad 'SHA256SUMS.sig is missing (accepted with --unsigned)'
-        doubt 'PACK NOT SIGNED' 'only checkpoints and segments are; anyone can have changed the other files.'
-    fi
+    [ ! -f SHA256SUMS.sig ] || signed SHA256SUMS SHA256SUMS.sig || bad 'SHA256SUMS.sig: not the signature of SHA256SUMS'
+    [ -f SHA256SUMS.sig ] || [ -n "$unsigned" ] || bad 'SHA256SUMS.sig is missing (accepted with --unsigned)'
+    [ -f SHA256SUMS.sig ] || doubt 'PACK NOT SIGNED' 'only checkpoints/ and segments/ are certain to be unchanged.'
     [ -n "$key_id" ] || doubt 'KEY NOT CHECKED' "anyone can make a key. Compare $id with the id that you were given."
 else
     [ -n "$unsigned" ] || bad 'the last checkpoint is not signed (accepted with --unsigned)'
@@ -113,14 +105,22 @@ else
 fi
 [ "${key_id:-$id}" = "$id" ] || bad "the key of the last checkpoint is $id, not $key_id"
 
-# 4. Each checkpoint from outside is in the chain: both lists together are no longer than the chain's.
+# 4. Each checkpoint from outside is in the chain, or was lost: a restored_after in the chain, or a lost one, names it.
 if [ -n "$trusted" ]; then
-    sort "$tmp/flat" | keep ours || exit
-    sort -mu "$tmp/ours" "$tmp/trusted" | keep both || exit
-    same both ours "checkpoints in $trusted that are not in this pack, which ends with $head:"
-else
-    doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone who has the key may have made all of it again.'
+    sort "$tmp/flat" "$tmp/flat" "$tmp/trusted" | uniq -u | keep absent || exit
+    sed "y/$tab/\n/" "$tmp/absent" | cat - "$tmp/chain" | keep names || exit
+    while IFS= read -r one; do
+        sum=$(printf '%s\n' "$one" | sed "y/$tab/\n/" | sha256sum)
+        [ -n "$(sed -n "/ ${sum%% *}/p" "$tmp/names")" ] || printf '%s\n' "$one"
+    done <"$tmp/absent" | keep unnamed || exit
+    [ ! -s "$tmp/unnamed" ] || bad "checkpoints in $trusted that are not in this pack, which ends with $head:"
+    shown <"$tmp/unnamed"
+    set -- $(sed "s/.*${tab}number \([0-9]*\)${tab}.*/\1/" "$tmp/absent" | sort -n | sed -n '1p;$p') # first and last
 fi
+[ -n "$trusted" ] || doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone who has the key made all again.'
+restored=$(sed -n '/^number /h;/^restored_after /{H;x;s/\n/: /;p;}' "$tmp/chain" | shown)
+[ -z "$restored" ] || doubt 'RESTORED AFTER A LOSS' "rows of lost checkpoints${1:+ ($1 to $2 outside)} may be missing,
+or were asked for again, after an older copy was restored. By number, the checkpoints that say so:\n$restored"
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
 find segments -name '*-sources-*' | xargs cat | sed -En 's/^[0-9]+,"(([^"]|"")*)","(([^"]|"")*)",.*/\1 \3/p' |
