@@ -47,7 +47,8 @@ CHECKPOINT = re.compile(
     r"tracker checkpoint v2\norigin (?P<origin>[0-9a-f]{32})\n"
     rf"number (?P<number>[1-9]\d*)\nsealed_at (?P<sealed_at>{INSTANT})\n"
     + "".join(rf"ids {table} (?P<{table}>{NUMBER} {NUMBER})\n" for table in COLUMNS)
-    + rf"rows (?P<rows>{NUMBER})\n(?P<files>(?:sha256 [0-9a-f]{{64}}  \S+\n)*)"
+    + rf"rows (?P<rows>{NUMBER})\n(?:restored_after [0-9a-f]{{64}}\n)?"
+    r"(?P<files>(?:sha256 [0-9a-f]{64}  \S+\n)*)"
     r"(?:key (?P<key>[0-9a-f]{32} \S+)\n(?:next_key (?P<next_key>[0-9a-f]{32} \S+)\n)?"
     r"signature (?P<signature>[A-Za-z0-9+/]{86}==)\n)?",
     re.ASCII,

@@ -55,7 +55,7 @@ def run(root: Path, commands: str) -> str:
     words = ["bash", "-euxo", "pipefail", "-c", commands]
     try:
         with (root / "output").open("w") as output:  # a pipe would stay open with the daemon
-            done = subprocess.run(words, cwd=ROOT, env=environment, stdout=output, stderr=output, timeout=100)
+            done = subprocess.run(words, cwd=ROOT, env=environment, stdout=output, stderr=output, timeout=300)
     finally:
         for file in root.glob("*.pid"):
             with suppress(ProcessLookupError):
@@ -65,6 +65,7 @@ def run(root: Path, commands: str) -> str:
     return said
 
 
+@pytest.mark.timeout(300)
 def test_each_command_runs(tmp_path: Path, elevate: str) -> None:
     """In their order, on a server below a folder: two clusters are polled, an alert arrives, a reload is heard."""
     (tmp_path / "etc/systemd/system").mkdir(parents=True)
@@ -76,10 +77,14 @@ def test_each_command_runs(tmp_path: Path, elevate: str) -> None:
         text = re.sub(r"(\[clusters\.\w+\])", rf'\1\nbase_url = "{elevate}"', text)
         text = re.sub(r"^(install .*/dev/stdin .*)$", rf"\1 <<< {KEY}", text, flags=re.MULTILINE)
         text = text.replace(f"alert_urls <<< {KEY}", f"alert_urls <<< {receiver.url.replace('http', 'json')}")
+        text = text.replace("run --once\n", f"run --once 2> {tmp_path}/lost || [ $? = 1 ]\n")
+        found = f"$(sed -n 's/.*--restored-after \\([0-9a-f]*\\).*/\\1/p;T;q' {tmp_path}/lost)"
+        text = text.replace(" SHA256\n", f" {found}\n")
         text = below(tmp_path, text.replace("> Dockerfile", f"> {tmp_path}/Dockerfile"))
         said = run(tmp_path, f"ln -s {sys.prefix} {tmp_path}/opt/tracker\n{text}")
         assert any("test" in body for _, _, _, body, _ in receiver.got)
     assert "w5e6f7a8b" in said
+    assert re.search("^OK, BUT .*RESTORED AFTER A LOSS", said, re.MULTILINE)
     journal = (tmp_path / "journal").read_text()
     assert '"event": "reloaded"' in journal
     assert not re.search("Traceback|key_refused", journal)
