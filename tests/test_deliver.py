@@ -323,7 +323,7 @@ def test_a_file_is_completed(engine: sa.Engine, tmp_path: Path) -> None:
 def test_a_file_with_something_else_in_it_is_left_alone(
     engine: sa.Engine, tmp_path: Path, sqlite_template: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Garbage, or a checkpoint that this database lacks, as after an old copy was restored: status has the code."""
+    """Garbage, or a checkpoint of another database: status has the code."""
     all_ = sealed(engine, "a")
     another = database.open_database(f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'other.db')}")
     (foreign,) = sealed(another, "z")

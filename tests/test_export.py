@@ -396,7 +396,7 @@ def test_wrong_usage_and_missing_tools_have_status_2(packs: Packs, tmp_path: Pat
     for missing, version, why in (
         ("openssl", None, "this machine has no openssl"),
         ("sqlite3", None, "this machine has no sqlite3"),
-        ("", "3.39.4 2022-09-29", "--reports needs sqlite3 3.40 or newer"),
+        ("", "3.39.4 2022-09-29", "sqlite3 is older than 3.40"),
     ):
         code, text = verify(packs.signed, "--reports", tools=without(tmp_path / why, missing, sqlite=version))
         assert (code, why in text) == (2, True), text

@@ -104,7 +104,7 @@ class Report:
     sha256: str | None = None
     sealed_at: datetime | None = None
     is_key_checked: bool = False  # a key was given
-    trusted: int = 0  # checkpoints that were given
+    trusted: int = 0  # checkpoints that were given, without those that were lost
     keys: dict[str, tuple[int, int]] = field(default_factory=dict)  # by id: its first and its last checkpoint
     restored: dict[int, str] = field(default_factory=dict)  # by number: checkpoints up to this SHA-256 had been lost
     sources: list[AskedServer] = field(default_factory=list)

@@ -282,6 +282,7 @@ class _Verification:
             while names:
                 if (one := self._trusted.pop(names.pop() or "", None)) is not None:
                     numbers.append(one.number)
+                    self._report.trusted -= 1
                     names += (one.previous_sha256, one.restored_after)
             which = f": those with the numbers {min(numbers)} to {max(numbers)} are trusted ones" if numbers else ""
             message = f"an older copy was restored; checkpoints up to SHA-256 {last} were lost{which}"

@@ -24,14 +24,11 @@ for tool in cat cmp dirname find mktemp rm sed sort uniq xargs sha256sum openssl
     command -v "$tool" >/dev/null || stop "this machine has no $tool"
 done
 case $(openssl version) in 'OpenSSL '[3-9].* | 'OpenSSL '[1-9][0-9].*) ;; *) stop 'OpenSSL 3 or newer is needed' ;; esac
-case ${reports:+$(sqlite3 --version)} in
-    [!3]* | 3.[0-9].* | 3.[0-3][0-9].*) stop '--reports needs sqlite3 3.40 or newer, and this one is older' ;;
-esac
+case ${reports:+$(sqlite3 --version)} in [!3]* | 3.[0-9].* | 3.[0-3][0-9].*) stop 'sqlite3 is older than 3.40' ;; esac
 checks=$(dirname "$0")/checks.sql
 [ -z "$reports" ] || [ -r "$checks" ] || stop "--reports needs $checks, which is missing"
 tmp=$(mktemp -d) || stop 'cannot make a temporary folder'
 trap 'rm -rf "$tmp"' EXIT; trap 'exit 2' HUP INT TERM
-
 # Pipes end in `| keep NAME || exit`: on a full disk cat fails; some versions of sort and sed do not.
 keep() { cat >"$tmp/$1" || stop "cannot write to $tmp: is the disk full?"; }
 found=0 but='' why=''
@@ -83,6 +80,7 @@ same names numbers 'checkpoints with a wrong number or form:'
 { sed -n 's/^sha256 //p' "$tmp/chain"; sed -n "\\|  $head\$|p" SHA256SUMS; } | sort | keep named || exit
 sed -n -e '/  checkpoints\//p' -e '/  segments\//p' SHA256SUMS | sort | keep sealed || exit
 same sealed named 'checkpoints or segments that are not as the chain names them:'
+first=$(sed -n '1s/,.*//p' "$tmp/seals") number=$(sed -n '$s/,.*//p' "$tmp/seals") # it begins with 1 or with a base
 
 # 3. The signatures of the head and of SHA256SUMS, by the key that the head names.
 signed() { openssl pkeyutl -verify -pubin -inkey "$tmp/pem" -rawin -in "$1" -sigfile "$2" >/dev/null 2>&1; }
@@ -105,22 +103,25 @@ else
 fi
 [ "${key_id:-$id}" = "$id" ] || bad "the key of the last checkpoint is $id, not $key_id"
 
-# 4. Each checkpoint from outside is in the chain, or was lost: a restored_after in the chain, or a lost one, names it.
+# 4. Each checkpoint from outside is in the chain, or a restored_after or a lost one names it, or it is before a base.
 if [ -n "$trusted" ]; then
-    sort "$tmp/flat" "$tmp/flat" "$tmp/trusted" | uniq -u | keep absent || exit
-    sed "y/$tab/\n/" "$tmp/absent" | cat - "$tmp/chain" | keep names || exit
+    printf ' \t\tnumber %s\n' "$((first - 1))" | keep begin || exit # the base names this one; it sorts behind
+    sort -t "$tab" -k 3.8n "$tmp/begin" "$tmp/trusted" | sed -n '/^ /,$p' | keep held || exit
+    sort "$tmp/flat" "$tmp/flat" "$tmp/held" | uniq -u | keep absent || exit
+    sed "y/$tab/\n/" "$tmp/trusted" | cat - "$tmp/chain" | keep names || exit
     while IFS= read -r one; do
         sum=$(printf '%s\n' "$one" | sed "y/$tab/\n/" | sha256sum)
         [ -n "$(sed -n "/ ${sum%% *}/p" "$tmp/names")" ] || printf '%s\n' "$one"
     done <"$tmp/absent" | keep unnamed || exit
-    [ ! -s "$tmp/unnamed" ] || bad "checkpoints in $trusted that are not in this pack, which ends with $head:"
-    shown <"$tmp/unnamed"
-    set -- $(sed "s/.*${tab}number \([0-9]*\)${tab}.*/\1/" "$tmp/absent" | sort -n | sed -n '1p;$p') # first and last
+    same begin unnamed "checkpoints in $trusted that are not in this pack, which ends with $head:"
+    lost=$(sed -n "s/.*${tab}number \([0-9]*\)${tab}.*/\1/p" "$tmp/absent" | sort -n | sed "/^$((first - 1))\$/d")
+    set -- $(printf %s "$lost" | sed -n '1p;$p') # the first and the last number
+    [ -n "$(sort "$tmp/flat" "$tmp/trusted" | uniq -d | sed 1q)" ] || trusted='' # none of these is in the chain
 fi
 [ -n "$trusted" ] || doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone who has the key made all again.'
 restored=$(sed -n '/^number /h;/^restored_after /{H;x;s/\n/: /;p;}' "$tmp/chain" | shown)
-[ -z "$restored" ] || doubt 'RESTORED AFTER A LOSS' "rows of lost checkpoints${1:+ ($1 to $2 outside)} may be missing,
-or were asked for again, after an older copy was restored. By number, the checkpoints that say so:\n$restored"
+[ -z "$restored${1:-}" ] || doubt 'RESTORED AFTER A LOSS' "rows of lost checkpoints${1:+ ($1 to $2 outside)} may be
+missing, or were asked for again, after an older copy was restored. By number, the checkpoints that say so:\n$restored"
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
 find segments -name '*-sources-*' | xargs cat | sed -En 's/^[0-9]+,"(([^"]|"")*)","(([^"]|"")*)",.*/\1 \3/p' |
@@ -148,12 +149,11 @@ elif [ "$found" = 0 ]; then
     case $(sed -n '$p' "$tmp/checked") in checked*) ;; *) bad "checks.sql does not fit this pack: $error" ;; esac
     [ -z "$(sed -n '/^NOT OK/{p;q;}' "$tmp/checked")" ] || exit 1
 fi
-
 [ "$found" = 0 ] || exit 1
-number=$(sed -n '$s/,.*//p' "$tmp/seals")
+sed -n "s/^base /Jobs removed with checkpoint $first; nothing before it was checked: /p" "$tmp/chain"
 echo 'Who answered:' && shown <"$tmp/sources"
 [ -z "$but" ] || but=", BUT${but#,}"
-echo "OK$but: checkpoints 1 to $number, key $id${trusted:+, with all checkpoints in $trusted}"
+echo "OK$but: checkpoints $first to $number, key $id${trusted:+, with all in $trusted from $first on}"
 echo "No row sealed up to checkpoint $number was changed, removed or added since it was sealed, as far as this key and
 this checkpoint reach. It does not mean that each row was true when it was written: \`actor\` is self-asserted,
 \`clusters\`, \`workers\` and \`alerts\` are not sealed."
