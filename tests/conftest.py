@@ -151,6 +151,22 @@ def url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> str:
     return new(request.getfixturevalue("postgres_template"))
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def module_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
+    """A database that the tests of a module share, migrated to head, on each of the two."""
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            path = shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path_factory.mktemp("module"))
+            url = f"sqlite:///{path}"
+        else:
+            make: PostgresServer = request.getfixturevalue("make_postgres")
+            url = make(request.getfixturevalue("postgres_template"))
+            stack.callback(make.drop, url)
+        engine = database.open_database(url)
+        stack.callback(engine.dispose)
+        yield engine
+
+
 @pytest.fixture
 def empty_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> str:
     """The URL of a database without a schema (on SQLite of a file that is not there), on each of the two."""

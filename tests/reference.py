@@ -176,32 +176,26 @@ def verdict(job: Row, now: datetime) -> str:
 # -- the views -----------------------------------------------------------------------------------------------------
 
 
-def pick(row: Row, columns: str, **more: Any) -> Row:
-    return {column: more[column] if column in more else row[column] for column in columns.split()}
+def pick(row: Row, columns: str) -> Row:
+    return {column: row[column] for column in columns.split()}
 
 
 def report_jobs(tables: Tables, now: datetime) -> list[Row]:
-    rows = []
-    for job in all_jobs(tables):
-        status_after, ended_after = None, job["ended_after"]
+    jobs = all_jobs(tables)
+    for job in jobs:
+        job["verdict"] = verdict(job, now)
+        job["next_poll_at"] = job["due_at"]
+        job["age_seconds"] = seconds(passed(job["began_at"], first(job["ended_by"], now)))
         if job["status"] is not None:
-            status_after = not_before(job["status_after"], job["submitted_at"], job["status_by"])
+            job["status_after"] = not_before(job["status_after"], job["submitted_at"], job["status_by"])
         if job["state"] in ("done", "failed", "lost"):
-            ended_after = not_before(ended_after, job["submitted_at"], job["ended_by"])
-        rows.append(
-            pick(
-                job,
-                "cluster jid kind reference state status status_after status_by seen_at submitted_at registered_at "
-                "registered_by received_at deadline_on verdict ended_after ended_by next_poll_at age_seconds polls "
-                "failures last_error",
-                status_after=status_after,
-                ended_after=ended_after,
-                verdict=verdict(job, now),
-                next_poll_at=job["due_at"],
-                age_seconds=seconds(passed(job["began_at"], first(job["ended_by"], now))),
-            )
-        )
-    return rows
+            job["ended_after"] = not_before(job["ended_after"], job["submitted_at"], job["ended_by"])
+    columns = (
+        "cluster jid kind reference state status status_after status_by seen_at submitted_at registered_at "
+        "registered_by received_at deadline_on verdict ended_after ended_by next_poll_at age_seconds polls "
+        "failures last_error"
+    )
+    return [pick(job, columns) for job in jobs]
 
 
 def least_seconds(job: Row) -> int:
@@ -210,40 +204,33 @@ def least_seconds(job: Row) -> int:
 
 
 def report_durations(tables: Tables, now: datetime) -> list[Row]:
-    return [
-        pick(
-            job,
-            "cluster jid kind reference submitted_at registered_at done_after done_by seconds_min seconds_max "
-            "uncertainty_seconds download_by polls",
-            seconds_min=seconds(least_seconds(job)),
-            seconds_max=seconds(passed(job["submitted_at"], job["done_by"])),
-            uncertainty_seconds=seconds(between(job["done_after"], job["done_by"])),
-            download_by=job["done_after"] and job["done_after"] + timedelta(days=7)
-            if job["kind"] == "export"
-            else None,
-        )
-        for job in all_jobs(tables)
-        if job["state"] == "done"
-    ]
+    jobs = [job for job in all_jobs(tables) if job["state"] == "done"]
+    for job in jobs:
+        job["seconds_min"] = seconds(least_seconds(job))
+        job["seconds_max"] = seconds(passed(job["submitted_at"], job["done_by"]))
+        job["uncertainty_seconds"] = seconds(between(job["done_after"], job["done_by"]))
+        is_known = job["kind"] == "export" and job["done_after"] is not None
+        job["download_by"] = job["done_after"] + timedelta(days=7) if is_known else None
+    columns = (
+        "cluster jid kind reference submitted_at registered_at done_after done_by seconds_min seconds_max "
+        "uncertainty_seconds download_by polls"
+    )
+    return [pick(job, columns) for job in jobs]
 
 
 def report_transitions(tables: Tables, now: datetime) -> list[Row]:
+    columns = (
+        "id cluster jid kind reference seq action from_status to_status from_state to_state last_seen_at "
+        "observed_at server_date claimed_at base_url actor anomaly reason seal_id"
+    )
     rows = []
     for job in all_jobs(tables):
         for t in tables.histories[job["id"]]:
             urls = [source["base_url"] for source in tables.sources if source["id"] == t["source_id"]]
             seals = [seal for seal in tables.seals if seal["last_transition_id"] >= t["id"]]
             seals.sort(key=lambda seal: (seal["last_transition_id"], seal["id"]))
-            rows.append(
-                pick(
-                    t,
-                    "id cluster jid kind reference seq action from_status to_status from_state to_state last_seen_at "
-                    "observed_at server_date claimed_at base_url actor anomaly reason seal_id",
-                    **{column: job[column] for column in ("cluster", "jid", "kind", "reference")},
-                    base_url=urls[0] if urls else None,
-                    seal_id=seals[0]["id"] if seals else None,
-                )
-            )
+            found = {"base_url": urls[0] if urls else None, "seal_id": seals[0]["id"] if seals else None}
+            rows.append(pick(t | pick(job, "cluster jid kind reference") | found, columns))
     return rows
 
 
@@ -256,29 +243,18 @@ def report_statuses(tables: Tables, now: datetime) -> list[Row]:
     for job in all_jobs(tables):
         entries = [t for t in tables.histories[job["id"]] if t["to_status"] not in (None, t["from_status"])]
         for entry, leaving in zip(entries, [*entries[1:], None], strict=False):
-            entered_after = not_before(entry["last_seen_at"], job["submitted_at"], entry["observed_at"])
-            entered_by = entry["observed_at"]
+            row = pick(job, "cluster jid kind reference") | {"status": entry["to_status"]}
+            row["entered_after"] = not_before(entry["last_seen_at"], job["submitted_at"], entry["observed_at"])
+            row["entered_by"] = entry["observed_at"]
             if leaving is not None:
-                left_after, left_by = leaving["last_seen_at"], leaving["observed_at"]
-                least, most = between(entered_by, left_after), between(entered_after, left_by)
+                row["left_after"], row["left_by"] = leaving["last_seen_at"], leaving["observed_at"]
+                least, most = row["left_after"], row["left_by"]
             else:
-                left_after = left_by = None
-                least = between(entered_by, job["seen_at"])
-                most = between(entered_after, now) if job["state"] == "open" else None
-            rows.append(
-                pick(
-                    job,
-                    "cluster jid kind reference status entered_after entered_by left_after left_by seconds_min "
-                    "seconds_max",
-                    status=entry["to_status"],
-                    entered_after=entered_after,
-                    entered_by=entered_by,
-                    left_after=left_after,
-                    left_by=left_by,
-                    seconds_min=seconds(max(0, least or 0)),
-                    seconds_max=seconds(most),
-                )
-            )
+                row["left_after"] = row["left_by"] = None
+                least, most = job["seen_at"], now if job["state"] == "open" else None
+            row["seconds_min"] = seconds(max(0, between(row["entered_by"], least) or 0))
+            row["seconds_max"] = seconds(between(row["entered_after"], most))
+            rows.append(row)
     return rows
 
 
@@ -300,27 +276,23 @@ def report_monthly(tables: Tables, now: datetime) -> list[Row]:
 
 
 def report_deadlines(tables: Tables, now: datetime) -> list[Row]:
-    rows = []
-    for job in all_jobs(tables):
-        basis = "registered"
+    jobs = all_jobs(tables)
+    for job in jobs:
+        job["basis"] = "registered"
         if job["received_at"] is not None:
-            basis = "received"
+            job["basis"] = "received"
         elif job["submitted_at"] is not None:
-            basis = "submitted"
+            job["basis"] = "submitted"
+        job["verdict"] = verdict(job, now)
         known = any(row["cluster"] == job["cluster"] and row["utc_offsets"] for row in tables.clusters)
         today = now.astimezone(tables.zone if known else UTC).date()
         is_over = job["deadline_on"] is None or job["state"] in SETTLED
-        rows.append(
-            pick(
-                job,
-                "cluster jid kind reference state received_at received_at_first amendments basis deadline_on "
-                "deadline_at extended_on done_after done_by verdict days_left",
-                basis=basis,
-                verdict=verdict(job, now),
-                days_left=None if is_over else (job["deadline_on"] - today).days,
-            )
-        )
-    return rows
+        job["days_left"] = None if is_over else (job["deadline_on"] - today).days
+    columns = (
+        "cluster jid kind reference state received_at received_at_first amendments basis deadline_on "
+        "deadline_at extended_on done_after done_by verdict days_left"
+    )
+    return [pick(job, columns) for job in jobs]
 
 
 WORST_FIRST = ("missed", "overdue", "undecidable", "pending", "attested", "met", "withdrawn")
@@ -381,14 +353,10 @@ def report_gaps(tables: Tables, now: datetime) -> list[Row]:
     for gap in all_gaps(tables):
         ended = first(gap["ended_at"], now)
         theirs = [job for job in jobs if job["cluster"] == gap["cluster"]]
-        rows.append(
-            pick(
-                gap,
-                "cluster began_at ended_at is_open cause detail seconds open_jobs",
-                seconds=seconds(between(gap["began_at"], ended)),
-                open_jobs=sum(was_open(tables, job, gap["began_at"], ended) for job in theirs),
-            )
-        )
+        spent = seconds(between(gap["began_at"], ended))
+        open_jobs = sum(was_open(tables, job, gap["began_at"], ended) for job in theirs)
+        columns = "cluster began_at ended_at is_open cause detail seconds open_jobs"
+        rows.append(pick(gap | {"seconds": spent, "open_jobs": open_jobs}, columns))
     return rows
 
 
@@ -484,7 +452,7 @@ SHARES = {"median": Fraction(1, 2), "p90": Fraction(9, 10), "p95": Fraction(19, 
 
 
 def quantiles(tables: Tables, now: datetime) -> list[Row]:
-    """Return the report of durations: a row for each cluster and kind, and one for all; late: over a day."""
+    """Return the report of durations: a row for each cluster and kind, and one for all."""
     groups: dict[tuple[str | None, str | None], list[Row]] = {}
     for job in all_jobs(tables):
         groups.setdefault((job["cluster"], job["kind"]), []).append(job)
@@ -509,8 +477,6 @@ def quantiles(tables: Tables, now: datetime) -> list[Row]:
             pair = [quantile(least, unended, share), quantile(most, unended + endless, share)]
             pair.sort(key=lambda at: (at is None, at))
             row[f"{name}_seconds_min"], row[f"{name}_seconds_max"] = map(seconds, pair)
-        row["late"] = sum((between(job["submitted_at"], job["registered_at"]) or 0) > DAY for job in jobs)
-        row["unknown"] = sum(job["submitted_at"] is None for job in jobs)
         rows.append(row)
     return rows
 

@@ -6,24 +6,21 @@ import csv
 import io
 import json
 import os
-import shutil
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import click
 import pytest
 import sqlalchemy as sa
 
 from tests.conftest import Run
-from tests.history import answer, record, register, stand
-from tracker import cli, database, status
-from tracker.models import GAPS
+from tests.history import ZONE, answer, record, register, stand
+from tracker import database, status
 from tracker.reports.tables import NAMES, read
 
 BEGAN = datetime(2026, 11, 2, 9, 0, 0, 250_000, tzinfo=UTC)
-DAY, HOUR, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(seconds=1)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 
 
 @pytest.fixture
@@ -80,38 +77,15 @@ def test_a_person_reads_bounds_in_80_columns(run: Run) -> None:
     assert lines[-4].split() == ["all", "all", "5", "3", "1", "1", "median", "5d", "5d", "2h"]
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_how_many_registrations_came_late(run: Run, engine: sa.Engine) -> None:
-    """In the table for all, in csv by row: how many came more than a day late, and of how many it is unknown."""
-    for jid, late in (("a", 90 * SECOND), ("b", DAY), ("c", DAY + timedelta(microseconds=1)), ("d", 50 * HOUR)):
-        register(engine, jid, "w1", at=BEGAN, submitted_at=BEGAN - late)
-    register(engine, "e", "w2", at=BEGAN)
-    _, out, _ = run("durations", "--format", "table")
-    assert out.splitlines()[4:6] == ["Registered more than a day after submission: 2.", "Submission unknown: 1."]
-    rows = list(csv.DictReader(io.StringIO(run("durations", "--format", "csv")[1])))
-    assert [(row["late"], row["unknown"]) for row in rows] == [("2", "0"), ("0", "1"), ("2", "1")]
-
-
 def test_durations_by_month_and_week(run: Run, engine: sa.Engine) -> None:
     """--by names the first columns, in its order, of every format; the total says all, empty or null."""
     for jid, at in (("a", BEGAN), ("b", BEGAN + 31 * DAY)):
         ended(engine, job(engine, jid, at=at - 60 * DAY), after=-59 * DAY)
-    rows = list(csv.DictReader(io.StringIO(run("durations", "--by", "month, kind", "--format", "csv")[1])))
-    assert [list(row)[:3] for row in rows] == 3 * [["month", "kind", "jobs"]]
-    assert [[row["month"], row["kind"], row["jobs"]] for row in rows] == [
-        ["2026-09", "export", "1"],
-        ["2026-10", "export", "1"],
-        ["", "", "2"],
-    ]
+    out = run("durations", "--by", "month, kind", "--format", "csv")[1]
+    expected = [["month", "kind", "jobs"], ["2026-09", "export", "1"], ["2026-10", "export", "1"], ["", "", "2"]]
+    assert [row[:3] for row in csv.reader(io.StringIO(out))] == expected
     document = json.loads(run("durations", "--by", "week", "--format", "json")[1])
     assert [row["week"] for row in document["rows"]] == ["2026-W36", "2026-W40", None]
-    _, out, _ = run("durations", "--by", "cluster,week", "--format", "table")
-    assert max(map(len, out.splitlines())) <= 80
-    assert [line.split()[:2] for line in out.splitlines() if "  median  " in line] == [
-        ["w1a2b3c4d", "2026-W36"],
-        ["w1a2b3c4d", "2026-W40"],
-        ["all", "all"],
-    ]
 
 
 def test_changes_are_counted_and_listed(run: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,41 +115,38 @@ def test_changes_are_counted_and_listed(run: Run, engine: sa.Engine, monkeypatch
         ["w9", "removal", *["0", "0", "0", "1", "0", "0", "1", "0"]],
     ]
     assert [line.split()[2] for line in rows[1:]] == ["gone", "gone", "failed", "failed", "done", "late"]
-    found = json.loads(run("changes", "--format", "json")[1])["rows"]
-    assert [row["id"] for row in found] == sorted(row["id"] for row in found)
-    assert {row["jid"] for row in found} == {"late", "done", "failed", "gone"}
 
     def count(*args: str) -> int:
         return len(list(csv.DictReader(io.StringIO(run("changes", "--format", "csv", *args)[1]))))
 
     assert (count(), count("--kind", "removal"), count("--cluster", "w9")) == (6, 2, 4)
-    assert (count("--since", "3d"), count("--since", "90d"), count("--until", "1d", "--since", "3d")) == (8, 12, 2)
-    assert (count("--as-of", "36h"), count("--since", "3d", "--as-of", "36h"), count("--as-of", "3d")) == (2, 2, 0)
-    until = "2026-11-01"  # without --since: all before it, not an error about a day that nobody asked for
-    assert run("changes", "--until", until, "--format", "json")[0] == 0
-    assert "Jobs by what happened" in run("changes", "--format", "html")[1]
+    assert (count("--since", "3d"), count("--until", "1d", "--since", "3d"), count("--as-of", "3d")) == (8, 2, 0)
+    # without --since: all before it, not an error about a day that nobody asked for
+    assert run("changes", "--until", "2026-11-01", "--format", "json")[0] == 0
 
 
-def test_times_are_dates_instants_or_how_long_ago(run: Run, engine: sa.Engine) -> None:
-    """7d, 2 weeks and 36h are before now, yesterday and today are days of the legal zone, also for --as-of."""
+def test_times_are_dates_instants_or_how_long_ago(run: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """7d and 36h are before now; a day is one of the legal zone, which --since begins with and --until ends with."""
     with database.reading(engine) as connection:
         now = database.now(connection)
-    for jid, age in (("a", DAY), ("b", 3 * DAY), ("c", 10 * DAY), ("d", 30 * DAY)):
+    for jid, age in (("a", DAY), ("b", 3 * DAY), ("c", 10 * DAY)):
         job(engine, jid, at=now - age)
 
-    def jobs(*args: str) -> object:
+    def found(*args: str) -> object:
         return json.loads(run("coverage", "--format", "json", *args)[1])["jobs"]
 
-    assert [jobs("--since", text) for text in ("25h", "4d", "2 weeks", "1w 3 days 1 min", "99d")] == [1, 2, 3, 3, 4]
-    assert [jobs("--until", text) for text in ("1h", "2d", "20 days")] == [4, 3, 1]
-    assert [jobs("--as-of", text) for text in ("1h", "2d", "20d")] == [4, 3, 1]
-    zone = ZoneInfo("Europe/Stockholm")
-    today = datetime.combine(now.astimezone(zone).date(), datetime.min.time(), zone)
-    for word, day in (("today", today), ("yesterday", today - DAY)):
-        since = json.loads(run("coverage", "--since", word, "--format", "json")[1])["since"]
-        assert abs(datetime.fromisoformat(since) - day) <= HOUR  # a day may have 25 hours
-    code, _, err = run("coverage", "--as-of", "today")
-    assert (code, "is in the future; the database's time is 20" in err) == (2, True)
+    assert [found("--since", text) for text in ("25h", "4d", "1w 3 days 1 min")] == [1, 2, 3]
+    assert [found("--until", text) for text in ("1h", "2d")] == [3, 2]
+    assert [found("--as-of", text) for text in ("1h", "2d")] == [3, 2]
+    today = datetime.combine(now.astimezone(ZONE).date(), datetime.min.time(), ZONE)
+    since = json.loads(run("coverage", "--since", "yesterday", "--format", "json")[1])["since"]
+    assert abs(datetime.fromisoformat(since) - (today - DAY)) <= HOUR  # a day may have 25 hours
+    job(engine, "old", at=datetime(2025, 10, 31, 23, 30, tzinfo=UTC))  # half past midnight in Stockholm
+    assert found("--since", "2025-11-01", "--until", "2025-11-01") == 1
+    assert found("--until", "2025-10-31") == 0
+    assert found("--since", "2025-10-31T23:30Z", "--until", "2025-10-31T23:30:00.000001Z") == 1
+    monkeypatch.setenv("TRACKER_TIMEZONE", "Europe/London")
+    assert found("--since", "2025-10-31", "--until", "2025-10-31") == 1
 
 
 @pytest.mark.usefixtures("jobs")
@@ -193,31 +164,11 @@ def test_filters_are_applied_and_named(run: Run) -> None:
     assert "filters: submitted (else registered) before 2026-11-02 23:00:00+00:00" in " ".join(out.split())
 
 
-def test_dates_are_days_of_the_legal_time_zone(run: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--since begins with the day, --until ends with it: half past eleven in London is the next day in Stockholm."""
-    job(engine, "a", at=datetime(2026, 10, 31, 23, 30, tzinfo=UTC))
-
-    def found(*filters: str) -> int:
-        jobs = json.loads(run("durations", *filters, "--format", "json")[1])["jobs"]
-        assert isinstance(jobs, int)
-        return jobs
-
-    assert found("--since", "2026-11-01", "--until", "2026-11-01") == 1
-    assert found("--until", "2026-10-31") == 0
-    monkeypatch.setenv("TRACKER_TIMEZONE", "Europe/London")
-    assert found("--since", "2026-11-01") == 0
-    assert found("--since", "2026-10-31", "--until", "2026-10-31") == 1
-    assert found("--since", "2026-10-31T23:30Z", "--until", "2026-10-31T23:30:00.000001Z") == 1
-    assert found("--until", "2026-10-31T23:30Z") == 0
-
-
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_nothing_is_no_error(run: Run) -> None:
     """Where no jobs match, the exit code is 0, it is said, and what comes out is still a table, CSV or JSON."""
     code, out, err = run("durations", "--format", "table")
-    assert (code, err) == (0, "")
-    assert out.startswith("From submission to done: 0 jobs, as of")
-    assert "Nothing to report: no rows match." in out
+    assert (code, err, "Nothing to report: no rows match." in out) == (0, "", True)
     assert len(run("durations", "--format", "csv")[1].splitlines()) == 1
     assert json.loads(run("durations", "--format", "json")[1])["rows"] == []
     assert run("durations")[1].startswith("cluster,kind,jobs,done")  # a pipe gets csv
@@ -225,34 +176,20 @@ def test_nothing_is_no_error(run: Run) -> None:
 
 BAD = (
     (["durations", "--since", "2026-13-01"], "'--since': '2026-13-01' is not a time: write it as 2026-01-31T14:00"),
-    (["durations", "--until", "12"], "'--until': '12' is not a time"),
     (["durations", "--until", "9999999d"], "'--until': '9999999d' is not a time"),
     (["durations", "--since", "2026-11-01T10:00"], "has no offset, so the instant is unclear: write it as"),
     (["durations", "--since", "0001-01-01"], "'0001-01-01' is before 1970"),
-    (["durations", "--until", "9999-12-31"], "after 9998"),
     (
         ["durations", "--since", "2026-11-02", "--until", "2026-11-01"],
         "2026-11-01 23:00:00+00:00 is not after since, 2026-11-01 23:00:00+00:00",
-    ),
-    (["durations", "--since", "1d", "--until", "2d"], "'--until': 20"),
-    (
-        ["durations", "--since", "2026-11-02T10:00Z", "--until", "2026-11-02T11:00+01:00"],
-        "2026-11-02 11:00:00+01:00 is not after since, 2026-11-02 10:00:00+00:00",
     ),
     (["durations", "--kind", "exports"], "'--kind': 'exports' is not one of 'export', 'removal', 'unknown'"),
     (["durations", "--cluster", "w1"], "'--cluster': there is no cluster 'w1'; there are: w1a2b3c4d, w9"),
     (["durations", "--cluster", "w9", "--cluster", "\x1b[1m\udcff\u202e"], "there are: w1a2b3c4d, w9"),
     (["durations", "--by", "cluster,day"], "'--by': 'day' is not one of cluster, kind, month, week"),
     (["duration"], "No such command 'duration'"),
-    (["durations", "--as-of", "soon"], "'--as-of': 'soon' is not a time"),
-    (["durations", "--as-of", "2026-11-01T10:00"], "'--as-of': '2026-11-01T10:00' has no offset"),
-    (
-        ["coverage", "--as-of", "2998-01-01T10:00+01:00"],
-        "2998-01-01 10:00:00+01:00 is in the future; the database's time is 20",
-    ),
-    (["durations", "--as-of", "2998-01-01"], "'--as-of': 2998-01-01 23:00:00+00:00 is in the future"),
+    (["durations", "--as-of", "2998-01-01"], "'--as-of': 2998-01-01 23:00:00+00:00 is in the future; the database's"),
     (["durations", "-o", "a.txt"], "'a.txt' does not end with .csv, .json or .html: name the format with --format"),
-    (["durations", "-o", "a"], "'a' does not end with .csv"),
     (["--format", "csv"], "name a report (durations, statuses,"),
     (["--kind", "export", "gaps"], "put options after the name of the report, as in: tracker report gaps --since"),
     (["gaps", "--format", "table", "--for-spreadsheet"], "--for-spreadsheet has no effect on table: add --format csv"),
@@ -281,12 +218,6 @@ def test_a_cluster_without_jobs_is_known(run: Run, engine: sa.Engine, monkeypatc
     assert "there are: w1, w2" in run("durations", "--cluster", "w3")[2]
 
 
-def test_a_report_of_gaps_says_what_its_times_choose(run: Run) -> None:
-    """They choose gaps, not jobs by their submission."""
-    assert "filters: overlapping the time from 2026-10-31 23:00" in run("gaps", "--since", "2026-11-01")[2]
-    assert "filters: submitted (else registered) from 2026" in run("coverage", "--since", "2026-11-01")[2]
-
-
 @pytest.mark.usefixtures("jobs")
 def test_every_report_fits_a_terminal_and_is_whole_in_csv(run: Run, engine: sa.Engine) -> None:
     """A table has the columns that fit 80, csv all of the view's, and both say when, by which version and for what."""
@@ -306,20 +237,6 @@ def test_every_report_fits_a_terminal_and_is_whole_in_csv(run: Run, engine: sa.E
             assert f"tracker {version('tracker')}; filters: {filters}" in " ".join(out.split())
 
 
-@pytest.mark.usefixtures("jobs")
-def test_as_of_says_the_same_whatever_came_since(run: Run, engine: sa.Engine) -> None:
-    """What csv and json say as of a time stays the same bytes; a date means its end in the legal time zone."""
-    asked = [(name, "--format", format) for name in ("durations", "deadlines") for format in ("csv", "json")]
-    then = [run(*args, "--as-of", "2026-11-09")[1] for args in asked]
-    late = job(engine, "late", at=BEGAN + 10 * DAY)
-    answer(engine, late, ("waiting", BEGAN + 11 * DAY), ("never heard of", BEGAN + 12 * DAY))
-    assert [run(*args, "--as-of", "2026-11-09T23:00:00Z")[1] for args in asked] == then
-    assert run(*asked[0], "--as-of", "2026-11-16")[1] != then[0]
-    _, out, _ = run("durations", "--as-of", "2026-11-09", "--format", "table")
-    assert out.startswith("From submission to done: 6 jobs, as of 2026-11-09 23:00:00+00:00\n")
-    assert "What could be known then" in out
-
-
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.usefixtures("jobs")
 def test_output_is_the_same_in_a_file(run: Run, tmp_path: Path) -> None:
@@ -329,17 +246,9 @@ def test_output_is_the_same_in_a_file(run: Run, tmp_path: Path) -> None:
         assert (code, out) == (0, "")
         expected = run("anomalies", "--as-of", "2026-11-09", "--format", format)[1]
         assert (tmp_path / name).read_text("utf-8") == expected
-    run("durations", "--as-of", "2026-11-09", "--format", "table", "-o", str(tmp_path / "a.csv"))
-    shown = run("durations", "--as-of", "2026-11-09", "--format", "table")[1]
-    assert (tmp_path / "a.csv").read_text("utf-8") == shown
-    run("gaps", "--as-of", "2026-11-09", "--format", "table", "-o", str(tmp_path / "a.txt"))
+    run("gaps", "--as-of", "2026-11-09", "--format", "table", "-o", str(tmp_path / "a.csv"))
     shown = run("gaps", "--as-of", "2026-11-09", "--format", "table")[1]
-    assert (tmp_path / "a.txt").read_text("utf-8") == shown != ""
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".", "a"))) == [
-        "a.JSON",
-        "a.csv",
-        "a.txt",
-    ]
+    assert (tmp_path / "a.csv").read_text("utf-8") == shown != ""
     assert run("durations", "-o", "-", "--as-of", "2026-11-09")[1] == run("durations", "--as-of", "2026-11-09")[1]
 
 
@@ -374,11 +283,10 @@ def test_output_replaces_all_or_nothing(run: Run, tmp_path: Path, monkeypatch: p
 def test_output_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> None:
     """A folder that is not there, or that stands where the file should be: where, why, and the way out."""
     for place in (tmp_path / "not there" / "x.csv", tmp_path, Path("/dev/full")):
-        for report in (["durations"], ["deadlines", "--format", "html"], ["--format", "html"]):
-            code, out, err = run(*report, "-o", str(place))
-            assert (code, out) == (2, "")
-            assert f"'--output': cannot write {str(place)!r}: " in err
-            assert "name a file in a folder that exists" in err
+        code, out, err = run("durations", "-o", str(place))
+        assert (code, out) == (2, "")
+        assert f"'--output': cannot write {str(place)!r}: " in err
+        assert "name a file in a folder that exists" in err
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
@@ -388,41 +296,11 @@ def test_output_spares_the_database(run: Run, tmp_path: Path) -> None:
     database = tmp_path / "tracker.db"
     (tmp_path / "link.csv").symlink_to(database)
     before, there = database.read_bytes(), set(tmp_path.iterdir())
-    beside = [f"tracker.db{ending}" for ending in ("-wal", "-shm", "-journal")]
-    for report in (["durations", "--format", "csv"], ["gaps", "--format", "table"], ["--format", "html"]):
-        for name in ("tracker.db", "link.csv", *beside):
-            code, out, err = run(*report, "-o", name)
-            assert (code, out) == (2, "")
-            assert f"'--output': {name!r} belongs to the database, and is not replaced: name another file" in err
+    for name in ("tracker.db", "link.csv", "tracker.db-wal", "tracker.db-shm", "tracker.db-journal"):
+        code, out, err = run("--format", "html", "-o", name)
+        assert (code, out) == (2, "")
+        assert f"'--output': {name!r} belongs to the database, and is not replaced: name another file" in err
     assert (database.read_bytes(), set(tmp_path.iterdir())) == (before, there)
-
-
-def test_a_database_that_cannot_be_read_is_named_and_no_file_is_lost(
-    sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One that is missing, newer, none at all or does not answer: where, the way out, and its exit code."""
-    monkeypatch.setenv("TRACKER_CLUSTER", "w1")
-    (tmp_path / "old.csv").write_text("jid\n")
-    (tmp_path / "text.db").write_text("not a database\n" * 100)
-    shutil.copy(sqlite_template, tmp_path / "newer.db")
-    engine = sa.create_engine("sqlite:///newer.db")
-    with engine.begin() as connection:
-        connection.execute(sa.text("UPDATE tracker_alembic_version SET version_num = '9999'"))
-    engine.dispose()
-    before = set(tmp_path.iterdir())
-    for url, code, problem in (
-        ("sqlite:///none.db", 78, "there is no database at none.db: make it with `tracker db upgrade`"),
-        ("sqlite:///newer.db", 78, "install a newer tracker"),
-        ("sqlite:///text.db", 78, "the file is not a SQLite database, or is damaged"),
-        ("postgresql+psycopg://nobody@127.0.0.1:1/none", 69, "the database is not available"),
-    ):
-        monkeypatch.setenv("TRACKER_DATABASE_URL", url)
-        for args in (["durations"], ["gaps", "--format", "html"], ["--format", "html"]):
-            assert cli.main(["report", *args, "-o", "old.csv"]) == code
-            out, err = capsys.readouterr()
-            assert (out, len(err.splitlines())) == ("", 1)
-            assert problem in err
-    assert ((tmp_path / "old.csv").read_text(), set(tmp_path.iterdir())) == ("jid\n", before)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -431,9 +309,8 @@ def test_output_goes_into_a_pipe_without_a_name(run: Run) -> None:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     try:
-        for report in (["durations"], ["gaps", "--format", "json"], ["--format", "html"]):
-            assert run(*report, "-o", f"/dev/fd/{writer}")[:2] == (0, "")
-            assert len(os.read(reader, 65_536)) > 100
+        assert run("durations", "-o", f"/dev/fd/{writer}")[:2] == (0, "")
+        assert len(os.read(reader, 65_536)) > 100
     finally:
         os.close(reader)
         os.close(writer)
@@ -458,23 +335,14 @@ def test_a_table_begins_with_what_a_person_looks_for(
         at = BEGAN + number * 31 * DAY - 365 * DAY
         its = job(engine, f"j{number}", at=at, reference=f"R{number}")
         answer(engine, its, ("surprise", at + HOUR), *([("done", at + DAY)] if number < 2 else []))
-    with database.writing(engine) as connection:
-        for number in range(3):
-            at = BEGAN + number * DAY
-            gap = {"cluster": "w1a2b3c4d", "began_at": at, "ended_at": at + HOUR, "cause": "rate_limited"}
-            connection.execute(sa.insert(GAPS).values(**gap))
-    stand(engine, "w1a2b3c4d", gap_began_at=BEGAN - 9 * DAY, gap_cause="unreachable")
-
     monkeypatch.setenv("COLUMNS", "200")
 
     def column(name: str, place: int) -> list[str]:
         _, out, _ = run(name, "--format", "table")
         return [line.split()[place] for line in out.split("\n\n")[1].splitlines()[1:]]
 
-    for limit in (200, 3):
-        monkeypatch.setattr("tracker.cli.report.ROWS", limit)
-        assert column("deadlines", 0) == ["j2", "j3", "j1", "j0"][:limit]
-        assert column("requests", 0) == ["R2", "R3", "R1", "R0"][:limit]
-        assert column("anomalies", 2) == ["j3", "j2", "j1", "j0"][:limit]
-        assert column("monthly", 0) == ["2026-02", "2026-01", "2025-12", "2025-11"][:limit]
-        assert column("gaps", 1) == ["2026-10-24", "2026-11-04", "2026-11-03", "2026-11-02"][:limit]
+    monkeypatch.setattr("tracker.cli.report.ROWS", 3)
+    assert column("deadlines", 0) == ["j2", "j3", "j1"]
+    assert column("requests", 0) == ["R2", "R3", "R1"]
+    assert column("anomalies", 2) == ["j3", "j2", "j1"]
+    assert column("monthly", 0) == ["2026-02", "2026-01", "2025-12"]

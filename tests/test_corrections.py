@@ -6,10 +6,9 @@ deadline what the legal clock says, and a report as of now the same as the views
 
 from __future__ import annotations
 
-import json
 import shlex
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -137,29 +136,6 @@ def test_an_extension_in_time_moves_the_deadline(engine: sa.Engine, at: Callable
     assert amend(engine, job_id, extended_on=new).idle_extension == new  # recorded again, and now too late
 
 
-def test_an_extension_after_the_first_month_undoes_nothing(engine: sa.Engine) -> None:
-    """It is kept and shown, and missed stays missed, overdue stays overdue, whatever else is amended afterwards."""
-    done, waiting, _ = ids = [
-        register(engine, jid, at=NOW - 44 * DAY, received_at=RECEIVED) for jid in ("done", "waiting", "unasked")
-    ]
-    answer(engine, done, ("waiting", NOW - 2 * DAY), ("done", NOW - DAY))
-    answer(engine, waiting, ("waiting", NOW - DAY))
-    first, last = months(RECEIVED, 1), months(RECEIVED, 3)
-    for job_id in ids:
-        made = amend(engine, job_id, extended_on=last)
-        assert (made.idle_extension, made.deadline.on) == (last, first)
-        amend(engine, job_id, kind="export")
-        assert (row(engine, job_id).extended_on, row(engine, job_id).deadline_on) == (last, first)
-    with database.reading(engine) as connection:
-        rows = connection.execute(sa.text("SELECT jid, verdict, extended_on FROM report_deadlines")).all()
-    assert {jid: verdict for jid, verdict, _ in rows} == {
-        "done": "missed",
-        "waiting": "overdue",
-        "unasked": "undecidable",
-    }
-    assert {str(extended_on) for _, _, extended_on in rows} == {str(last)}
-
-
 def test_an_extension_in_force_is_not_replaced_too_late(
     engine: sa.Engine, at: Callable[[datetime | None], None]
 ) -> None:
@@ -189,20 +165,15 @@ def test_an_extension_recorded_before_the_first_answer_is_not_taken_for_an_early
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "the job has these facts already: there is nothing to amend"),
-    ({"kind": "export", "reference": "R-1"}, "there is nothing to amend"),
     ({"jid": "b"}, "jid: cannot be amended; these can: kind, reference, received_at"),
-    ({"kind": "delete"}, "kind: 'delete': write export, removal or unknown"),
     ({"kind": None}, "kind: cannot be cleared"),
     ({"reference": " "}, "reference: is empty"),
     ({"received_at": NOW + HOUR}, "received_at: .* is in the future"),
     ({"received_at": NOW - 9 * DAY}, "received_at: .* is after the job was registered, at"),
     ({"submitted_at": NOW - 9 * DAY}, "submitted_at: .* is after the job was registered, at"),
     ({"extended_on": "2026-01-05"}, "extended_on: must be a date, not str"),
-    ({"extended_on": NOW}, "extended_on: must be a date, not datetime"),
     ({"extended_on": months(NOW - 11 * DAY, 1)}, "extended_on: .* is not after .* the deadline without an extension"),
     ({"extended_on": months(NOW - 11 * DAY, 3) + DAY}, "extended_on: .* the last day of the two further months"),
-    ({"received_at": NOW - 12 * DAY, "extended_on": months(NOW - 11 * DAY, 3)}, "extended_on: .* two further months"),
-    ({"extended_on": date.max}, "extended_on: .* two further months"),
 ]
 
 
@@ -247,93 +218,25 @@ def test_an_open_job_whose_deadline_or_submission_moved_is_due_at_once(engine: s
     assert row(engine, job_id).seq == len(moves)
 
 
-@pytest.fixture
-def script() -> Iterator[Script]:
-    with Script().serve() as script:
-        yield script
-
-
-def test_neither_the_answer_under_way_nor_the_amendment_is_lost(engine: sa.Engine) -> None:
-    """A job amended between claim and record: what comes is recorded on top, planned by the new facts."""
-    for said in ("waiting", "done", 503):
-        with Script().serve() as script:
-            script.default = said
-            amended_under_way(engine, script, said)
-
-
-def amended_under_way(engine: sa.Engine, script: Script, said: str | int) -> None:
-    job_id = register(engine, f"a-{said}", at=NOW - 10 * DAY)
-
-    def amended(jid: str) -> None:
-        amend(engine, job_id, received_at=NOW - 20 * DAY, kind="export")
-
-    script.hold = amended
-    clock = SetClock(NOW - 2 * HOUR)
-    with polling(engine, script.url, clock) as poller:
-        tally = poller.run(threading.Event())
-        found = row(engine, job_id)
-        assert (found.received_at, found.kind) == (NOW - 20 * DAY, "export")
-        assert (found.deadline_on, found.leased_by) == (months(NOW - 20 * DAY, 1), None)
-        if isinstance(said, int):
-            assert (tally.failed, found.seq, found.failures) == (1, 1, 1)
-            script.hold, script.default = None, "waiting"
-            clock.pass_(hours=1)
-            assert poller.run(threading.Event()).transitions == 1
-            found = row(engine, job_id)
-        assert (tally.lost, found.seq, found.failures) == (0, 2, 0)
-        assert found.status == script.default
-    assert history.last(engine, job_id).action is Action.OBSERVED
-    assert (found.due_at is None) is (said == "done")
-
-
 # Attesting
 
 
-def test_an_attested_job_ended_by_the_time_claimed(engine: sa.Engine) -> None:
-    """From open, failed and lost; it is not polled, its verdict is attested, and reopening undoes it."""
-    stories = {"new": [], "open": ["waiting"], "failed": ["error"], "lost": ["waiting", "not_found", "not_found"]}
-    for jid, words in stories.items():
-        job_id = register(engine, jid, at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
-        answer(engine, job_id, *((word, NOW - (9 - n) * DAY) for n, word in enumerate(words)))
-        before = row(engine, job_id)
-        attest(engine, job_id, (NOW - HOUR).astimezone(ZONE))
-        found, last = row(engine, job_id), history.last(engine, job_id)
-        assert (found.state, found.ended_after, found.ended_by, found.due_at) == ("attested", None, NOW - HOUR, None)
-        assert (last.action, last.claimed_at, last.from_state) == (Action.ATTESTED, NOW - HOUR, before.state)
-        assert (last.server_date, last.source_id) == (None, None)
-        assert (last.actor, last.reason) == ("eve", "the archive has it")
-    with database.reading(engine) as connection:
-        verdicts = connection.scalars(sa.text("SELECT verdict FROM report_jobs")).all()
-        assert verdicts == 4 * ["attested"]
-    with database.writing(engine) as connection:
-        operate.reopen(connection, job_id, "eve", "it has not")
-    assert (row(engine, job_id).state, row(engine, job_id).ended_by) == ("open", None)
-
-
 def test_a_claim_that_contradicts_what_was_seen_is_refused(engine: sa.Engine) -> None:
-    """No claim changes an observation, and nothing is done before it was submitted, or in the future."""
+    """No claim changes an observation, and nothing is done before it was submitted."""
     waiting = register(engine, "waiting", at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
     answer(engine, waiting, ("waiting", NOW - 5 * DAY))
     gone = register(engine, "gone", at=NOW - 10 * DAY)
     answer(engine, gone, ("waiting", NOW - 5 * DAY), ("not_found", NOW - 2 * DAY))
-    done = register(engine, "done", at=NOW - 10 * DAY)
-    answer(engine, done, ("done", NOW - 5 * DAY))
     new = register(engine, "new", at=NOW - 10 * DAY, submitted_at=NOW - 11 * DAY)
     wrong = [
         (waiting, NOW - 6 * DAY, "done_by: .* is too early: a later answer showed the job not done, at"),
         (gone, NOW - 6 * DAY, "done_by: .* showed the job not done, at"),
         (new, NOW - 12 * DAY, "done_by: .* is before the job was submitted"),
-        (new, datetime.now(UTC) + HOUR, "done_by: .* in the future"),
-        (new, datetime(1969, 1, 1, tzinfo=UTC), "done_by: .* before 1970"),
-        (new, datetime(2026, 1, 5), "done_by: .* has no time zone"),  # noqa: DTZ001 - refused
-        (done, NOW - HOUR, "the job is done, as Elevate said"),
     ]
     for job_id, done_by, told in wrong:
         with pytest.raises(Refused, match=told):
             attest(engine, job_id, done_by)
     attest(engine, gone, NOW - 3 * DAY)  # between the last sight and not_found: what attesting is for
-    with pytest.raises(Refused, match="the job is attested already: reopen it first"):
-        attest(engine, gone, NOW - HOUR)
     attest(engine, new, NOW - 11 * DAY + HOUR)
     with pytest.raises(InvalidField, match=r"submitted_at: .* is after the job ended"):
         amend(engine, new, submitted_at=NOW - 11 * DAY + 2 * HOUR)
@@ -357,7 +260,6 @@ def test_amend_says_what_it_changed(engine: sa.Engine, say: Say) -> None:
     said = (
         f"reference R-1 -> unknown; received_at {NOW - 40 * DAY} -> {midnight(day)}; "
         f"deadline {before.deadline_on} -> {add_months(day, 1)}.\n"
-        "Plain dates read as the start of the day in Europe/Stockholm: 1.\n"
     )
     once = [*command, str(day), "--reference", "None"]
     assert say(*once, "--dry-run") == (0, f"a of cluster w1 would be amended: {said}")
@@ -377,34 +279,15 @@ def test_amend_says_what_it_changed(engine: sa.Engine, say: Say) -> None:
     assert row(engine, job_id).received_at is None
 
 
-def test_show_marks_what_was_amended_and_claimed_as_declared(engine: sa.Engine, say: Say) -> None:
-    """The timeline has each amendment with what was and is declared, by whom and why."""
-    job_id = register(engine, "a", at=NOW - 10 * DAY, received_at=NOW - 12 * DAY)
-    answer(engine, job_id, ("waiting", NOW - DAY), due_at=NOW + DAY)
-    amend(engine, job_id, received_at=NOW - 11 * DAY, kind="export")
-    attest(engine, job_id, NOW - HOUR)
-    shown = " ".join(say("show", "a", "--format", "table")[1].split())
-    assert f"ended by {NOW - HOUR}, as an operator says" in shown
-    for words in ("by alice: the mail;", "kind unknown -> export (declared);", f"done by {NOW - HOUR}"):
-        assert all(word in shown for word in words.split()), words
-    timeline = json.loads(say("show", "a", "--format", "json")[1])["timeline"]
-    assert [one["declared"] and one["declared"]["kind"] for one in timeline] == ["unknown", None, "export", None]
-
-
 CSV = f"""\
 Jid; cluster ;received_at;reference;kind;extended_until
 a;;{local(NOW - 20 * DAY)};;removal;
 b;w2;none;NONE;;none
-c;;;R-3;;
 d;;2026-13-01;;;
-e;;;;delete;
 f;;;;;2026-2-1
 g;;;;;
-h;;2026-01-05T10:00:00;;;
 none;;;R;;
-c;;;R-4;;
-i;;;jo@example.com;;
-k;;x;;;;y
+a;;;R-4;;
 l;;;;;{local(NOW + 300 * DAY)}
 """
 
@@ -412,78 +295,44 @@ l;;;;;{local(NOW + 300 * DAY)}
 def test_amend_reads_csv(engine: sa.Engine, say: Say) -> None:
     """An empty cell leaves a fact as it is, none clears it; what cannot be done is named by line, jid and field."""
     declared: dict[str, Any] = {"received_at": NOW - 11 * DAY} | R_1
-    cluster = {"b": "w2"}
-    ids = {jid: register(engine, jid, cluster.get(jid, "w1"), at=NOW - 10 * DAY, **declared) for jid in "abcdefghikl"}
+    places = dict.fromkeys("abdfgl", "w1") | {"b": "w2"}
+    ids = {jid: register(engine, jid, cluster, at=NOW - 10 * DAY, **declared) for jid, cluster in places.items()}
     first = months(NOW - 11 * DAY, 1)
-    for args in (["--dry-run"], []):
+    for args, is_done in (["--dry-run"], "would be amended"), ([], "is amended"):
         code, said = say("amend", "--from", "-", "--reason", "the list", *args, stdin=CSV)
-        *lines, dates = said.splitlines()
-        is_done = "would be amended" if args else "is amended"
-        assert (code, len(lines)) == (1, 14)
-        assert dates == "Plain dates read as the start of the day in Europe/Stockholm: 1."
-        assert lines[0].startswith(f"line 2: a of cluster w1 {is_done}: kind export -> removal; received_at")
-        assert f"; deadline {first} -> {months(NOW - 20 * DAY, 1)}." in lines[0]
-        assert lines[1].startswith(f"line 3: b of cluster w2 {is_done}: reference R-1 -> unknown; received_at")
-        assert lines[2] == f"line 4: c of cluster w1 {is_done}: reference R-1 -> R-3; deadline {first} as before."
-        for line, (number, start) in zip(
-            lines[3:-1],
-            [
-                (5, "'d': received_at: '2026-13-01' is not a time"),
-                (6, "'e': kind: 'delete': write export, removal or unknown"),
-                (7, "'f': extended_until: '2026-2-1' is not a time"),
-                (8, "'g': the job has these facts already: there is nothing to amend"),
-                (9, "'h': received_at: '2026-01-05T10:00:00' has no offset"),
-                (10, "no job has the jid 'none'"),
-                (11, "'c': the same job as in line 4"),
-                (12, "'i': reference: contains an @"),
-                (13, "has 'y' in column 7, which has no heading"),
-                (14, "'l': extended_on: "),
-            ],
-            strict=True,
-        ):
-            assert line.startswith(f"line {number}: {start}")
-        assert lines[-1] == f"3 {'would be amended' if args else 'amended'}, 10 refused."
-        assert "jo@" not in "".join(lines)
-        assert [row(engine, job_id).seq for job_id in ids.values()] == ([0] * 11 if args else [1, 1, 1] + [0] * 8)
+        deadline = f"; deadline {first} -> {months(NOW - 20 * DAY, 1)}."
+        expected = [
+            f"line 2: a of cluster w1 {is_done}: kind export -> removal; received_at",
+            f"line 3: b of cluster w2 {is_done}: reference R-1 -> unknown; received_at",
+            "line 4: 'd': received_at: '2026-13-01' is not a time",
+            "line 5: 'f': extended_until: '2026-2-1' is not a time",
+            "line 6: 'g': the job has these facts already: there is nothing to amend",
+            "line 7: no job has the jid 'none'",
+            "line 8: 'a': the same job as in line 2",
+            "line 9: 'l': extended_on: ",
+            f"2 {is_done.removeprefix('is ')}, 6 refused.",
+        ]
+        lines = said.splitlines()
+        assert code == 1
+        assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
+        assert lines[0].endswith(deadline)
+        assert [row(engine, job_id).seq for job_id in ids.values()] == ([0] * 6 if args else [1, 1] + [0] * 4)
     assert (row(engine, ids["b"]).received_at, row(engine, ids["b"]).reference) == (None, None)
     assert (row(engine, ids["a"]).reference, row(engine, ids["a"]).kind) == ("R-1", "removal")
-
-
-def test_an_option_says_what_is_the_same_for_all(engine: sa.Engine, say: Say) -> None:
-    """In JSON Lines null leaves a fact as it is; a row may not say what an option says; other columns are refused."""
-    ids = [register(engine, jid, at=NOW - 10 * DAY, reference="R-1") for jid in "abc"]
-    objects = (
-        '{"jid": "a", "reference": null, "received_at": "2026-01-05T10:00:00+01:00"}\n'
-        '\n{"jid": "b", "kind": "export"}\n{"jid": "c", "kind": 1}\n{"jid": "c", "when": "x"}\n'
-        '{"jid": "c", "submitted_at": "x"}\n'
-    )
-    known = "jid, cluster, kind, reference, received_at, submitted_at, extended_until"
-    code, said = say("amend", "--from", "-", "--submitted-at", "2026-01-06", "--reason", "x", stdin=objects)
-    assert code == 1
-    assert [line.partition(" of cluster w1 is amended: ")[0] for line in said.splitlines()] == [
-        "line 1: a",
-        "line 3: b",
-        "line 4: kind: must be text, in quotes, not 1",
-        f"line 5: has the unknown key 'when'; allowed keys: {known}",
-        "line 6: 'c': has submitted_at, but --submitted-at gives it for all jobs: remove one of the two",
-        "2 amended, 3 refused.",
-        "Plain dates read as the start of the day in Europe/Stockholm: 2.",
+    objects = '{"jid": "a", "kind": null}\n{"jid": "b", "submitted_at": "x"}\n'
+    said = say("amend", "--from", "-", "--submitted-at", "2026-01-06", "--reason", "x", stdin=objects)[1]
+    assert said.splitlines()[1:3] == [
+        "line 2: 'b': has submitted_at, but --submitted-at gives it for all jobs: remove one of the two",
+        "1 amended, 1 refused.",
     ]
-    found = [row(engine, job_id) for job_id in ids]
-    assert [one.reference for one in found] == 3 * ["R-1"]
-    assert [one.kind for one in found] == ["unknown", "export", "unknown"]
-    assert [one.submitted_at and one.submitted_at.day for one in found] == [5, 5, None]
-    table = say("jobs", "--format", "csv")[1]
-    code, said = say("amend", "--from", "-", "--reason", "x", stdin=table)
-    assert (code, said) == (1, f"tracker: error: line 1: the column 'state' is unknown; allowed columns: {known}\n")
-    pairs = "\n".join(",".join(line.split(",")[:2]) for line in table.splitlines())
-    assert say("amend", "--from", "-", "--kind", "removal", "--reason", "x", stdin=pairs)[0] == 0
-    assert [row(engine, job_id).kind for job_id in ids] == 3 * ["removal"]
+    assert row(engine, ids["a"]).kind == "removal"
+    said = say("amend", "--from", "-", "--reason", "x", stdin=say("jobs", "--format", "csv")[1])[1]
+    assert "the column 'state' is unknown; allowed columns: jid" in said
 
 
 def test_attest_says_what_is_claimed(engine: sa.Engine, say: Say) -> None:
     """A day is taken as its end, or as now; many with a time each, or one for all."""
-    ids = {jid: register(engine, jid, at=NOW - 10 * DAY) for jid in "abcdef"}
+    ids = {jid: register(engine, jid, at=NOW - 10 * DAY) for jid in "abcd"}
     day = local(NOW - 3 * DAY)
     end = midnight(day + DAY)
     for args, is_done in ((["--dry-run"], "would be"), ([], "is")):
@@ -491,44 +340,33 @@ def test_attest_says_what_is_claimed(engine: sa.Engine, say: Say) -> None:
             0,
             f"a of cluster w1 {is_done} attested: done by {end} (declared); it was open.\n",
         )
-    assert (row(engine, ids["a"]).ended_by, row(engine, ids["a"]).state) == (end, "attested")
+    found = row(engine, ids["a"])
+    assert (found.ended_after, found.ended_by, found.state, found.due_at) == (None, end, "attested", None)
+    shown = " ".join(say("show", "a", "--format", "table")[1].split())
+    assert f"ended by {end}, as an operator says" in shown
+    assert "done by" in shown
     today = str(datetime.now(ZONE).date())
     assert say("attest", "b", "--done-by", today, "--reason", "x")[0] == 0
     assert row(engine, ids["b"]).ended_by <= datetime.now(UTC) + timedelta(seconds=1)
-    table = f"state,jid,done_by\nopen,c,{day}\nopen,d,\nopen,e,x\n"
-    code, said = say("attest", "--from", "-", "--reason", "x", stdin=table)
+    code, said = say("attest", "--from", "-", "--reason", "x", stdin=f"state,jid,done_by\nopen,c,{day}\nopen,d,\n")
     assert (code, said.splitlines()[1:]) == (
         1,
-        [
-            "line 3: 'd': done_by: is missing; give it for all jobs with --done-by",
-            "line 4: 'e': done_by: 'x' is not a time: write it as 2026-01-31T14:00:00+01:00, or a day as 2026-01-31",
-            "1 attested, 2 refused.",
-        ],
+        ["line 3: 'd': done_by: is missing; give it for all jobs with --done-by", "1 attested, 1 refused."],
     )
-    assert say("attest", "--from", "-", "--done-by", str(day), "--reason", "x", stdin="jid\na\nd\n")[1].endswith(
-        "1 attested, 1 refused.\n"
-    )
-    assert [row(engine, ids[jid]).state for jid in "abcdef"] == 4 * ["attested"] + 2 * ["open"]
-
-
-MISUSED: list[tuple[str, int, str]] = [
-    ("amend a", 2, "Give at least one fact to amend: --kind, --reference, --received-at"),
-    ("amend a --kind unknown", 1, "there is nothing to amend"),
-    ("amend a --reference ''", 1, "reference: is empty"),
-    ("amend a --extended-until 2026-02-30", 1, "extended_until: '2026-02-30' is not a time"),
-    ("amend --from - --received-at x", 1, "tracker: error: received_at: 'x' is not a time"),
-    ("attest a --done-by 2062-01-05", 1, "done_by: 2062-01-04 23:00:00+00:00 is in the future"),
-    ("attest a", 2, "Missing option '--done-by'"),
-    ("attest --from - --done-by x", 1, "tracker: error: done_by: 'x' is not a time"),
-]
+    assert say("attest", "--from", "-", "--done-by", str(day), "--reason", "x", stdin="jid\nd\n")[0] == 0
+    assert [row(engine, ids[jid]).state for jid in "abcd"] == 4 * ["attested"]
 
 
 def test_what_is_asked_wrongly_changes_nothing(engine: sa.Engine, say: Say) -> None:
     """It says what is wrong, in which field, and the way out."""
     job_id = register(engine, "a", at=NOW - 10 * DAY)
-    for args, code, problem in MISUSED:
+    for args, code, problem in (
+        ("amend a", 2, "Give at least one fact to amend: --kind, --reference, --received-at"),
+        ("amend a --reference ''", 1, "reference: is empty"),
+        ("amend --from - --received-at x", 1, "tracker: error: received_at: 'x' is not a time"),
+        ("attest a --done-by 2062-01-05", 1, "done_by: 2062-01-04 23:00:00+00:00 is in the future"),
+        ("attest a", 2, "Missing option '--done-by'"),
+    ):
         exit_code, message = say(*shlex.split(args), "--reason", "x", stdin="jid\na\n")
         assert (exit_code, problem in message) == (code, True), message
-    for header in ("jid,kind,kind\na,export,export\n", "jid,recieved_at\na,2026-01-05\n"):
-        assert say("amend", "--from", "-", "--reason", "x", stdin=header)[0] == 1
     assert row(engine, job_id).seq == 0

@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from tracker import cli, database, guards
-from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseUnavailable, SchemaMismatch
+from tracker.errors import BadConfiguration, DatabaseMissing, SchemaMismatch
 from tracker.models import JOBS, METADATA, UtcDateTime
 from tracker.reports import views
 
@@ -53,13 +51,6 @@ def test_plain_alembic_goes_up_checks_and_goes_down(empty_url: str) -> None:
     assert objects(empty_url) == {("table", database.VERSION_TABLE)}
     alembic(empty_url, "upgrade", "head")
     assert objects(empty_url) == names
-
-
-def test_head_is_the_newest_revision() -> None:
-    """The revision that the program asks for is the one that the migrations end with."""
-    config = Config()
-    config.set_main_option("script_location", str(database.migrations()))
-    assert ScriptDirectory.from_config(config).get_current_head() == database.HEAD
 
 
 def test_upgrade_again_repairs_guards_and_views(url: str, engine: sa.Engine) -> None:
@@ -129,13 +120,6 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     """`db upgrade` makes a file, not a folder that somebody mistyped."""
     with pytest.raises(DatabaseMissing, match=r"the folder .* is missing"):
         database.upgrade(f"sqlite:///{tmp_path}/nowhere/tracker.db")
-
-
-def test_a_server_that_does_not_answer_is_unavailable() -> None:
-    """A refused connection is DatabaseUnavailable, without the password."""
-    with pytest.raises(DatabaseUnavailable) as caught:
-        database.open_database("postgresql+psycopg://u:hush@127.0.0.1:1/none")
-    assert "hush" not in str(caught.value)
 
 
 def test_a_file_that_is_no_database_is_reported_in_a_line(
@@ -209,3 +193,29 @@ def test_an_old_sqlite_is_refused_before_a_view_is(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(database, "OLDEST_SQLITE", (99, 0))
     with pytest.raises(BadConfiguration, match="or newer is needed"):
         database.create_engine("sqlite:///tracker.db")
+
+
+# Out of a wheel
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_installed_wheel_upgrades_a_database_from_any_folder(tmp_path: Path) -> None:
+    """The migrations, views and all are in the wheel."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True
+    )
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    (wheel,) = tmp_path.glob("tracker-*.whl")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    env = os.environ | {"TRACKER_DATABASE_URL": "sqlite:///w.db"}
+    for words in (("db", "upgrade"), ("db", "check"), ("status",)):
+        command = [python.with_name("tracker"), *words]
+        done = subprocess.run(command, cwd=elsewhere, env=env, text=True, capture_output=True)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)

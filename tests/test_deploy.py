@@ -88,8 +88,6 @@ def test_the_daemon_has_the_time_that_it_takes() -> None:
         "promtool check config prometheus.yml",
         "promtool check rules alerts.rules.yml",
         "hadolint Dockerfile",
-        "docker-compose config",
-        "podman-compose config",
     ],
 )
 def test_its_checker_finds_nothing_wrong(command: str) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -91,25 +89,14 @@ def copy(packs: Packs, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packs.signed, tmp_path / "pack"))
 
 
-def verify(
-    folder: Path, *options: str | Path, shell: str = "sh", tools: Path | None = None, room: int | None = None
-) -> tuple[int, str]:
-    """Return the exit status of verify.sh in *folder* and what it printed, run by *shell* with *tools* as only PATH.
-
-    No file can be longer than *room* bytes, as on a full disk.
-    """
-
-    def limit() -> None:
-        if room is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
+def verify(folder: Path, *options: str | Path, shell: str = "sh", tools: Path | None = None) -> tuple[int, str]:
+    """Return the exit status of verify.sh in *folder* and what it printed, run by *shell* with *tools* as only PATH."""
     environment = os.environ | ({"PATH": str(tools)} if tools else {})
     name, *rest = shell.split()
     if shutil.which(name) is None:
         pytest.skip(f"this machine has no {name}")
     words = [str(shutil.which(name)), *rest, str(SCRIPT), *map(str, options)]
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, preexec_fn=limit)
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True)
     return done.returncode, (done.stdout + done.stderr).decode()
 
 
@@ -297,15 +284,11 @@ SWAPPED = "mv {0} x; mv {1} {0}; mv x {1}"
 
 FOUND = {
     f"sed -i s/w1/w2/ {A}": f"{SUMS}{A}\n",
-    f"sed -i 's/rows 1/rows 2/' {CHECKPOINT}": f"{SUMS}{CHECKPOINT}\n",
     f"sed -i 's/$/\\r/' {CHECKPOINT}": f"{SUMS}{CHECKPOINT}\n",
-    "sed -i s/w1/w2/ reports/report_jobs.csv": f"{SUMS}reports/report_jobs.csv\n",
     "sed -i s/job/fob/ reports/report.html": f"{SUMS}reports/report.html\n",
-    "sed -i s/Europe/Urope/ zone.csv": f"{SUMS}zone.csv\n",
     f"rm {A}": f"{FILES}{A}\n",
     f"cp {A} segments/000003-gaps-1.csv": f"{FILES}segments/000003-gaps-1.csv\n",
     SWAPPED.format(A, B): f"{SUMS}{A}\n    {B}\n",
-    "rm reports/report_jobs.csv": f"{FILES}reports/report_jobs.csv\n",
     "cp zone.csv .zone.csv": f"{FILES}.zone.csv\n",
     "mv zone.csv ..; ln -s ../zone.csv zone.csv": f"{ODD}./zone.csv\n",
     "mkdir x": f"{ODD}./x\n",
@@ -386,11 +369,11 @@ def test_what_only_the_key_or_a_checkpoint_from_outside_shows(packs: Packs, copy
 def test_wrong_usage_and_missing_tools_have_status_2(packs: Packs, tmp_path: Path) -> None:
     """Nothing is said about the pack then, nor where the file of trusted checkpoints holds none, or has CR LF."""
     windows = (packs.signed / CHECKPOINT).read_bytes().replace(b"\n", b"\r\n")
-    for content in (b"", b"\n\n", b"garbage\n", b"\x00\xff\n", windows):
+    for content in (b"\n\n", b"\x00\xff\n", windows):
         (tmp_path / "outside").write_bytes(content)
         code, text = verify(packs.signed, "--trusted", tmp_path / "outside")
         assert (code, text.startswith(f"verify.sh: {tmp_path / 'outside'}: no checkpoints, or CR LF")) == (2, True)
-    for options in (["--key"], ["--key-id"], ["--trusted"], ["--trusted", "missing"], ["folder"]):
+    for options in (["--key-id"], ["--trusted", "missing"], ["folder"]):
         code, text = verify(packs.signed, *options)
         assert (code, text[:11]) == (2, "verify.sh: ")
     for missing, version, why in (
@@ -402,27 +385,13 @@ def test_wrong_usage_and_missing_tools_have_status_2(packs: Packs, tmp_path: Pat
         assert (code, why in text) == (2, True), text
 
 
-@pytest.mark.parametrize("shell", ["dash", "busybox sh"])
-def test_a_full_disk_hides_no_finding(packs: Packs, copy: Path, shell: str) -> None:
-    """Where the temporary folder has no room: status 2, or the truth."""
-    (copy / A).write_text((copy / A).read_text().replace("w1", "w2"))
-    for room in (0, 100, 1000, 4000):
-        assert verify(packs.signed, shell=shell, room=room)[0] == (0 if room == 4000 else 2)
-        assert verify(copy, shell=shell, room=room)[0] in (1, 2)
-    code, text = verify(packs.signed, "--reports", shell=shell, room=20_000)
-    assert (code, "cannot work in" in text or "cannot write to" in text) == (2, True), text
-
-
-T, G, S = (f"segments/000001-{table}-1.csv" for table in ("transitions", "gaps", "sources"))
+T, S = (f"segments/000001-{table}-1.csv" for table in ("transitions", "sources"))
 SOURCE = '99,"w1","https://x","/x","UTC",5,2,0,"UTC","1",2025-01-07T09:00:00.000000Z'
 FOUND_BY_CHECKS_SQL = {
     f"""sed -i '0,/"running"/{{/"running"/d}}' {T}""": "NOT OK: transitions id ",
     f"sed -n '$p' {T} >> {T}": "2 rows have this id",
     f"echo '{SOURCE}' >> {S}": "no checkpoint closes this row",
-    f"""sed -i '0,/"running","done"/s//"running","waiting"/' {T}""": "observed with status waiting",
-    f"""sed -i '0,/^"w2"/s//"w1"/' {T}""": "NOT OK: ",
     f"sed -i '$s/,20[0-9]*-/,2099-/' {T}": "but its checkpoint closes",
-    f"sed -i '2s/,2025-/,2099-/' {G}": "but began_at is",
     "sed -i s/T22:/T21:/g zone.csv": "report_deadlines.csv",
     """sed -i '0,/"undecidable"/s//"met"/' reports/report_jobs.csv""": "report_jobs.csv has a row that does not",
     "sed -i '$d' reports/report_gaps.csv": "report_gaps.csv lacks a row",

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from datetime import timedelta
 from importlib.metadata import version
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.history import change, register, stand
-from tracker import alerts, database, metrics
+from tracker import alerts, database
 from tracker.audit.seal import seal
 from tracker.metrics import OUTCOMES, Metrics, StoredMetrics
 from tracker.models import DELIVERIES
@@ -88,18 +87,6 @@ def test_what_a_person_has_in_hand_is_not_counted(engine: sa.Engine, settings: S
         alerts.ack(connection, next(one for one in found if one.kind == "key_refused"), "eve", "OPS-1", None, now)
     counted = samples(Metrics().text(StoredMetrics(engine, settings)))
     assert (counted["tracker_needs key_refused"], counted["tracker_needs undelivered"]) == (0, 1)
-
-
-def test_two_scrapes_read_once(engine: sa.Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was read some seconds ago is reported again, at the next read what is stored then."""
-    register(engine, "a", "w3")
-    stored = StoredMetrics(engine, settings)
-    before = Metrics().text(stored)
-    register(engine, "b", "w3")
-    assert samples(Metrics().text(stored))["tracker_jobs_open w3"] == samples(before)["tracker_jobs_open w3"] == 1
-    monkeypatch.setattr(metrics, "monotonic", lambda: monotonic() + 1000)
-    assert samples(Metrics().text(stored))["tracker_jobs_open w3"] == 2
-    assert stored.overview().open == 2
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.processes import Tracker, tracker
+from tests.processes import tracker
 from tests.scripted import Script
 from tests.test_daemon import TRACKER, add, environment
 from tests.test_deliver import texts
@@ -48,26 +47,10 @@ def test_nothing_is_printed_while_all_is_well(engine: sa.Engine, script: Script,
 
 
 @on_sqlite
-def test_a_terminal_gets_the_events_and_a_summary(engine: sa.Engine, script: Script, url: str) -> None:
-    """A person at a terminal sees what was done, and which cluster an operator paused."""
-    add(engine, "a")
-    ours, theirs = pty.openpty()
-    env, terminal = environment(url, script.url), Path(os.ttyname(theirs))
-    assert Tracker("run", "--once", env=env, log=terminal).wait() == 0
-    stand(engine, pause_cause=Cause.PAUSED)
-    assert Tracker("run", "--once", env=env, log=terminal).wait() == 0
-    seen = os.read(ours, 10_000).decode()
-    assert "transition cluster=w1 jid=a" in seen
-    assert "1 asked, 0 failed, 1 transitions recorded" in seen
-    assert "tracker: cluster w1: an operator paused it: tracker resume w1" in seen
-
-
-@on_sqlite
 @pytest.mark.parametrize(
     ("says", "code", "why"),
     [
         (403, 78, "the key is refused (403)"),
-        (503, 69, "the server has no answer now (503)"),
         (404, 69, "check base_url and path"),
         ((429, {"Retry-After": "600"}), 69, "the server asked us to wait (429); paused until 2"),
         (None, 69, "the connection was refused"),

@@ -5,34 +5,40 @@ The histories are drawn by a seed, and have a case for every boundary (`tests.li
 
 from __future__ import annotations
 
+import random
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tracker
 from tests import lives, reference
-from tests.conftest import run_sql
-from tests.history import ZONE, selected
-from tests.lives import BEGAN, DAY, END, MICROSECOND
-from tests.reference import Row, Tables
+from tests.history import ZONE, answer, register, selected, source
+from tests.lives import BEGAN, DAY, END, HOUR, MICROSECOND
+from tests.reference import SHARES as EXACT_SHARES
+from tests.reference import Row, Tables, quantile
 from tracker import database
+from tracker.clusters import utc_offsets
+from tracker.deadline import deadline_of, start_of_day
 from tracker.errors import InvalidField
-from tracker.models import CLUSTERS, GAPS, JOBS, SEALS, SOURCES, TRANSITIONS
+from tracker.models import CLUSTERS, GAPS, JOBS, SEALS, SOURCES, TRANSITIONS, facts_of, legal_zones
 from tracker.reports import views
 from tracker.reports.about import Filters
-from tracker.reports.as_of import shadows
-from tracker.reports.durations import durations
+from tracker.reports.as_of import legal_days, replay, shadows
+from tracker.reports.durations import SHARES, Bounds, durations
+from tracker.reports.survival import Curve
 from tracker.reports.tables import NAMES, Table, read
 from tracker.reports.views import comments
-from tracker.status import Anomaly, Kind, State
+from tracker.status import Anomaly, Facts, Kind, State
 
 KEYS = {
     "report_transitions": "id",
@@ -53,7 +59,6 @@ class World:
     """A database with a history, and its tables as the reference takes them."""
 
     engine: sa.Engine
-    seed: int
 
     @cached_property
     def tables(self) -> Tables:
@@ -66,36 +71,11 @@ class World:
             return Tables(ZONE, *found)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def new_engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], sa.Engine]]:
-    """Return a function that makes a database, migrated to head."""
-    made: list[sa.Engine] = []
-
-    def new() -> sa.Engine:
-        if request.param == "sqlite":
-            path = tmp_path_factory.mktemp("world") / "tracker.db"
-            shutil.copy(request.getfixturevalue("sqlite_template"), path)
-            made.append(database.open_database(f"sqlite:///{path}"))
-        else:
-            url = request.getfixturevalue("make_postgres")(request.getfixturevalue("postgres_template"))
-            made.append(database.open_database(url))
-        return made[-1]
-
-    yield new
-    for engine in made:
-        engine.dispose()
-        if engine.dialect.name == "postgresql":
-            run_sql(engine.url.set(database="postgres"), f"DROP DATABASE {engine.url.database} WITH (FORCE)")
-
-
-@pytest.fixture(scope="module", params=[1, 2])
-def world(request: pytest.FixtureRequest, new_engine: Callable[[], sa.Engine]) -> World:
-    """A database in which the boundaries are, and 45 lives drawn by a seed; no test changes it."""
-    made = World(new_engine(), request.param)
-    lives.write(made.engine, made.seed, [*lives.on_boundaries(), *lives.drawn(made.seed, 45)])
-    return made
+@pytest.fixture(scope="module")
+def world(module_engine: sa.Engine) -> World:
+    """A database in which the boundaries are, and 90 lives drawn by a seed; no test changes it."""
+    lives.write(module_engine, 1, [*lives.on_boundaries(), *lives.drawn(1, 90)])
+    return World(module_engine)
 
 
 # -- one spelling for what the databases, JSON and Python say ------------------------------------------------------
@@ -281,12 +261,174 @@ def test_quantiles(world: World) -> None:
 
 @pytest.mark.parametrize("at", [datetime(2998, 1, 1, tzinfo=UTC), datetime(2025, 1, 1)])  # noqa: DTZ001 - refused
 def test_a_time_that_cannot_be_is_refused(world: World, at: datetime) -> None:
-    """Nobody knows the future, or which instant a time without offset is; and there is a list of the reports."""
+    """Nobody knows the future, or which instant a time without offset is."""
     with database.reading(world.engine) as connection:
         for name in NAMES:
             with pytest.raises(InvalidField, match=r"^as_of: "):
                 read(connection, name, as_of=at)
         with pytest.raises(InvalidField, match=r"^as_of: "):
             durations(connection, as_of=at)
-        with pytest.raises(InvalidField, match=", ".join(NAMES)):
-            read(connection, "duration")
+        if at.tzinfo is None:
+            with pytest.raises(InvalidField, match=r"^since: .* has no offset"):
+                durations(connection, since=at)
+
+
+# -- the estimator and its groups ------------------------------------------------------------------------------------
+
+AGES = st.lists(st.integers(0, 12), max_size=25)
+
+
+@given(AGES, AGES)
+@settings(deadline=None, max_examples=300)
+def test_the_estimator_is_the_definition(ended: list[int], unended: list[int]) -> None:
+    """On any data with ties the quantiles are those of the definition in exact fractions."""
+    assert Curve(ended, unended).quantiles(SHARES) == [
+        quantile(ended, unended, share) for share in EXACT_SHARES.values()
+    ]
+
+
+def test_the_bounds_are_in_order_where_the_curves_cross(engine: sa.Engine) -> None:
+    """Where a job was last seen open between the bounds of a done one, only the upper curve comes down to the p90."""
+    done = register(engine, "a", at=BEGAN, submitted_at=BEGAN)
+    answer(engine, done, ("waiting", BEGAN + HOUR), ("done", BEGAN + 3 * HOUR))
+    answer(engine, register(engine, "b", at=BEGAN, submitted_at=BEGAN), ("waiting", BEGAN + 2 * HOUR))
+    with database.reading(engine) as connection:
+        made = durations(connection).total
+    assert (made.median, made.p90) == (Bounds(3600.0, 10_801.0), Bounds(10_801.0, None))
+
+
+def first_day(row: Any) -> date:
+    if row.month:
+        return datetime.strptime(f"{row.month}-01", "%Y-%m-%d").date()  # noqa: DTZ007 - a day
+    return date.fromisoformat(f"{row.week}-1")
+
+
+def test_a_group_is_the_report_of_its_jobs(world: World) -> None:
+    """By cluster, kind, month or week, or several: each row equals the total of a report of those jobs only."""
+    with database.reading(world.engine) as connection:
+        for by in (("month",), ("week", "kind"), ("kind", "cluster", "month"), ("cluster",)):
+            made = durations(connection, by=by)
+            assert made.by == by
+            assert sum(row.jobs + row.withdrawn for row in made.rows) == made.about.jobs > 90
+            assert [[getattr(row, name) for name in by] for row in made.rows] == sorted(
+                [getattr(row, name) for name in by] for row in made.rows
+            )
+            for row in made.rows[:: max(1, len(made.rows) // 5)]:
+                assert {name for name in ("cluster", "kind", "month", "week") if getattr(row, name)} == set(by)
+                filters: dict[str, Any] = {name: getattr(row, name) for name in by if name in ("cluster", "kind")}
+                if row.month or row.week:
+                    day = first_day(row)
+                    end = (day + timedelta(days=32)).replace(day=1) if row.month else day + timedelta(days=7)
+                    filters["since"], filters["until"] = (
+                        datetime(one.year, one.month, one.day, tzinfo=UTC) for one in (day, end)
+                    )
+                alone = durations(connection, **filters).total
+                assert replace(row, cluster=None, kind=None, month=None, week=None) == alone
+
+
+# -- deadlines in any time zone ----------------------------------------------------------------------------------------
+
+
+SKIPPED = ("America/Havana", "America/Santiago", "Africa/Cairo", "Asia/Beirut", "Asia/Gaza", "America/Asuncion")
+"""Some of their days began at 01:00: midnight was skipped when the clocks were changed."""
+ZONES = ("Europe/Stockholm", "Pacific/Kiritimati", "Pacific/Pago_Pago", "Australia/Lord_Howe", "Asia/Kolkata", *SKIPPED)
+DEFAULT = ZoneInfo("Pacific/Auckland")
+
+
+def days(r: random.Random) -> Iterator[date]:
+    """Yield days in which something may go wrong: changes of the clocks, ends of months, leap days."""
+    while True:
+        first = date(r.randrange(2012, 2026), r.randrange(1, 13), 1)
+        yield first + r.choice([-4, -3, -2, -1, 0, r.randrange(28), r.randrange(28)]) * DAY
+
+
+def test_sql_computes_the_deadlines_of_the_law(engine: sa.Engine) -> None:
+    """Changes of the clocks, skipped midnights, ends of months, extensions in time and too late, and another zone."""
+    r = random.Random(1)
+    day = days(r)
+    with engine.connect() as connection, connection.begin() as transaction:
+        for number in range(40 * len(ZONES)):
+            zone = ZONES[number % len(ZONES)]
+            home, cluster = ZoneInfo(zone), f"w{number % len(ZONES)}"
+
+            def instant(home: ZoneInfo = home) -> datetime:
+                return start_of_day(next(day), home) + r.choice([0 * DAY, -MICROSECOND, MICROSECOND, r.random() * DAY])
+
+            at = registered_at = instant()
+            job_id, extended_on = 0, None
+            for seq in range(r.randrange(1, 5)):
+                received_at, submitted_at = (r.choice([None, min(registered_at, instant())]) for _ in range(2))
+                begun = Facts(received_at=received_at, submitted_at=submitted_at)
+                due = deadline_of(begun, registered_at, home, ())
+                if r.random() < 0.5:
+                    extended_on = r.choice([None, due.on + r.choice([-1, 0, 1, r.randrange(2, 100)]) * DAY])
+                facts: dict[str, object] = {"received_at": received_at, "submitted_at": submitted_at}
+                facts |= {"kind": Kind.EXPORT, "extended_on": extended_on}
+                if seq == 0:
+                    values = facts | {"cluster": cluster, "jid": str(number), "registered_at": at}
+                    job_id = connection.execute(sa.insert(JOBS).values(values).returning(JOBS.c.id)).scalar_one()
+                else:
+                    values = facts | {"job_id": job_id, "seq": seq, "action": "amended", "observed_at": at}
+                    values |= {"from_state": "open", "to_state": "open", "actor": "alice", "reason": "the mail"}
+                    connection.execute(sa.insert(TRANSITIONS).values(values))
+                at = max(at, r.choice([at, due.at, due.at - MICROSECOND]))
+            if number % 13 == 0 and cluster != "w0":  # w0 has no source: the settings' zone counts
+                source(connection, cluster, at, legal_timezone=r.choice([zone, zone, ZONES[1]]))
+        zone_of = legal_zones(connection, DEFAULT)
+        replayed = sa.table(
+            "replayed", *(sa.column(name, JOBS.c[name].type) for name in ("id", "deadline_on", "deadline_at"))
+        )
+        found = connection.execute(sa.select(replayed).add_cte(*replay(connection, DEFAULT))).all()
+        assert len(found) == 40 * len(ZONES)
+        for job_id, on, at in found:
+            query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == job_id).order_by(TRANSITIONS.c.seq)
+            history = connection.execute(query).all()
+            cluster = connection.execute(sa.select(JOBS.c.cluster).where(JOBS.c.id == job_id)).scalar_one()
+            declared = ((row.observed_at, row.extended_on) for row in history)
+            zone_then = zone_of(cluster, history[-1].observed_at)
+            due = deadline_of(facts_of(history[-1]), history[0].observed_at, zone_then, declared)
+            assert (on, at) == (due.on, due.at), history
+        transaction.rollback()
+
+
+@pytest.mark.parametrize("name", ["Europe/Nowhere", "europe/../x", "é"])
+def test_a_time_zone_that_is_none_has_no_days(engine: sa.Engine, name: str) -> None:
+    """A source of plain SQL may name any: there are no deadlines of it, and the others' stay."""
+    at = datetime(2025, 1, 31, 12, tzinfo=UTC)
+    with engine.connect() as connection, connection.begin() as transaction:
+        for cluster, zone in (("w1", name), ("w2", "Asia/Kolkata")):
+            source(connection, cluster, at, legal_timezone=zone)
+            connection.execute(sa.insert(JOBS).values(cluster=cluster, jid="a", registered_at=at))
+        assert {row.timezone for row in legal_days(connection, None, DEFAULT)} == {"Asia/Kolkata"}
+        transaction.rollback()
+
+
+@pytest.mark.parametrize(
+    ("zone", "changed_on"),
+    [
+        ("Europe/Berlin", date(2024, 10, 27)),
+        ("Asia/Beirut", date(2024, 3, 31)),  # midnight was skipped
+    ],
+)
+def test_days_left_are_days_of_the_legal_calendar(engine: sa.Engine, zone: str, changed_on: date) -> None:
+    """Across a change of the clocks they change at local midnight: in the view, and in reports as of a time."""
+    home, wanted = ZoneInfo(zone), []
+    with engine.connect() as connection, connection.begin() as transaction:
+        source(connection, "w1", datetime(2024, 1, 1, tzinfo=UTC), legal_timezone=zone)
+        offsets = utc_offsets(zone, datetime(2024, 1, 1, tzinfo=UTC))
+        connection.execute(sa.insert(CLUSTERS).values(cluster="w1", utc_offsets=offsets))
+        registered_at = start_of_day(changed_on, home) - 20 * DAY
+        due = deadline_of(Facts(), registered_at, home, ())
+        values = {"cluster": "w1", "jid": "a", "registered_at": registered_at}
+        values |= {"deadline_on": due.on, "deadline_at": due.at}
+        connection.execute(sa.insert(JOBS).values(values))
+        for back in (2, 1, 0, -1, -2):
+            day = changed_on - back * DAY
+            for now in (start_of_day(day, home), start_of_day(day + DAY, home) - MICROSECOND):
+                left = (due.on - day).days
+                assert [row["days_left"] for row in selected(connection, "report_deadlines", now)] == [left]
+                table = read(connection, "deadlines", as_of=now)
+                assert [row[table.columns.index("days_left")] for row in table.rows] == [left]
+                wanted.append(left)
+        transaction.rollback()
+    assert sorted(set(wanted)) == list(range(wanted[-1], wanted[-1] + 5))

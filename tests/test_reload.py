@@ -1,4 +1,4 @@
-"""SIGHUP: the daemon reads its settings again, or stops where its terminal is gone. And what it reports meanwhile."""
+"""A daemon under a file of settings: SIGHUP, many clusters, a terminal that is gone, and what it reports meanwhile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -114,11 +115,9 @@ def test_settings_that_are_wrong_change_nothing(
         (tmp_path / "rubbish.pem").write_text("rubbish")
         for number, (top, clusters, message) in enumerate(
             [
-                ("http_prot = 1", good, "did you mean http_port?"),
                 ("= rubbish", good, "tracker.toml"),
                 ('database_url = "sqlite:///other.db"', good, "restart the daemon"),
                 ("", {}, "no cluster is configured"),
-                ("", {"w1": script.url, "w2": "nonsense"}, "[clusters.w2] base_url"),
                 ('signing_key_file = "missing.pem"', good, "missing.pem"),
                 (f"http_port = {taken.getsockname()[1]}", good, "cannot listen on 127.0.0.1"),
                 ("", {"w1": f'https://localhost"\nca_bundle = "{tmp_path}/rubbish.pem'}, "is not a PEM file"),
@@ -133,6 +132,27 @@ def test_settings_that_are_wrong_change_nothing(
     served.write(f"http_port = {second}", w1=script.url)
     served.reload("reloaded")
     assert (is_listening(first), is_listening(second)) == (False, True)
+    assert served.stop() == 0
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_ten_clusters_that_hang_delay_none_of_ninety(engine: sa.Engine, script: Script, served: Served) -> None:
+    """All are due at once; what hangs holds threads of its own cluster only."""
+    names = [f"c{i}" for i in range(100)]
+    hung, others = names[:10], names[10:]
+    go_on = threading.Event()
+    script.hold = lambda jid: go_on.wait(30) if jid in hung else None
+    served.write('request_timeout = "25s"', **dict.fromkeys(names, script.url))
+    served.start()
+    for name in hung:
+        add(engine, name, cluster=name)
+    until(lambda: set(hung) <= set(script.asked), 40)
+    began = time.monotonic()
+    for name in others:
+        add(engine, f"a-{name}", cluster=name)
+    until(lambda: len(set(script.asked)) == 100, 20)
+    assert time.monotonic() - began < 12
+    go_on.set()
     assert served.stop() == 0
 
 

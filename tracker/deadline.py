@@ -18,28 +18,15 @@ from zoneinfo import ZoneInfo
 from tracker.status import Facts
 
 
-class Basis(StrEnum):
-    """Which declared time the deadline is counted from."""
-
-    RECEIVED = "received"
-    """The request reached the company: what the law counts from."""
-    SUBMITTED = "submitted"
-    """The job was submitted to Elevate: used where the receipt is unknown."""
-    REGISTERED = "registered"
-    """The job was registered here: used where receipt and submission are unknown."""
-
-
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """A job's deadline.
 
     Attributes:
-        basis: What it is counted from.
         on: The last day, in the legal time zone (column ``deadline_on``).
         at: The instant that day ends there, aware UTC (column ``deadline_at``).
     """
 
-    basis: Basis
     on: date
     at: datetime
 
@@ -96,7 +83,7 @@ def deadline_of(
     Raises:
         ValueError: It would be outside the calendar (after the year 9999).
     """
-    basis, began_on = _begin(facts.received_at, facts.submitted_at, registered_at, timezone)
+    began_on = _begin(facts.received_at, facts.submitted_at, registered_at, timezone)
     on = add_months(began_on, 1)
     at = _end_of(on, timezone)
     recorded_at = extension_recorded_at(declared)
@@ -104,7 +91,7 @@ def deadline_of(
     if facts.extended_on is not None and is_in_time and facts.extended_on > on:
         on = min(facts.extended_on, add_months(began_on, 3))
         at = _end_of(on, timezone)
-    return Deadline(basis, on, at)
+    return Deadline(on, at)
 
 
 def latest_extension(
@@ -114,7 +101,7 @@ def latest_extension(
 
     Errors are those of `deadline_of`.
     """
-    return add_months(_begin(received_at, submitted_at, registered_at, timezone)[1], 3)
+    return add_months(_begin(received_at, submitted_at, registered_at, timezone), 3)
 
 
 def extension_recorded_at(declared: Iterable[tuple[datetime, date | None]]) -> datetime | None:
@@ -133,16 +120,11 @@ def extension_recorded_at(declared: Iterable[tuple[datetime, date | None]]) -> d
 
 def _begin(
     received_at: datetime | None, submitted_at: datetime | None, registered_at: datetime, timezone: ZoneInfo
-) -> tuple[Basis, date]:
-    """Return what the deadline is counted from, and the local day of it."""
-    if received_at is not None:
-        basis, began_at = Basis.RECEIVED, received_at
-    elif submitted_at is not None:
-        basis, began_at = Basis.SUBMITTED, submitted_at
-    else:
-        basis, began_at = Basis.REGISTERED, registered_at
+) -> date:
+    """Return the local day from which the deadline is counted."""
+    began_at = received_at or submitted_at or registered_at
     try:
-        return basis, began_at.astimezone(timezone).date()
+        return began_at.astimezone(timezone).date()
     except OverflowError as error:
         raise ValueError(f"{began_at} is outside the calendar in {timezone}") from error
 

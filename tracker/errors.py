@@ -13,9 +13,7 @@ Owns the tree; each class is one decision that a caller can make. The room where
     ├── Refused                 what was asked for cannot be done: say why, change nothing
     │   ├── InvalidField        one declared value is wrong
     │   ├── Conflict            the job is registered already, with other facts
-    │   ├── BadCheckpoint       a text is not a checkpoint of ours, or is damaged
-    │   ├── UnknownJob          no job has this jid
-    │   └── AmbiguousJob        several clusters have a job with this jid
+    │   └── BadCheckpoint       a text is not a checkpoint of ours, or is damaged
     └── AskError                one request to Elevate brought no answer
         ├── Unavailable         refused, DNS, timeout, 408, 5xx: back off
         ├── WrongTarget         404, a redirect, TLS not verified: pause the cluster, the address is wrong
@@ -99,14 +97,6 @@ class Conflict(Refused):
 
 class BadCheckpoint(Refused):
     """A text is not a checkpoint, or is damaged; the message names its line."""
-
-
-class UnknownJob(Refused):
-    """No job has this jid."""
-
-
-class AmbiguousJob(Refused):
-    """Several clusters have a job with this jid; the message names them."""
 
 
 class AskError(TrackerError):

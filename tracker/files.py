@@ -47,12 +47,10 @@ class Notes:
     Attributes:
         stripped: Jids and references that had blanks or invisible characters around them.
         first_stripped: The line of the first.
-        plain_dates: Times that are plain dates, taken as the start of that day (counted by ``intake.read``).
     """
 
     stripped: int = 0
     first_stripped: int = 0
-    plain_dates: int = 0
 
 
 def read(file: BinaryIO, columns: Collection[str], notes: Notes, *, others: bool = False) -> Iterator[Record]:

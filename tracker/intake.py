@@ -3,18 +3,12 @@
 Owns what a declared value may be, the only INSERT into ``jobs``, and what a second registration of a job means. The
 database writes the registration's transition (a trigger). Leaves alone: how a file is read (``files``), amending what
 is declared (``operate``), and everything observed (``poller``).
-
-A GUID means the same in capitals and in small letters, so a second registration in the other case is refused. The GUID
-is looked up in small letters and in capitals, by the index of ``(cluster, jid)``. This misses a registered GUID in
-mixed case, and one that another session of PostgreSQL registers at the same moment.
 """
 
 from __future__ import annotations
 
 import getpass
-import json
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +19,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from tracker import database, files, text
 from tracker import settings as _settings
@@ -43,7 +38,6 @@ SKEW: Final = timedelta(seconds=5)
 
 _LOOKED_UP: Final = 1_000
 """Most jids in one statement: databases limit the number of parameters."""
-_GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # the schema's CHECKs say the same
 _TIME_FORM = "write it as 2026-01-31T14:00:00+01:00, or a day as 2026-01-31"
 
@@ -75,7 +69,7 @@ class Registered:
 
     Attributes:
         already: It was registered before, and nothing that was declared now differs.
-        deadline: The legal date, and what it is counted from.
+        deadline: The legal date.
     """
 
     cluster: str
@@ -114,10 +108,6 @@ class _Job(NamedTuple):
     facts: Facts
     registered_at: datetime
     deadline: Deadline
-
-
-Rehearsed: TypeAlias = dict[_Key, _Job]
-"""What a dry run would have registered, by key, GUIDs in small letters."""
 
 
 def register(
@@ -166,7 +156,7 @@ def register_many(
     registered_by: str | None = None,
     settings: Settings | None = None,
     now: datetime | None = None,
-    rehearsed: Rehearsed | None = None,
+    dry_run: bool = False,
 ) -> list[Outcome]:
     """Register many jobs in the caller's transaction, and return the result for each, in order.
 
@@ -175,7 +165,7 @@ def register_many(
     Args:
         connection: As for `register`, as are the other arguments and errors.
         registrations: The same job twice is harmless, or a `Conflict`, as it is when it comes later.
-        rehearsed: Then nothing is written: what would be is noted here, and found there by a later call.
+        dry_run: Write nothing; return what would be.
     """
     configured = settings or _settings_of_this_process()
     registrar = text.check("registered_by", login() if registered_by is None else registered_by)
@@ -193,24 +183,10 @@ def register_many(
             checked.append(job)
             jobs.setdefault(job.key, job)
 
-    recorded: dict[_Key, tuple[Facts, Deadline]] = {}
-    other_case = _in_other_case(connection, jobs)
-    if rehearsed is not None:
-        recorded = _recorded(connection, jobs, zone_of)
-        for key in jobs:
-            if (first := rehearsed.get(_in_small_letters(key))) is None:
-                continue
-            if first.key == key:
-                recorded[key] = first.facts, first.deadline
-            else:
-                other_case.setdefault(key, first.key[1])
+    recorded = _recorded(connection, jobs, zone_of)
     # In the order of the keys, so that two sessions with the same jobs wait for each other, and do not deadlock.
-    missing = [jobs[key] for key in sorted(jobs) if key not in recorded and key not in other_case]
-    if rehearsed is None:
-        new = _insert(connection, missing, registrar)
-    else:
-        new = {job.key for job in missing}
-        rehearsed |= {_in_small_letters(job.key): job for job in missing}
+    missing = [jobs[key] for key in sorted(jobs) if key not in recorded]
+    new = {job.key for job in missing} if dry_run else _insert(connection, missing, registrar)
     recorded |= _recorded(connection, jobs.keys() - new - recorded.keys(), zone_of)
 
     outcomes: list[Outcome] = []
@@ -221,15 +197,12 @@ def register_many(
             new.remove(one.key)  # a second row about it finds it there
             recorded[one.key] = one.facts, one.deadline
             outcomes.append(Registered(*one.key, already=False, deadline=one.deadline))
-        elif one.key in recorded:
+        else:
             facts, due = recorded[one.key]
             compared = compare(facts, one.facts)
             differences = {name: (str(there or "unknown"), str(given)) for name, (there, given) in compared.items()}
             again = Registered(*one.key, already=True, deadline=due)
             outcomes.append(Conflict(*one.key, differences) if differences else again)
-        else:
-            why = f"is registered already as {other_case[one.key]!r}: a GUID means the same in capitals"
-            outcomes.append(InvalidField("jid", why))
     return outcomes
 
 
@@ -242,19 +215,18 @@ def register_rows(
 ) -> Iterator[list[tuple[JobRow, Outcome]]]:
     """Register the rows of a file; yield each piece of them with its results, once it is committed.
 
-    No transaction is open while a row is waited for. A dry run yields what would become of the rows, writes nothing,
-    and holds in memory what they say.
+    No transaction is open while a row is waited for. A dry run writes nothing, and so compares each row only with what
+    is registered and with its own piece.
 
     Raises:
         DatabaseUnavailable: What was yielded is committed; to begin again with the first row is harmless.
     """
     rows = iter(rows)
     transaction = database.reading if dry_run else database.writing
-    rehearsed: Rehearsed | None = {} if dry_run else None
     while piece := list(islice(rows, PIECE)):
         declared = [row.declared for row in piece if isinstance(row.declared, Registration)]
         with transaction(engine) as connection:
-            outcomes = iter(register_many(connection, declared, settings=settings, rehearsed=rehearsed))
+            outcomes = iter(register_many(connection, declared, settings=settings, dry_run=dry_run))
         yield [(row, row.declared if isinstance(row.declared, Refused) else next(outcomes)) for row in piece]
 
 
@@ -285,8 +257,7 @@ def read(
         try:
             for name in ("submitted_at", "received_at"):
                 if written := values.get(name):
-                    times[name], is_day = parse_time(name, written, zone)
-                    notes.plain_dates += is_day
+                    times[name] = parse_time(name, written, zone)
         except InvalidField as error:
             problem = error
         declared = Registration(jid, its_cluster, values["kind"], reference=values.get("reference"), **times)
@@ -294,8 +265,8 @@ def read(
 
 
 @lru_cache  # a file repeats its days
-def parse_time(field: str, text: str, zone: ZoneInfo) -> tuple[datetime, bool]:
-    """Return the instant (UTC) that *text* means, and whether it is a plain date, taken as that day's start in *zone*.
+def parse_time(field: str, text: str, zone: ZoneInfo) -> datetime:
+    """Return the instant (UTC) that *text* means; a plain date is taken as that day's start in *zone*.
 
     Args:
         field: The column's name, for the error.
@@ -307,9 +278,7 @@ def parse_time(field: str, text: str, zone: ZoneInfo) -> tuple[datetime, bool]:
     """
     try:
         found = day_or_instant(text)
-        if isinstance(found, datetime):
-            return found.astimezone(UTC), False
-        return start_of_day(found, zone), True
+        return found.astimezone(UTC) if isinstance(found, datetime) else start_of_day(found, zone)
     except ValueError as error:
         raise InvalidField(field, str(error)) from None
     except OverflowError as error:
@@ -380,52 +349,27 @@ def _check(declared: Registration, cluster_of: Callable[[str | None], str], zone
     return _Job(key, facts, registered_at, deadline_of(facts, registered_at, zone_of(key[0], now), ()))
 
 
-@cache
-def _insert_statement(dialect: str) -> sa.TextClause:
-    """Return the INSERT of jobs that are not there yet, from a JSON array of arrays; it returns the keys of those new.
-
-    One statement for all rows: on SQLite twice as fast as one each; on PostgreSQL the trigger that writes the
-    registrations then runs, and takes the sealer's lock, once.
-    """
-    if dialect == "sqlite":
-        word = instant = day = "json_extract(value, '$[{}]')"
-    else:
-        word, instant, day = (
-            "value ->> {}",
-            "CAST((value ->> {}) || '+00' AS timestamptz)",
-            "CAST(value ->> {} AS date)",
-        )
-    values = [form.format(place) for place, form in enumerate((word,) * 4 + (instant,) * 4 + (day,))]
-    if dialect == "sqlite":
-        # Not ON CONFLICT: the guard against REPLACE aborts before it. No other session can write in the meantime.
-        there = f"SELECT 1 FROM jobs j WHERE j.cluster = {values[0]} AND j.jid = {values[1]}"
-        source = f"json_each(:rows) WHERE NOT EXISTS ({there})"
-    else:
-        source = "jsonb_array_elements(CAST(:rows AS jsonb)) AS r(value) ON CONFLICT (cluster, jid) DO NOTHING"
-    return sa.text(
-        "INSERT INTO jobs (cluster, jid, kind, reference, received_at, submitted_at, registered_at, deadline_at,"
-        f" deadline_on, due_at, registered_by) SELECT {', '.join(values)}, {values[6]}, :registrar"
-        f" FROM {source} RETURNING cluster, jid"
-    )
-
-
 def _insert(connection: sa.Connection, jobs: Collection[_Job], registrar: str) -> set[_Key]:
-    """Insert those of *jobs* that are not there, and return their keys."""
+    """Insert *jobs*, and return the keys of those that no other session has inserted meanwhile."""
     if not jobs:
         return set()
-    rows = []
-    for key, facts, registered_at, due in jobs:
-        times = map(_written, (facts.received_at, facts.submitted_at, registered_at, due.at))
-        rows.append((*key, facts.kind, facts.reference, *times, due.on.isoformat()))
-    values = {"rows": json.dumps(rows), "registrar": registrar}
-    new = connection.execute(_insert_statement(connection.dialect.name), values)
-    return {(row[0], row[1]) for row in new}
-
-
-@lru_cache
-def _written(at: datetime | None) -> str | None:
-    """Return *at*, in UTC, as SQLite keeps it (`models.UtcDateTime`)."""
-    return None if at is None else at.isoformat(" ", "microseconds")[:26]
+    rows = [
+        {
+            "cluster": key[0],
+            "jid": key[1],
+            "registered_at": registered_at,
+            "registered_by": registrar,
+            "deadline_at": due.at,
+            "deadline_on": due.on,
+            "due_at": registered_at,
+            **{name: getattr(facts, name) for name in ("kind", "reference", "received_at", "submitted_at")},
+        }
+        for key, facts, registered_at, due in jobs
+    ]
+    insert = sa.insert(JOBS)
+    if connection.dialect.name == "postgresql":  # on SQLite no other session can write in the meantime
+        insert = postgresql.insert(JOBS).on_conflict_do_nothing(index_elements=["cluster", "jid"])
+    return {(row[0], row[1]) for row in connection.execute(insert.returning(JOBS.c.cluster, JOBS.c.jid), rows)}
 
 
 def _recorded(
@@ -448,37 +392,14 @@ def registered(connection: sa.Connection, keys: Iterable[_Key], *names: str) -> 
         for start in range(0, len(its), _LOOKED_UP):
             some = its[start : start + _LOOKED_UP]
             query = sa.select(*(JOBS.c[name] for name in names)).where(JOBS.c.cluster == cluster)
-            if connection.dialect.name == "sqlite":
-                query = query.where(JOBS.c.jid.in_(some))
-            else:  # one array is planned quickly
-                query = query.where(JOBS.c.jid == sa.any_(sa.bindparam(None, some, type_=sa.ARRAY(sa.String()))))
-            yield from connection.execute(query)
-
-
-def other_cases(jid: str) -> set[str]:
-    """Return how else a GUID may be written, in small letters or in capitals; nothing if *jid* is no GUID."""
-    return {jid.lower(), jid.upper()} - {jid} if _GUID.fullmatch(jid) else set()
-
-
-def _in_other_case(connection: sa.Connection, keys: Iterable[_Key]) -> dict[_Key, str]:
-    """Return the other spelling of each GUID that the database or an earlier key has in the other case."""
-    guids = [key for key in keys if _GUID.fullmatch(key[1])]
-    others = ((cluster, form) for cluster, jid in guids for form in other_cases(jid))
-    first = {(row.cluster, row.jid.lower()): row.jid for row in registered(connection, others, "cluster", "jid")}
-    for key in guids:
-        first.setdefault(_in_small_letters(key), key[1])
-    return {key: written for key in guids if (written := first[_in_small_letters(key)]) != key[1]}
-
-
-def _in_small_letters(key: _Key) -> _Key:
-    """Return *key*, a GUID in small letters."""
-    return (key[0], key[1].lower()) if _GUID.fullmatch(key[1]) else key
+            yield from connection.execute(query.where(JOBS.c.jid.in_(some)))
 
 
 def _deadline_of(row: sa.Row[Any], zone: ZoneInfo) -> Deadline:
     """Return the deadline in a row of jobs, or what it will be where plain SQL put the row there and none is yet."""
-    due = deadline_of(facts_of(row), row.registered_at, zone, [(row.registered_at, row.extended_on)])
-    return due if row.deadline_at is None else Deadline(due.basis, row.deadline_on, row.deadline_at)
+    if row.deadline_at is not None:
+        return Deadline(row.deadline_on, row.deadline_at)
+    return deadline_of(facts_of(row), row.registered_at, zone, [(row.registered_at, row.extended_on)])
 
 
 def known_clusters(connection: sa.Connection, configured: Iterable[str]) -> list[str]:

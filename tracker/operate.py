@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from tracker import clusters, database, intake, status, text
 from tracker.deadline import Deadline, deadline_of, latest_extension
-from tracker.errors import AmbiguousJob, InvalidField, UnknownJob
+from tracker.errors import InvalidField, Refused
 from tracker.models import (
     CLUSTERS,
     JOBS,
@@ -73,7 +73,7 @@ def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Fou
     """Return the job with this jid (stripped), of any cluster if *cluster* is None.
 
     Raises:
-        UnknownJob, AmbiguousJob: There is none, or several clusters have one.
+        Refused: There is none, or several clusters have one.
     """
     jid = text.strip(jid)
     query = sa.select(JOBS.c.id, JOBS.c.cluster).where(JOBS.c.jid == jid).order_by(JOBS.c.cluster)
@@ -83,16 +83,13 @@ def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Fou
         return found[0]
     shown, others = repr(jid[:255]), ", ".join(row.cluster for row in rows)
     if found:
-        raise AmbiguousJob(f"several clusters have a job {shown}; choose one with --cluster: {others}")
+        raise Refused(f"several clusters have a job {shown}; choose one with --cluster: {others}")
     if others:
-        raise UnknownJob(
+        raise Refused(
             f"cluster {str(cluster)[:80]!r} has no job {shown}; set --cluster to a cluster that has it: {others}"
         )
-    forms = intake.other_cases(jid)
-    if forms and (written := connection.scalar(sa.select(JOBS.c.jid).where(JOBS.c.jid.in_(forms)))):
-        raise UnknownJob(f"no job has the jid {shown}, but one has {written!r}: write it as it was registered")
     at = "" if cluster is None else f" --cluster {cluster[:80]}"
-    raise UnknownJob(f"no job has the jid {shown}; register it with: tracker add JID{at}")
+    raise Refused(f"no job has the jid {shown}; register it with: tracker add JID{at}")
 
 
 def withdraw(connection: sa.Connection, job_id: int, actor: str, reason: str) -> Decision:

@@ -444,7 +444,7 @@ class Poller:
         job, transition, due_at = decision.job, decision.transition, None
         if job.state is State.OPEN:
             now = max(claim.now(), answer.completed_at)
-            due_at = cadence.next_poll(job, deadline_at, now, self._rng(), self._rhythm).due_at
+            due_at = cadence.next_poll(job, deadline_at, now, self._rng(), self._rhythm)
         working = {"due_at": due_at, "failures": 0, "last_error": None, **_FREE}
         derived = {"deadline_on": deadline_on, "deadline_at": deadline_at}
         tx.answered.append({"row_id": asked.id, **observed_values(job), **derived, **working})
@@ -477,7 +477,7 @@ class Poller:
     def _error(self, tx: _Transaction, asked: sa.Row[Any], claim: _Claim, error: AskError) -> ClusterChange:
         """Apply an error: the job *asked* keeps its status. Return how the cluster changes."""
         now, failures = claim.now(), asked.failures + 1
-        name, self.error = _class(error), error
+        name, self.error = type(error).__name__, error
         tx.log("poll_failed", logging.WARNING, jid=asked.jid, error=name, code=error.code, failures=failures)
         others = {asked.id, *(one["row_id"] for one in tx.failed)}
         unfailed = self._unfailed(tx.connection, others) if asked.failures else THREE
@@ -491,7 +491,7 @@ class Poller:
             tx.log("cluster_paused", logging.ERROR, **facts)
         due_at = asked.due_at
         if change.backs_off:
-            due_at = cadence.retry_poll(failures, asked.deadline_at, now, self._rng()).due_at
+            due_at = cadence.retry_poll(failures, asked.deadline_at, now, self._rng())
         values = {"polls": asked.polls + 1, "failures": failures, "last_error": f"{name} {error.code}"}
         tx.failed.append({"row_id": asked.id, "due_at": due_at, **values, **_FREE})
         return change
@@ -537,14 +537,9 @@ class _Transaction:
         self.events.append((name, level, fields))
 
 
-def _class(error: AskError) -> str:
-    """Return which of the classes in ``errors`` it is."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind in AskError.__subclasses__())
-
-
 def _outcome(result: Answer | AskError) -> str:
     """Return ``answer``, or the error's class in small letters, such as ``key_refused``."""
-    return "answer" if isinstance(result, Answer) else re.sub(r"\B(?=[A-Z])", "_", _class(result)).lower()
+    return "answer" if isinstance(result, Answer) else re.sub(r"\B(?=[A-Z])", "_", type(result).__name__).lower()
 
 
 def _pasts(connection: sa.Connection, jobs: Iterable[sa.Row[Any]]) -> dict[int, Past]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
 
@@ -23,7 +23,7 @@ from tracker import database, intake, text
 from tracker.errors import InvalidField, Refused
 from tracker.models import JOBS, facts_of
 from tracker.settings import Settings
-from tracker.status import Facts, Kind
+from tracker.status import Facts
 
 _COLUMNS: Final = ("cluster", "jid", *Facts.__dataclass_fields__)
 _FETCH: Final = 5_000
@@ -37,10 +37,8 @@ class DifferenceKind(StrEnum):
 
     WRONG_ROW = "wrong_row"
     """A row of the file cannot be read, or has a wrong value; its job counts as not there."""
-    CONTRADICTS = "contradicts"
-    """A row gives a fact another value than an earlier row about the same job."""
     DIFFERS = "differs"
-    """A fact is registered otherwise than the file first says."""
+    """A fact is registered otherwise than a row says."""
     MISSING_HERE = "missing_here"
     """It is in the file, but not registered: tracker does not follow it."""
     MISSING_THERE = "missing_there"
@@ -132,7 +130,8 @@ def reconcile(
             return intake.check_cluster(name, known)
 
         clusters = set() if cluster is None else {cluster_of(cluster)}
-        jobs, findings = _in_file(listed, cluster_of, now)
+        declared, findings = _in_file(listed, cluster_of, now)
+        jobs = {key: line for line, key, _ in reversed(declared)}  # with the first line about each
         clusters |= {cluster for cluster, _ in jobs}
         for row in listed:
             with suppress(InvalidField):  # it may be the cluster that is wrong
@@ -152,13 +151,12 @@ def reconcile(
         others = intake.registered(connection, jobs.keys() - in_scope.keys(), *_COLUMNS)
         registered = in_scope | {(job.cluster, job.jid): facts_of(job) for job in others}
 
-    for key, (line, declared) in jobs.items():
-        facts = registered.get(key)
-        if facts is None:
+    for line, key, given in declared:
+        if (facts := registered.get(key)) is not None:
+            for field, (here, there) in intake.compare(facts, given).items():
+                findings.append(Difference(DifferenceKind.DIFFERS, line, *key, field, here, there))
+        elif jobs[key] == line:
             findings.append(Difference(DifferenceKind.MISSING_HERE, line, *key))
-            continue
-        for field, (here, there) in intake.compare(facts, declared).items():
-            findings.append(Difference(DifferenceKind.DIFFERS, line, *key, field, here, there))
     findings.sort(key=lambda found: found.line or 0)  # the others keep their order
     missing_there = sorted(in_scope.keys() - jobs.keys())
     findings += [Difference(DifferenceKind.MISSING_THERE, None, *key) for key in missing_there]
@@ -167,28 +165,17 @@ def reconcile(
 
 def _in_file(
     rows: Iterable[intake.JobRow], cluster_of: Callable[[str | None], str], now: datetime
-) -> tuple[dict[_Key, tuple[int, Facts]], list[Difference]]:
-    """Return what the file says of each job, with the first line about it, and which rows are wrong or contradict."""
-    jobs: dict[_Key, tuple[int, Facts]] = {}
-    findings: list[Difference] = []
+) -> tuple[list[tuple[int, _Key, Facts]], list[Difference]]:
+    """Return what each row says, with its line, and which rows are wrong."""
+    declared: list[tuple[int, _Key, Facts]] = []
+    wrong: list[Difference] = []
     for row in rows:
         try:
             if isinstance(row.declared, Refused):
                 raise row.declared
-            key, facts = intake.check(row.declared, cluster_of, now)
+            declared.append((row.line, *intake.check(row.declared, cluster_of, now)))
         except Refused as error:
             field, problem = (error.field, error.problem) if isinstance(error, InvalidField) else (None, str(error))
             jid = row.jid[: text.LONGEST] or None
-            kind = DifferenceKind.WRONG_ROW
-            findings.append(Difference(kind, row.line, row.cluster, jid, field, problem=problem))
-            continue
-        line, earlier = jobs.setdefault(key, (row.line, facts))
-        more: dict[str, Any] = {}
-        for field, (before, value) in intake.compare(earlier, facts).items():
-            if before is None or before is Kind.UNKNOWN:
-                more[field] = value
-            else:
-                why, kind = f"an earlier row says {before}", DifferenceKind.CONTRADICTS
-                findings.append(Difference(kind, row.line, *key, field, there=value, problem=why))
-        jobs[key] = line, replace(earlier, **more)
-    return jobs, findings
+            wrong.append(Difference(DifferenceKind.WRONG_ROW, row.line, row.cluster, jid, field, problem=problem))
+    return declared, wrong

@@ -119,10 +119,7 @@ class Web:
                 "/metrics": lambda: Response(self._metrics.text(stored), CONTENT_TYPE),
             }
             with nullcontext() if place is None else serving(self._sockets[place], routes):
-                try:
-                    yield
-                finally:
-                    page.close()
+                yield
 
         return beside
 
@@ -281,8 +278,6 @@ class PageProcess:
         self._clock = clock
         self._response = Response("")
         self._until = float("-inf")
-        self._process: subprocess.Popen[str] | None = None
-        self._is_closed = False
 
     def response(self) -> Response:
         """Return the page, or 503 and where the reason is: an old page is never returned. Not for two threads."""
@@ -295,33 +290,19 @@ class PageProcess:
         return self._response
 
     def _make(self) -> tuple[str, str]:
-        """Return the page and an empty text, or what is wrong."""
-        process = subprocess.Popen(  # noqa: S603 - the caller's command, and no shell
-            self._command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            env=os.environ | {"PYTHONUTF8": "1"},
-            start_new_session=True,  # Ctrl-C goes to the daemon, which ends this process
-        )
-        self._process = process
-        with suppress(OSError):  # polling comes first
-            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
-        if self._is_closed:
-            process.terminate()
+        """Return the page and an empty text, or what is wrong. At the daemon's end the process ends by itself."""
         try:
-            page, said = process.communicate(timeout=MAKING_SECONDS)
+            done = subprocess.run(  # noqa: S603 - the caller's command, and no shell
+                self._command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                env=os.environ | {"PYTHONUTF8": "1"},
+                timeout=MAKING_SECONDS,
+                start_new_session=True,  # Ctrl-C goes to the daemon alone
+            )
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
             return "", f"it took longer than {MAKING_SECONDS} s"
-        if process.returncode:
-            return "", (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-        return page, ""
-
-    def close(self) -> None:
-        """End the process that makes the page, now and from now on."""
-        self._is_closed = True
-        if self._process is not None:
-            self._process.terminate()
+        if done.returncode:
+            return "", (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return done.stdout, ""

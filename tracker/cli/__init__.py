@@ -69,16 +69,6 @@ class _Root(click.Group):
             raise TypeError(f"{module}.{attribute} is not a click command")
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            ctx.fail(f"There is no command {args[0]!r}" + (f"; did you mean {near[0]}?" if near else "."))
-        return super().resolve_command(ctx, args)
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for heading in HEADINGS:
             rows = [(name, summary) for name, (under, _, summary) in COMMANDS.items() if under == heading]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import shlex
 import shutil
-import signal
 import sys
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING
 
 import click
 
-from tracker.cli.output import example, human, progress
+from tracker.cli.output import example, progress
 
 if TYPE_CHECKING:
     from tracker.demo.demo import Outcome
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     default="tracker-demo.db",
     show_default=True,
     metavar="FILE",
-    help="Where to make the database. The database of an earlier demo is replaced, any other file is refused.",
+    help="Where to make the database. A file that is there already is refused.",
 )
 @click.option("--jobs", type=click.IntRange(1, 5000), default=300, show_default=True, help="Number of jobs.")
 @click.option(
@@ -51,22 +49,18 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
     click.echo(f"Simulating {days} days; Ctrl-C ends it.", err=True)
     from tracker import database
     from tracker.cli.report import print_durations
+    from tracker.daemon import Stop
     from tracker.demo import demo as scene
 
     log = logging.getLogger("tracker")
     level = log.level
     log.setLevel(logging.CRITICAL)  # a vanished job and an outage are planned here
-    stop = Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = Stop()
     try:
-        for number in before:
-            signal.signal(number, lambda *_: stop.set())
-        with progress("hours") as report_progress:
+        with stop.listening(reloads=False), progress("hours") as report_progress:
             outcome = scene.run(path, jobs=jobs, days=days, seed=seed, stop=stop, report_progress=report_progress)
     finally:
         log.setLevel(level)
-        for number, action in before.items():
-            signal.signal(number, action)
     states = ", ".join(f"{number} {state}" for state, number in outcome.states.items()) or "no jobs"
     click.echo(f"{outcome.now:%Y-%m-%d %H:%M} UTC: {states}; {outcome.polls:,} polls.", err=True)
     if stop.is_set():
@@ -78,25 +72,8 @@ def demo(ctx: click.Context, path: Path, jobs: int, days: int, seed: int) -> Non
         print_durations(connection)
     engine.dispose()
     page = scene.write_page(path)
-    click.echo(f"\n{_shown(outcome)}\n\n{_place(path, outcome)}", err=True)
+    click.echo(f"\n{_place(path, outcome)}", err=True)
     click.echo(f"All reports on one page, for a browser: {page.absolute().as_uri()}", err=True)
-    if outcome.wrong:
-        ctx.exit(1)
-
-
-def _shown(outcome: Outcome) -> str:
-    """Return what the demo has shown, a few lines each."""
-    from tracker.demo.demo import SOUTH
-
-    checked = f"{outcome.bounds:,} recorded changes of status"
-    lines = [f"All {checked} happened between their two bounds; the simulators know the true times."]
-    if outcome.wrong:
-        lines = [f"{len(outcome.wrong)} of {checked} were not between their bounds:", *outcome.wrong]
-    if outcome.gap_seconds:
-        gap = human(outcome.gap_seconds)
-        lines.append(f"{SOUTH} had an outage: a gap of {gap} is recorded, and changes within it have bounds that wide.")
-    width = min(shutil.get_terminal_size().columns, 100) - 1
-    return "\n".join(["What the demo showed:", *(click.wrap_text(line, width, "- ", "  ") for line in lines)])
 
 
 def _place(path: Path, outcome: Outcome) -> str:

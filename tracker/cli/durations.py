@@ -18,9 +18,6 @@ are the times until 90 %, 95 % and all are done. A job that is not done counts u
 a failed, lost or attested job. If many jobs fail, the figures describe the jobs that do not fail. Withdrawn jobs are
 left out. "not reached" (csv: empty, json: null) means that too few jobs are done.
 
-csv and json have two more counts: jobs registered more than a day after submission (late), and jobs without a declared
-submission (unknown). Both include withdrawn jobs.
-
 The last row is the total: its groups are "all" in a table, empty in csv, null in json.
 """
 
@@ -31,7 +28,7 @@ _QUANTILES = ("median", "p90", "p95", "max")
 def columns(made: Durations) -> list[str]:
     """Return the columns of CSV and JSON."""
     bounds = [f"{name}_seconds_{bound}" for name in _QUANTILES for bound in ("min", "max")]
-    return [*made.by, *_COUNTS, *bounds, "late", "unknown"]
+    return [*made.by, *_COUNTS, *bounds]
 
 
 def rows(made: Durations) -> Iterator[list[object]]:
@@ -40,7 +37,7 @@ def rows(made: Durations) -> Iterator[list[object]]:
         pairs = [getattr(row, name) for name in _QUANTILES]
         bounds = [bound for pair in pairs for bound in (pair.seconds_min, pair.seconds_max)]
         head = [getattr(row, name) for name in (*made.by, *_COUNTS)]
-        yield [*head, *bounds, row.late, row.unknown]
+        yield [*head, *bounds]
 
 
 def table(made: Durations) -> tuple[list[Column], list[list[object]]]:
@@ -64,17 +61,13 @@ def table(made: Durations) -> tuple[list[Column], list[list[object]]]:
 
 
 def note(made: Durations) -> str:
-    """Return the note below the table: how to read it, and how many jobs are special."""
+    """Return the note below the table: how to read it, and how many jobs are left out."""
     lines = [
         "Estimated (Kaplan-Meier). A job that is not done counts until it was last",
         "seen not done; so does a failed, lost or attested job.",
     ]
     if made.total.withdrawn:
         lines.append(f"Withdrawn jobs, left out: {made.total.withdrawn}.")
-    if made.total.late:
-        lines.append(f"Registered more than a day after submission: {made.total.late}.")
-    if made.total.unknown:
-        lines.append(f"Submission unknown: {made.total.unknown}.")
     return "\n".join(lines)
 
 

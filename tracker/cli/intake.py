@@ -71,29 +71,27 @@ def add(
     you leave out are not compared; different facts are refused. Refused jobs are listed, the others are registered, and
     the exit code is then 1.
     """
-    from tracker import database, files, intake
+    from tracker import database, intake
 
-    notes = files.Notes()
     with opened() as (settings, engine):
         times = {}
-        for field, text in (("submitted_at", submitted_at), ("received_at", received_at)):
+        for field, text in (("received_at", received_at), ("submitted_at", submitted_at)):
             if text is not None:
-                times[field], is_day = intake.parse_time(field, text.strip(), settings.zone)
-                notes.plain_dates += is_day
+                times[field] = intake.parse_time(field, text.strip(), settings.zone)
         registrations = [intake.Registration(jid, cluster, kind, reference=reference, **times) for jid in jids]
         with (database.reading if dry_run else database.writing)(engine) as connection:
-            rehearsed: intake.Rehearsed | None = {} if dry_run else None
-            outcomes = intake.register_many(connection, registrations, settings=settings, rehearsed=rehearsed)
+            outcomes = intake.register_many(connection, registrations, settings=settings, dry_run=dry_run)
         for jid, outcome in zip(jids, outcomes, strict=True):
             if isinstance(outcome, Refused):
                 which = "" if isinstance(outcome, Conflict) else f"{jid[:255]!r}: "
                 click.echo(plain(f"{which}{outcome}"), err=True)
                 continue
-            done = "registered already" if outcome.already else "would be registered" if dry_run else "registered"
-            due = outcome.deadline
-            where = f"{outcome.jid} of cluster {outcome.cluster}"
-            click.echo(plain(f"{where}: {done}; deadline {due.on}, counted from {due.basis}_at"))
-        say(notes, settings.timezone)
+            done, due = "would be registered" if dry_run else "registered", f"deadline {outcome.deadline.on}"
+            if outcome.already:
+                done = "registered already"
+            else:
+                due += f", counted from {[*times, 'registered_at'][0]}"
+            click.echo(plain(f"{outcome.jid} of cluster {outcome.cluster}: {done}; {due}"))
     return 1 if any(isinstance(outcome, Refused) for outcome in outcomes) else 0
 
 
@@ -152,17 +150,15 @@ def import_(file: BinaryIO, cluster: str | None, kind: str | None, dry_run: bool
                     report_progress(counts.total(), None, "")
             early = ""
         finally:
-            say(notes, settings.timezone)
+            say(notes)
             if counts or not early:
                 done = f"{counts['new']} {would_be}registered, {counts['already']} registered already"
                 click.echo(f"{early}{done}, {counts['refused']} refused{nothing}.", err=bool(early))
     return 1 if counts["refused"] else 0
 
 
-def say(notes: Notes, timezone: str) -> None:
+def say(notes: Notes) -> None:
     """Print how values of a file were changed."""
     if notes.stripped:
         where = f"{notes.stripped} (first in line {notes.first_stripped})"
         click.echo(f"Blanks or invisible characters around a jid or reference were removed: {where}.", err=True)
-    if notes.plain_dates:
-        click.echo(f"Plain dates read as the start of the day in {timezone}: {notes.plain_dates}.", err=True)

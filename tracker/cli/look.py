@@ -37,14 +37,10 @@ from tracker.status import Action, Facts, Kind, State
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from tracker.cadence import Rhythm
-    from tracker.reports.jobs import AnyGap, ExplainedBounds
     from tracker.settings import Settings
 
 ROWS = 50
 """Most rows of ``tracker jobs`` in a table without --limit; ours: as many as a person scrolls through."""
-GAPS = 3
-"""Gaps that are listed for one transition; the others become one line. csv and json have all."""
 _LONG = 15
 """Most characters of a status in the table of jobs; an undocumented status may have 255. ``show`` shows all."""
 
@@ -169,14 +165,13 @@ def _state(row: sa.Row[Any]) -> str:
 @click.option("--cluster", metavar="NAME", help="Needed if several clusters have a job with this jid.")
 @format_option
 def show(jid: str, cluster: str | None, format: str | None) -> None:
-    """Show one job: what was declared, what was observed, its next poll and why, and its timeline.
+    """Show one job: what was declared, what was observed, its next poll, and its timeline.
 
     Each change happened between two instants: not before the request that last saw the old status was sent, and no
-    later than the answer that first showed the new one was complete. Elevate itself gives no times. Below a change are
-    the gaps in which nothing could be observed, and how much of its bounds they explain.
+    later than the answer that first showed the new one was complete. Elevate itself gives no times. Bounds are wide
+    where nothing could be observed: `tracker report gaps` says when and why.
 
-    csv has the timeline only, with the number and the seconds of the gaps in each change's bounds. json is one object
-    with the job, its timeline and each gap.
+    csv has the timeline only. json is one object with the job and its timeline.
     """
     import sqlalchemy as sa
 
@@ -190,41 +185,25 @@ def show(jid: str, cluster: str | None, format: str | None) -> None:
         row = connection.execute(sa.select(models.JOBS).where(models.JOBS.c.id == found.job_id)).one()
         [seen] = queries.jobs(connection, {"cluster": [found.cluster], "jid": [jid]})
         changes = queries.timeline(connection, found.cluster, jid)
-        clusters = sa.select(models.CLUSTERS).where(models.CLUSTERS.c.cluster == found.cluster)
-        cluster_row = connection.execute(clusters).one_or_none()
-        rhythm = _rhythm(connection, settings, found.cluster)
         declared = queries.declared(connection, found.job_id)
-        began_at = row.submitted_at or row.registered_at
-        gaps = queries.gaps(connection, found.cluster, began_at)
-    explained = [(change, queries.explain(change, began_at, gaps)) for change in changes]
-    open_gap = gaps[-1] if gaps and gaps[-1].ended_at is None and row.state is State.OPEN else None
-    why = _why(row, cluster_row, rhythm, changes[-1])
     meaning = words.verdict_meaning(seen.verdict, seen.state)
     if form == "csv":
-        rows = [[*change, len(its.gaps), its.unobserved] for change, its in explained]
-        emit(rows, [*changes[0]._fields, "gaps", "gap_seconds"], "csv")
+        emit(changes, changes[0]._fields, "csv")
     elif form == "json":
-        job = seen._asdict() | {"verdict_meaning": meaning, "next_poll_why": why, "open_gap": open_gap}
+        job = seen._asdict() | {"verdict_meaning": meaning}
         job |= {name: getattr(row, name) for name in ("deadline_at", "extended_on", "status_polls")}
-        timeline = [
-            change._asdict() | {"declared": declared.get(change.seq), "gaps": its.gaps, "gap_seconds": its.unobserved}
-            for change, its in explained
-        ]
+        timeline = [change._asdict() | {"declared": declared.get(change.seq)} for change in changes]
 
         def plain_value(value: object) -> object:
-            return asdict(value) if isinstance(value, queries.AnyGap | Facts) else json_value(value)
+            return asdict(value) if isinstance(value, Facts) else json_value(value)
 
         # ASCII only: a server's text in it cannot control the terminal.
         click.echo(json.dumps({"job": job, "timeline": timeline}, indent=2, default=plain_value))
     else:
-        facts = _facts(row, seen, meaning, why, now, settings.timezone)
+        facts = _facts(row, seen, meaning, now, settings.timezone)
         emit([list(facts.values())], [*facts], "table", title=plain(f"Job {jid}"), records=True)
         click.echo()
-        lines = []
-        for change, its in explained:
-            lines += [_change(change, row.submitted_at, declared), *_gap_lines(its)]
-        if open_gap is not None:
-            lines.append(_gap_line(open_gap, "nothing could be observed since"))
+        lines = [_change(change, row.submitted_at, declared) for change in changes]
         emit(lines, ["#", "not before", "no later than", "change", "note"], "table", title="Timeline")
 
 
@@ -240,9 +219,7 @@ def amended(was: Facts, now: Facts) -> list[str]:
     return [f"{name} {worded(old)} -> {worded(new)}" for (name, old), new in pairs if old != new]
 
 
-def _facts(
-    row: sa.Row[Any], seen: sa.Row[Any], meaning: str, why: str, now: datetime, timezone: str
-) -> dict[str, object]:
+def _facts(row: sa.Row[Any], seen: sa.Row[Any], meaning: str, now: datetime, timezone: str) -> dict[str, object]:
     """Return the facts about a job that a table shows, by heading."""
     late = ""
     if row.submitted_at is not None and row.registered_at >= row.submitted_at:
@@ -276,10 +253,9 @@ def _facts(
         idle = "" if row.deadline_on == row.extended_on else "; does not count: recorded too late, or too long"
         facts["extended"] = _declared(row.extended_on) + idle
     facts["verdict"] = f"{seen.verdict}: {meaning}"
-    facts["next poll"] = why
     if row.due_at is not None:
         due = f"in {human(row.due_at - now)}" if row.due_at > now else f"due for {human(now - row.due_at)}"
-        facts["next poll"] = f"{_time(row.due_at)}, {due}; {why}"
+        facts["next poll"] = f"{_time(row.due_at)}, {due}"
     facts["polls"] = f"{row.polls}, {row.failures} of them failed in a row" if row.failures else row.polls
     if row.last_error is not None:
         facts["last error"] = row.last_error
@@ -312,60 +288,6 @@ def _change(change: sa.Row[Any], submitted_at: datetime | None, declared: dict[i
             before = declared[max(seq for seq in declared if seq < change.seq)]
             notes += [f"{fact} (declared)" for fact in amended(before, declared[change.seq])]
     return [change.seq, after, change.observed_at, what, "; ".join(notes)]
-
-
-def _gap_lines(its: ExplainedBounds) -> list[list[object]]:
-    """Return the lines below a change in the timeline: the first gaps in its bounds, and the number of others."""
-    width = human(its.by - its.after, up=True)
-    lines = [
-        _gap_line(gap, f"explains {human(gap.within(its.after, its.by))} of these {width}") for gap in its.gaps[:GAPS]
-    ]
-    if (more := len(its.gaps) - GAPS) > 0:
-        note = f"all {len(its.gaps)} explain {human(its.unobserved)} of these {width}; csv and json have more"
-        lines.append([None, None, None, f"{counted(more, 'gap')} more", note])
-    return lines
-
-
-def _gap_line(gap: AnyGap, note: str) -> list[object]:
-    cause = f"{gap.cause}: {gap.detail}" if gap.detail else gap.cause.value
-    return [None, gap.began_at, gap.ended_at or "still open", "gap", f"{note} ({cause})"]
-
-
-def _rhythm(connection: sa.Connection, settings: Settings, cluster: str) -> Rhythm:
-    """Return the cadence of *cluster*: as configured here, else as the last daemon had it, else by the defaults."""
-    from zoneinfo import ZoneInfo
-
-    import sqlalchemy as sa
-
-    from tracker.cadence import Rhythm
-    from tracker.models import SOURCES
-
-    s = SOURCES.c
-    query = sa.select(s.timezone, s.archive_days).where(s.cluster == cluster).order_by(s.id.desc()).limit(1)
-    its = settings.clusters.get(cluster) or connection.execute(query).one_or_none()
-    if its is None:
-        return Rhythm(settings.zone, delay_per_poll=settings.delay_per_poll)
-    return Rhythm(ZoneInfo(its.timezone), its.archive_days, settings.delay_per_poll)
-
-
-def _why(row: sa.Row[Any], cluster: sa.Row[Any] | None, rhythm: Rhythm, last: sa.Row[Any]) -> str:
-    """Return why the next poll of the job in *row* is planned as it is; the other arguments belong to that job."""
-    from tracker import cadence, models
-
-    job = models.job_of(row)
-    if job.state is not State.OPEN:
-        return "none: the job has ended"
-    if row.failures:
-        why = f"{counted(row.failures, 'error')} in a row, so the waits grow"
-    elif last.action == Action.AMENDED and row.due_at == last.observed_at:
-        why = "its deadline or its submission was amended"
-    else:
-        # The plan was made after the last answer; a plan made now would be another.
-        why = cadence.next_poll(job, row.deadline_at, job.seen_at or job.registered_at, 0.5, rhythm).why
-    if cluster is not None and cluster.pause_cause is not None:
-        until = "resumed" if cluster.paused_until is None else _time(cluster.paused_until)
-        why += f"; but cluster {row.cluster} is paused: {cluster.pause_cause} until {until}"
-    return why
 
 
 def _declared(value: object) -> str:

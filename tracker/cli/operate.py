@@ -22,7 +22,6 @@ from tracker.errors import InvalidField, Refused
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from tracker.files import Notes
     from tracker.operate import Amendment, Fact
     from tracker.status import Decision
 
@@ -210,7 +209,7 @@ def _amendment(done: Amendment) -> str:
     return "; ".join(changes)
 
 
-def _said(texts: _Texts, zone: ZoneInfo, notes: Notes) -> dict[str, Fact]:
+def _said(texts: _Texts, zone: ZoneInfo) -> dict[str, Fact]:
     """Return the declared values as `operate` takes them; raise InvalidField for a value that cannot be read."""
     from tracker import intake
 
@@ -219,8 +218,7 @@ def _said(texts: _Texts, zone: ZoneInfo, notes: Notes) -> dict[str, Fact]:
         if name not in ("jid", "cluster", "kind") and text.strip().lower() == CLEARED:
             said[name] = None
         elif name in ("received_at", "submitted_at"):
-            said[name], is_day = intake.parse_time(name, text.strip(), zone)
-            notes.plain_dates += is_day
+            said[name] = intake.parse_time(name, text.strip(), zone)
         elif name in ("done_by", "extended_until"):
             try:
                 said[name] = intake.day_or_instant(text.strip())
@@ -270,7 +268,7 @@ def _carry_out(
         records = files.read(source, ("jid", "cluster", *columns), notes, others=others)
     early = "This stopped early: "
     with opened() as (settings, engine):
-        _said(options, settings.zone, files.Notes())  # report a wrong option once, not for each job
+        _said(options, settings.zone)  # report a wrong option once, not for each job
         try:
             for line, values, problem in records:
                 jid, where = values.get("jid", ""), f"line {line}: " if source else ""
@@ -280,7 +278,7 @@ def _carry_out(
                     if both := sorted(options.keys() & values.keys()):
                         option = f"--{both[0].replace('_', '-')}"
                         raise Refused(f"has {both[0]}, but {option} gives it for all jobs: remove one of the two")
-                    said = _said({**options, **values}, settings.zone, notes)
+                    said = _said({**options, **values}, settings.zone)
                     with database.writing(engine) as connection:
                         job = operate.find(connection, text.check("jid", jid), values.get("cluster", cluster))
                         if (first := first_lines.setdefault(job.job_id, line)) != line:
@@ -301,7 +299,7 @@ def _carry_out(
             if (counts or not early) and len(jids) != 1:
                 were = is_done.removeprefix("is ")
                 click.echo(f"{early}{counts['done']} {were}, {counts['refused']} refused.", err=True)
-        say(notes, settings.timezone)
+        say(notes)
     return 1 if counts["refused"] else 0
 
 

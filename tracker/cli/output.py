@@ -115,9 +115,6 @@ def emit(
         title: A line above, in tables only.
         empty: The message on standard error in place of a table without rows.
         records: Whether a table is always a list of records, however wide the terminal is.
-
-    Raises:
-        ValueError: a datetime is naive.
     """
     shown = [Column(column) if isinstance(column, str) else column for column in columns]
     match chosen(format):
@@ -169,13 +166,7 @@ def progress(unit: str = "") -> Iterator[Callable[[float, float | None, str], No
 
 
 def utc(at: datetime) -> datetime:
-    """Return *at* in UTC; a naive time is a mistake in the program.
-
-    Raises:
-        ValueError: *at* is naive.
-    """
-    if at.tzinfo is None:
-        raise ValueError(f"{at} has no offset")
+    """Return *at*, which is aware, in UTC."""
     return at if at.tzinfo is UTC else at.astimezone(UTC)
 
 

@@ -61,9 +61,8 @@ def reconcile(
     \b
       missing_here   in the file, but not registered: tracker does not follow it
       missing_there  registered, but not in the file
-      differs        the registered value (here) is not the first value in the
-                     file (there); facts that the file leaves out do not count
-      contradicts    a row gives another value than an earlier row about the job
+      differs        the registered value (here) is not the row's (there); facts
+                     that the row leaves out do not count
       wrong_row      the row cannot be read; its job counts as not in the file
 
     A registered job must be in the file if it is in scope. In scope are the clusters that the file names, and
@@ -102,22 +101,19 @@ def reconcile(
         emit(cells, [Column(name, optional=name == "cluster") for name in filled], "table")
         if len(made.findings) > SHOWN:
             click.echo(f"These are {SHOWN} of {len(made.findings)} findings; --format csv has all.", err=True)
-    say(notes, settings.timezone)
+    say(notes)
     click.echo(_summary(made, begin, end), err=True)
     return 1 if made.findings else 0
 
 
 def _summary(made: Reconciliation, begin: datetime | None, end: datetime | None) -> str:
     """Return in words what was compared, and the result."""
-    rows = "" if made.rows == made.jobs else f" in {counted(made.rows, 'row')}"
     where = f" in {', '.join(made.clusters)}" if made.clusters else ""
     since = f" from {utc(begin).isoformat(' ')}" if begin else ""
     until = f" until before {utc(end).isoformat(' ')}" if end else ""
     when = f", submitted (else registered){since}{until}" if since or until else ""
-    compared = f"{counted(made.jobs, 'job')}{rows} in the file, {made.registered} registered{plain(where)}{when}"
-    if not made.findings:
-        return f"All agree: {compared}."
+    rows = counted(made.rows, "row")
+    compared = f"{counted(made.jobs, 'job')} in {rows} in the file, {made.registered} registered{plain(where)}{when}"
     counts = Counter(found.finding.value for found in made.findings)
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    hint = " A wrong row's job counts as not in the file." if counts["wrong_row"] else ""
-    return f"They do not agree: {found}. Compared: {compared}.{hint}"
+    return f"They do not agree: {found}. Compared: {compared}." if found else f"All agree: {compared}."

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 import sys
-import threading
 from datetime import UTC, datetime
 
 import click
@@ -52,6 +50,8 @@ def simulate(
 
     --speed changes only this clock, not that of `tracker run`. `tracker demo` changes both.
     """
+    from tracker.daemon import Stop
+
     try:
         clock = simulator.fast_clock(speed, datetime.now(UTC))
         read = [simulator.Fault.parse(fault) for fault in faults]
@@ -62,16 +62,12 @@ def simulate(
         raise click.UsageError(str(error)) from error
     logging.basicConfig(format="%(message)s")
     simulator.log.setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
-    try:
-        with fake.serve(port) as url:
-            click.echo(_greeting(url, api_key, speed, archive_days))
-            sys.stdout.flush()
-            # In short waits: a signal that comes just before a wait begins would not end it.
-            while not threading.Event().wait(0.5):
-                pass
-    except KeyboardInterrupt:
-        click.echo("stopped", err=True)
+    stop = Stop()
+    with stop.listening(reloads=False), fake.serve(port) as url:
+        click.echo(_greeting(url, api_key, speed, archive_days))
+        sys.stdout.flush()
+        stop.wait()
+    click.echo("stopped", err=True)
 
 
 def _greeting(url: str, api_key: str, speed: float, archive_days: int) -> str:

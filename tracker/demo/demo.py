@@ -1,15 +1,13 @@
 """The demo: fake Elevates, a new database, the real client and the real pollers, through one week, on one machine.
 
 Owns the scene: a company with two clusters that submits its customers' requests and registers each jid, an outage of
-one cluster, the clock that makes a week pass in seconds, and the comparison of what was recorded with what the
-simulators know to be true. Leaves alone: how any of it is shown (``cli.demo``).
+one cluster, and the clock that makes a week pass in seconds. Leaves alone: how any of it is shown (``cli.demo``).
 """
 
 from __future__ import annotations
 
 import json
 import random
-import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -29,18 +27,17 @@ from tracker import clusters, database
 from tracker.audit.seal import seal
 from tracker.demo.simulator import CREATE_PATHS, DEFAULT_KEY, Fault, Simulator
 from tracker.errors import BadConfiguration
-from tracker.models import JOBS, TRANSITIONS
+from tracker.models import JOBS
 from tracker.poller import Poller, Tally
 from tracker.reports import page
 from tracker.reports.overview import overview
 from tracker.settings import Settings
-from tracker.status import Action, Kind, State, Status
+from tracker.status import Kind, State
 
 NORTH, SOUTH = CLUSTERS = ("demo-north", "demo-south")
 OUTAGE = (0.55, 0.75)
 """When the second cluster answers 503 only, as shares of the simulated time."""
 REGISTERED_BY = "tracker demo"
-MARK = 0x7472_6465  # SQLite's application_id of a database that a demo made: "trde"
 STEP = timedelta(minutes=1)
 """The shortest leap of the simulated clock: a poll is late by at most this, and a week takes a few thousand leaps."""
 FAILING = 0.03
@@ -94,7 +91,7 @@ class Submission:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it; durations in seconds, None if there is nothing to measure.
+    """What came of it.
 
     Attributes:
         elevates: The fake Elevates by cluster, which know the truth.
@@ -102,10 +99,7 @@ class Outcome:
         states: Jobs by state.
         polls: Requests.
         seconds: How long it took.
-        interrupted: It was stopped before its end; all below is then about what there was.
-        bounds: Recorded changes of status whose bounds were checked against the truth.
-        wrong: A line for each whose bounds do not contain it.
-        gap_seconds: How long nothing could be observed in the second cluster; None if no poll fell into its outage.
+        interrupted: It was stopped before its end.
         example: A jid worth looking at.
     """
 
@@ -116,9 +110,6 @@ class Outcome:
     polls: int = 0
     seconds: float = 0.0
     interrupted: bool = False
-    bounds: int = 0
-    wrong: list[str] = field(default_factory=list)
-    gap_seconds: float | None = None
     example: str | None = None
 
 
@@ -149,35 +140,6 @@ def plan(rng: random.Random, jobs: int, began_at: datetime, span: timedelta) -> 
     return planned
 
 
-def make_way(path: Path) -> None:
-    """Remove the database of an earlier demo at *path*, and mark a new, empty file there as a demo's.
-
-    Raises:
-        BadConfiguration: What is there is not a demo's, or is in use; or it cannot be made there; or there is another
-            file where its page goes. Nothing was changed.
-    """
-    way_out = "name another file with --database, or move this one away"
-    try:
-        beside = path.with_suffix(".html")
-        if beside.exists() and page.MARK.encode() not in beside.read_bytes()[:1000]:
-            raise BadConfiguration(f"{beside}, where the demo writes its page, was not written by tracker: {way_out}")
-        if path.exists():
-            with path.open("rb") as file:
-                header = file.read(100)
-            if header[:16] != b"SQLite format 3\0" or header[68:72] != MARK.to_bytes(4, "big"):
-                raise BadConfiguration(f"{path} is not a demo's: {way_out}")
-            with closing(sqlite3.connect(path, timeout=0)) as connection:
-                # Fails while another program has it open, and folds the WAL into the file.
-                connection.execute("PRAGMA journal_mode = DELETE")
-            path.unlink()
-        # Before there is a WAL, so that the mark is in the file itself.
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute(f"PRAGMA application_id = {MARK}")
-    except (sqlite3.Error, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BadConfiguration(f"no database can be made at {path} ({reason}): {way_out}") from error
-
-
 def write_page(path: Path) -> Path:
     """Write the reports on the database at *path* as a page beside it, and return where."""
     engine = database.open_database(url_of(path))
@@ -205,7 +167,7 @@ def run(
     """Let *jobs* jobs go through *days* simulated days that end now, and return what came of it.
 
     Args:
-        path: Where the database is made; see `make_way`.
+        path: Where the database is made, and the page beside it.
         jobs: How many.
         days: How long, in simulated time.
         seed: The same seed makes the same scene, at another time.
@@ -213,11 +175,13 @@ def run(
         report_progress: Gets the simulated hours that have passed, and all of them, after each step.
 
     Raises:
-        BadConfiguration: The database cannot be made; see `make_way`.
+        BadConfiguration: One of the two files is there already, or cannot be made. Nothing was changed.
     """
     began = monotonic()
     stop = stop or Event()
-    make_way(path)
+    for file in (path, path.with_suffix(".html")):
+        if file.exists():
+            raise BadConfiguration(f"{file} is there already: move it away, or name another file with --database")
     url = url_of(path)
     database.upgrade(url)
     span = timedelta(days=days)
@@ -258,7 +222,9 @@ def run(
         outcome.polls = tally.asked
         seal(engine, None)  # so that it can be verified and handed over, too
         with database.reading(engine) as connection:
-            _judge(connection, outcome)
+            jobs_made = connection.execute(sa.select(JOBS.c.state, JOBS.c.jid)).all()
+            outcome.states = {state: n for state in State if (n := sum(job.state is state for job in jobs_made))}
+            outcome.example = next((job.jid for job in jobs_made if job.state is State.LOST), None)
     outcome.seconds = monotonic() - began
     return outcome
 
@@ -294,27 +260,3 @@ def _submit(engine: sa.Engine, settings: Settings, elevates: dict[str, Simulator
             settings=settings,
             now=fake.now(),
         )
-
-
-def _judge(connection: sa.Connection, outcome: Outcome) -> None:
-    """Compare what is recorded with the truth, and fill *outcome* with what that shows."""
-    jobs = connection.execute(sa.select(JOBS)).all()
-    outcome.states = {state: n for state in State if (n := sum(job.state is state for job in jobs))}
-    changed = TRANSITIONS.c.to_status.is_distinct_from(TRANSITIONS.c.from_status)
-    changes = (
-        sa.select(JOBS.c.cluster, JOBS.c.jid, JOBS.c.submitted_at, TRANSITIONS)
-        .join(JOBS, JOBS.c.id == TRANSITIONS.c.job_id)
-        .where(TRANSITIONS.c.action == Action.OBSERVED, changed)
-    )
-    for row in connection.execute(changes):
-        if row.from_status is None and row.to_status == Status.NOT_FOUND:
-            continue  # this jid was never created
-        outcome.bounds += 1
-        truth = outcome.elevates[row.cluster].truth(row.jid).entered.get(row.to_status)
-        after, by = row.last_seen_at or row.submitted_at, row.observed_at
-        if truth is None or not after < truth <= by:
-            outcome.wrong.append(f"{row.jid} {row.to_status}: recorded after {after} and by {by}, in truth {truth}")
-        if row.to_status == Status.NOT_FOUND:
-            outcome.example = outcome.example or row.jid
-
-    outcome.gap_seconds = connection.exec_driver_sql("SELECT sum(seconds) FROM report_gaps").scalar_one()

@@ -24,7 +24,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from importlib.metadata import version
 from itertools import chain
 from typing import Any, Final
@@ -42,9 +42,6 @@ from tracker.status import Kind, State, Status
 
 SHARES: Final = (0.5, 0.9, 0.95, 1.0)
 """Of the median, p90, p95 and max."""
-LATE: Final = timedelta(days=1)
-"""From this long after its submission on a registration is late; ours: a job runs on the next day at the earliest, so
-what is registered within a day misses nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +66,6 @@ class Quantiles:
         jobs: How many count: the sum of done, open, failed, lost and attested.
         withdrawn: Left out, and not among *jobs*.
         median: By this time half of the jobs are done; likewise p90, p95 and max (all).
-        late: How many were registered more than a day after their submission, unobserved until then. This
-            and the next count withdrawn jobs, too.
-        unknown: How many have no declared submission.
     """
 
     cluster: str | None
@@ -89,8 +83,6 @@ class Quantiles:
     p90: Bounds
     p95: Bounds
     max: Bounds
-    late: int
-    unknown: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +165,6 @@ class Cohort:
         done_max: The upper bounds, where there is one.
         unbounded: The lower bounds of those that are done and have no upper one.
         unended: How old each other job was when last seen not done.
-        late: How many were registered late.
-        unknown: How many have no declared submission.
     """
 
     states: Counter[str] = field(default_factory=Counter)
@@ -182,8 +172,6 @@ class Cohort:
     done_max: array[float] = field(default_factory=_seconds)
     unbounded: array[float] = field(default_factory=_seconds)
     unended: array[float] = field(default_factory=_seconds)
-    late: int = 0
-    unknown: int = 0
 
     def curves(self) -> tuple[Curve, Curve]:
         """Return the curves at the lower and at the upper bounds."""
@@ -197,8 +185,6 @@ class Cohort:
         self.done_max += other.done_max
         self.unbounded += other.unbounded
         self.unended += other.unended
-        self.late += other.late
-        self.unknown += other.unknown
 
 
 def cohorts_of(
@@ -216,8 +202,6 @@ def cohorts_of(
             cluster, kind, submitted_at, registered_at = tuple(row)[:4]
             began_at = submitted_at or registered_at
             cohort = cohorts[tuple(_group(name, cluster, kind, began_at) for name in by)]
-            cohort.late += registered_at - began_at > LATE
-            cohort.unknown += submitted_at is None
             yield cohort, began_at, *row[4:]
 
     for cohort, _, least, most in rows(typed(connection, "report_durations"), "seconds_min seconds_max"):
@@ -270,8 +254,6 @@ def row_of(cohort: Cohort, of: Mapping[str, str], curves: tuple[Curve, Curve] | 
         p90=p90,
         p95=p95,
         max=longest,
-        late=cohort.late,
-        unknown=cohort.unknown,
     )
 
 

@@ -1,21 +1,20 @@
-"""Jobs one by one: the list of them, and the timeline of one with the gaps that explain its bounds.
+"""Jobs one by one: the list of them, and the timeline of one.
 
 Owns these queries. How they are shown is the reader's (``cli.look``); what the columns mean is the views'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Collection, Generator, Mapping
+from datetime import timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.models import CLUSTERS, GAPS, JOBS, TRANSITIONS, facts_of
+from tracker.models import JOBS, TRANSITIONS, facts_of
 from tracker.reports.tables import in_turn, typed, urgent
-from tracker.status import UNSETTLED, Action, Cause, Facts, State
+from tracker.status import UNSETTLED, Action, Facts, State
 
 _DAY: Final = timedelta(days=1)
 
@@ -80,75 +79,3 @@ def declared(connection: sa.Connection, job_id: int) -> dict[int, Facts]:
     t = TRANSITIONS.c
     query = sa.select(TRANSITIONS).where(t.job_id == job_id, t.action.in_((Action.REGISTERED, Action.AMENDED)))
     return {row.seq: facts_of(row) for row in connection.execute(query.order_by(t.seq))}
-
-
-@dataclass(frozen=True, slots=True)
-class AnyGap:
-    """A gap, on record or still open.
-
-    Attributes:
-        began_at: When the whole gap began.
-        ended_at: None: it is open.
-        cause: Why.
-        detail: An operator's reason, or the code of an error.
-    """
-
-    began_at: datetime
-    ended_at: datetime | None
-    cause: Cause
-    detail: str | None
-
-    def within(self, after: datetime, by: datetime) -> timedelta:
-        """Return how much of it lies between two instants."""
-        end = by if self.ended_at is None else min(self.ended_at, by)
-        return max(end - max(self.began_at, after), timedelta())
-
-
-@dataclass(frozen=True, slots=True)
-class ExplainedBounds:
-    """How gaps explain the bounds of a transition.
-
-    Attributes:
-        after: The lower bound.
-        by: The upper one.
-        unobserved: The time between the bounds that is in gaps; gaps that overlap count once.
-        gaps: The gaps between the bounds, oldest first.
-    """
-
-    after: datetime
-    by: datetime
-    unobserved: timedelta = timedelta()
-    gaps: tuple[AnyGap, ...] = ()
-
-
-def gaps(connection: sa.Connection, cluster: str, since: datetime) -> list[AnyGap]:
-    """Return the gaps of *cluster* that ended after *since*, oldest first, the open one last."""
-    c = CLUSTERS.c
-    closed = sa.select(GAPS.c.began_at, GAPS.c.ended_at, GAPS.c.cause, GAPS.c.detail).order_by(
-        GAPS.c.began_at, GAPS.c.id
-    )
-    still = sa.select(c.gap_began_at, sa.null(), c.gap_cause, c.gap_detail).where(c.gap_began_at.is_not(None))
-    rows = [
-        *connection.execute(closed.where(GAPS.c.cluster == cluster, GAPS.c.ended_at > since)),
-        *connection.execute(still.where(c.cluster == cluster)),
-    ]
-    return [AnyGap(*row) for row in rows]
-
-
-def explain(change: sa.Row[Any], began_at: datetime, gaps: Iterable[AnyGap]) -> ExplainedBounds:
-    """Return which of *gaps* explain how wide the bounds of *change* are.
-
-    Args:
-        change: A row of `timeline`. What an operator did has no bounds, so no gap explains them.
-        began_at: The job's submission, else its registration: the lower bound where no status had been seen before.
-        gaps: Of the job's cluster, oldest first.
-    """
-    after, by = change.last_seen_at or began_at, change.observed_at
-    if change.action != Action.OBSERVED:
-        return ExplainedBounds(after, by)
-    within = tuple(gap for gap in gaps if gap.within(after, by))
-    unobserved, reached = timedelta(), after
-    for gap in within:
-        unobserved += gap.within(reached, by)
-        reached = max(reached, gap.ended_at or by)
-    return ExplainedBounds(after, by, unobserved, within)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.needs import NEAR, Alerted, ClusterOverview, Daemon, Group, Need, Overview, Seals, Undelivered
+from tracker.needs import NEAR, Alerted, ClusterOverview, Daemon, Group, Overview, Seals, Undelivered
 from tracker.status import Anomaly, Cause, State
 from tracker.utc import UtcDateTime
 
@@ -37,26 +37,22 @@ _CLUSTERS: Final = """
         c.next_request_at AS asked_at, c.gap_began_at, c.gap_cause, c.gap_detail
     FROM report_clusters v
     LEFT JOIN clusters c ON c.cluster = v.cluster"""
-_PAST_JOBS: Final = """
+_PAST: Final = """
+    SELECT v.state, v.verdict, count(*) AS total, min(v.deadline_at) AS since
     FROM report_deadlines v
     WHERE v.state IN ('open', 'failed', 'lost') AND v.deadline_on <= :last_day
-        AND v.state <> 'lost' AND v.verdict <> 'pending'"""
-_PAST: Final = f"""
-    SELECT v.state, v.verdict, count(*) AS total, min(v.deadline_at) AS since
-    {_PAST_JOBS}
+        AND v.state <> 'lost' AND v.verdict <> 'pending'
     GROUP BY v.state, v.verdict"""
 _STUCK: Final = """
     SELECT v.state, count(*) AS total, min(v.ended_by) AS since
     FROM report_jobs v
     WHERE v.state IN ('failed', 'lost')
     GROUP BY v.state"""
-_JOBS_AHEAD: Final = """
+_AHEAD: Final = """
+    SELECT v.days_left, count(*) AS total
     FROM report_deadlines v
     WHERE v.state IN ('open', 'failed', 'lost') AND v.deadline_on BETWEEN :first_day AND :last_day
-        AND v.deadline_at > :now"""
-_AHEAD: Final = f"""
-    SELECT v.days_left, count(*) AS total
-    {_JOBS_AHEAD}
+        AND v.deadline_at > :now
     GROUP BY v.days_left"""
 _ANOMALIES: Final = """
     SELECT anomaly, count(*) AS total, min(observed_at) AS since
@@ -64,10 +60,10 @@ _ANOMALIES: Final = """
     WHERE anomaly IS NOT NULL AND observed_at >= :since
     GROUP BY anomaly
     ORDER BY anomaly"""
-_CLOSING_EXPORTS: Final = """
+_CLOSING: Final = """
+    SELECT count(*) AS total, min(v.download_by) AS since
     FROM report_durations v
     WHERE v.kind = 'export' AND v.done_by > :week_ago AND v.download_by > :now AND v.download_by <= :tomorrow"""
-_CLOSING: Final = f"SELECT count(*) AS total, min(v.download_by) AS since {_CLOSING_EXPORTS}"
 _SEAL: Final = """
     SELECT last_transition_id, last_gap_id, last_source_id, checkpoint, sealed_at, key_id
     FROM seals
@@ -89,16 +85,6 @@ _ALERTS: Final = """
     FROM alerts
     WHERE ended_at IS NULL OR told_at IS NULL OR told_at < ended_at
     ORDER BY since, kind, subject"""
-_JIDS: Final = {
-    "overdue": f"{_PAST_JOBS} AND v.verdict = 'overdue' ORDER BY v.deadline_on",
-    "undecidable": f"{_PAST_JOBS} AND v.verdict = 'undecidable' AND v.state = 'open' ORDER BY v.deadline_on",
-    "deadline_near": f"{_JOBS_AHEAD} AND v.days_left > :above AND v.days_left <= :days ORDER BY v.deadline_on",
-    "lost": "FROM report_jobs v WHERE v.state = 'lost' ORDER BY v.ended_by DESC",
-    "failed": "FROM report_jobs v WHERE v.state = 'failed' ORDER BY v.ended_by DESC",
-    "anomaly": "FROM report_anomalies v WHERE v.anomaly = :word AND v.observed_at >= :yesterday ORDER BY v.id DESC",
-    "download_closing": f"{_CLOSING_EXPORTS} ORDER BY v.download_by",
-}
-"""By kind of need: the query for its jobs, the most urgent or the newest first."""
 _INSTANTS: Final = (
     *("since", "started_at", "beat_at", "answered_at", "paused_until", "behind_since", "asked_at", "gap_began_at"),
     *("sealed_at", "failing_since", "told_at", "ended_at", "acked_until"),
@@ -141,27 +127,6 @@ def overview(connection: sa.Connection, configured: Collection[str], seal_after:
         seals=seals(connection),
         alerts=tuple(Alerted(**row._asdict()) for row in _rows(connection, _ALERTS)),
     )
-
-
-def jids(connection: sa.Connection, need: Need, most: int, now: datetime) -> list[str]:
-    """Return the jids of at most *most* of the jobs that *need* is about; none where it is not about jobs."""
-    if need.kind not in _JIDS:
-        return []
-    days = int(need.subject.removesuffix("d")) if need.kind == "deadline_near" else 0
-    values: dict[str, date | datetime | int | str] = {
-        "now": now,
-        "yesterday": now - _DAY,
-        "tomorrow": now + _DAY,
-        "week_ago": now - 7 * _DAY,
-        "first_day": now.date() - _DAY,
-        "last_day": now.date() + (days + 1) * _DAY,
-        "above": max((near for near in (-1, *NEAR) if near < days), default=-1),
-        "days": days,
-        "word": str(need.subject),
-    }
-    query = f"SELECT v.jid {_JIDS[need.kind]} LIMIT {most}"
-    rows = _rows(connection, query, **{name: values[name] for name in re.findall(r":(\w+)", query)})
-    return list(dict.fromkeys(row.jid for row in rows))
 
 
 def clusters(connection: sa.Connection, configured: Collection[str]) -> tuple[ClusterOverview, ...]:

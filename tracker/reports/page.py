@@ -23,7 +23,6 @@ import sqlalchemy as sa
 from markupsafe import Markup, escape
 
 from tracker import database
-from tracker.errors import InvalidField
 from tracker.needs import ClusterOverview, Need, Overview, needs
 from tracker.reports import catalog, pictures, tables, words
 from tracker.reports.about import Filters
@@ -48,8 +47,6 @@ AHEAD: Final = 31
 
 NAMES: Final = ("deadlines", "requests", "changes", "durations", "statuses", "monthly", "anomalies", "gaps", "coverage")
 """The reports that are on the page, in its order."""
-MARK: Final = '<meta name="generator" content="tracker'
-"""In the head of each page: by this it is known to be one of ours."""
 
 _SECOND: Final = "%Y-%m-%d %H:%M:%S"
 _DECLARED: Final = frozenset(("received_at", "submitted_at", "extended_on", "claimed_at"))
@@ -146,12 +143,10 @@ def render(
         overview: The present state, read on *connection*; None: the page says that it lacks this.
 
     Raises:
-        InvalidField: There is no such report; the message lists what there is.
+        InvalidField: *as_of* is in the future.
         DatabaseUnavailable: The database did not answer.
     """
     wanted = NAMES if names is None else tuple(names)
-    if unknown := [name for name in wanted if name not in NAMES]:
-        raise InvalidField("report", f"there is no report {unknown[0][:80]!r}; there are: {', '.join(NAMES)}")
     with kept(connection, as_of, zone) as is_kept:
         data = _Data(connection, filters, as_of, zone, is_kept)
         sections = [] if names is not None else _now(data, overview)
@@ -373,10 +368,6 @@ def _durations(data: _Data) -> Section:
         "least, and at most. The figures are estimates (Kaplan–Meier): a job that is not done counts until it was last "
         "seen not done; so does a failed, lost or attested job. If many jobs fail, the curve is above the share that "
         "is done. Withdrawn jobs are left out."
-    )
-    section.texts.append(
-        "A job is observed only after its registration. Registered more than a day after submission: "
-        f"{total.late:,}; submission unknown: {total.unknown:,}."
     )
     end = max(1.03 * max((*early.ends[-1:], *sure.ends[-1:]), default=0.0), 60.0)
     if not early.ends:

@@ -17,7 +17,6 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tracker import database
-from tracker.errors import InvalidField
 from tracker.models import JOBS, UtcDateTime
 from tracker.reports.about import About, Filters
 from tracker.reports.as_of import LEGAL_ZONE, AsOf, instant, shadows
@@ -77,11 +76,9 @@ def read(
         is_kept: The jobs as they were then are in the table of `as_of.kept`.
 
     Raises:
-        InvalidField: There is no such report, or *as_of* has no offset or is in the future.
+        InvalidField: *as_of* has no offset or is in the future.
         DatabaseUnavailable: The database did not answer.
     """
-    if name not in ALL:
-        raise InvalidField("report", f"there is no report {name[:80]!r}; there are: {', '.join(NAMES)}")
     view = typed(connection, "report_transitions" if name == CHANGES.name else f"report_{name}")
     made_at = instant(as_of) or database.now(connection)
     counted, wanted = _wanted(view, name, filters, made_at)
