@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from tracker import cli, errors
 from tracker.cli.output import Column, emit, example, format_option, human, plain
@@ -179,7 +180,7 @@ WIDE_ROW = ("w1234abcd", JID, "open", AT, AT, "ticket 4711 of the second of Janu
 def test_no_line_is_wider_than_the_terminal_and_jids_and_times_stay_whole() -> None:
     for width in (60, 70, 80, 100, 120, 160):
         shown = printed([WIDE_ROW, WIDE_ROW], WIDE, "table", width)
-        assert max(map(len, shown.splitlines())) <= width
+        assert max(map(cell_len, shown.splitlines())) <= width
         assert shown.count(JID) == 2
         assert "10:00:00+00:00" in shown
 
@@ -211,6 +212,19 @@ def test_what_does_not_fit_at_all_is_a_list_of_records() -> None:
 def test_a_blank_stays_after_a_word_that_is_cut() -> None:
     shown = printed([["x" * 45 + " (declared)", "y"]], ["a", "b"], "table", 40)
     assert "x (declared)" in shown
+
+
+def test_wide_characters_keep_the_columns_straight() -> None:
+    lines = printed([["漢字", "x"], ["ab", "y"]], ["a", "b"], "table").splitlines()
+    assert cell_len(lines[1].split("x")[0]) == cell_len(lines[2].split("y")[0])
+
+
+def test_long_names_and_paths_fold_at_their_joints() -> None:
+    path = "/etc/company/tracker/production/tracker.toml"
+    shown = printed([[path, "TRACKER_MAX_REQUESTS_PER_SECOND"]], ["path", "name"], "table", 40)
+    assert max(map(len, shown.splitlines())) <= 40
+    first = "".join(line.split("  ")[0].strip() for line in shown.splitlines()[1:])
+    assert first == path
 
 
 def test_an_empty_table_says_so_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

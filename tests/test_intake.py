@@ -136,6 +136,30 @@ def test_other_facts_are_refused(engine: sa.Engine) -> None:
     assert facts_of(jobs(engine)["a"]) == Facts(Kind.EXPORT, None, AT)
 
 
+LOWER = "ca24b4e2-34ab-406a-a4db-b30b0247837a"
+
+
+def test_a_guid_in_other_case_is_refused(engine: sa.Engine) -> None:
+    """The first is named, in the database, in the same list, in a dry run; what is not a GUID may differ in case."""
+    upper, other = LOWER.upper(), LOWER.replace("c", "d")
+    with database.writing(engine) as connection:
+        register(connection, LOWER, cluster="w1", settings=TWO)
+        register(connection, upper, cluster="w2", settings=TWO)
+        for jid, cluster, first in (
+            (upper, "w1", LOWER),
+            (LOWER, "w2", upper),
+            (LOWER.replace("ca", "Ca"), "w1", LOWER),
+        ):
+            with pytest.raises(InvalidField, match=f"jid: is registered already as '{first}': a GUID means the same"):
+                register(connection, jid, cluster=cluster, settings=TWO)
+        some = [Registration(jid, "w1") for jid in (other, other.upper(), "a", "A", other, upper, LOWER)]
+        for dry_run in (True, False):
+            done = register_many(connection, some, settings=TWO, dry_run=dry_run)
+            expected = ["new", "InvalidField", "new", "new", "already", "InvalidField", "already"]
+            assert [what(outcome) for outcome in done] == expected
+            assert f"'{other}'" in str(done[1])
+
+
 LATER = datetime.now(UTC) + timedelta(hours=1)
 NONSENSE: dict[str, list[Any]] = {
     "jid": ["", " \t\n", "x" * 256, "a b", "a\u00a0b", "a\nb", "a\u200bb", "a\0b", "a\udc80b", None, 7, b"a"],

@@ -3,7 +3,8 @@
 Owns what is sent when (`decide`), the messages, and the table ``alerts``. Leaves alone what a need is (``needs``).
 
 Each need is sent at least once. It is noted afterwards, so a crash in between makes it arrive twice. Nothing is claimed
-beforehand: of the daemons that are alive the one that began first sends. `run --once` sends at once.
+beforehand: the daemon that began first sends, and each other waits a minute longer for every one before it, so that it
+sends only what those could not. `run --once` does not wait.
 
 A need is noted as sent when one destination has it. A destination that fails gets a row of its own (kind
 ``alert_undelivered``); it gets what it missed as soon as it works again, also after a restart.
@@ -36,7 +37,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from tracker import database, elevate, text
+from tracker import cadence, database, elevate, text
 from tracker.errors import AskError, BadConfiguration, DatabaseUnavailable, InvalidField
 from tracker.logs import DATABASE, event
 from tracker.models import ALERTS
@@ -49,10 +50,13 @@ from tracker.utc import UtcDateTime
 
 LOOK_SECONDS: Final = 5.0  # between looks for what has changed
 AWAY_SECONDS: Final = 30.0  # after a failed one
-GATHER_SECONDS: Final = 30.0  # what comes up within this time is one message
-MINUTE: Final = 60.0  # between pings, and until a destination that failed is tried again
+SETTLED_SECONDS: Final = 10.0  # a message is sent when it has not grown for this long …
+LONGEST_SECONDS: Final = 60.0  # … or after this
+MINUTE: Final = 60.0  # between pings; and a daemon waits longer by this for each that began before it
 SEND_SECONDS: Final = 15.0  # for one message to one destination
 CLOSING_SECONDS: Final = 20.0  # how long the end waits for what is being sent
+FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
+LONGEST_PAUSE: Final = timedelta(minutes=5)
 AGAIN: Final = timedelta(days=1)  # after this time an urgent need is sent again
 PING_TIMEOUT: Final = timedelta(seconds=10)
 UNDELIVERED: Final = "alert_undelivered"
@@ -126,9 +130,32 @@ def decide(found: Iterable[Need], rows: Iterable[Alerted], now: datetime, after:
     return due
 
 
-def is_sender(daemons: Sequence[Daemon], host: str, pid: int) -> bool:
-    """Return whether the daemon *pid* on *host* sends: the first of those that are alive does."""
-    return not daemons or (daemons[0].host, daemons[0].pid) == (host, pid)
+@dataclass(frozen=True, slots=True)
+class PendingMessage:
+    """The needs that wait for a message: since when, when they last grew (monotonic seconds), and their counts."""
+
+    first_at: float
+    grown_at: float
+    counts: Mapping[tuple[bool, str, str], int]
+
+    def is_ripe(self, at: float, standby: float) -> bool:
+        """Whether to send the message now; this daemon waits *standby* seconds longer than the first."""
+        return at >= min(self.grown_at + SETTLED_SECONDS, self.first_at + LONGEST_SECONDS) + standby
+
+
+def gathered(before: PendingMessage | None, due: Iterable[Notice], at: float) -> PendingMessage | None:
+    """Return the needs that wait now; None: there are none."""
+    counts = {one.key: one.need.count if one.need else 1 for one in due}
+    if before is None:
+        return PendingMessage(at, at, counts) if counts else None
+    has_grown = any(count > before.counts.get(key, 0) for key, count in counts.items())
+    return PendingMessage(before.first_at, at if has_grown else before.grown_at, counts) if counts else None
+
+
+def standby(daemons: Sequence[Daemon], host: str, pid: int) -> float:
+    """Return how many seconds the daemon *pid* on *host* leaves to those that began before it."""
+    places = [place for place, one in enumerate(daemons) if (one.host, one.pid) == (host, pid)]
+    return MINUTE * (places[0] if places else len(daemons))
 
 
 def message(notices: Iterable[Notice]) -> dict[str, str]:
@@ -160,7 +187,7 @@ class Destination:
         self._url = url.get_secret_value()
         schema = re.match(r"[A-Za-z0-9]{1,30}(?=://)", self._url)
         self.name = f"{schema[0] if schema else 'alert'} ({hashlib.sha256(self._url.encode()).hexdigest()[:8]})"
-        self._retry_at = 0.0  # monotonic seconds
+        self._failures, self._retry_at = 0, 0.0  # in a row; not before (monotonic seconds)
         foreign = re.compile("TRACKER_|.*_PROXY$", re.IGNORECASE)
         self._environment = {name: value for name, value in os.environ.items() if not foreign.match(name)}
         if proxy is not None:
@@ -168,16 +195,21 @@ class Destination:
         if ca_bundle is not None:
             self._environment |= {"REQUESTS_CA_BUNDLE": str(ca_bundle), "SSL_CERT_FILE": str(ca_bundle)}
 
-    def is_ready(self, is_failing: bool) -> bool:
+    def is_ready(self, is_failing: bool, standby: float) -> bool:
         """Whether to send now; *is_failing* is what the database says."""
-        return not is_failing or monotonic() >= self._retry_at
+        if not is_failing:
+            self._failures, self._retry_at = 0, 0.0
+        elif not self._retry_at:
+            self._retry_at = monotonic() + standby
+        return monotonic() >= self._retry_at
 
-    def deliver(self, message: dict[str, str]) -> str:
+    def deliver(self, message: dict[str, str], standby: float) -> str:
         """Send it, log the result, and return the result as `send` does."""
         problem = self.send(message)
         if problem:
-            self._retry_at = monotonic() + MINUTE
-            event("alert_failed", logging.WARNING, destination=self.name, error=problem, again_in_seconds=MINUTE)
+            pause = cadence.doubled(FIRST_PAUSE, self._failures, LONGEST_PAUSE).total_seconds() + standby
+            self._failures, self._retry_at = self._failures + 1, monotonic() + pause
+            event("alert_failed", logging.WARNING, destination=self.name, error=problem, again_in_seconds=pause)
         else:
             event("alert_sent", destination=self.name, title=message["title"])
         return problem
@@ -241,7 +273,7 @@ class Alerts:
     def __init__(self, settings: Settings, *, once: bool = False, age: Callable[[], float] = lambda: 0.0) -> None:
         self._settings, self._once, self._age = settings, once, age
         self._destinations = destinations(settings)
-        self._waiting_since: float | None = None  # when the oldest of the needs that wait for a message came up
+        self._waiting: PendingMessage | None = None
         self._is_first = True
         self._pinged: tuple[bool, float] | None = None  # whether something was urgent, and when
 
@@ -295,10 +327,9 @@ class Alerts:
                         _open(connection, one.row)
                     else:
                         _change(connection, one.row, ended_at=seen.now)
-        self._waiting_since = (at if self._waiting_since is None else self._waiting_since) if due else None
-        if not (self._once or is_sender(seen.daemons, socket.gethostname(), os.getpid())):
-            return any(need.is_urgent for need in found)
-        if self._waiting_since is not None and not self._once and at < self._waiting_since + GATHER_SECONDS:
+        wait = 0.0 if self._once else standby(seen.daemons, socket.gethostname(), os.getpid())
+        self._waiting = gathered(self._waiting, due, at)
+        if self._waiting is None or not (self._once or self._waiting.is_ripe(at, wait)):
             due = []
         failing = {row.subject: row for row in seen.alerts if row.kind == UNDELIVERED and row.ended_at is None}
         problems: dict[str, str] = {}  # by destination; "": it works
@@ -307,17 +338,17 @@ class Alerts:
         is_sent = not self._destinations
         for place in self._destinations:
             row = failing.get(place.name)
-            if not place.is_ready(row is not None) or not (due or row):
+            if not place.is_ready(row is not None, wait) or not (due or row):
                 continue
             with database.reading(engine) as connection:
                 its = {each.key: each for each in [*(_missed(connection, row, found) if row else ()), *due]}
             if its:
-                problem = problems[place.name] = place.deliver(message(its.values()))
+                problem = problems[place.name] = place.deliver(message(its.values()), wait)
                 is_sent = is_sent or not problem
         if problems or (due and is_sent):
             with database.writing(engine) as connection:
                 _note(connection, due if is_sent else [], problems, failing, seen.now)
-                self._waiting_since = None if due and is_sent else self._waiting_since
+                self._waiting = None if due and is_sent else self._waiting
         self._is_first = False
         return any(need.is_urgent for need in found)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ PIECE: Final = 2_000
 SKEW: Final = timedelta(seconds=5)
 """How far declared times may be ahead of the database's clock: the machine that submitted has its own clock."""
 
+_GUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _LOOKED_UP: Final = 1_000
 """Most jids in one statement: databases limit the number of parameters."""
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # the schema's CHECKs say the same
@@ -184,8 +186,9 @@ def register_many(
             jobs.setdefault(job.key, job)
 
     recorded = _recorded(connection, jobs, zone_of)
+    other_case = _in_other_case(connection, jobs)
     # In the order of the keys, so that two sessions with the same jobs wait for each other, and do not deadlock.
-    missing = [jobs[key] for key in sorted(jobs) if key not in recorded]
+    missing = [jobs[key] for key in sorted(jobs) if key not in recorded and key not in other_case]
     new = {job.key for job in missing} if dry_run else _insert(connection, missing, registrar)
     recorded |= _recorded(connection, jobs.keys() - new - recorded.keys(), zone_of)
 
@@ -197,12 +200,15 @@ def register_many(
             new.remove(one.key)  # a second row about it finds it there
             recorded[one.key] = one.facts, one.deadline
             outcomes.append(Registered(*one.key, already=False, deadline=one.deadline))
-        else:
+        elif one.key in recorded:
             facts, due = recorded[one.key]
             compared = compare(facts, one.facts)
             differences = {name: (str(there or "unknown"), str(given)) for name, (there, given) in compared.items()}
             again = Registered(*one.key, already=True, deadline=due)
             outcomes.append(Conflict(*one.key, differences) if differences else again)
+        else:
+            why = f"is registered already as {other_case[one.key]!r}: a GUID means the same in capitals"
+            outcomes.append(InvalidField("jid", why))
     return outcomes
 
 
@@ -393,6 +399,24 @@ def registered(connection: sa.Connection, keys: Iterable[_Key], *names: str) -> 
             some = its[start : start + _LOOKED_UP]
             query = sa.select(*(JOBS.c[name] for name in names)).where(JOBS.c.cluster == cluster)
             yield from connection.execute(query.where(JOBS.c.jid.in_(some)))
+
+
+def other_cases(jid: str) -> set[str]:
+    """Return how else a GUID may be written, in small letters or in capitals; nothing if *jid* is no GUID."""
+    return {jid.lower(), jid.upper()} - {jid} if _GUID.fullmatch(jid) else set()
+
+
+def _in_other_case(connection: sa.Connection, keys: Iterable[_Key]) -> dict[_Key, str]:
+    """Return the other spelling of each GUID that the database or an earlier key has in the other case.
+
+    One that is registered in mixed case is not found: no index serves that.
+    """
+    guids = [key for key in keys if _GUID.fullmatch(key[1])]
+    others = ((cluster, form) for cluster, jid in guids for form in other_cases(jid))
+    first = {(row.cluster, row.jid.lower()): row.jid for row in registered(connection, others, "cluster", "jid")}
+    for cluster, jid in guids:
+        first.setdefault((cluster, jid.lower()), jid)
+    return {key: written for key in guids if (written := first[key[0], key[1].lower()]) != key[1]}
 
 
 def _deadline_of(row: sa.Row[Any], zone: ZoneInfo) -> Deadline:

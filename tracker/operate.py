@@ -88,6 +88,9 @@ def find(connection: sa.Connection, jid: str, cluster: str | None = None) -> Fou
         raise Refused(
             f"cluster {str(cluster)[:80]!r} has no job {shown}; set --cluster to a cluster that has it: {others}"
         )
+    forms = intake.other_cases(jid)
+    if forms and (written := connection.scalar(sa.select(JOBS.c.jid).where(JOBS.c.jid.in_(forms)))):
+        raise Refused(f"no job has the jid {shown}, but one has {written!r}: write it as it was registered")
     at = "" if cluster is None else f" --cluster {cluster[:80]}"
     raise Refused(f"no job has the jid {shown}; register it with: tracker add JID{at}")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Final
@@ -20,21 +19,35 @@ _GAP: Final = 2
 """Columns of space between two cells."""
 
 
-class _Wrapper(textwrap.TextWrapper):
-    """Ends lines after blanks, and within names, paths and URLs."""
-
-    wordsep_re = re.compile(r"(\s+|[^\s/_]*[/_]+)")
+def _pieces(text: str) -> list[str]:
+    """Return *text* in pieces between which a line may end: after blanks, and within names, paths and URLs."""
+    return re.findall(r"[^\s/_]*[/_]+|[^\s/_]+\s*|\s+", text)
 
 
 def _fold(text: str, width: int) -> list[str]:
     """Return *text* as lines of at most *width* columns; a piece that is longer is cut."""
-    return _Wrapper(width).wrap(text) or [""]
+    from rich.cells import cell_len, chop_cells
+
+    lines = [""]
+    for piece in _pieces(text):
+        if cell_len((lines[-1] + piece).rstrip()) <= width:
+            lines[-1] += piece
+        elif cell_len(piece.rstrip()) <= width:
+            lines.append(piece)
+        else:
+            lines += chop_cells(piece.rstrip(), width)
+            lines[-1] += piece[len(piece.rstrip()) :]  # the blank before the next piece
+    return [line.rstrip() for line in lines if line.strip()] or [""]
 
 
 def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int] | None:
     """Return a width for each of the columns *texts* (heading and cells), or None when they do not fit into *room*."""
-    widths = [max(map(len, column)) for column in texts]
-    least = [max(len(piece) for text in column for piece in _Wrapper.wordsep_re.split(text)) for column in texts]
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(text) for text in column) for column in texts]
+    least = [
+        max((cell_len(piece.rstrip()) for text in column for piece in _pieces(text)), default=0) for column in texts
+    ]
     room -= _GAP * (len(texts) - 1)
     while sum(widths) > room:
         # Shrink the column with the most spare width: long reasons fold before times do.
@@ -47,13 +60,15 @@ def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int] | None:
 
 def _print_row(cells: Sequence[tuple[str, bool]], widths: Sequence[int], *, bold: bool = False) -> None:
     """Print a row of folded cells, each a text and whether it is aligned to the right."""
+    from rich.cells import cell_len
+
     folded = [_fold(text, width) for (text, _), width in zip(cells, widths, strict=True)]
     for line in zip_longest(*folded, fillvalue=""):
-        shown = [
-            text.rjust(width) if right else text.ljust(width)
-            for text, (_, right), width in zip(line, cells, widths, strict=True)
-        ]
-        click.secho((" " * _GAP).join(shown).rstrip(), bold=bold)
+        shown = ""
+        for text, (_, right), width in zip(line, cells, widths, strict=True):
+            space = " " * (width - cell_len(text))
+            shown += (space + text if right else text + space) + " " * _GAP
+        click.secho(shown.rstrip(), bold=bold)
 
 
 def print_table(
