@@ -43,6 +43,8 @@ def migrate(connection: sa.Connection) -> None:
             views.drop(connection)
             guards.drop(connection)
         context.run_migrations()
+        if (fill := context.config.attributes.get("fill")) is not None:
+            fill(connection)
         if moving and database.revision(connection) == context.get_head_revision():
             guards.create(connection)
             views.create(connection)

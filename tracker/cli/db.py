@@ -1,16 +1,18 @@
-"""``tracker db``: make the schema, check it, and give roles their rights. Owns arguments and printing.
+"""``tracker db``: make the schema, check it, copy the database, give roles their rights. Owns arguments and printing.
 
 `tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
-from tracker.cli.output import example, plain
-from tracker.errors import SchemaMismatch
+from tracker.cli.look import opened
+from tracker.cli.output import counted, example, plain, progress
+from tracker.errors import BadCheckpoint, SchemaMismatch
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=example("tracker db upgrade", "tracker db check"))
 def db() -> None:
-    """Make, upgrade and check the database."""
+    """Make, upgrade, check and copy the database."""
 
 
 @db.command(epilog=example("tracker db upgrade", "TRACKER_DATABASE_URL=sqlite:////srv/tracker.db tracker db upgrade"))
@@ -62,6 +64,36 @@ def check() -> int:
     shown = settings.mask_url(url)
     click.echo(plain(f"{shown}: schema, guards and views are as version {database.HEAD} makes them."))
     return 0
+
+
+@db.command(epilog=example("tracker db copy sqlite:////srv/backup.db", "tracker db copy postgresql://me@db/tracker"))
+@click.argument("url", metavar="URL")
+def copy(url: str) -> None:
+    """Copy everything, as it is at one moment, to the empty database at URL, while daemons run.
+
+    URL is sqlite:///FILE, where FILE must not exist, or an empty PostgreSQL database. The copy has all history, seals
+    and ids, and its own guards and views. If anything fails, nothing is left at URL.
+
+    Reads TRACKER_DATABASE_URL; a role that may only read is enough. Others can see a password on a command line: let
+    ~/.pgpass hold it. Do not run daemons on both: before a move, stop the daemon.
+    """
+    import signal
+
+    from tracker.audit import checkpoint
+    from tracker.audit.copy import copy as copy_all
+    from tracker.settings import mask_url
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # as Ctrl-C does; nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
+    with opened() as (_, engine), progress("rows") as report_progress:
+        made = copy_all(engine, url, report_progress)
+    counts = (counted(made.rows[f"{noun}s"], noun) for noun in ("job", "transition", "seal"))
+    click.echo(plain(f"{mask_url(url)}: {', '.join(counts)}."))
+    with suppress(BadCheckpoint):  # `audit verify` reports it
+        newest = checkpoint.parse(made.checkpoint or "")
+        click.echo(f"Newest checkpoint: number {newest.checkpoint.number}, SHA-256 {newest.sha256}.")
+    click.echo("Now check the copy: set TRACKER_DATABASE_URL to it and run `tracker audit verify`.")
 
 
 @db.command(epilog=example("tracker db grants --owner t_owner --writer t_writer --auditor t_auditor > roles.sql"))
