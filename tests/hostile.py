@@ -111,6 +111,7 @@ class Hostile:
         *,
         tls: ssl.SSLContext | None = None,
         greet: Callable[[Wire], object] | None = None,
+        port: int = 0,
     ) -> None:
         self.play = play
         self.greet = greet
@@ -121,7 +122,7 @@ class Hostile:
         self._tls = tls
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
 
     @property

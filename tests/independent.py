@@ -48,6 +48,7 @@ CHECKPOINT = re.compile(
     rf"number (?P<number>[1-9]\d*)\nsealed_at (?P<sealed_at>{INSTANT})\n"
     + "".join(rf"ids {table} (?P<{table}>{NUMBER} {NUMBER})\n" for table in COLUMNS)
     + rf"rows (?P<rows>{NUMBER})\n(?:restored_after [0-9a-f]{{64}}\n)?"
+    rf"(?P<base>base (?:ended_before {DAY} )?jobs {NUMBER} pack [0-9a-f]{{64}}\nfollows [0-9a-f]{{64}}\n)?"
     r"(?P<files>(?:sha256 [0-9a-f]{64}  \S+\n)*)"
     r"(?:key (?P<key>[0-9a-f]{32} \S+)\n(?:next_key (?P<next_key>[0-9a-f]{32} \S+)\n)?"
     r"signature (?P<signature>[A-Za-z0-9+/]{86}==)\n)?",
@@ -85,7 +86,8 @@ def problems(folder: Path, key_id: str | None = None) -> Iterator[str]:
     previous: list[tuple[str, str]] = []
     ids = dict.fromkeys(COLUMNS, 0)
     segments: set[str] = set()
-    for number in range(1, sum(name.startswith("checkpoints/") for name in there) + 1):
+    numbers = sorted(int(name[12:-4]) for name in there if re.fullmatch(r"checkpoints/\d{6,}\.txt", name))
+    for number in range(numbers[0] if numbers else 1, numbers[-1] + 1 if numbers else 1):
         name = f"checkpoints/{number:06}.txt"
         text = (folder / name).read_text("utf-8", "replace") if name in there else ""
         found = CHECKPOINT.fullmatch(text)
@@ -94,6 +96,8 @@ def problems(folder: Path, key_id: str | None = None) -> Iterator[str]:
             return
         if int(found["number"]) != number or found["origin"] != (origin or found["origin"]):
             yield f"{name}: another number or origin"
+        if (number == numbers[0]) != (number == 1 or bool(found["base"])):
+            yield f"{name}: not where a pack begins, or where it does not"
         if found["sealed_at"] < sealed_at:
             yield f"{name}: sealed before the previous one"
         head = found["key"] or ""

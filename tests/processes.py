@@ -33,6 +33,8 @@ class Process:
     def __init__(self, work: Callable[..., None], *arguments: object) -> None:
         self._process = _SERVER.Process(target=work, args=arguments, daemon=True)
         self._process.start()
+        # Or a thread that starts another process could take the exit code from the thread that waits for this one.
+        vars(multiprocessing.process)["_children"].discard(self._process)
         self.pid = self._process.pid or 0
 
     def send_signal(self, number: int) -> None:

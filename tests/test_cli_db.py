@@ -39,7 +39,7 @@ def test_check_names_each_problem(engine: sa.Engine, capsys: pytest.CaptureFixtu
     with database.writing(engine) as connection:
         on_table = "" if sqlite else " ON jobs"
         for statement in (
-            "DROP TABLE segments",
+            "DROP TABLE deliveries",
             "ALTER TABLE workers RENAME COLUMN version TO release",
             "ALTER TABLE workers ADD COLUMN password VARCHAR",
             "DROP INDEX ix_jobs_reference",
@@ -52,7 +52,7 @@ def test_check_names_each_problem(engine: sa.Engine, capsys: pytest.CaptureFixtu
     assert cli.main(["db", "check"]) == 1
     out, err = capsys.readouterr()
     expected = (
-        "table segments is missing",
+        "table deliveries is missing",
         "index ix_jobs_reference of table jobs is missing or changed",
         "guard guard_jobs_delete is missing",
         "view report_jobs is changed",
@@ -64,7 +64,7 @@ def test_check_names_each_problem(engine: sa.Engine, capsys: pytest.CaptureFixtu
     for line in expected:
         assert any(one.startswith(line) for one in out.splitlines()), (line, out)
     others = [one for one in out.splitlines() if not one.startswith(expected)]
-    assert all("segments" in one or "workers" in one for one in others), "their guards and CHECKs change with them"
+    assert all("deliveries" in one or "workers" in one for one in others), "their guards and CHECKs change with them"
     assert "tracker db upgrade" in err
 
 

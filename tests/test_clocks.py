@@ -7,7 +7,9 @@ machine does.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 
 import pytest
 import sqlalchemy as sa
@@ -19,7 +21,8 @@ from tests.test_daemon import add
 from tests.test_poller import change, cluster, gaps, histories_are_whole, job, on_sqlite, run, stand
 from tracker import clusters, database
 from tracker.audit.seal import seal
-from tracker.daemon import _EverySeconds
+from tracker.daemon import Pulse, Stop, _Daemon, _EverySeconds
+from tracker.errors import DatabaseUnavailable
 from tracker.models import CLUSTERS, GAPS, JOBS, TRANSITIONS
 from tracker.poller import Poller, Tally
 from tracker.settings import Settings
@@ -164,17 +167,21 @@ def test_what_was_sealed_by_a_clock_that_was_ahead_is_a_note(
     assert [problem for problem in problems if not problem.is_note] == []
 
 
-@pytest.mark.parametrize("is_readable", [False, True])
+@pytest.mark.parametrize("meanwhile", ["nothing", "a look", "a write that fails"])
 def test_a_process_that_stood_still_leaves_a_gap(
-    engine: sa.Engine, script: Script, clock: Moved, polling: Poller, is_readable: bool
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller, meanwhile: str
 ) -> None:
-    """Nobody wrote for more than a minute, although nothing was due; looks at a locked database do not count."""
+    """Nobody wrote for more than a minute, although nothing was due; a look or a failed write is no sign of life."""
     add(engine, "a")
     run(polling)
     clusters.look(engine, polling._watch)
-    began_at = freeze(polling, 50 if is_readable else 75)
-    if is_readable:
-        clusters.look(engine, polling._watch)
+    began_at = freeze(polling, 75 if meanwhile == "nothing" else 50)
+    if meanwhile != "nothing":
+        if meanwhile == "a look":
+            clusters.look(engine, polling._watch)
+        else:
+            with suppress(DatabaseUnavailable), polling._transaction():
+                raise DatabaseUnavailable("the database cannot be written now")
         began_at = freeze(polling, 25) - timedelta(seconds=0)
     stand(engine, answered_at=began_at - timedelta(seconds=5))  # it was registered long ago
     looked_at, found = clusters.look(engine, polling._watch)
@@ -183,6 +190,27 @@ def test_a_process_that_stood_still_leaves_a_gap(
     ((began, ended, cause, _),) = gaps(engine)
     assert (began, cause) == (began_at, Cause.NOT_RUNNING)
     assert ended >= looked_at
+
+
+def test_daemons_that_stood_still_together_leave_a_gap(engine: sa.Engine, script: Script) -> None:
+    """Their first beats afterwards, before any of them polls, do not say that one of them polled meanwhile."""
+    add(engine, "a")
+    settings = Settings(clusters={"w1": cluster_settings(script.url)})
+    both = [_Daemon(engine, name, Stop(), lambda new: (), Pulse()) for name in ("one", "two")]
+    long_ago = datetime.now(UTC) - timedelta(seconds=75)
+    for one in both:
+        daemon(engine, one.worker, long_ago)
+        one.begin(settings, ())
+        run(one.tasks["w1"]._poller)
+        one.watch._last = long_ago, monotonic() - 75
+    stand(engine, answered_at=long_ago)
+    for one in both:
+        one._beat()
+    for one in both:
+        one._look()
+        one.tasks["w1"].join(20)
+        one.close()
+    assert [cause for _, _, cause, _ in gaps(engine)] == [Cause.NOT_RUNNING]
 
 
 def test_a_request_that_fails_while_we_stand_still_says_nothing(

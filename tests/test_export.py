@@ -167,7 +167,7 @@ def test_a_pack_is_everything_up_to_the_last_checkpoint(engine: sa.Engine, url: 
     register(engine, "b")
     run = CliRunner().invoke(export_command, [str(tmp_path / "pack")], env={"TRACKER_DATABASE_URL": url})
     assert run.exit_code == 0, run.output
-    assert "checkpoints 1 to 1, 1 row," in run.output
+    assert "up to checkpoint 1, 1 row," in run.output
     assert "Not in the pack: 1 newer row not sealed yet" in run.output
     assert "The pack is NOT SIGNED: TRACKER_SIGNING_KEY_FILE is not set" in run.output
     names = {path.name for path in (tmp_path / "pack").rglob("*") if path.is_file()}

@@ -381,6 +381,22 @@ def test_an_absence_ends_with_the_first_request(engine: sa.Engine, poller: Polle
     assert gaps(engine) == [(gone, clock.now, Cause.NOT_RUNNING, None)]
 
 
+@pytest.mark.parametrize("has_polled", [False, True])
+def test_daemons_that_start_together_record_their_absence(engine: sa.Engine, poller: Poller, has_polled: bool) -> None:
+    """After a reboot, another daemon that has just started is no sign that jobs were polled, until it was answered."""
+    with database.reading(engine) as connection:
+        returned = database.now(connection)
+    gone = returned - timedelta(hours=2)
+    daemon(engine, "gone", gone)
+    daemon(engine, "other", returned)
+    add(engine, "a", due_at=returned - timedelta(hours=1))
+    stand(engine, answered_at=returned if has_polled else gone)
+    with database.writing(engine) as connection:
+        take_up(connection, ["w1"], "test")
+    expected = (None, None) if has_polled else (Cause.NOT_RUNNING, gone)
+    assert (cluster(engine).gap_cause, cluster(engine).gap_began_at) == expected
+
+
 @on_sqlite
 def test_jobs_that_hang_delay_no_other(engine: sa.Engine, script: Script) -> None:
     """A tenth of the jobs hang: the others are asked as the rate has it, nothing pauses, and no gap is on record."""

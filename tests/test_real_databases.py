@@ -448,12 +448,19 @@ def replace(path: Path) -> None:
     path.with_name("new.db").replace(path)
 
 
-@pytest.mark.parametrize("change", [move, replace])
+def damage(path: Path) -> None:
+    with path.open("r+b") as file:
+        for page in range(0, path.stat().st_size, 4096):
+            file.seek(page)
+            file.write(b"x" * 100)
+
+
+@pytest.mark.parametrize(("change", "name"), [(move, "moved"), (replace, "moved"), (damage, "damaged")])
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_a_file_that_is_moved_under_the_daemon_stops_it(
-    url: str, engine: sa.Engine, change: Callable[[Path], None], tmp_path: Path
+def test_a_file_that_is_moved_or_damaged_under_the_daemon_stops_it(
+    url: str, engine: sa.Engine, change: Callable[[Path], None], name: str, tmp_path: Path
 ) -> None:
-    """A daemon whose file was moved, replaced or deleted says so, exits with 78, and writes to neither file."""
+    """A daemon whose file was moved, replaced or damaged says so, and exits with 78; it writes to no other file."""
     path = Path(str(sa.make_url(url).database))
     add(engine, *(f"j{number}" for number in range(5)))
     engine.dispose()
@@ -470,10 +477,11 @@ def test_a_file_that_is_moved_under_the_daemon_stops_it(
             daemon.wait()
         assert daemon.returncode == 78, error
         events = [json.loads(line) for line in error.splitlines() if line.startswith(b"{")]
-        assert [line["event"] for line in events].count("database_moved") == 1
-        assert b"tracker: error: the database file" in error
+        assert [line["event"] for line in events].count(f"database_{name}") == 1
+        assert not any("raised an exception" in line["event"] for line in events)
+        assert b"tracker: error: the " in error
         old.seek(0)
-        assert (old.read(), path.exists() and path.read_bytes()) == before
+        assert name == "damaged" or (old.read(), path.exists() and path.read_bytes()) == before
 
 
 def test_an_open_engine_refuses_another_file(tmp_path: Path, sqlite_template: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import ANY
 
 import click
 import psycopg
@@ -356,3 +357,15 @@ def test_sqlite_has_no_roles(
     assert cli.main(["db", "grants", "--owner", "a", "--writer", "b", "--auditor", "c"]) == 78
     assert "SQLite has no roles" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_owner_removes_jobs(stand: Stand, tracker: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    """The writer is refused before anything is sealed or written; the owner removes a job, and guards are on again."""
+    for line in ("add {j}1", "withdraw {j}1 --reason mistaken"):
+        assert tracker("writer", line, "p")[0] == 0
+    for role in ("writer", "auditor"):
+        code, said = tracker(role, "db prune --jid {j}1 --export pack", "p")
+        assert (code, "only the owner of the tables may remove jobs" in said) == (1, True), said
+        assert not (tmp_path / "pack").exists()
+    assert tracker("owner", "db prune --jid {j}1 --export pack", "p") == (0, ANY)
+    assert tracker("writer", "db check")[0] == 0

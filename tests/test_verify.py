@@ -116,7 +116,7 @@ def test_only_the_succession_of_the_keys_is_right(
     for key in (first.public, second.public, None):
         assert found(verified(engine, public_key=key)) == []
     assert verified(engine).keys == {first.public.id: (2, 2), second.public.id: (3, 3)}
-    monkeypatch.setattr(sealer, "_require_key", lambda *arguments: None)
+    monkeypatch.setattr(sealer, "require_key", lambda *arguments: None)
     for key_, jid in ((first, "c"), (first, "d"), (None, "e")):
         sealed(engine, key_, jid)
     findings = verified(engine, public_key=second.public).findings

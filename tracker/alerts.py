@@ -314,10 +314,11 @@ class Alerts:
 
     def look(self, engine: sa.Engine) -> bool:
         """Send what is due, record it, and return whether something is urgent."""
+        given = self._settings
         with database.reading(engine) as connection:
-            seen = overview.overview(connection, self._settings.clusters, self._settings.seal_after)
+            seen = overview.overview(connection, given.clusters, given.seal_after, given.retention)
         found, at = needs(seen), monotonic()
-        due = decide(found, seen.alerts, seen.now, self._settings.alert_after)
+        due = decide(found, seen.alerts, seen.now, given.alert_after)
         if not self._destinations:
             due = [one for one in due if one.need is None]
         if changed := [one for one in due if one.is_new or (one.need is None and one.row.ended_at is None)]:

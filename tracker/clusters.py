@@ -50,11 +50,8 @@ class ClockWatch:
         self._last: tuple[datetime, float] | None = None
         self._lock = Lock()
 
-    def read(self, connection: sa.Connection, *, writing: bool = False) -> tuple[datetime, float]:
-        """Return the database's time and the monotonic time that belongs to it.
-
-        Each is compared with the last *writing* transaction: a database that can only be read is of no use either.
-        """
+    def read(self, connection: sa.Connection) -> tuple[datetime, float]:
+        """Return the database's time and the monotonic time that belongs to it, compared with the last that `wrote`."""
         while True:
             began = monotonic()
             now = database.now(connection)
@@ -73,9 +70,15 @@ class ClockWatch:
                 name = "clock_stepped" if abs(found.by) > CLOCK_STEP else "stood_still"
                 by = round(found.by.total_seconds(), 1)
                 event(name, logging.WARNING, before=found.before, now=now, by_seconds=by)
-            if writing or found is not None or self._last is None:
+            if found is not None or self._last is None:
                 self._last = now, tick
         return now, tick
+
+    def wrote(self, now: datetime, tick: float) -> None:
+        """Take note of a transaction that was committed: a database that can only be read is of no use."""
+        with self._lock:
+            if self._last is None or tick > self._last[1]:
+                self._last = now, tick
 
 
 def made(connection: sa.Connection, cluster: str) -> sa.Row[Any]:
@@ -127,22 +130,32 @@ def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> 
     Called once, before the first claim, in a transaction of its own.
     """
     now = database.now(connection)
-    life = sa.func.coalesce(WORKERS.c.stopped_at, WORKERS.c.beat_at)
-    last: datetime | None = connection.execute(
-        sa.select(sa.func.max(life, type_=JOBS.c.due_at.type)).where(WORKERS.c.worker != worker)
-    ).scalar()
+    w, instant = WORKERS.c, JOBS.c.due_at.type
+    # A daemon that started with us, after a reboot perhaps, says nothing of the time before, until it was answered.
+    is_new = sa.and_(w.stopped_at.is_(None), w.started_at > now - MISSED)
+    life = sa.func.coalesce(w.stopped_at, w.beat_at)
+    lives = sa.select(
+        sa.func.max(life, type_=instant),
+        sa.func.max(sa.case((is_new, None), else_=life), type_=instant),
+        sa.func.min(sa.case((is_new, w.started_at)), type_=instant),
+    )
+    last, last_before, began_at = connection.execute(lives.where(w.worker != worker)).one()
     for name in sorted(clusters):
         before = after = lock(connection, name)
         seen = max((at for at in (last, before.answered_at) if at is not None), default=now)
         if seen > now + CLOCK_STEP:
             after = catch_up(connection, name, worker, before, [ClockStep(seen, now, now - seen)])
-        elif last is not None and now - last >= MISSED:
+        elif (ran := last if _is_after(before.answered_at, began_at) else last_before) and now - ran >= MISSED:
             missed = sa.select(JOBS.c.id).where(JOBS.c.cluster == name, JOBS.c.due_at < now - MISSED).limit(1)
             if connection.execute(missed).first() is not None:
-                after = health.absent(before, last)
+                after = health.absent(before, ran)
         put(connection, name, before, after)
         late = sa.update(JOBS).where(JOBS.c.cluster == name, JOBS.c.due_at > now + cadence.LONGEST_NIGHT)
         connection.execute(late.values(due_at=now))
+
+
+def _is_after(at: datetime | None, began_at: datetime | None) -> bool:
+    return at is not None and began_at is not None and at >= began_at
 
 
 def catch_up(

@@ -29,7 +29,15 @@ from apscheduler.triggers.base import BaseTrigger
 from tracker import database, guards, operate
 from tracker.cadence import doubled
 from tracker.clusters import ClockWatch, look, take_up
-from tracker.errors import BadConfiguration, DatabaseMoved, DatabaseUnavailable, KeyRefused, Refused, TrackerError
+from tracker.errors import (
+    BadConfiguration,
+    DatabaseDamaged,
+    DatabaseMoved,
+    DatabaseUnavailable,
+    KeyRefused,
+    Refused,
+    TrackerError,
+)
 from tracker.health import MISSED, Health
 from tracker.logs import DATABASE, event
 from tracker.models import CLUSTERS, JOBS, WORKERS
@@ -84,22 +92,23 @@ class Stop(threading.Event):
         wants_reload: A signal asked for it.
     """
 
-    failure: DatabaseMoved | None = None
+    failure: DatabaseMoved | DatabaseDamaged | None = None
     wants_reload = False
 
-    def because(self, failure: DatabaseMoved) -> None:
+    def because(self, failure: DatabaseMoved | DatabaseDamaged) -> None:
         """Stop: nothing can be written any more."""
         if self.failure is None:
-            event("database_moved", logging.ERROR, error=failure)
+            name = "database_moved" if isinstance(failure, DatabaseMoved) else "database_damaged"
+            event(name, logging.ERROR, error=failure)
             self.failure = failure
         self.set()
 
     @contextmanager
     def handling_outages(self, wait: float = 0.0) -> Iterator[None]:
-        """Log that the database is away, *wait* this many seconds, and continue; stop if its file was moved."""
+        """Log that the database is away, *wait* this many seconds, and go on; stop if its file is moved or damaged."""
         try:
             yield
-        except DatabaseMoved as error:
+        except (DatabaseMoved, DatabaseDamaged) as error:
             self.because(error)
         except DatabaseUnavailable as error:
             DATABASE.went_away(error)
@@ -162,7 +171,7 @@ def run(
     Raises:
         BadConfiguration: No cluster is configured, or the database is missing, of another version or without its
             guards; each with the way out.
-        DatabaseMoved: The SQLite file is another one now; nothing was written to it.
+        DatabaseMoved, DatabaseDamaged: The SQLite file is another one now, or damaged; nothing was written to it.
         DatabaseUnavailable: At the start, and at the end of a run *once*; else it is waited for.
     """
     stop = stop or Stop()
@@ -253,8 +262,17 @@ class _Task:
     def start(self, *, patient: bool = False) -> None:
         """Poll until nothing is due; *patient*: wait for a place in the rate, however long that takes."""
         name = f"poll-{self._cluster}"
-        self._thread = threading.Thread(target=self._run, args=(patient,), name=name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(patient,), name=name, daemon=True)
+        thread.start()
+        self._thread = thread  # not before: a thread that could not be started cannot be joined
+
+    @property
+    def is_stuck(self) -> bool:
+        return self.is_running and self._poller.is_stuck()
+
+    @property
+    def has_news(self) -> bool:
+        return self._poller.has_news
 
     def join(self, seconds: float) -> None:
         """Wait until it has ended, but no longer than *seconds*."""
@@ -298,7 +316,7 @@ class _Task:
                 self._not_before = monotonic() + doubled(SECOND, self._failures - 1, LONGEST_WAIT).total_seconds()
                 if patient:
                     return  # `trouble` reports it
-                if isinstance(error, DatabaseMoved | DatabaseUnavailable):
+                if isinstance(error, DatabaseMoved | DatabaseDamaged | DatabaseUnavailable):
                     raise
                 event("polling_failed", logging.ERROR, cluster=self._cluster, error=f"{type(error).__name__}: {error}")
                 logging.getLogger("tracker").debug("polling_failed", exc_info=error)
@@ -460,7 +478,7 @@ class _Daemon:
                     if new is not old:
                         event("reloaded", clusters=",".join(new.clusters))
                     break
-                except DatabaseMoved:
+                except (DatabaseMoved, DatabaseDamaged):
                     raise
                 except BadConfiguration as error:  # a port in use, for instance
                     event("settings_refused", logging.ERROR, error=error)
@@ -476,11 +494,15 @@ class _Daemon:
             for name, task in self.tasks.items():
                 if name in found:
                     task.look(now, *found[name])
-        self.pulse.tick(monotonic() - began)
+        if not any(task.is_stuck for task in self.tasks.values()):  # else the watchdog is to restart this process
+            self.pulse.tick(monotonic() - began)
 
     def _beat(self) -> None:
         with self.stop.handling_outages():
             with database.writing(self.engine) as connection:
-                now, _ = self.watch.read(connection, writing=True)
+                now, tick = self.watch.read(connection)
+                if any(task.has_news for task in self.tasks.values()):
+                    return  # for another daemon that stood still, too, our beat would say that we polled meanwhile
                 connection.execute(sa.update(WORKERS).where(WORKERS.c.worker == self.worker).values(beat_at=now))
+            self.watch.wrote(now, tick)
             DATABASE.came_back()

@@ -21,7 +21,14 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from tracker.errors import BadConfiguration, DatabaseMissing, DatabaseMoved, DatabaseUnavailable, SchemaMismatch
+from tracker.errors import (
+    BadConfiguration,
+    DatabaseDamaged,
+    DatabaseMissing,
+    DatabaseMoved,
+    DatabaseUnavailable,
+    SchemaMismatch,
+)
 from tracker.settings import checked_database_url, mask_url
 
 # SQLAlchemy logs each cursor that it cannot close after an error, which is reported anyway.
@@ -218,7 +225,7 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
         hint = "Check the URL, the rights of its role and, with `tracker db check`, the schema"
         raise BadConfiguration(f"the database refused: {text}. {hint}") from original
     if "not a database" in text or "malformed" in text:
-        raise BadConfiguration(
+        raise DatabaseDamaged(
             f"the file is not a SQLite database, or is damaged ({text}): restore a copy"
         ) from original
     if text == "unable to open database file":

@@ -7,12 +7,14 @@ Owns the tree; each class is one decision that a caller can make. The room where
     ├── BadConfiguration        stop: a person must repair the settings or the set-up
     │   ├── DatabaseMissing     make the database first
     │   ├── DatabaseMoved       write nothing more: the file is another one now
+    │   ├── DatabaseDamaged     write nothing more: the file is damaged
     │   ├── SchemaMismatch      upgrade the schema, or the program
     │   └── GuardsMissing       the history is not protected: refuse to run
     ├── DatabaseUnavailable     try again later
     ├── Refused                 what was asked for cannot be done: say why, change nothing
     │   ├── InvalidField        one declared value is wrong
     │   ├── Conflict            the job is registered already, with other facts
+    │   ├── TryAgain            something changed meanwhile: the same command may succeed
     │   └── BadCheckpoint       a text is not a checkpoint of ours, or is damaged
     └── AskError                one request to Elevate brought no answer
         ├── Unavailable         refused, DNS, timeout, 408, 5xx: back off
@@ -48,6 +50,10 @@ class DatabaseMissing(BadConfiguration):
 
 class DatabaseMoved(BadConfiguration):
     """The SQLite file was moved, replaced or deleted while it was open."""
+
+
+class DatabaseDamaged(BadConfiguration):
+    """The SQLite file is damaged, or is none of SQLite's."""
 
 
 class SchemaMismatch(BadConfiguration):
@@ -93,6 +99,12 @@ class Conflict(Refused):
         facts = "; ".join(f"{name} is {there[:60]}, not {given[:60]}" for name, (there, given) in differences.items())
         super().__init__(f"job {jid} of cluster {cluster} is already registered with other facts: {facts}")
         self.differences = differences
+
+
+class TryAgain(Refused):
+    """Something changed while the command was at work; nothing was changed by it."""
+
+    exit_code = 75
 
 
 class BadCheckpoint(Refused):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -223,6 +224,22 @@ def drop(connection: sa.Connection) -> None:
         schema = _schema(connection)
         for name in _postgresql_functions(schema):
             connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {schema}.{name}()")
+
+
+@contextmanager
+def off(connection: sa.Connection) -> Iterator[None]:
+    """Switch every guard off for a while, in this transaction only. Others can read meanwhile, unlike after `drop`."""
+    if connection.dialect.name == "sqlite":
+        drop(connection)
+        yield
+        create(connection)
+        return
+    schema = _schema(connection)
+    for how in ("DISABLE", "ENABLE ALWAYS"):
+        for name, (table, _) in _postgresql_triggers(schema).items():
+            database.execute(connection, f"ALTER TABLE {schema}.{table} {how} TRIGGER {name}")
+        if how == "DISABLE":
+            yield
 
 
 def _rows(connection: sa.Connection, query: str, names: Iterable[str]) -> list[sa.Row[*tuple[Any, ...]]]:

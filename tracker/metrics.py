@@ -106,10 +106,11 @@ class StoredMetrics(Collector):
 
     def _read(self) -> tuple[Overview, Sequence[sa.Row[Any]], Sequence[str]]:
         """Return the overview, a row a cluster, and the destinations of checkpoints."""
+        its = self._settings
         with self._lock:
             if (began := monotonic()) >= self._until:
                 with database.reading(self._engine) as connection:
-                    seen = overview.overview(connection, self._settings.clusters, self._settings.seal_after)
+                    seen = overview.overview(connection, its.clusters, its.seal_after, its.retention)
                     query = sa.text(_JOBS).bindparams(sa.bindparam("now", seen.now, UtcDateTime()))
                     jobs = connection.execute(query.columns(oldest_at=UtcDateTime(), deadline_at=UtcDateTime())).all()
                     names = connection.execute(sa.text("SELECT destination FROM deliveries ORDER BY 1")).scalars().all()

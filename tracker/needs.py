@@ -51,6 +51,7 @@ KINDS: Final = {
         False,
         "Run `tracker run --once`: it seals them or says why it cannot. The log of `tracker run` says so, too.",
     ),
+    "retention": (False, "`tracker db prune --ended-before DATE --export DIR` removes them; nothing else does."),
     "download_closing": (False, "Make sure that each was downloaded: `tracker jobs --state done --kind export`."),
 }
 """Every kind of need, the most urgent first: whether it is urgent, and what to do about its subject."""
@@ -218,6 +219,8 @@ class Overview:
         lost, failed: Jobs in this state, since the first entered it.
         due_within: Number of unsettled jobs whose deadline is ahead, by the days (of the legal zone) that are left.
         anomalies: Transitions of the last day, by anomaly.
+        retained_to: Jobs that had ended before this day (UTC) are older than the setting `retention`.
+        retained: These jobs, and when the first became older.
         downloads: Exports whose download window closes within a day, and when the first window closes.
         seals: How the history is sealed.
         alerts: Rows of needs that exist, or whose end was not sent yet.
@@ -234,6 +237,8 @@ class Overview:
     failed: Group = Group()
     due_within: dict[int, int] = field(default_factory=dict)
     anomalies: dict[Anomaly, Group] = field(default_factory=dict)
+    retained_to: date | None = None
+    retained: Group = Group()
     downloads: Group = Group()
     seals: Seals = Seals()
     alerts: tuple[Alerted, ...] = ()
@@ -331,6 +336,9 @@ def _jobs(seen: Overview) -> Iterator[Need]:
     for word, group in seen.anomalies.items():
         what = f"{_count(group.count, 'transition')} with the anomaly {word} in the last 24 hours"
         yield _need("anomaly", what, word, group.since, group.count)
+    if count := seen.retained.count:
+        what = f"{_count(count, 'job')} ended before {seen.retained_to}, longer ago than TRACKER_RETENTION"
+        yield _need("retention", f"{what}{_note(_since(seen.retained.since))}", "", seen.retained.since, count)
     if count := seen.downloads.count:
         what = f"{_count(count, 'export')} whose download window closes within a day"
         yield _need("download_closing", what, "", None, count)

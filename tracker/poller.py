@@ -173,6 +173,7 @@ class Poller:
         # More is claimed when few requests are under way, so that no thread waits for the database.
         self._spare = min(BATCH, math.ceil(cluster.max_requests_per_second * SPARE_SECONDS))
         self._halt = Event()  # the cluster was paused: what is claimed and not asked yet is given back
+        self._step_at = monotonic()  # of the last sign of life of the thread that works
 
     def __enter__(self) -> Self:
         return self
@@ -180,14 +181,27 @@ class Poller:
     def __exit__(self, *exc_info: object) -> None:
         self._client.close()
 
+    @property
+    def has_news(self) -> bool:
+        """Whether a step of the clock is not on the cluster's record yet."""
+        return self._steps < len(self._watch.steps)
+
     def wants(self, now: datetime, cluster: Health, due_at: datetime | None) -> bool:
         """Return whether there is something to do, from what `look` found; the first look may ask through a pause."""
-        if self._steps < len(self._watch.steps):  # to be put on record at once, while they are news
+        if self.has_news:  # to be put on record at once
             return True
         may = health.restarted(cluster, now)[1] if self._is_new else cluster.may_ask(now)
         is_due = due_at is not None and (may is Permission.PROBE or (may is Permission.DUE and due_at <= now))
         self._is_new &= is_due
         return is_due
+
+    def is_stuck(self) -> bool:
+        """Return whether the thread that works has hung for longer than two leases: no answer of it counts any more.
+
+        Each request has a deadline, each statement a limit. But starting a thread can hang without end in CPython (seen
+        with 3.11) if the new thread finds no memory.
+        """
+        return monotonic() - self._step_at > 2 * self._lease.total_seconds()
 
     def run(self, stop: Event, *, patient: bool = False) -> Tally:
         """Poll what is due until nothing is, or *stop* is set; then requests under way still end and are recorded.
@@ -213,6 +227,7 @@ class Poller:
         low, high = threads + self._spare // 2 - 1, threads + self._spare
         with ThreadPoolExecutor(threads, f"ask-{self._cluster.name}") as pool:
             while True:
+                self._step_at = monotonic()
                 if stop.is_set() or self._halt.is_set():
                     again_at = math.inf
                 if under_way <= low and monotonic() >= again_at:
@@ -269,13 +284,14 @@ class Poller:
         """Yield the cluster's row, locked, with the clock's steps recorded; write it at the end."""
         with database.writing(self._engine) as connection:
             before = lock(connection, self._cluster.name)
-            database_now, tick = self._watch.read(connection, writing=True)
+            database_now, tick = self._watch.read(connection)
             number, since = len(self._watch.steps), self._stepped_at
             steps = self._watch.steps[self._steps : number]
             cluster = catch_up(connection, self._cluster.name, self._worker, before, steps)
             tx = _Transaction(connection, database_now, tick, cluster, tick if steps else since)
             yield tx
             put(connection, self._cluster.name, before, tx.cluster)
+        self._watch.wrote(database_now, tick)
         self._steps, self._stepped_at = number, tx.stepped_at
         DATABASE.came_back()
 
@@ -361,6 +377,7 @@ class Poller:
         last = min(request.claim.end for request in requests) + self._longest_request.total_seconds()
         wait = 0.5
         while True:
+            self._step_at = monotonic()
             try:
                 with self._transaction() as tx:
                     self._write(tx, requests)

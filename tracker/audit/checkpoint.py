@@ -52,6 +52,10 @@ class Base:
     jobs: int  # how many jobs
     pack_sha256: str  # of SHA256SUMS in the pack with all that was there, in hex
 
+    def __str__(self) -> str:
+        day = "" if self.ended_before is None else f" that had ended before {self.ended_before}"
+        return f"jobs{day} were removed before it: {self.jobs}; SHA-256 of the pack {self.pack_sha256}"
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

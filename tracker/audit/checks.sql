@@ -297,7 +297,10 @@ SELECT
     t.actor,
     t.anomaly,
     t.reason,
-    (SELECT l.id FROM seals l WHERE l.last_transition_id >= t.id ORDER BY l.last_transition_id, l.id LIMIT 1) AS seal_id
+    CASE
+        WHEN t.id <= (SELECT b.last_transition_id FROM seals b  ORDER BY b.id LIMIT 1) THEN (SELECT b.id FROM seals b  ORDER BY b.id LIMIT 1)
+        ELSE (SELECT l.id FROM seals l WHERE l.last_transition_id >= t.id ORDER BY l.last_transition_id, l.id LIMIT 1)
+    END AS seal_id
 FROM transitions t
 JOIN jobs j ON j.id = t.job_id
 LEFT JOIN sources s ON s.id = t.source_id;
@@ -725,7 +728,8 @@ WITH checkpoints AS (
         lag(s.last_gap_id, 1, 0) OVER (ORDER BY s.id) AS before_gap_id, s.last_gap_id,
         lag(s.last_source_id, 1, 0) OVER (ORDER BY s.id) AS before_source_id, s.last_source_id
     FROM (
-        SELECT id, sealed_at, last_transition_id, last_gap_id, last_source_id FROM seals
+        SELECT b.id, b.sealed_at, b.last_transition_id, b.last_gap_id, b.last_source_id FROM seals b
+        
         UNION ALL
         SELECT (SELECT coalesce(max(id), 0) + 1 FROM seals), (SELECT c.at FROM clock c), 9223372036854775807, 9223372036854775807, 9223372036854775807
     ) s

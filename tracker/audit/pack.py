@@ -151,9 +151,9 @@ def _write(
 
 
 def _put_segments(connection: sa.Connection, folder: _Folder, last: checkpoint.Checkpoint, progress: Progress) -> int:
-    """Write all checkpoints and segments, and return how many rows they have. Each table is read once, in order.
+    """Write the checkpoints from the newest base on, and their segments, and return how many rows they have.
 
-    A row that was changed, removed or added changes its segment, or a later one.
+    Each table is read once, in order. A row that was changed, removed or added changes its segment, or a later one.
     """
     written, total = 0, sum(last.ids[table][1] for table in lines.TABLES)
     with ExitStack() as stack:
@@ -161,7 +161,7 @@ def _put_segments(connection: sa.Connection, folder: _Folder, last: checkpoint.C
         for table in lines.TABLES:
             rows[table] = stack.enter_context(closing(lines.stream(connection, table, 0, last.ids[table][1])))
             sizes[table] = stack.enter_context(closing(_sizes(connection, table)))
-        for signed in stack.enter_context(closing(seal.chain(connection))):
+        for signed in stack.enter_context(closing(seal.chain(connection, whole=False))):
             one = signed.checkpoint
             folder.put(checkpoint.path(one.number), [signed.text.encode()])
             for segment in one.segments:

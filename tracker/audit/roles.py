@@ -170,7 +170,7 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 -- Missing roles, without login and password: give them those yourself.
 {line.join(missing)}
 
--- The owner runs `tracker db upgrade`.
+-- The owner runs `tracker db upgrade` and `tracker db prune`.
 {schema_line}
 {line.join(owned)}
 
@@ -185,7 +185,7 @@ GRANT USAGE ON SCHEMA {schema} TO {both};
 GRANT SELECT ON {", ".join(tables + views)} TO {both};
 ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} GRANT SELECT ON TABLES TO {both};
 
--- The writer runs every command except `tracker db upgrade`. By column, so that it cannot choose an id.
+-- The writer runs every other command. By column, so that it cannot choose an id.
 {line.join(given)}
 
 -- Undo everything if one of them can do more: as a superuser, as the owner of the database, or through another role.

@@ -19,16 +19,17 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from tracker import database, models
 from tracker.audit import lines
-from tracker.audit.checkpoint import SEGMENT_ROWS, Checkpoint, SealedSegment, Signed, parse, sign
+from tracker.audit.checkpoint import SEGMENT_ROWS, Base, Checkpoint, SealedSegment, Signed, parse, sign
 from tracker.audit.keys import PublicKey, SigningKey
 from tracker.audit.lines import TABLES
 from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable
@@ -48,6 +49,8 @@ WRITTEN: Final = {
 }
 """By table: the id of a row, and when it says that it was written."""
 Ids = dict[str, int]  # by table
+Reading = Callable[[], AbstractContextManager[sa.Connection]]
+_NEWEST: Final = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table}) AS {table}" for table in TABLES)
 
 
 def seal(
@@ -88,8 +91,8 @@ def seal(
         if not is_due and all(newest[table] <= id_ for table, id_ in _sealed(before).items()):
             return None
         if before is not None:
-            _require_key(engine, key, before)
-        checkpoint, segments = _build(engine, before, newest)
+            require_key(engine, key, before)
+        checkpoint, segments = _build(partial(database.reading, engine), before, newest)
         signed = sign(replace(checkpoint, next_key=next_key, restored_after=restored_after), key)
         if _write(engine, before, signed, segments):
             return signed
@@ -103,9 +106,24 @@ def head(connection: sa.Connection, which: sa.ColumnElement[bool] | None = None)
     return None if text is None else _parsed(text)
 
 
-def chain(connection: sa.Connection) -> Generator[Signed, None, None]:
-    """Yield the checkpoints, oldest first, in bounded memory. Raise BadCheckpoint if the text of one is damaged."""
+def write_base(reading: Reading, before: Signed, key: SigningKey | None, removed: Base) -> None:
+    """Seal all rows again after *before*, the newest, in the transaction of *reading*, which alone writes history."""
+    with reading() as connection:
+        newest = connection.exec_driver_sql(_NEWEST).one()._asdict()
+        checkpoint, segments = _build(reading, before, newest, removed)
+        connection.execute(sa.delete(models.SEGMENTS))
+        _append(connection, sign(checkpoint, key), segments)
+
+
+def chain(connection: sa.Connection, *, whole: bool = True) -> Generator[Signed, None, None]:
+    """Yield the checkpoints, oldest first, in bounded memory; if not *whole*, from the newest base on.
+
+    Raise BadCheckpoint if the text of one is damaged.
+    """
     query = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id)
+    if not whole:
+        base = sa.select(sa.func.max(SEALS.c.id)).where(SEALS.c.checkpoint.contains("\nbase "))
+        query = query.where(SEALS.c.id >= sa.func.coalesce(base.scalar_subquery(), 0))
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
 
@@ -158,10 +176,9 @@ def _is_due(connection: sa.Connection, before: Signed | None, seal_after: timede
 
 def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
     """Return the highest ids once no open transaction has taken a lower one; zeros if one stays open."""
-    newest = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table}) AS {table}" for table in TABLES)
     if engine.dialect.name == "sqlite":  # it has one writer at a time, so ids commit in order
         with database.reading(engine) as connection:
-            return connection.exec_driver_sql(newest).one()._asdict()
+            return connection.exec_driver_sql(_NEWEST).one()._asdict()
     for attempt in range(TRIES):
         if attempt:
             wait(PAUSE_SECONDS)
@@ -170,7 +187,7 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
             with database.writing(engine) as connection:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_MS}ms'")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEAL_LOCK})")
-                return connection.exec_driver_sql(newest).one()._asdict()
+                return connection.exec_driver_sql(_NEWEST).one()._asdict()
         except DatabaseUnavailable as error:
             if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
                 raise
@@ -178,14 +195,18 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
     return dict.fromkeys(TABLES, 0)
 
 
-def _build(engine: sa.Engine, before: Signed | None, newest: Ids) -> tuple[Checkpoint, list[dict[str, Any]]]:
-    """Return the checkpoint that follows *before*, up to *newest*, and its segments."""
+def _build(
+    reading: Reading, before: Signed | None, newest: Ids, removed: Base | None = None
+) -> tuple[Checkpoint, list[dict[str, Any]]]:
+    """Return the checkpoint that follows *before*, up to *newest*, and its segments; a base has all rows."""
     sealed = _sealed(before)
     wanted = {table: max(id_, newest[table]) for table, id_ in sealed.items()}  # verify finds ids that fell
+    if removed is not None:
+        sealed = _sealed(None)
     segments: list[dict[str, Any]] = []
     for table in TABLES:
-        segments += _segments(engine, table, sealed[table], wanted[table])
-    with database.reading(engine) as connection:
+        segments += _segments(reading, table, sealed[table], wanted[table])
+    with reading() as connection:
         now = database.now(connection)
     checkpoint = Checkpoint(
         origin=before.checkpoint.origin if before else os.urandom(16).hex(),
@@ -195,18 +216,19 @@ def _build(engine: sa.Engine, before: Signed | None, newest: Ids) -> tuple[Check
         ids={table: (sealed[table], wanted[table]) for table in TABLES},
         rows=sum(segment["rows"] for segment in segments),
         segments=tuple(SealedSegment(segment["name"], segment["part"], segment["sha256"]) for segment in segments),
+        base=removed,
     )
     return checkpoint, segments
 
 
-def _segments(engine: sa.Engine, table: str, after: int, upto: int) -> Iterator[dict[str, Any]]:
+def _segments(reading: Reading, table: str, after: int, upto: int) -> Iterator[dict[str, Any]]:
     """Yield the segments of the rows with after < id <= upto.
 
     Each is read in a short transaction of its own: in SQLite's DELETE mode a reader holds up a COMMIT.
     """
     part = 0
     while after < upto:
-        with database.reading(engine) as connection:
+        with reading() as connection:
             rows = list(lines.stream(connection, table, after, upto, SEGMENT_ROWS))
         if not rows:  # they were deleted past the guards: verify finds that
             return
@@ -224,14 +246,18 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: l
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEALER_LOCK})")
         if head(connection) != before:
             return False
-        insert = sa.insert(SEALS).values(checkpoint=signed.text, **columns(signed)).returning(SEALS.c.id)
-        seal_id = connection.execute(insert).scalar_one()
-        if segments:
-            connection.execute(sa.insert(models.SEGMENTS), [{"seal_id": seal_id} | segment for segment in segments])
+        _append(connection, signed, segments)
     return True
 
 
-def _require_key(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
+def _append(connection: sa.Connection, signed: Signed, segments: list[dict[str, Any]]) -> None:
+    insert = sa.insert(SEALS).values(checkpoint=signed.text, **columns(signed)).returning(SEALS.c.id)
+    seal_id = connection.execute(insert).scalar_one()
+    if segments:
+        connection.execute(sa.insert(models.SEGMENTS), [{"seal_id": seal_id} | segment for segment in segments])
+
+
+def require_key(engine: sa.Engine, key: SigningKey | None, before: Signed) -> None:
     """Raise BadConfiguration if the chain expects another key than *key*, and *key* is not new."""
     if key is not None and before.checkpoint.signs_next == key.public:
         return

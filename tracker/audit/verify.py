@@ -107,6 +107,7 @@ class _Verification:
         self._expected: PublicKey | None = None  # signs the next; None: any, at the start and after a break
         self._succession: list[PublicKey] = []
         self._unexpected: dict[str, list[int]] = {}  # by key id ("": unsigned): the numbers
+        self._base = 0  # the id of the seal with the newest base: rows are checked from it on
         self._rows = sum(self._scalar(f"SELECT max(id) FROM {table}") or 0 for table in TABLES)  # about
 
     def run(self, zone: ZoneInfo, now: datetime) -> Report:
@@ -119,6 +120,9 @@ class _Verification:
         for what, examine in (problems | {FindingKind.INDEX: _index_problems}).items():
             for line in examine(connection):
                 self._find(what, line)
+        for one in self._seals("WHERE replace(checkpoint, '\nbase ', '') <> checkpoint"):
+            if one.signed is not None and one.signed.checkpoint.base is not None and one.is_genuine is not False:
+                self._base = one.row.id
         for seal, following in pairwise(chain(self._seals(), [None])):
             if seal is not None:  # for mypy: only the last is None
                 self._check(seal, following)
@@ -154,14 +158,14 @@ class _Verification:
 
     # The chain
 
-    def _seals(self) -> Iterator[_SealRow]:
+    def _seals(self, where: str = "") -> Iterator[_SealRow]:
         """Yield the rows of seals by id; only a few are in memory."""
         at = "sealed_at"
         if self._connection.dialect.name != "sqlite":
             at = "to_char(sealed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
         query = (
             "SELECT id, last_transition_id, last_gap_id, last_source_id, rows, checkpoint, checkpoint_sha256,"
-            f" {at} AS sealed_at, key_id FROM seals ORDER BY id"
+            f" {at} AS sealed_at, key_id FROM seals {where} ORDER BY id"
         )
         options = {"stream_results": True, "max_row_buffer": 100}
         with closing(self._connection.exec_driver_sql(query, execution_options=options)) as rows:
@@ -200,7 +204,12 @@ class _Verification:
                 faults += self._link(one)
             self._due, self._last = one.number + 1, seal
         self._signature(one, seal.is_genuine)
-        if seal.is_certain(following):
+        if one.base is not None:
+            message = f"checkpoint {one.number}: {one.base}"
+            self._keep(AuditFinding(FindingKind.CHECKPOINT, message, one.number, is_note=True))
+        if seal.row.id < self._base:
+            pass  # its rows were removed, or belong to the base
+        elif seal.is_certain(following):
             self._segments(seal.row.id, one)
         else:
             faults.append("it may not be what was sealed, so its rows cannot be checked")
@@ -220,7 +229,7 @@ class _Verification:
             yield f"its origin is not that of checkpoint {before.number}"
         if one.sealed_at < before.sealed_at:
             yield f"its sealed_at is before that of checkpoint {before.number}"
-        if any(one.ids[table][0] != before.ids[table][1] for table in TABLES):
+        if one.base is None and any(one.ids[table][0] != before.ids[table][1] for table in TABLES):
             yield f"its ids do not continue those of checkpoint {before.number}"
 
     def _signature(self, one: Checkpoint, is_genuine: bool | None) -> None:
@@ -359,6 +368,8 @@ class _Verification:
                 self._find(
                     FindingKind.UNSEALED, f"rows of {table} that are not sealed, some for longer than a day: {count}"
                 )
+        if count := self._scalar(f"SELECT count(*) FROM segments WHERE seal_id < {self._base}"):
+            self._find(FindingKind.SEGMENTS, f"rows of table segments of checkpoints before the newest base: {count}")
         if count := self._scalar("SELECT count(*) FROM segments WHERE seal_id NOT IN (SELECT id FROM seals)"):
             self._find(FindingKind.SEGMENTS, f"rows of table segments without a checkpoint: {count}")
 

@@ -44,7 +44,7 @@ def ack(kind: str, subject: str | None, reason: str, until: When | None, actor: 
 
     with opened() as (settings, engine):
         with database.reading(engine) as connection:
-            seen = overview(connection, settings.clusters, settings.seal_after)
+            seen = overview(connection, settings.clusters, settings.seal_after, settings.retention)
         at = None if until is None else until.instant(seen.now, settings.zone, at_end=True)
         if until is not None and isinstance(until.meant, timedelta):
             at = seen.now + until.meant

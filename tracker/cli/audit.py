@@ -172,7 +172,7 @@ def export(folder: Path) -> None:
         made = pack.export(engine, folder, zone=settings.zone, key=key, progress=report_progress)
     last = made.last
     as_of = f"{last.sealed_at:%Y-%m-%d %H:%M:%S} UTC"
-    lines = [f"{made.folder}: checkpoints 1 to {last.number}, {counted(made.rows, 'row')}, as of {as_of}"]
+    lines = [f"{made.folder}: up to checkpoint {last.number}, {counted(made.rows, 'row')}, as of {as_of}"]
     if last.key is None:
         way_out = "let the daemon seal with the key first" if key else "`tracker audit keygen FILE` makes a key"
         lines.append(f"The pack is NOT SIGNED, since the last checkpoint is not: {way_out}")

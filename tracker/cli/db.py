@@ -1,11 +1,15 @@
-"""``tracker db``: make the schema, check it, copy the database, give roles their rights. Owns arguments and printing.
+"""``tracker db``: make, check, copy and prune the database, give roles their rights. Owns arguments and printing.
 
-`tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes.
+`tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes,
+`tracker.audit.copy` how it is copied, `tracker.audit.prune` how jobs are removed.
 """
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=example("tracker db upgrade", "tracker db check"))
 def db() -> None:
-    """Make, upgrade, check and copy the database."""
+    """Make, upgrade, check, copy and prune the database."""
 
 
 @db.command(epilog=example("tracker db upgrade", "TRACKER_DATABASE_URL=sqlite:////srv/tracker.db tracker db upgrade"))
@@ -115,6 +119,48 @@ def grants(owner: str, writer: str, auditor: str) -> None:
             click.echo(roles.grants(connection, owner=owner, writer=writer, auditor=auditor), nl=False)
     finally:
         engine.dispose()
+
+
+@db.command(epilog=example("tracker db prune --ended-before 2025-01-01 --export /srv/packs/2024"))
+@click.option("--ended-before", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="Jobs that ended before (UTC).")
+@click.option("--jid", "jids", multiple=True, metavar="JID", help="This ended job, whenever it ended. Repeatable.")
+@click.option("--cluster", metavar="NAME", help="The cluster of each --jid, if several have one.")
+@click.option("--export", "to", type=click.Path(path_type=Path), metavar="DIR", help="The new folder of the pack.")
+@click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
+@click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
+def prune(
+    ended_before: datetime | None, jids: tuple[str, ...], cluster: str | None, to: Path | None, dry_run: bool, yes: bool
+) -> None:
+    """Remove ended jobs and all their rows, after an evidence pack of the whole record is written to DIR.
+
+    Only the owner of the tables can. What is left is sealed again with a base checkpoint, which names the pack. On an
+    error nothing is removed. The pack, backups and copies keep the rows: delete those when you may not keep them.
+    """
+    from tracker import database, operate
+    from tracker.audit import prune as room
+    from tracker.audit.deliver import Courier
+    from tracker.audit.keys import SigningKey
+
+    if (ended_before is None) == (not jids):
+        raise click.UsageError("give either --ended-before DATE or --jid JID")
+    if to is None and not dry_run:
+        raise click.UsageError("give --export DIR, a new folder for the pack, or --dry-run")
+    with opened() as (settings, engine), progress() as report_progress:
+        with database.reading(engine) as connection:
+            ids = {operate.find(connection, jid, cluster).job_id for jid in jids}
+            choice = room.Choice(ended_before and ended_before.replace(tzinfo=UTC), tuple(ids))
+            jobs, transitions = choice.count(connection)
+        what = f"{counted(jobs, 'job')} with {counted(transitions, 'transition')}"
+        if to is None or dry_run or not jobs:
+            click.echo(f"{what} would be removed." if jobs else "Nothing to remove: no such job had ended.", err=True)
+            return
+        if sys.stdin.isatty() and not yes:
+            click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
+        key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
+        Courier.of(engine, settings).require_all()  # an older copy of the database seals nothing
+        removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
+    said = f"{counted(removed.jobs, 'job')} removed. Keep {to} as proof: its SHA256SUMS has the SHA-256"
+    click.echo(plain(f"{said} {removed.pack_sha256}, which the new base checkpoint names."), err=True)
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:

@@ -175,6 +175,7 @@ def _reading(
         click.BadParameter: An option has a value that is not valid.
     """
     from tracker import database, intake
+    from tracker.audit import seal
     from tracker.reports.about import Filters
 
     with opened() as (settings, engine):
@@ -182,6 +183,10 @@ def _reading(
         with database.reading(engine, **options) as connection:
             now, zone = database.now(connection), settings.zone
             then = as_of.instant(now, zone, at_end=True) if as_of else None
+            first = next(seal.chain(connection, whole=False), None) if then else None
+            if then and first and first.checkpoint.base and then < first.checkpoint.sealed_at:
+                at = f"{first.checkpoint.sealed_at:%Y-%m-%d %H:%M} UTC"
+                click.echo(f"Jobs were removed at {at} (tracker db prune): they are missing here.", err=True)
             begin = since.instant(then or now, zone) if since else None
             end = until.instant(then or now, zone, at_end=True) if until else None
             try:
@@ -204,7 +209,7 @@ def _page(names: Sequence[str] | None, output: Path | None, **given: Any) -> Non
 
         seen = None
         if names is None and asked.as_of is None and asked.filters == Filters():
-            seen = overview(asked.connection, settings.clusters, settings.seal_after)
+            seen = overview(asked.connection, settings.clusters, settings.seal_after, settings.retention)
         sys.stdout.write(
             render(asked.connection, asked.filters, as_of=asked.as_of, zone=asked.zone, names=names, overview=seen)
         )

@@ -35,7 +35,7 @@ def status(ctx: click.Context) -> None:
     from tracker.reports.overview import overview
 
     with opened() as (settings, engine), database.reading(engine) as connection:
-        seen = overview(connection, settings.clusters, settings.seal_after)
+        seen = overview(connection, settings.clusters, settings.seal_after, settings.retention)
     found = needs(seen)
     for need in found:
         line = _line(need)

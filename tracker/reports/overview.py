@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -64,6 +64,7 @@ _CLOSING: Final = """
     SELECT count(*) AS total, min(v.download_by) AS since
     FROM report_durations v
     WHERE v.kind = 'export' AND v.done_by > :week_ago AND v.download_by > :now AND v.download_by <= :tomorrow"""
+_RETAINED: Final = "SELECT count(*) AS total, min(ended_by) AS since FROM jobs WHERE ended_by < :day"
 _SEAL: Final = """
     SELECT last_transition_id, last_gap_id, last_source_id, checkpoint, sealed_at, key_id
     FROM seals
@@ -92,13 +93,15 @@ _INSTANTS: Final = (
 """The columns of these queries that are times; SQLite does not say so."""
 
 
-def overview(connection: sa.Connection, configured: Collection[str], seal_after: timedelta) -> Overview:
+def overview(
+    connection: sa.Connection, configured: Collection[str], seal_after: timedelta, retention: timedelta | None = None
+) -> Overview:
     """Return the state at the database's time.
 
     Args:
         connection: In a transaction of `database.reading`.
         configured: The clusters in the settings of this command.
-        seal_after: The setting.
+        seal_after, retention: The settings.
     """
     now = database.now(connection)
     today = now.date()  # in UTC; in the legal zone it may be the day before or after
@@ -111,9 +114,14 @@ def overview(connection: sa.Connection, configured: Collection[str], seal_after:
     anomalies = _rows(connection, _ANOMALIES, since=now - _DAY)
     [closing] = _rows(connection, _CLOSING, week_ago=now - 7 * _DAY, now=now, tomorrow=now + _DAY)
     [last] = _rows(connection, "SELECT max(beat_at) AS since FROM workers")
+    kept = retention or 36_500 * _DAY  # no job is older
+    oldest = datetime.combine(now - kept, time(), UTC)
+    [old] = _rows(connection, _RETAINED, day=oldest)
     return Overview(
         now=now,
         seal_after=seal_after,
+        retained_to=oldest.date(),
+        retained=Group(old.total, old.since and old.since + kept),
         daemons=tuple(Daemon(**row._asdict()) for row in _rows(connection, _DAEMONS, since=now - ALIVE)),
         last_beat_at=last.since,
         clusters=clusters(connection, configured),

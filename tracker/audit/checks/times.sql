@@ -1,7 +1,8 @@
-{% from 'macros.sql' import now, plus_seconds %}
+{% from 'macros.sql' import from_base, now, plus_seconds %}
 {# A row is sealed soon after its own time. That time is at most an hour before the previous checkpoint (the first
-   checkpoint has no such limit) and at most a minute after its own. For rows that are not sealed yet, the checkpoint is
-   now. Where a clock was set back, a gap is recorded, and times from its beginning on come a second time. #}
+   checkpoint and a base have no such limit) and at most a minute after its own. For rows that are not sealed yet, the
+   checkpoint is now. Where a clock was set back, a gap is recorded, and times from its beginning on come a second time.
+   #}
 WITH checkpoints AS (
     SELECT
         s.sealed_at, lag(s.sealed_at) OVER (ORDER BY s.id) AS previous_at,
@@ -9,7 +10,8 @@ WITH checkpoints AS (
         lag(s.last_{{ row }}_id, 1, 0) OVER (ORDER BY s.id) AS before_{{ row }}_id, s.last_{{ row }}_id{{ "," if not loop.last }}
     {% endfor %}
     FROM (
-        SELECT id, sealed_at, last_transition_id, last_gap_id, last_source_id FROM seals
+        SELECT b.id, b.sealed_at, b.last_transition_id, b.last_gap_id, b.last_source_id FROM seals b
+        {{ "WHERE " ~ from_base('b') if mode != 'pack' }}
         UNION ALL
         SELECT (SELECT coalesce(max(id), 0) + 1 FROM seals), {{ now() }}, {{ ([2 ** 63 - 1] * 3) | join(', ') }}
     ) s

@@ -15,6 +15,12 @@
 {%- endif %}
 {%- endmacro %}
 
+{# The rows of seals from the newest base on: jobs were removed then, and what was left was sealed again. Only its segments
+   and later ones are left; in a pack and as of an earlier time, the relation holds no others. #}
+{% macro from_base(s) -%}
+{{ s }}.id >= (SELECT coalesce(min(g.seal_id), 0) FROM segments g)
+{%- endmacro %}
+
 {# From a to b: length is in whole microseconds, seconds is a double; passed is 0 if b is before a, since a submission can
    be declared later than what came after it. NULL if a or b is NULL. PostgreSQL's date_part() is several times faster
    than EXTRACT, and rounded to the microsecond as exact. #}

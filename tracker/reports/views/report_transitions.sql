@@ -1,4 +1,6 @@
-{# A transition's seal is the first that reaches it. #}
+{% from 'macros.sql' import from_base %}
+{# A transition's seal is the first that reaches it, beginning with the newest base. #}
+{% set base = "FROM seals b " ~ ("WHERE " ~ from_base('b') if mode == 'now' else "") ~ " ORDER BY b.id LIMIT 1" %}
 SELECT
     t.id,
     j.cluster,
@@ -19,7 +21,10 @@ SELECT
     t.actor,
     t.anomaly,
     t.reason,
-    (SELECT l.id FROM seals l WHERE l.last_transition_id >= t.id ORDER BY l.last_transition_id, l.id LIMIT 1) AS seal_id
+    CASE
+        WHEN t.id <= (SELECT b.last_transition_id {{ base }}) THEN (SELECT b.id {{ base }})
+        ELSE (SELECT l.id FROM seals l WHERE l.last_transition_id >= t.id ORDER BY l.last_transition_id, l.id LIMIT 1)
+    END AS seal_id
 FROM transitions t
 JOIN jobs j ON j.id = t.job_id
 LEFT JOIN sources s ON s.id = t.source_id
