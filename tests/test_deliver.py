@@ -37,6 +37,7 @@ class Receiver:
         codes, always, by_path: What it answers, in turn, to all, or on a path; else 200.
         got: The path, the headers and the body of what came, and what was answered.
         watch: Is called during each request.
+        judge: Returns code and body of the answer to a body, where it is set.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -45,6 +46,7 @@ class Receiver:
         self.by_path: dict[str, int] = {}
         self.got: list[tuple[str, str, str, str, int]] = []
         self.watch: Callable[[], object] = lambda: None
+        self.judge: Callable[[str], tuple[int, str]] | None = None
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,13 +57,15 @@ class Receiver:
                     or receiver.always
                     or (receiver.codes.pop(0) if receiver.codes else 200)
                 )
+                code, said = receiver.judge(body) if receiver.judge else (code, "")
                 kind, number = self.headers["Content-Type"], self.headers["Tracker-Checkpoint"]
                 receiver.got.append((self.path, kind, number, body, code))
                 receiver.watch()
                 self.send_response(code)
                 self.send_header("Location", f"{receiver.url}/elsewhere")
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
+                self.wfile.write(said.encode())
 
             do_GET = do_POST
 
@@ -239,7 +243,7 @@ def test_a_receiver_of_a_company_with_its_own_authority(
         by_proxy = trusting.model_copy(update={"receiver_proxy": proxy.url.replace("//", "//user:pass@")})
         all_ = sealed(engine, "c")
         assert Courier.of(engine, by_proxy).deliver() is None
-        assert receiver.taken == all_
+        assert receiver.taken == [*all_[:2], *all_[1:]]  # the last one again
         assert proxy.requests[0].startswith(f"CONNECT localhost:{receiver.port} ".encode())
         assert b"Proxy-Authorization: Basic dXNlcjpwYXNz" in proxy.requests[0]
         assert b"s3cret" not in b"".join(proxy.passed + proxy.requests)
@@ -319,7 +323,7 @@ def test_a_file_is_completed(engine: sa.Engine, tmp_path: Path) -> None:
 def test_a_file_with_something_else_in_it_is_left_alone(
     engine: sa.Engine, tmp_path: Path, sqlite_template: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Garbage, or a checkpoint that this database lacks, as after an old copy was restored: status has the code."""
+    """Garbage, or a checkpoint of another database: status has the code."""
     all_ = sealed(engine, "a")
     another = database.open_database(f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'other.db')}")
     (foreign,) = sealed(another, "z")

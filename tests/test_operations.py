@@ -76,6 +76,8 @@ def commands(root: Path, elevate: str, *parts: str) -> str:
     text = "\n".join(line for line in text.splitlines() if not line.startswith(tuple(left_out)))
     text = re.sub(r"(\[clusters\.\w+\])", rf'\1\nbase_url = "{elevate}"', text)
     text = re.sub(r"^(install .*/dev/stdin .*)$", rf"\1 <<< {KEY}", text, flags=re.MULTILINE)
+    found = f"until grep -o 'restored-after [0-9a-f]*' {root}/journal; do sleep 1; done | tail -n 1 | sed 's/.* //'"
+    text = text.replace(" SHA256\n", f" $({found})\n")
     text = below(root, text.replace("> Dockerfile", f"> {root}/Dockerfile"))
     return f"ln -s {sys.prefix} {root}/opt/tracker\n{text}"
 
@@ -96,7 +98,7 @@ def test_each_command_runs(tmp_path: Path, elevate: str) -> None:
 
 
 def test_the_data_can_be_saved_and_moved(tmp_path: Path, elevate: str, postgres_of_its_own: Callable[..., str]) -> None:
-    """Backup, move and upgrade, in their order, after an installation; both PostgreSQL servers are the test's."""
+    """Backup, restore, move and upgrade, in their order, after an installation; both servers of PostgreSQL are ours."""
     text = commands(
         tmp_path, elevate, *blocks("sh", RUNNING)[1:3], "tracker add j1 --cluster w1a2b3c4d", *blocks("sh", DATA)
     )
@@ -109,6 +111,7 @@ def test_the_data_can_be_saved_and_moved(tmp_path: Path, elevate: str, postgres_
         own = sorted(Path(str(package and package.origin)).parent.glob(f"*/bin/{program}"))
         text = re.sub(rf"^{program} ", f"{own[-1] if own else program} ", text, flags=re.MULTILINE)
     said = run(tmp_path, text)
+    assert re.search("^OK, BUT .*RESTORED AFTER A LOSS", said, re.MULTILINE)
     assert said.count("1 job, ") >= 4  # two copies are verified, too
     assert len(list((tmp_path / "srv/backup").glob("**/*.db"))) == 3
     assert "Traceback" not in (tmp_path / "journal").read_text()

@@ -23,7 +23,7 @@ import urllib3
 from requests import PreparedRequest, Request, RequestException
 
 from tracker import text
-from tracker.errors import AskError, BadAnswer, KeyRefused, RateLimited, Unavailable, WrongTarget
+from tracker.errors import AskError, BadAnswer, KeyRefused, RateLimited, ReceiverAhead, Unavailable, WrongTarget
 from tracker.settings import ClusterSettings
 from tracker.status import Answer
 from tracker.transport import CAP, IDLE_SECONDS, Adapter, bad_answer, flight, tls_context, unavailable
@@ -153,7 +153,7 @@ def post(
     ca_bundle: Path | None = None,
     proxy: str | None = None,
 ) -> None:
-    """Send *body* to a server of the operator's, and return once it answered with any 2xx; its answer is not read.
+    """Send *body* to a server of the operator's, and return once it answered with any 2xx.
 
     Args:
         url: A valid one, with ``https://``, or ``http://`` for this machine; may hold a secret.
@@ -175,7 +175,10 @@ def post(
     try:
         request = Request(method, url, {"User-Agent": "tracker", "Accept-Encoding": "identity", **headers}, data=body)
         response = adapter.send(request.prepare(), stream=True, timeout=timeout.total_seconds()).raw
+        newest = re.match(rb"[0-9a-f]{64}\b", response.read(65)) if response.status == 409 else None
         response.close()
+        if response.status == 409:
+            raise ReceiverAhead(newest[0].decode() if newest else "", sent_at=flight.sent_at)
         if not 200 <= response.status < 300:
             raise _refusal(response, flight.sent_at)
     except (RequestException, urllib3.exceptions.HTTPError, OSError):

@@ -21,6 +21,7 @@ Owns the tree; each class is one decision that a caller can make. The room where
         ├── WrongTarget         404, a redirect, TLS not verified: pause the cluster, the address is wrong
         ├── KeyRefused          401, 403: pause the cluster and call a person
         ├── RateLimited         429, 503 with Retry-After: pause the cluster as long as asked
+        ├── ReceiverAhead       409 to a checkpoint: the receiver has others, so an older copy was restored
         └── BadAnswer           400, a body that is no answer, another job's jid: count a failure
 """
 
@@ -148,6 +149,14 @@ class RateLimited(AskError):
     def __init__(self, code: str, message: str, *, sent_at: datetime, retry_after: timedelta | None) -> None:
         super().__init__(code, message, sent_at=sent_at)
         self.retry_after = retry_after
+
+
+class ReceiverAhead(AskError):
+    """409: the receiver has other checkpoints. *newest*: the SHA-256 of its newest; empty if it did not say."""
+
+    def __init__(self, newest: str, *, sent_at: datetime) -> None:
+        super().__init__("http_409", "the receiver has other checkpoints (409)", sent_at=sent_at)
+        self.newest = newest
 
 
 class BadAnswer(AskError):

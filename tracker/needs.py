@@ -363,7 +363,11 @@ def _evidence(seen: Overview) -> Iterator[Need]:
         why = _note(one.last_error, _since(one.failing_since))
         what = f"{_short(one.destination)}: {_count(one.waiting, 'checkpoint')} not delivered{why}"
         need = _need("undelivered", what, one.destination, one.failing_since, one.waiting)
-        if one.last_error.startswith("Chain "):
+        if one.last_error.startswith("OlderCopy "):
+            what, _, action = one.last_error.removeprefix("OlderCopy ").partition(". ")
+            what = f"Sealing has stopped: {_short(one.destination)} {what}"
+            need = replace(need, is_urgent=True, what=what, action=action)
+        elif one.last_error.startswith("Chain "):
             need = replace(need, is_urgent=True, action="The chain is damaged: run `tracker audit verify`.")
         elif one.last_error.startswith("CheckpointFile "):
             need = replace(need, action="Find out what that file contains, and why, before you move it.")

@@ -3,7 +3,8 @@
 Owns the three destinations (the log, a file, a URL) and the table ``deliveries``: how far each is, and since when it
 fails. Leaves alone: what a checkpoint is (``checkpoint``) and when one is made (``seal``, ``sealing``).
 
-Each destination gets every checkpoint from number 1 on, in order and at least once. It is noted after it is sent, so a
+Each destination gets every checkpoint from number 1 on, in order and at least once. At each start it gets the last one
+again: a receiver that has others answers 409, for this database is an older copy. It is noted after it is sent, so a
 crash in between, or another daemon at the same moment, makes one arrive twice. A destination that fails is tried again
 and does not hold up the others. For the file, its content counts, not the note: a file that another host began, that
 was deleted, or that a crash cut off in the middle of a write is completed. No request is made inside a transaction.
@@ -32,14 +33,16 @@ import sqlalchemy as sa
 from tracker import database, elevate
 from tracker.audit.checkpoint import Signed, parse
 from tracker.audit.keys import sync_folder
+from tracker.audit.seal import after_loss, find
 from tracker.cadence import doubled
-from tracker.errors import AskError, BadCheckpoint, BadConfiguration
+from tracker.errors import AskError, BadCheckpoint, BadConfiguration, ReceiverAhead, Refused
 from tracker.logs import event
 from tracker.models import DELIVERIES, SEALS, UtcDateTime
 from tracker.settings import Settings, mask_hook
 
 FIRST_PAUSE: Final = timedelta(seconds=15)  # until a destination that failed is tried again; then doubling
 LONGEST_PAUSE: Final = timedelta(minutes=4)
+COMPARE_SECONDS: Final = 5.0  # a round before the first seal ends then
 BUSY_SECONDS: Final = 1.0  # while another daemon delivers there
 ROUND_SECONDS: Final = 60.0  # a round ends then, even if more is left, so that sealing goes on
 TAIL: Final = 1 << 21  # bytes read from the end of the file; a CHECK holds a checkpoint's text below half of that
@@ -54,20 +57,32 @@ class _CannotDeliver(Exception):
         self.short = short
 
 
+class _Lost(_CannotDeliver):
+    """The database lacks the last checkpoint of a destination. *sha256*: empty if it does not say which that is."""
+
+    def __init__(self, destination: str, its: str, sha256: str) -> None:
+        what = f"ends with {its}, which this database lacks: an older copy was restored, or it is the wrong destination"
+        action = f"After a restore run once `tracker run --restored-after {sha256 or 'SHA256'}`; else set another"
+        super().__init__(f"OlderCopy {what}. {action}", f"{destination} {what}. {action}")
+        self.sha256 = sha256
+
+
 class _Destination:
     """Where checkpoints go, and since when that fails."""
 
     def __init__(self, name: str, send: Callable[[Signed], None]) -> None:
         self.name = name  # in ``deliveries``: without a secret
         self.send = send
+        self.has_sent = False  # since this courier began
+        self.lost: _Lost | None = None  # as long as it has checkpoints that the database lacks
         self.until: float | None = None  # it is left alone until then, by the courier's clock
         self.failing_since: datetime | None = None
         self.failures = 0
 
     @contextmanager
-    def opened(self, noted: int, following: Callable[[int], Signed | None]) -> Iterator[int | None]:
+    def opened(self, noted: int, chain: Courier) -> Iterator[int | None]:
         """Yield the number of the last checkpoint there; None: another daemon is writing to it."""
-        yield noted
+        yield noted if self.has_sent else max(0, noted - 1)
 
 
 class Courier:
@@ -91,7 +106,7 @@ class Courier:
         ca_bundle: Path | None = None,
         proxy: str | None = None,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._clock = clock
         self._destinations = [_Destination("log", _log)]
         if file is not None:
@@ -100,18 +115,13 @@ class Courier:
             # The hash distinguishes two URLs on one host, and is too short to find a secret by.
             name = f"{mask_hook(url)} ({hashlib.sha256(url.encode()).hexdigest()[:8]})"
             self._destinations.append(_Destination(name, partial(_post, url, ca_bundle, proxy)))
-        self._has_begun = False
+        self._has_compared = False
 
     @classmethod
     def of(cls, engine: sa.Engine, settings: Settings) -> Self:
         """Return one for the destinations in *settings*."""
-        return cls(
-            engine,
-            settings.checkpoint_file,
-            settings.checkpoint_url,
-            ca_bundle=settings.receiver_ca_bundle,
-            proxy=settings.receiver_proxy,
-        )
+        authorities, proxy = settings.receiver_ca_bundle, settings.receiver_proxy
+        return cls(engine, settings.checkpoint_file, settings.checkpoint_url, ca_bundle=authorities, proxy=proxy)
 
     def deliver(self, stop: Event | None = None, seconds: float = ROUND_SECONDS) -> float | None:
         """Deliver what is pending, and return in how many seconds to try again; None: nothing was refused.
@@ -126,28 +136,51 @@ class Courier:
             DatabaseUnavailable, BadConfiguration: What was delivered may be delivered again.
         """
         end = self._clock() + seconds
-        if not self._has_begun:
+        if not self._has_compared:
             self._begin()
-            self._has_begun = True
         for to in self._destinations:
             if to.until is not None and self._clock() < to.until:
                 continue
             try:
                 is_ours = self._hand_over(to, lambda: self._clock() >= end or (stop is not None and stop.is_set()))
             except (AskError, OSError, _CannotDeliver) as error:
+                to.lost = error if isinstance(error, _Lost) else to.lost
                 self._failed(to, error)
                 continue
+            to.lost = None
             self._worked(to)
             to.until = None if is_ours else self._clock() + BUSY_SECONDS
+        self._has_compared = True
         waits = [to.until - self._clock() for to in self._destinations if to.until is not None]
         return max(0.0, min(waits)) if waits else None
 
+    def require_all(self, restored_after: str | None = None) -> None:
+        """Raise BadConfiguration if a destination ends with a checkpoint that this database lacks.
+
+        Except for *restored_after*, a SHA-256: the next checkpoint is going to say that it was lost. Raise Refused if
+        it was not. A receiver that cannot be asked does not count.
+        """
+        if not self._has_compared:
+            self.deliver(seconds=COMPARE_SECONDS)
+        lost = [to.lost for to in self._destinations if to.lost is not None]
+        if lost and not any(restored_after and one.sha256 in ("", restored_after) for one in lost):
+            raise BadConfiguration(f"sealing has stopped: {lost[0]}")
+        ends = [to.last for to in self._destinations if isinstance(to, _File) and not lost]
+        for known in (find(self.engine, restored_after), *ends) if restored_after else ():
+            if known is not None:
+                its = f"checkpoint {known.checkpoint.number} (SHA-256 {known.sha256})"
+                raise Refused(f"--restored-after: nothing was lost: this database has {its}")
+        for to in self._destinations if lost else ():
+            to.until = to.lost = None  # the checkpoint that is made now goes there
+
     def _begin(self) -> None:
-        """Clear the failures of other destinations; a daemon that still uses one records its failure again."""
+        """Clear the failures of other destinations, which a daemon records again, and notes ahead of a copy."""
         ours = DELIVERIES.c.destination.in_([to.name for to in self._destinations])
-        with database.writing(self._engine) as connection:
+        with database.writing(self.engine) as connection:
             stale = sa.update(DELIVERIES).where(DELIVERIES.c.failing_since.is_not(None), sa.not_(ours))
             connection.execute(stale.values(failing_since=None, last_error=None))
+            last = sa.select(sa.func.count()).select_from(SEALS).scalar_subquery()  # no number is missing
+            connection.execute(sa.update(DELIVERIES).where(DELIVERIES.c.last_number > last).values(last_number=last))
             since = dict(
                 connection.execute(sa.select(DELIVERIES.c.destination, DELIVERIES.c.failing_since).where(ours)).all()
             )
@@ -156,23 +189,46 @@ class Courier:
 
     def _hand_over(self, to: _Destination, is_enough: Callable[[], bool]) -> bool:
         """Deliver what a destination lacks; return False if another daemon is delivering there."""
-        with database.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             query = sa.select(DELIVERIES.c.last_number).where(DELIVERIES.c.destination == to.name)
             noted = connection.execute(query).scalar_one_or_none()
         if noted is None:
-            with database.writing(self._engine) as connection:
+            with database.writing(self.engine) as connection:
                 new = "INSERT INTO deliveries (destination) VALUES (:name) ON CONFLICT DO NOTHING"
                 connection.execute(sa.text(new), {"name": to.name})
-        with to.opened(noted or 0, self._following) as last:
-            while last is not None and not is_enough() and (signed := self._following(last)) is not None:
-                to.send(signed)
-                last = last + 1 if self._note(to, last + 1) else None
+        noted = noted or 0
+        with to.opened(noted, self) as last:
+            while last is not None and not is_enough() and (signed := self.following(last)) is not None:
+                number = self._send(to, signed, last + 1 if to.has_sent else 0)
+                last, noted = (number, number) if self._note(to, noted, number) else (None, noted)
             return last is not None
 
-    def _following(self, number: int) -> Signed | None:
+    def _send(self, to: _Destination, signed: Signed, lowest: int) -> int:
+        """Send a checkpoint, and return the number that the destination continues after, at least *lowest*.
+
+        That is another one if a receiver answers 409 and names a checkpoint of ours, or one that ours says was lost.
+        """
+        number = signed.checkpoint.number
+        try:
+            to.send(signed)
+        except ReceiverAhead as error:
+            ours, after = find(self.engine, error.newest), after_loss(self.engine, error.newest)
+            if ours is not None:
+                number = ours.checkpoint.number
+            elif after is not None and (error.newest or after.checkpoint.number >= number):
+                number = after.checkpoint.number - 1
+            else:
+                its = f"SHA-256 {error.newest}" if error.newest else "another checkpoint"
+                raise _Lost(to.name, its, error.newest) from None
+            if number < lowest:
+                raise
+        to.has_sent = True
+        return number
+
+    def following(self, number: int) -> Signed | None:
         """Return the checkpoint after *number* from the database; None: it is not made yet."""
         query = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id).offset(number).limit(1)  # no number is missing
-        with database.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             text = connection.execute(query).scalar()
         if text is None:
             return None
@@ -185,15 +241,15 @@ class Courier:
             raise _CannotDeliver("Chain damaged", words) from None
         return signed
 
-    def _note(self, to: _Destination, number: int) -> bool:
-        """Record that a destination has all up to *number*; return False if another daemon is delivering there.
+    def _note(self, to: _Destination, before: int, number: int) -> bool:
+        """Record that a destination has all up to *number*; False: another daemon has changed the note since *before*.
 
         In that case both read the number again, so that no checkpoint is sent before the one below it has arrived.
         """
         update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
         if not isinstance(to, _File):
-            update = update.where(DELIVERIES.c.last_number == number - 1)
-        with database.writing(self._engine) as connection:
+            update = update.where(DELIVERIES.c.last_number == before)
+        with database.writing(self.engine) as connection:
             noted = update.values(last_number=number, delivered_at=database.now(connection))
             return bool(connection.execute(noted.returning(DELIVERIES.c.destination)).all())
 
@@ -205,7 +261,7 @@ class Courier:
             words = error.strerror or ""
         else:
             short, words = f"{type(error).__name__} {error.code}", elevate.RECEIVER_HINTS.get(error.code, "")
-        with database.writing(self._engine) as connection:
+        with database.writing(self.engine) as connection:
             to.failing_since = to.failing_since or database.now(connection)
             first = sa.func.coalesce(DELIVERIES.c.failing_since, sa.literal(to.failing_since, UtcDateTime()))
             update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
@@ -219,7 +275,7 @@ class Courier:
         """Record that a destination works again, if it failed here or before our start."""
         if to.failing_since is None:
             return
-        with database.writing(self._engine) as connection:
+        with database.writing(self.engine) as connection:
             update = sa.update(DELIVERIES).where(DELIVERIES.c.destination == to.name)
             connection.execute(update.values(failing_since=None, last_error=None))
         event("delivery_resumed", destination=to.name, failing_since=to.failing_since)
@@ -249,10 +305,11 @@ class _File(_Destination):
         super().__init__("file " + re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", str(path))[:4000], self._append)
         self._path = path
         self._descriptor = -1
+        self.last: Signed | None = None  # its last checkpoint, when it was opened
         self._torn = b""  # the part of a checkpoint that a crash left at the end
 
     @contextmanager
-    def opened(self, noted: int, following: Callable[[int], Signed | None]) -> Iterator[int | None]:
+    def opened(self, noted: int, chain: Courier) -> Iterator[int | None]:
         is_new = not self._path.exists()
         # O_NONBLOCK: do not wait on a pipe.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
@@ -264,10 +321,11 @@ class _File(_Destination):
                 sync_folder(self._path.parent)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two that append at once would mix
-                last = self._last(following)
+                is_ours = True
             except BlockingIOError:
-                last = None
-            yield last
+                is_ours = False
+            last = self._last(chain, is_ours)
+            yield last if is_ours else None
         finally:
             os.close(self._descriptor)  # ends the lock
 
@@ -281,22 +339,28 @@ class _File(_Destination):
     def _unusable(self, code: str, words: str) -> _CannotDeliver:
         return _CannotDeliver(f"CheckpointFile {code}", f"{words}: move it away if you know why, or name another file")
 
-    def _last(self, following: Callable[[int], Signed | None]) -> int:
-        """Return the number of the last whole checkpoint in the file, which must be one of this database."""
+    def _last(self, chain: Courier, is_ours: bool) -> int:
+        """Return after which number the file continues: its last checkpoint is of this database, or was lost."""
         size = os.fstat(self._descriptor).st_size
         begin = max(0, size - TAIL)
         whole, has_one, torn = os.pread(self._descriptor, size - begin, begin).rpartition(b"\n\n")
         self._torn = torn.lstrip(b"\n")
-        number = 0
+        number, self.last = 0, None
         if has_one:
             text = whole.rpartition(b"\n\n")[2].strip(b"\n").decode("ascii", "replace") + "\n"
             try:
-                number = parse(text).checkpoint.number
+                self.last = last = parse(text)
             except BadCheckpoint as error:
                 raise self._unusable("garbage", f"it does not end with a checkpoint: {error}") from None
-            if (ours := following(number - 1)) is None or ours.text != text:
-                raise self._unusable("other_chain", f"it ends with a checkpoint {number} that this database lacks")
-        new = following(number) if self._torn else None
-        if self._torn and not (new and f"{new.text}\n".encode().startswith(self._torn)):
+            number = last.checkpoint.number
+            if (ours := chain.following(number - 1)) is None or ours.text != text:
+                after, first = after_loss(chain.engine, last.sha256), chain.following(0)
+                if after is None and first and first.checkpoint.origin != last.checkpoint.origin:
+                    raise self._unusable("other_chain", f"it ends with a checkpoint {number} of another database")
+                if after is None:
+                    raise _Lost(self.name, f"checkpoint {number} (SHA-256 {last.sha256})", last.sha256)
+                number = after.checkpoint.number - 1
+        new = chain.following(number) if self._torn else None
+        if is_ours and self._torn and not (new and f"{new.text}\n".encode().startswith(self._torn)):
             raise self._unusable("garbage", f"what follows checkpoint {number} in it is not checkpoint {number + 1}")
         return number

@@ -104,8 +104,9 @@ class Report:
     sha256: str | None = None
     sealed_at: datetime | None = None
     is_key_checked: bool = False  # a key was given
-    trusted: int = 0  # checkpoints that were given
+    trusted: int = 0  # checkpoints that were given, without those that were lost
     keys: dict[str, tuple[int, int]] = field(default_factory=dict)  # by id: its first and its last checkpoint
+    restored: dict[int, str] = field(default_factory=dict)  # by number: checkpoints up to this SHA-256 had been lost
     sources: list[AskedServer] = field(default_factory=list)
 
     @property
@@ -121,6 +122,7 @@ class Report:
             ("PARTLY NOT SIGNED", 0 < self.unsigned < self.checkpoints),
             ("KEY NOT CHECKED", self.unsigned < self.checkpoints and not self.is_key_checked),
             ("NOTHING TRUSTED GIVEN", self.checkpoints > 0 and not self.trusted),
+            ("RESTORED AFTER A LOSS", bool(self.restored)),
             ("A SIMULATOR MAY HAVE ANSWERED", any(source.flags for source in self.sources)),
         )
         return tuple(word for word, is_so in words if is_so)

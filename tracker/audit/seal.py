@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -34,6 +35,7 @@ from tracker.audit.lines import TABLES
 from tracker.errors import BadCheckpoint, BadConfiguration, DatabaseUnavailable
 from tracker.guards import SEAL_LOCK
 from tracker.logs import event
+from tracker.models import SEALS
 
 SEALER_LOCK: Final = 0x7472616C  # PostgreSQL: only one seal is written at a time ("tral")
 LOCK_MS: Final = 150  # how long writers may wait behind the sealer
@@ -57,6 +59,7 @@ def seal(
     *,
     seal_after: timedelta | None = None,
     next_key: PublicKey | None = None,
+    restored_after: str | None = None,
     wait: Callable[[float], object] = time.sleep,
 ) -> Signed | None:
     """Seal what is new, and return the checkpoint; it is not delivered yet. None: there is nothing to seal.
@@ -68,6 +71,7 @@ def seal(
         key: Signs the checkpoint; None: it is unsigned.
         seal_after: Wait until 1,000 rows are new or one is this old; None or zero: seal everything new.
         next_key: The checkpoint announces this key for those that follow; it is made even without new rows.
+        restored_after: The checkpoint says that those up to this SHA-256 were lost; it is made even without new rows.
 
     Raises:
         BadCheckpoint: The newest checkpoint in the database is damaged, so no other can follow it.
@@ -76,26 +80,29 @@ def seal(
         DatabaseUnavailable: The checkpoint may have been made: then it is in the chain.
         ValueError: A key is announced, but there is no key to sign it.
     """
+    is_due = next_key is not None or restored_after is not None
     with database.reading(engine) as connection:
-        if next_key is None and not _is_due(connection, head(connection), seal_after):
+        if not is_due and not _is_due(connection, head(connection), seal_after):
             return None
     newest = _settled(engine, wait)
     for _ in range(TRIES):
         with database.reading(engine) as connection:
             before = head(connection)
-        if next_key is None and all(newest[table] <= id_ for table, id_ in _sealed(before).items()):
+        if not is_due and all(newest[table] <= id_ for table, id_ in _sealed(before).items()):
             return None
         if before is not None:
             require_key(engine, key, before)
-        signed, segments = _build(partial(database.reading, engine), before, newest, key, next_key)
+        checkpoint, segments = _build(partial(database.reading, engine), before, newest)
+        signed = sign(replace(checkpoint, next_key=next_key, restored_after=restored_after), key)
         if _write(engine, before, signed, segments):
             return signed
     raise DatabaseUnavailable("other daemons sealed first each time: try again")
 
 
-def head(connection: sa.Connection) -> Signed | None:
-    """Return the newest checkpoint; None: nothing is sealed yet. Raise BadCheckpoint if its text is damaged."""
-    text = connection.execute(sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id.desc()).limit(1)).scalar()
+def head(connection: sa.Connection, which: sa.ColumnElement[bool] | None = None) -> Signed | None:
+    """Return the newest checkpoint, of *which*; None: there is none. Raise BadCheckpoint if its text is damaged."""
+    its = sa.true() if which is None else which
+    text = connection.execute(sa.select(SEALS.c.checkpoint).where(its).order_by(SEALS.c.id.desc()).limit(1)).scalar()
     return None if text is None else _parsed(text)
 
 
@@ -103,9 +110,9 @@ def write_base(reading: Reading, before: Signed, key: SigningKey | None, removed
     """Seal all rows again after *before*, the newest, in the transaction of *reading*, which alone writes history."""
     with reading() as connection:
         newest = connection.exec_driver_sql(_NEWEST).one()._asdict()
-        signed, segments = _build(reading, before, newest, key, None, removed)
+        checkpoint, segments = _build(reading, before, newest, removed)
         connection.execute(sa.delete(models.SEGMENTS))
-        _append(connection, signed, segments)
+        _append(connection, sign(checkpoint, key), segments)
 
 
 def chain(connection: sa.Connection, *, whole: bool = True) -> Generator[Signed, None, None]:
@@ -113,12 +120,24 @@ def chain(connection: sa.Connection, *, whole: bool = True) -> Generator[Signed,
 
     Raise BadCheckpoint if the text of one is damaged.
     """
-    query = sa.select(models.SEALS.c.checkpoint).order_by(models.SEALS.c.id)
+    query = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id)
     if not whole:
-        base = sa.select(sa.func.max(models.SEALS.c.id)).where(models.SEALS.c.checkpoint.contains("\nbase "))
-        query = query.where(models.SEALS.c.id >= sa.func.coalesce(base.scalar_subquery(), 0))
+        base = sa.select(sa.func.max(SEALS.c.id)).where(SEALS.c.checkpoint.contains("\nbase "))
+        query = query.where(SEALS.c.id >= sa.func.coalesce(base.scalar_subquery(), 0))
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
+
+
+def find(engine: sa.Engine, sha256: str) -> Signed | None:
+    """Return the checkpoint with this SHA-256; None: the chain does not have it."""
+    with database.reading(engine) as connection:
+        return head(connection, SEALS.c.checkpoint_sha256 == sha256)
+
+
+def after_loss(engine: sa.Engine, sha256: str = "") -> Signed | None:
+    """Return the newest checkpoint that says that those up to *sha256* (empty: up to any) were lost."""
+    with database.reading(engine) as connection:
+        return head(connection, SEALS.c.checkpoint.contains(f"\nrestored_after {sha256}", autoescape=True))
 
 
 def columns(signed: Signed) -> dict[str, object]:
@@ -177,13 +196,8 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
 
 
 def _build(
-    reading: Reading,
-    before: Signed | None,
-    newest: Ids,
-    key: SigningKey | None,
-    next_key: PublicKey | None,
-    removed: Base | None = None,
-) -> tuple[Signed, list[dict[str, Any]]]:
+    reading: Reading, before: Signed | None, newest: Ids, removed: Base | None = None
+) -> tuple[Checkpoint, list[dict[str, Any]]]:
     """Return the checkpoint that follows *before*, up to *newest*, and its segments; a base has all rows."""
     sealed = _sealed(before)
     wanted = {table: max(id_, newest[table]) for table, id_ in sealed.items()}  # verify finds ids that fell
@@ -202,10 +216,9 @@ def _build(
         ids={table: (sealed[table], wanted[table]) for table in TABLES},
         rows=sum(segment["rows"] for segment in segments),
         segments=tuple(SealedSegment(segment["name"], segment["part"], segment["sha256"]) for segment in segments),
-        next_key=next_key,
         base=removed,
     )
-    return sign(checkpoint, key), segments
+    return checkpoint, segments
 
 
 def _segments(reading: Reading, table: str, after: int, upto: int) -> Iterator[dict[str, Any]]:
@@ -238,7 +251,7 @@ def _write(engine: sa.Engine, before: Signed | None, signed: Signed, segments: l
 
 
 def _append(connection: sa.Connection, signed: Signed, segments: list[dict[str, Any]]) -> None:
-    insert = sa.insert(models.SEALS).values(checkpoint=signed.text, **columns(signed)).returning(models.SEALS.c.id)
+    insert = sa.insert(SEALS).values(checkpoint=signed.text, **columns(signed)).returning(SEALS.c.id)
     seal_id = connection.execute(insert).scalar_one()
     if segments:
         connection.execute(sa.insert(models.SEGMENTS), [{"seal_id": seal_id} | segment for segment in segments])
@@ -248,15 +261,14 @@ def require_key(engine: sa.Engine, key: SigningKey | None, before: Signed) -> No
     """Raise BadConfiguration if the chain expects another key than *key*, and *key* is not new."""
     if key is not None and before.checkpoint.signs_next == key.public:
         return
-    its = models.SEALS.c.key_id.is_not(None) if key is None else models.SEALS.c.key_id == key.public.id
-    query = sa.select(models.SEALS.c.checkpoint).where(its).order_by(models.SEALS.c.id.desc()).limit(1)
+    its = SEALS.c.key_id.is_not(None) if key is None else SEALS.c.key_id == key.public.id
     with database.reading(engine) as connection:
-        text = connection.execute(query).scalar()
-    if text is None:
+        used = head(connection, its)
+    if used is None:
         return
     why = "a key has signed the chain, so each new checkpoint needs a key"
     if key is not None:
-        if _parsed(text).checkpoint.next_key in (None, key.public):
+        if used.checkpoint.next_key in (None, key.public):
             return
         why = f"key {key.public.id} announced another key"
     raise BadConfiguration(f"sealing has stopped: {why}. Set TRACKER_SIGNING_KEY_FILE to the file of that key")

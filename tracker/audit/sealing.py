@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from tracker.audit.deliver import Courier
 from tracker.audit.keys import SigningKey
-from tracker.audit.seal import seal
+from tracker.audit.seal import after_loss, seal
 from tracker.errors import DatabaseUnavailable
 from tracker.logs import DATABASE, event
 from tracker.settings import Settings
@@ -32,6 +32,7 @@ LAST_DELIVERY_SECONDS: Final = 10.0  # of these; the next start delivers the res
 class Sealing:
     """Seals and delivers in a thread while ``with sealing(engine):`` runs; if it fails, polling goes on.
 
+    Before it seals, it compares the destinations with the database. *restored_after*: see `seal`; for the first seal.
     At the end it seals everything new. For ``run --once``, which has only an end, `Settings.seal_after` decides.
 
     Attributes:
@@ -41,9 +42,10 @@ class Sealing:
         BadConfiguration: The signing key cannot be used.
     """
 
-    def __init__(self, settings: Settings, *, once: bool = False) -> None:
+    def __init__(self, settings: Settings, *, once: bool = False, restored_after: str | None = None) -> None:
         self._settings = settings
         self._once = once
+        self._restored_after = restored_after
         self._key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
         self.failure: Exception | None = None
 
@@ -69,16 +71,22 @@ class Sealing:
         seal_at = monotonic()
         while not over.is_set():
             if monotonic() >= seal_at:
-                seal_at = monotonic() + self._tried(lambda: self._seal(engine, self._settings.seal_after))
+                seal_at = monotonic() + self._tried(lambda: self._seal(engine, courier, self._settings.seal_after))
             again = self._tried(lambda: courier.deliver(over))
             over.wait(max(0.0, min(seal_at - monotonic(), again)))
-        self._tried(lambda: self._seal(engine, self._settings.seal_after if self._once else timedelta()))
+        self._tried(lambda: self._seal(engine, courier, self._settings.seal_after if self._once else timedelta()))
         self._tried(lambda: courier.deliver(seconds=LAST_DELIVERY_SECONDS))
 
-    def _seal(self, engine: sa.Engine, seal_after: timedelta) -> None:
+    def _seal(self, engine: sa.Engine, courier: Courier, seal_after: timedelta) -> None:
         self.failure = None
         try:
-            seal(engine, self._key, seal_after=seal_after)
+            lost = self._restored_after
+            if lost is not None and after_loss(engine, lost) is not None:
+                event("restored_after_known", sha256=lost, note="a checkpoint says so already")
+                lost = None
+            courier.require_all(lost)
+            seal(engine, self._key, seal_after=seal_after, restored_after=lost)
+            self._restored_after = None
         except Exception as error:
             self.failure = error
             raise

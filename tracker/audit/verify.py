@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from itertools import chain, pairwise
@@ -99,8 +99,8 @@ class _Verification:
         self._progress = progress
         self._report = Report(is_key_checked=given is not None)
         self._given = given
-        # Number, SHA-256 and origin of those that were not seen in the chain yet.
-        self._trusted = {(one.checkpoint.number, one.sha256, one.checkpoint.origin) for one in trusted}
+        # By SHA-256, those that were not seen in the chain yet, without what is not needed.
+        self._trusted = {one.sha256: replace(one.checkpoint, ids={}, segments=(), key=None) for one in trusted}
         self._report.trusted = len(self._trusted)
         self._last: _SealRow | None = None  # the newest that is in order
         self._due = 1  # the number of the next
@@ -188,7 +188,9 @@ class _Verification:
             self._due, self._last, self._expected = self._due + 1, seal, None
             return
         one, faults = seal.signed.checkpoint, []
-        self._trusted.discard((one.number, seal.sha256, one.origin))
+        self._trusted.pop(seal.sha256, None)
+        if one.restored_after is not None:
+            self._report.restored[one.number] = one.restored_after
         if names := seal.disagreeing(seal.signed):
             faults.append(f"its text does not agree with the columns {', '.join(names)}")
         if one.number < self._due:
@@ -269,9 +271,10 @@ class _Verification:
         if head is not None:
             one = head.checkpoint
             report.number, report.sha256, report.sealed_at = one.number, head.sha256, one.sealed_at
+        self._lost()
         if not self._trusted:
             return
-        number, hash_, origin = min(self._trusted)
+        number, hash_, origin = min((one.number, hash_, one.origin) for hash_, one in self._trusted.items())
         why = "the chain has another checkpoint in its place, or none"
         if head is None or origin != head.checkpoint.origin:
             why = "it belongs to another database"
@@ -279,6 +282,20 @@ class _Verification:
             why = f"the chain ends with {head.checkpoint.number}: its end was cut off, or an older copy was restored"
         more = f" (and {len(self._trusted) - 1} more)" if len(self._trusted) > 1 else ""
         self._find(FindingKind.TRUSTED, f"the trusted one (SHA-256 {hash_}) is not in the chain: {why}{more}", number)
+
+    def _lost(self) -> None:
+        """Note which trusted checkpoints were lost, as the chain says: each names the one before it."""
+        for by, last in self._report.restored.items():
+            numbers: list[int] = []
+            names: list[str | None] = [last]
+            while names:
+                if (one := self._trusted.pop(names.pop() or "", None)) is not None:
+                    numbers.append(one.number)
+                    self._report.trusted -= 1
+                    names += (one.previous_sha256, one.restored_after)
+            which = f": those with the numbers {min(numbers)} to {max(numbers)} are trusted ones" if numbers else ""
+            message = f"an older copy was restored; checkpoints up to SHA-256 {last} were lost{which}"
+            self._keep(AuditFinding(FindingKind.TRUSTED, f"checkpoint {by} says: {message}", by, is_note=True))
 
     # The rows
 

@@ -149,6 +149,7 @@ def _result(report: Report) -> str:
         " a later signature covers them",
         "KEY NOT CHECKED": "compare the id of the key with the id that you were given, or give --public-key",
         "NOTHING TRUSTED GIVEN": "only --trusted shows that the end was cut off, or that everything was sealed again",
+        "RESTORED AFTER A LOSS": "rows sealed in the lost checkpoints may be missing, or may have been asked for again",
         "A SIMULATOR MAY HAVE ANSWERED": "a server that answered is on the same machine, or was asked over plain HTTP",
     }
     qualified = [f"{words}: {explained[words]}." for words in report.qualifications]
@@ -272,6 +273,8 @@ def _rotated(file: Path) -> PublicKey:
         if settings.signing_key_file is None:
             raise BadConfiguration("--rotate: set TRACKER_SIGNING_KEY_FILE to the current key, which announces the new")
         present = keys.SigningKey.load(settings.signing_key_file)
+        courier = Courier.of(engine, settings)
+        courier.require_all()
         with database.reading(engine) as connection:
             guards.check(connection)
             newest = seal.head(connection)
@@ -295,7 +298,6 @@ def _rotated(file: Path) -> PublicKey:
             if newest is None or newest.checkpoint.next_key != public:
                 file.unlink()
                 raise
-        courier = Courier.of(engine, settings)
         with suppress(TrackerError):  # the checkpoint is in the chain: the next daemon delivers it
             courier.deliver()
     return public

@@ -138,6 +138,7 @@ def prune(
     """
     from tracker import database, operate
     from tracker.audit import prune as room
+    from tracker.audit.deliver import Courier
     from tracker.audit.keys import SigningKey
 
     if (ended_before is None) == (not jids):
@@ -156,6 +157,7 @@ def prune(
         if sys.stdin.isatty() and not yes:
             click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
+        Courier.of(engine, settings).require_all()  # an older copy of the database seals nothing
         removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
     said = f"{counted(removed.jobs, 'job')} removed. Keep {to} as proof: its SHA256SUMS has the SHA-256"
     click.echo(plain(f"{said} {removed.pack_sha256}, which the new base checkpoint names."), err=True)

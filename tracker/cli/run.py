@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -24,7 +25,8 @@ _BY_WEIGHT = (78, 69, 75, 1)
 
 @click.command(epilog=example("tracker run", "tracker run --once   # for cron"))
 @click.option("--once", is_flag=True, help="Poll everything that is due, and exit.")
-def run(once: bool) -> int:
+@click.option("--restored-after", metavar="SHA256", help="After a restore: the SHA-256 of the last lost checkpoint.")
+def run(once: bool, restored_after: str | None) -> int:
     """Poll open jobs until SIGTERM or Ctrl-C, and record each transition.
 
     After the first signal, requests in progress finish and are recorded; a second signal exits at once. SIGHUP makes
@@ -38,13 +40,15 @@ def run(once: bool) -> int:
     from tracker.alerts import Alerts
     from tracker.audit.sealing import Sealing
 
+    if restored_after is not None and not re.fullmatch("[0-9a-f]{64}", restored_after):
+        raise click.BadParameter("not 64 digits from 0 to 9 and a to f", param_hint="'--restored-after'")
     stop = daemon.Stop()
     if not os.isatty(2):
         # From now on, not only once the daemon runs: a SIGHUP that comes this early would end the process.
         signal.signal(signal.SIGHUP, lambda number, frame: setattr(stop, "wants_reload", not once))
     effective = settings.load()
     if once:
-        return _once(effective)
+        return _once(effective, restored_after)
     logs.setup()
     counts = metrics.Metrics()
     port = web.Web([sys.executable, "-P", "-c", _PAGE], counts.age, counts)  # -P: import nothing from this folder
@@ -52,7 +56,7 @@ def run(once: bool) -> int:
 
     def beside(new: Settings) -> list[daemon.Beside]:
         # Alerts end after sealing: they report what the last seal could not do.
-        return [Alerts(new, age=counts.age), Sealing(new), port.beside(new)]
+        return [Alerts(new, age=counts.age), Sealing(new, restored_after=restored_after), port.beside(new)]
 
     def reread() -> Settings:
         systemd.reloading()
@@ -63,7 +67,7 @@ def run(once: bool) -> int:
     return 0
 
 
-def _once(settings: Settings) -> int:
+def _once(settings: Settings, restored_after: str | None) -> int:
     """Poll what is due, report on stderr what is wrong, and return the exit code."""
     from tracker import daemon, logs
     from tracker.alerts import Alerts
@@ -72,7 +76,7 @@ def _once(settings: Settings) -> int:
 
     is_watched = sys.stderr.isatty()  # otherwise cron mails whatever is printed
     logs.setup(level=logging.INFO if is_watched else logging.WARNING)
-    sealing = Sealing(settings, once=True)
+    sealing = Sealing(settings, once=True, restored_after=restored_after)
     try:
         tally, troubles = daemon.run(settings, once=True, beside=lambda new: [Alerts(new, once=True), sealing])
     except DatabaseUnavailable as error:
