@@ -340,7 +340,7 @@ class Year:
         self._seal(timedelta())
 
     def _seal(self, seal_after: timedelta) -> None:
-        self._sealing._tried(lambda: self._sealing._seal(self.engine, seal_after))
+        self._sealing._tried(lambda: self._sealing._seal(self.engine, self._courier, seal_after))
         self._sealing._tried(self._courier.deliver)
 
     def _work_off(self) -> None:
