@@ -16,7 +16,9 @@ import pytest
 import sqlalchemy as sa
 
 from tests.conftest import run_sql
+from tests.processes import Tracker
 from tests.scripted import Script
+from tests.test_daemon import add, environment, until
 from tracker import cli, database, guards
 from tracker.audit import roles, seal
 from tracker.errors import BadConfiguration, InvalidField
@@ -273,6 +275,30 @@ def test_an_upgrade_by_the_owner_leaves_the_rights_as_they_are(
         assert refused(role, "INSERT INTO later DEFAULT VALUES") == "42501"
     with database.writing(stand.engine("owner")) as connection:
         connection.exec_driver_sql("DROP TABLE later")
+
+
+@pytest.mark.parametrize(
+    "right", ["UPDATE ON jobs", "UPDATE ON workers", "SELECT ON clusters", "INSERT ON transitions"]
+)
+def test_a_right_that_is_taken_away_stops_the_daemon(stand: Stand, script: Script, right: str, tmp_path: Path) -> None:
+    """It logs once what the database refuses, without a traceback, and exits with 78."""
+    before, after = (f"{when}-{right.replace(' ', '-')}" for when in ("before", "after"))
+    add(stand.engine("superuser"), before)
+    log = tmp_path / "daemon.log"
+    daemon = Tracker("run", env=environment(stand.url_of("writer"), script.url), log=log)
+    try:
+        until(lambda: before in script.asked)
+        stand.run(f"REVOKE {right} FROM {quoted(stand.names['writer'])}")
+        add(stand.engine("superuser"), after)
+        assert daemon.wait(20) == 78
+    finally:
+        daemon.kill()
+        stand.run(stand.sql)
+    said = log.read_text()
+    assert said.count('"database_refused"') == 1
+    assert f"the database refused: permission denied for table {right.split()[-1]}. Check" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert "raised an exception" not in said
 
 
 def test_rights_that_are_too_many_are_named_and_taken_away(stand: Stand) -> None:

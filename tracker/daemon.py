@@ -33,7 +33,9 @@ from tracker.errors import (
     BadConfiguration,
     DatabaseDamaged,
     DatabaseMoved,
+    DatabaseRefused,
     DatabaseUnavailable,
+    DatabaseUnusable,
     KeyRefused,
     Refused,
     TrackerError,
@@ -53,6 +55,12 @@ FORGOTTEN: Final = timedelta(days=30)  # how long a daemon that stopped is liste
 AWAY_SECONDS: Final = 5  # between looks while the database is away
 LONGEST_WAIT: Final = timedelta(seconds=30)  # between tries to poll a cluster while that fails
 SECOND: Final = timedelta(seconds=1)
+_EVENTS: Final[dict[type[DatabaseUnusable], str]] = {
+    DatabaseMoved: "database_moved",
+    DatabaseDamaged: "database_damaged",
+    DatabaseRefused: "database_refused",
+}
+"""What the log calls a reason to stop."""
 
 Beside = Callable[[sa.Engine], AbstractContextManager[object]]
 """What runs beside the polling: a context around it, with threads of its own, that must not disturb it."""
@@ -92,23 +100,22 @@ class Stop(threading.Event):
         wants_reload: A signal asked for it.
     """
 
-    failure: DatabaseMoved | DatabaseDamaged | None = None
+    failure: DatabaseUnusable | None = None
     wants_reload = False
 
-    def because(self, failure: DatabaseMoved | DatabaseDamaged) -> None:
+    def because(self, failure: DatabaseUnusable) -> None:
         """Stop: nothing can be written any more."""
         if self.failure is None:
-            name = "database_moved" if isinstance(failure, DatabaseMoved) else "database_damaged"
-            event(name, logging.ERROR, error=failure)
+            event(_EVENTS[type(failure)], logging.ERROR, error=failure)
             self.failure = failure
         self.set()
 
     @contextmanager
     def handling_outages(self, wait: float = 0.0) -> Iterator[None]:
-        """Log that the database is away, *wait* this many seconds, and go on; stop if its file is moved or damaged."""
+        """Log that the database is away, *wait* this many seconds, and go on; stop if it cannot be used any more."""
         try:
             yield
-        except (DatabaseMoved, DatabaseDamaged) as error:
+        except DatabaseUnusable as error:
             self.because(error)
         except DatabaseUnavailable as error:
             DATABASE.went_away(error)
@@ -171,7 +178,8 @@ def run(
     Raises:
         BadConfiguration: No cluster is configured, or the database is missing, of another version or without its
             guards; each with the way out.
-        DatabaseMoved, DatabaseDamaged: The SQLite file is another one now, or damaged; nothing was written to it.
+        DatabaseUnusable: The SQLite file is another one now, or damaged, and nothing was written to it; or PostgreSQL
+            refuses a right.
         DatabaseUnavailable: At the start, and at the end of a run *once*; else it is waited for.
     """
     stop = stop or Stop()
@@ -320,7 +328,7 @@ class _Task:
                 self._not_before = monotonic() + doubled(SECOND, self._failures - 1, LONGEST_WAIT).total_seconds()
                 if patient:
                     return  # `trouble` reports it
-                if isinstance(error, DatabaseMoved | DatabaseDamaged | DatabaseUnavailable):
+                if isinstance(error, DatabaseUnusable | DatabaseUnavailable):
                     raise
                 event("polling_failed", logging.ERROR, cluster=self._cluster, error=f"{type(error).__name__}: {error}")
                 logging.getLogger("tracker").debug("polling_failed", exc_info=error)
@@ -488,7 +496,7 @@ class _Daemon:
                     if new is not old:
                         event("reloaded", clusters=",".join(new.clusters))
                     break
-                except (DatabaseMoved, DatabaseDamaged):
+                except DatabaseUnusable:
                     raise
                 except BadConfiguration as error:  # a port in use, for instance
                     event("settings_refused", logging.ERROR, error=error)

@@ -26,6 +26,7 @@ from tracker.errors import (
     DatabaseDamaged,
     DatabaseMissing,
     DatabaseMoved,
+    DatabaseRefused,
     DatabaseUnavailable,
     SchemaMismatch,
 )
@@ -226,7 +227,7 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
     text = lines[0] if lines else type(original).__name__
     if isinstance(error, (sa.exc.ProgrammingError, sa.exc.NotSupportedError)):
         hint = "Check the URL, the rights of its role and, with `tracker db check`, the schema"
-        raise BadConfiguration(f"the database refused: {text}. {hint}") from original
+        raise DatabaseRefused(f"the database refused: {text}. {hint}") from original
     if "not a database" in text or "image is malformed" in text:
         raise DatabaseDamaged(
             f"the file is not a SQLite database, or is damaged ({text}): restore a copy"

@@ -6,8 +6,10 @@ Owns the tree; each class is one decision that a caller can make. The room where
     TrackerError
     ├── BadConfiguration        stop: a person must repair the settings or the set-up
     │   ├── DatabaseMissing     make the database first
-    │   ├── DatabaseMoved       write nothing more: the file is another one now
-    │   ├── DatabaseDamaged     write nothing more: the file is damaged
+    │   ├── DatabaseUnusable    write nothing more, a daemon too
+    │   │   ├── DatabaseMoved       the file is another one now
+    │   │   ├── DatabaseDamaged     the file is damaged
+    │   │   └── DatabaseRefused     a right is missing, or the schema is another one now
     │   ├── SchemaMismatch      upgrade the schema, or the program
     │   └── GuardsMissing       the history is not protected: refuse to run
     ├── DatabaseUnavailable     try again later
@@ -48,12 +50,20 @@ class DatabaseMissing(BadConfiguration):
     """There is no database at the URL, and only ``tracker db upgrade`` and ``tracker demo`` make one."""
 
 
-class DatabaseMoved(BadConfiguration):
+class DatabaseUnusable(BadConfiguration):
+    """The database cannot be used until a person repairs it: a daemon stops, too, and writes nothing more."""
+
+
+class DatabaseMoved(DatabaseUnusable):
     """The SQLite file was moved, replaced or deleted while it was open."""
 
 
-class DatabaseDamaged(BadConfiguration):
+class DatabaseDamaged(DatabaseUnusable):
     """The SQLite file is damaged, or is none of SQLite's."""
+
+
+class DatabaseRefused(DatabaseUnusable):
+    """PostgreSQL refuses a statement: the role lacks a right, or a table is missing or has other columns."""
 
 
 class SchemaMismatch(BadConfiguration):
