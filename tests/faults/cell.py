@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import ssl
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -17,6 +16,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from tests.faults import hurry
+from tests.faults.certificates import make_certificates
 from tests.faults.databases import PASSWORD, Postgres, Sqlite
 from tests.hostile import Hostile, Wire
 from tests.processes import Process
@@ -53,8 +53,7 @@ class Fault:
         start: Starts the daemon.
         covers: Whether the gaps must cover the fault.
         clock: Clocks are wrong, so times are not compared with the server's.
-        once: The exit code of `run --once` meanwhile.
-        tls: Makes the server's certificates, in a folder.
+        tls: The server speaks TLS.
     """
 
     name: str
@@ -68,8 +67,7 @@ class Fault:
     start: Callable[[Cell], object] = field(default=lambda cell: cell.start())
     covers: bool = True
     clock: bool = False
-    once: int = 0
-    tls: Callable[[Path], ssl.SSLContext | None] = lambda folder: None
+    tls: bool = False
 
 
 class Elevate:
@@ -109,21 +107,27 @@ class Elevate:
 
 
 class Cell:
-    """The world of one fault, in *folder*; a context manager, at whose end nothing is left running."""
+    """The world of one fault, in *folder*; a context manager, at whose end nothing is left running.
+
+    Attributes:
+        place: The folder of the database.
+        running: The daemon; injections may replace it, or start another.
+        stack: What is cleared away at the end.
+    """
 
     def __init__(self, fault: Fault, kind: str, folder: Path, template: Path) -> None:
         self.fault, self.folder, self.place = fault, folder, folder / "database"
         self.place.mkdir(parents=True)
         self.log = folder / "daemon.log"
         self.stack = ExitStack()
-        self.elevate = Elevate(fault.tls(folder))
+        self.elevate = Elevate(make_certificates(folder) if fault.tls else None)
         self.stack.callback(self.elevate.down)
         self.database = (Sqlite if kind == "SQLite" else Postgres)(self.place, template)
-        self.servers: list[Postgres] = []  # where there are two
+        self.standby: Postgres | None = None
         self.stack.callback(lambda: self.database.close())
         self.running: list[Any] = []
         self.env = SETTINGS | {"TRACKER_BASE_URL": self.elevate.server.url, "TRACKER_DATABASE_URL": self.database.url}
-        if self.elevate.tls:
+        if fault.tls:
             self.env["TRACKER_CA_BUNDLE"] = "authorities.pem"
 
     def __enter__(self) -> Self:
@@ -135,23 +139,29 @@ class Cell:
     def __exit__(self, *error: object) -> None:
         for process in self.running:
             process.kill()
-            with suppress(AssertionError):
-                process.wait()
+            process.wait()
         self.stack.close()
 
-    def process(self, *words: str, out: Path | None = None, at: str = "") -> Process:
-        """Start ``tracker`` with *words*; see `hurry.child`."""
-        files = (self.folder / "daemon.out", self.log) if out is None else (out, out)
-        return Process(hurry.child, words, self.env, self.folder, *files, at, 0.0)
+    def daemon(self, point: str = "") -> Process:
+        """Start a daemon, which kills itself at a *point* of `hurry.POINTS`, if one is given."""
+        out = self.folder / "daemon.out"
+        return Process(hurry.child, ("run",), self.env, self.folder, out, self.log, point, 0.0)
 
     def start(self) -> None:
         """Start a daemon, which must run well until it is stopped at the end."""
-        self.running.append(self.process("run"))
+        self.running.append(self.daemon())
+
+    def stop(self) -> None:
+        """Stop the daemon, which must end well."""
+        self.running[-1].terminate()
+        assert self.running[-1].wait() == 0, "the daemon did not stop well"
+        self.running.pop()
 
     def say(self, *words: str) -> tuple[int, str]:
         """Run a command, and return its exit code and all that it printed."""
         out = self.folder / f"output-{len(list(self.folder.glob('output-*')))}"
-        return self.process(*words, out=out).wait(), out.read_text()
+        process = Process(hurry.child, words, self.env, self.folder, out, out, "", 0.0)
+        return process.wait(), out.read_text()
 
     def tracker(self, *words: str) -> None:
         """Run a command that must succeed."""
@@ -171,7 +181,7 @@ class Cell:
         """Wait until every job was seen in *status*, and return how long that took."""
         began, left = time.monotonic(), len(JIDS)
         while left:
-            with suppress(DatabaseUnavailable, sa.exc.DBAPIError):
+            with suppress(DatabaseUnavailable):
                 left = self.rows(f"SELECT count(*) FROM jobs WHERE coalesce(status, '') <> '{status}'")[0][0]
             assert time.monotonic() < began + seconds, f"{left} jobs were not seen {status} within {seconds} s"
             time.sleep(0.05)
@@ -184,30 +194,6 @@ class Cell:
             assert time.monotonic() < end, f"`tracker status` exits {said[0]}, not {code} with {words}: {said[1][:200]}"
             time.sleep(0.2)
         return said[1]
-
-
-class Cron:
-    """`tracker run --once` again and again, in place of a daemon: its exit codes are those promised."""
-
-    def __init__(self, cell: Cell) -> None:
-        self.cell, self.over, self.codes = cell, threading.Event(), set[int]()
-        cell.running.append(self)
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-
-    def run(self) -> None:
-        while not self.over.wait(0.2):
-            self.codes.add(self.cell.process("run", "--once").wait())
-
-    def terminate(self) -> None:
-        self.over.set()
-
-    kill = terminate
-
-    def wait(self) -> int:
-        self.thread.join()
-        assert self.codes == {0, self.cell.fault.once}, f"`run --once` exits {self.codes}"
-        return 0
 
 
 def play(fault: Fault, kind: str, folder: Path, template: Path) -> float:
@@ -234,9 +220,8 @@ def play(fault: Fault, kind: str, folder: Path, template: Path) -> float:
         cell.elevate.status = "done"
         if fault.share == 1:
             took = cell.wait("done", fault.within)
-        for process in cell.running:
-            process.terminate()
-            assert process.wait() == 0, "the daemon did not stop well"
+        while cell.running:
+            cell.stop()
         said = cell.shows("", 0, 5)
         assert fault.shows is None or f"[{fault.shows[0]}]" not in said, f"the need is not over: {said[:200]}"
         nothing_is_lost_or_invented(cell)
@@ -251,7 +236,7 @@ def play(fault: Fault, kind: str, folder: Path, template: Path) -> float:
 
 def nothing_is_lost_or_invented(cell: Cell) -> None:
     """Assert that every job is done, and that every change is an answer of the server, within its bounds."""
-    query = "SELECT jid, seq, action, to_status, last_seen_at, observed_at FROM report_transitions ORDER BY jid, seq"
+    query = "SELECT jid, seq, to_status, last_seen_at, observed_at FROM report_transitions ORDER BY jid, seq"
     histories = {jid: list(rows) for jid, rows in groupby(cell.rows(query), lambda row: row.jid)}
     assert sorted(histories) == JIDS, "a job is missing"
     for jid, rows in histories.items():
@@ -288,15 +273,3 @@ def no_secret_is_seen(folder: Path) -> None:
         content = path.read_bytes() if path.is_file() else b""
         assert not any(mark.encode() in content for mark in (KEY, PASSWORD)), f"a secret is in {path.name}"
         assert path.parent != folder or b"Traceback" not in content, f"a traceback is in {path.name}"
-
-
-def lasting(begin: Callable[[Cell], object], end: Callable[[Cell], object]) -> Callable[[Cell], Any]:
-    """Return an injection from what begins it and what ends it."""
-
-    def inject(cell: Cell) -> AbstractContextManager[object]:
-        begin(cell)
-        stack = ExitStack()
-        stack.callback(end, cell)
-        return stack
-
-    return inject

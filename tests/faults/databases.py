@@ -30,8 +30,10 @@ class Sqlite:
         self.path = Path(shutil.copy(template / "tracker.db", folder))
         self.url = self.admin = f"sqlite:///{self.path}"
 
-    def close(self) -> None:
-        pass
+    def start(self) -> None:
+        """There is no server."""
+
+    close = start
 
 
 class Postgres:
