@@ -251,7 +251,7 @@ def test_a_bad_file_is_an_error_in_words(
         (b"\n\n" + signed.text.encode() + b"\nrubbish\n", "checkpoint 2 in this file: not a checkpoint: line 1"),
         (signed.text.replace("\n", "\r\n").encode(), "its lines end in CR LF"),
         (signed.text[:200].encode(), "not a checkpoint: line"),
-        (b"\n", "not a checkpoint: line 1 is ''"),
+        (b"\n", "holds no checkpoint"),
     ):
         file.write_bytes(content)
         result = run("--trusted", file)

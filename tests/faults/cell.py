@@ -20,6 +20,7 @@ from tests.faults.certificates import make_certificates
 from tests.faults.databases import PASSWORD, Postgres, Sqlite
 from tests.hostile import Hostile, Wire
 from tests.processes import Process
+from tests.test_daemon import until
 from tracker import database
 from tracker.errors import DatabaseUnavailable
 
@@ -205,17 +206,18 @@ def play(fault: Fault, kind: str, folder: Path, template: Path) -> float:
     with Cell(fault, kind, folder, template) as cell:
         fault.start(cell)
         cell.wait("waiting")
+        until(lambda: any(path.stat().st_size for path in folder.glob("checkpoints.txt")))
         began = datetime.now(UTC)
         cell.elevate.status = "running"
         with fault.inject(cell):
-            until = time.monotonic() + fault.seconds
+            end = time.monotonic() + fault.seconds
             if fault.share < 1:
                 cell.wait("running")
                 cell.elevate.status = "done"
                 took = cell.wait("done", fault.within)
             elif fault.shows:
                 cell.shows(*fault.shows)
-            time.sleep(max(0.0, until - time.monotonic()))
+            time.sleep(max(0.0, end - time.monotonic()))
             ended = datetime.now(UTC)
         cell.elevate.status = "done"
         if fault.share == 1:
@@ -262,8 +264,8 @@ def gaps_explain(cell: Cell, began: datetime, ended: datetime) -> None:
     assert causes or not fault.clock, "no gap explains the clock"
     if fault.gap and fault.covers and fault.share == 1 and not fault.clock:
         upto = next((at for at in cell.elevate.faulty if at >= began), began + 2 * SLACK) + SLACK
-        for since, until in sorted((instant(row.began_at), instant(row.ended_at)) for row in found):
-            upto = max(upto, until) if since <= upto else upto
+        for since, to in sorted((instant(row.began_at), instant(row.ended_at)) for row in found):
+            upto = max(upto, to) if since <= upto else upto
         assert upto >= ended, f"no gap covers {upto} to {ended}: {found}"
 
 

@@ -268,8 +268,11 @@ def on_tmpfs(cell: Cell) -> None:
 
 
 def fill(cell: Cell) -> None:
-    """Fill the file system, and let PostgreSQL need another file."""
-    subprocess.run(["dd", "if=/dev/zero", f"of={cell.place / 'filler'}", "bs=4k"], capture_output=True)
+    """Fill the file system, also with what a failed transaction gives back, and let PostgreSQL need another file."""
+    for _ in range(3):
+        more = ["bs=4k", "oflag=append", "conv=notrunc"]
+        subprocess.run(["dd", "if=/dev/zero", f"of={cell.place / 'filler'}", *more], capture_output=True)
+        time.sleep(0.5)
     with suppress(sa.exc.OperationalError):
         while isinstance(cell.database, Postgres):
             cell.database.run("SELECT pg_logical_emit_message(true, 'fill', 'it')", "SELECT pg_switch_wal()")

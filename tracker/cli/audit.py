@@ -99,7 +99,9 @@ def _checkpoints(path: Path) -> Iterator[Signed]:
     from tracker.audit.checkpoint import parse, split
 
     texts = split(path.read_bytes().decode("ascii", "replace"))
-    for number, text in enumerate(texts or [""], 1):
+    if not texts:
+        raise click.BadParameter(plain(f"{path} holds no checkpoint"), param_hint="'--trusted'")
+    for number, text in enumerate(texts, 1):
         try:
             yield parse(text)
         except BadCheckpoint as error:  # exit code 2, not 1: this says nothing about the record
