@@ -167,6 +167,28 @@ def test_what_was_sealed_by_a_clock_that_was_ahead_is_a_note(
     assert [problem for problem in problems if not problem.is_note] == []
 
 
+@on_sqlite
+def test_rows_from_the_future_are_a_note_where_the_next_checkpoint_explains_them(
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
+) -> None:
+    """A clock is set right and all rows are sealed before a poll puts that on record: a note, and before that NOT OK."""
+    add(engine, "a")
+    run(polling)
+    seal(engine, None)
+    clock.by = DAYS
+    add(engine, "b")
+    run(polling)
+    clock.by = timedelta()
+    seal(engine, None)
+    assert "its checkpoint closes rows" in " ".join(problem.message for problem in found(engine) if not problem.is_note)
+    clusters.look(engine, polling._watch)
+    run(polling)
+    seal(engine, None)
+    problems = found(engine)
+    assert [problem for problem in problems if not problem.is_note] == []
+    assert "its checkpoint closes rows" in " ".join(problem.message for problem in problems)
+
+
 @pytest.mark.parametrize("meanwhile", ["nothing", "a look", "a write that fails"])
 def test_a_process_that_stood_still_leaves_a_gap(
     engine: sa.Engine, script: Script, clock: Moved, polling: Poller, meanwhile: str

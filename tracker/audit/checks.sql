@@ -765,7 +765,7 @@ SELECT
     CASE WHEN EXISTS (
         SELECT 1 FROM steps s
         WHERE (o.at <= s.previous_at AND o.at >= (strftime('%Y-%m-%d %H:%M:%S', substr(s.began_at, 1, 19), '-3600 seconds') || substr(s.began_at, 20)))
-            OR (o.at > o.latest_at AND s.sealed_at = o.sealed_at)
+            OR (o.at > o.latest_at AND o.sealed_at IN (s.previous_at, s.sealed_at))
     ) THEN 1 ELSE 0 END AS is_note,
     o.name, o.id, coalesce(n.cluster, g.cluster, s.cluster) AS cluster, n.jid, t.seq,
     o.what || ' is ' || o.at || ', but its checkpoint closes rows '

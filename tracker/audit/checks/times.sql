@@ -2,7 +2,8 @@
 {# A row is sealed soon after its own time. That time is at most an hour before the previous checkpoint (the first
    checkpoint and a base have no such limit) and at most a minute after its own. For rows that are not sealed yet, the
    checkpoint is now. Where a clock was set back, a gap is recorded, and times from its beginning on come a second time.
-   #}
+   The gap of rows from the future is in their checkpoint, or in the next one: they may be sealed just before it is
+   recorded. #}
 WITH checkpoints AS (
     SELECT
         s.sealed_at, lag(s.sealed_at) OVER (ORDER BY s.id) AS previous_at,
@@ -39,7 +40,7 @@ SELECT
     CASE WHEN EXISTS (
         SELECT 1 FROM steps s
         WHERE (o.at <= s.previous_at AND o.at >= {{ plus_seconds('s.began_at', -3600) }})
-            OR (o.at > o.latest_at AND s.sealed_at = o.sealed_at)
+            OR (o.at > o.latest_at AND o.sealed_at IN (s.previous_at, s.sealed_at))
     ) THEN 1 ELSE 0 END AS is_note,
     o.name, o.id, coalesce(n.cluster, g.cluster, s.cluster) AS cluster, n.jid, t.seq,
     o.what || ' is ' || o.at || ', but its checkpoint closes rows '
