@@ -171,7 +171,7 @@ def test_what_was_sealed_by_a_clock_that_was_ahead_is_a_note(
 def test_rows_from_the_future_are_a_note_where_the_next_checkpoint_explains_them(
     engine: sa.Engine, script: Script, clock: Moved, polling: Poller
 ) -> None:
-    """A clock is set right and all rows are sealed before a poll puts that on record: a note, and before that NOT OK."""
+    """A clock is set right, and all rows are sealed before a poll records that: a note, but a finding until then."""
     add(engine, "a")
     run(polling)
     seal(engine, None)
@@ -187,6 +187,23 @@ def test_rows_from_the_future_are_a_note_where_the_next_checkpoint_explains_them
     problems = found(engine)
     assert [problem for problem in problems if not problem.is_note] == []
     assert "its checkpoint closes rows" in " ".join(problem.message for problem in problems)
+
+
+@on_sqlite
+def test_a_last_sight_from_the_future_is_a_note(
+    engine: sa.Engine, script: Script, clock: Moved, polling: Poller
+) -> None:
+    """A job changes twice while a clock is ahead: after the correction it was last seen before that."""
+    add(engine, "a")
+    for clock.by, script.default in ((timedelta(), "waiting"), (DAYS, "started"), (DAYS, "running")):
+        run(polling)
+        change(engine, due_at=datetime.now(UTC) + DAYS)
+    clock.by, script.default = timedelta(), "done"
+    clusters.look(engine, polling._watch)
+    run(polling)
+    problems = found(engine)
+    assert [problem for problem in problems if not problem.is_note] == []
+    assert "last_seen_at" in " ".join(problem.message for problem in problems)
 
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "a look", "a write that fails"])

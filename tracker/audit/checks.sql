@@ -593,7 +593,7 @@ HAVING count(*) > 1
 
 SELECT replace(replace(replace(replace(CASE f.is_note WHEN 1 THEN 'note: ' ELSE 'NOT OK: ' END || f.name || ' id ' || coalesce(f.id, 'empty') || coalesce(', job ' || f.jid, '') || coalesce(' of cluster ' || f.cluster, '') || coalesce(', seq ' || f.seq, '') || ': ' || f.message, char(10), '?'), char(13), '?'), char(27), '?'), char(155), '?') FROM (
 SELECT
-    CASE WHEN c.message LIKE 'observed_at %' AND EXISTS (
+    CASE WHEN (c.message LIKE 'observed_at %' OR c.message LIKE 'last_seen_at %') AND EXISTS (
         SELECT 1 FROM gaps g
         WHERE g.cause = 'clock_set' AND g.began_at >= (strftime('%Y-%m-%d %H:%M:%S', substr(c.observed_at, 1, 19), '-3600 seconds') || substr(c.observed_at, 20)) AND g.began_at < c.at_before
     ) THEN 1 ELSE 0 END AS is_note,

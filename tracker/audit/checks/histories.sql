@@ -2,7 +2,7 @@
 {# A transition that cannot follow the one before it. Times may cross by seconds: answers are recorded later than actions,
    and clocks are corrected. After a clock was set back further, times run backwards and a gap is recorded. #}
 SELECT
-    CASE WHEN c.message LIKE 'observed_at %' AND EXISTS (
+    CASE WHEN (c.message LIKE 'observed_at %' OR c.message LIKE 'last_seen_at %') AND EXISTS (
         SELECT 1 FROM gaps g
         WHERE g.cause = 'clock_set' AND g.began_at >= {{ plus_seconds('c.observed_at', -3600) }} AND g.began_at < c.at_before
     ) THEN 1 ELSE 0 END AS is_note,
