@@ -30,7 +30,6 @@ HURRY: dict[str, object] = {
     "tracker.health._PAUSES": {kind: (SECOND, 2 * SECOND, cause) for kind, (_, _, cause) in health._PAUSES.items()},
     "tracker.needs.FAR_BEHIND": SECOND,
     "tracker.reports.overview.ALIVE": 4 * SECOND,
-    "tracker.web.STALE_SECONDS": 3,
 }
 STEPS: dict[str, tuple[Any, str]] = {
     "claim": (poller.Poller, "_claim"),

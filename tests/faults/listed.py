@@ -230,13 +230,12 @@ def server(cell: Cell) -> Postgres:
     return cell.database
 
 
-def no_connection_left(cell: Cell) -> None:
+@contextmanager
+def no_connection_left(cell: Cell) -> Iterator[None]:
     """Let the server have no connection for tracker, and end those that it has."""
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'tracker'"
     server(cell).run("ALTER ROLE tracker CONNECTION LIMIT 0", end)
-
-
-def connections_again(cell: Cell) -> None:
+    yield
     server(cell).run("ALTER ROLE tracker CONNECTION LIMIT -1")
 
 
@@ -267,19 +266,19 @@ def on_tmpfs(cell: Cell) -> None:
     cell.start()
 
 
-def fill(cell: Cell) -> None:
+@contextmanager
+def full(cell: Cell) -> Iterator[None]:
     """Fill the file system, also with what a failed transaction gives back, and let PostgreSQL need another file."""
+    filler = cell.place / "filler"
     for _ in range(3):
-        more = ["bs=4k", "oflag=append", "conv=notrunc"]
-        subprocess.run(["dd", "if=/dev/zero", f"of={cell.place / 'filler'}", *more], capture_output=True)
+        fill = ["dd", "if=/dev/zero", f"of={filler}", "bs=4k", "oflag=append", "conv=notrunc"]
+        subprocess.run(fill, capture_output=True)
         time.sleep(0.5)
     with suppress(sa.exc.OperationalError):
         while isinstance(cell.database, Postgres):
             cell.database.run("SELECT pg_logical_emit_message(true, 'fill', 'it')", "SELECT pg_switch_wal()")
-
-
-def make_room(cell: Cell) -> None:
-    (cell.place / "filler").unlink()
+    yield
+    filler.unlink()
     cell.database.start()
 
 
@@ -369,11 +368,11 @@ def of_the_database() -> Iterator[Fault]:
     yield post("database stopped", lasting(stopped, start), *AWAY)
     yield post("database killed", lasting(killed, start), *AWAY)
     yield Fault("database restarted", lasting(stopped, start), on=POSTGRESQL)
-    yield post("no connection left", lasting(no_connection_left, connections_again), *AWAY)
+    yield post("no connection left", no_connection_left, *AWAY)
     yield lite("database locked", locked, *SILENT)
     yield post("database locked", locked, *AWAY)
-    yield lite("disk full", lasting(fill, make_room), *SILENT, start=on_tmpfs)
-    yield post("disk full", lasting(fill, make_room), *AWAY, start=on_tmpfs)
+    yield lite("disk full", full, *SILENT, start=on_tmpfs)
+    yield post("disk full", full, *AWAY, start=on_tmpfs)
     yield post("database read-only", lasting(partial(read_only, "on"), partial(read_only, "off")), *SILENT)
     yield lite("database read-only", read_only_medium, *SILENT)
     yield Fault("failed over, and back", failed_over, ("not_running",), on=POSTGRESQL, covers=False, start=two_servers)
