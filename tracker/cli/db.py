@@ -157,6 +157,8 @@ def prune(
         if sys.stdin.isatty() and not yes:
             click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
+        with database.reading(engine) as connection:
+            room.require_owner(connection)
         Courier.of(engine, settings).require_all()  # an older copy of the database seals nothing
         removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
     said = f"{counted(removed.jobs, 'job')} removed. Keep {to} as proof: its SHA256SUMS has the SHA-256"
