@@ -206,7 +206,7 @@ def play(fault: Fault, kind: str, folder: Path, template: Path) -> float:
     with Cell(fault, kind, folder, template) as cell:
         fault.start(cell)
         cell.wait("waiting")
-        until(lambda: any(path.stat().st_size for path in folder.glob("checkpoints.txt")))
+        until(lambda: any(path.stat().st_size for path in folder.glob("checkpoints.txt")), 60)
         began = datetime.now(UTC)
         cell.elevate.status = "running"
         with fault.inject(cell):
