@@ -119,8 +119,8 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     assert (run("show", "old-1")[0], "TRACKER_RETENTION" in run("status")[1]) == (1, False)
     for as_of in ("2026-01-01", datetime.now(UTC).isoformat()):
         said = run("report", "gaps", "--as-of", as_of)[2]
-        assert ("they are missing here" in said) == (as_of == "2026-01-01")
-    assert run(*words, "--export", "none") == (0, "", "Nothing to remove: no such job had ended.\n")
+        assert ("are missing here" in said) == (as_of == "2026-01-01")
+    assert run(*words, "--export", "none") == (0, "", "Nothing to remove: no job ended before that day.\n")
     register(engine, "later")
     seal.seal(engine, key)
     code, _, err = run("db", "prune", "--jid", "new-a", "--jid", "new-a", "--export", "second", "--yes")
@@ -138,7 +138,7 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     (tmp_path / "outside").write_text("\n".join(texts))
     code, out, _ = run("audit", "verify", "--trusted", "outside", "--format", "table")
     assert code == 0, out
-    assert f"jobs that had ended before 2025-01-01 were removed before it: 3; SHA-256 of the pack {digest}" in out
+    assert f"jobs that ended before 2025-01-01, removed before it: 3; SHA-256 of their pack: {digest}" in out
     assert "OK, BUT KEY NOT CHECKED: 4 jobs, 6 transitions, 5 checkpoints over 7 rows" in out
     with database.reading(engine) as connection:
         assert set(connection.exec_driver_sql("SELECT DISTINCT seal_id FROM report_transitions").scalars()) == {5}
@@ -173,7 +173,7 @@ def test_what_was_changed_after_a_base_is_found(engine: sa.Engine, key: SigningK
         (lambda c: put(c, old, "jobs"), "job: job old-1 of cluster w1: its registration is missing"),
         (lambda c: put(c, old, "jobs", "transitions"), "ids from 1 to 7 that are in no segment: 3"),
         (lambda c: c.execute(sa.delete(TRANSITIONS).where(TRANSITIONS.c.id == 5)), "(4 were sealed, 3 are there)"),
-        (lambda c: put(c, old, "segments"), "rows of table segments of checkpoints before the newest base: 1"),
+        (lambda c: put(c, old, "segments"), "rows in table segments for checkpoints before the newest base: 1"),
         (lambda c: c.execute(sa.update(SEALS).where(SEALS.c.id == 2).values(instead)), "2: its signature is false"),
         (lambda c: c.execute(sa.insert(SEALS).values(after)), f"3: it is signed with key {KEY.public.id}, which the"),
     ]

@@ -129,8 +129,8 @@ def test_a_loss_is_noticed_said_and_verified(
     trusted = [parse(text) for text in outside(given)]
     report = verified(copy, trusted=trusted)
     assert (found(report), report.qualifications) == ([], ("KEY NOT CHECKED", "RESTORED AFTER A LOSS"))
-    says = f"checkpoint 3 says: an older copy was restored; checkpoints up to SHA-256 {lost} were lost: those with the"
-    assert [note.message for note in report.notes] == [f"{says} numbers 3 to 4 are trusted ones"]
+    says = f"checkpoint 3 says: an older copy was restored; checkpoints up to SHA-256 {lost} were lost, among"
+    assert [note.message for note in report.notes] == [f"{says} them the trusted numbers 3 to 4"]
     alone = verified(copy, trusted=trusted[-2:-1])  # the lost head
     assert (found(alone), "NOTHING TRUSTED GIVEN" in alone.qualifications) == ([], True)
     key = SigningKey.load(tmp_path / "key")
@@ -138,7 +138,7 @@ def test_a_loss_is_noticed_said_and_verified(
     [finding] = verified(copy, trusted=changed).findings
     assert "checkpoint 3: the trusted one" in finding.message  # nothing names it, or the changed one
     pack.export(copy, tmp_path / "pack", zone=ZONE, key=key)
-    good, head = "rows of lost checkpoints (3 to 4 outside)", f"number 3: restored_after {lost}"
+    good, head = "lost\ncheckpoints (3 to 4 of the trusted)", f"number 3: restored_after {lost}"
     for content, code, words in ((trusted, 0, good), (trusted[-2:-1], 0, head), (changed, 1, "number 4")):
         (tmp_path / "trusted").write_text("".join(f"{signed.text}\n" for signed in content))
         status, said = verify_sh(tmp_path / "pack", "--trusted", tmp_path / "trusted")

@@ -229,7 +229,7 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
         raise BadConfiguration(f"the database refused: {text}. {hint}") from original
     if "not a database" in text or "image is malformed" in text:
         raise DatabaseDamaged(
-            f"the file is not a SQLite database, or is damaged ({text}): restore a copy"
+            f"the file is not a SQLite database, or is damaged ({text}): restore a backup"
         ) from original
     if text == "unable to open database file":
         text += ": may this user read and write it and its folder?"
