@@ -1,4 +1,4 @@
-"""Retention: what is removed is gone and in the pack, the rest is as before, and a crash leaves all or nothing."""
+"""Retention: removed jobs are in the pack only, the rest is as before, and a crash leaves all or nothing."""
 
 from __future__ import annotations
 
@@ -83,21 +83,21 @@ def script(folder: Path, trusted: str = "", *more: str) -> tuple[int, str]:
 
 
 def reports(engine: sa.Engine) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each view about jobs, but for the seal of a transition."""
+    """Return the rows of each view about jobs, without the seal of a transition."""
     found = {}
     with database.reading(engine) as connection:
         for view in views.VIEWS:
             rows = history.selected(connection, view, datetime(2027, 1, 1, tzinfo=UTC))
             rows = [row | {"seal_id": None} for row in rows if not str(row.get("jid")).startswith("old")]
             found[view] = sorted(rows, key=str)
-    del found["report_monthly"]  # it no longer counts what was removed
+    del found["report_monthly"]  # it no longer counts the removed jobs
     return found
 
 
 def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     engine: sa.Engine, run: Run, key: SigningKey, dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice: both packs, the database and what left it before verify; reports on other jobs are as before."""
+    """After two removals both packs, the database and earlier checkpoints verify; other jobs' reports are as before."""
     live(engine, "a", "old-1", "old-2", "old-3")
     seal.seal(engine, key)
     live(engine, "b")
@@ -132,7 +132,7 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
         code, said = script(tmp_path / folder, "\n".join(texts[:last]), "--key-id", key.public.id)
         assert (code, "\nOK: checkpoints" in said) == (0, True), said
     assert "Jobs removed with checkpoint 5; nothing before it was checked: jobs 1 pack" in said
-    assert "NOTHING TRUSTED GIVEN: " in script(tmp_path / "third", texts[2])[1]  # it does not hold this chain any more
+    assert "NOTHING TRUSTED GIVEN: " in script(tmp_path / "third", texts[2])[1]  # it has none since the base
     code, said = script(tmp_path / "third", sign(chain(engine)[3].checkpoint, KEY).text)
     assert (code, "NOT OK: checkpoints in ../trusted that are not in this pack" in said) == (1, True), said
     (tmp_path / "outside").write_text("\n".join(texts))
@@ -154,7 +154,7 @@ def put(connection: sa.Connection, rows: dict[str, list[dict[str, Any]]], *table
 
 
 def test_what_was_changed_after_a_base_is_found(engine: sa.Engine, key: SigningKey, tmp_path: Path) -> None:
-    """A job or its rows put back, a row removed, a forged base, another number of jobs, segments put back."""
+    """Each is found: a job or its rows put back, a row removed, a forged base, another number of jobs, old segments."""
     live(engine, "a", "old-1")
     seal.seal(engine, key)
     there = {"jobs": "id = 1", "transitions": "job_id = 1", "segments": "name = 'transitions'"}
@@ -207,7 +207,7 @@ POINTS = ("pack _put_reports 1", "prune verify 1", "prune _lock 1", "seal _appen
 def test_a_kill_at_any_point_leaves_all_or_nothing(
     engine: sa.Engine, url: str, key: SigningKey, tmp_path: Path
 ) -> None:
-    """Before the commit nothing is removed, after it everything; a pack is complete or not there, and can be kept."""
+    """A kill before the commit leaves all jobs, one after it leaves none of them; a pack is complete or not there."""
     live(engine, "a", "old-1", "old-2")
     for number, point in enumerate(POINTS):
         words = [*point.split(), "db", "prune", "--ended-before", "2025-01-01", "--export", f"pack-{number}"]
@@ -224,7 +224,7 @@ def test_a_kill_at_any_point_leaves_all_or_nothing(
 
 @pytest.mark.parametrize("first", [KEY, None])
 def test_a_base_over_nothing_and_one_by_a_new_key(engine: sa.Engine, tmp_path: Path, first: SigningKey | None) -> None:
-    """The chain goes on where no row is left, where it is not signed, and where the base is the new key's first."""
+    """The chain continues if no row is left, if it is not signed, and if the base is the new key's first checkpoint."""
     with database.writing(engine) as connection:
         new = sa.insert(JOBS).values(cluster="w1", jid="old").returning(JOBS.c.id)
         job = connection.execute(new).scalar_one()
@@ -248,7 +248,7 @@ def test_a_base_over_nothing_and_one_by_a_new_key(engine: sa.Engine, tmp_path: P
 def test_what_cannot_be_removed_is_refused(
     engine: sa.Engine, run: Run, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An open job, a day in the future, a folder that exists, a checkpoint made meanwhile: nothing is removed."""
+    """Nothing is removed if a job is open, a day in the future, the folder there, or something is sealed meanwhile."""
     live(engine, "a", "old-1")
     for code, words, said in (
         (1, "--jid open-a --export x", "job open-a is open: withdraw it first"),
@@ -272,7 +272,7 @@ def test_what_cannot_be_removed_is_refused(
 
 
 def test_daemons_go_on(engine: sa.Engine, start: Start, script: Script, key: SigningKey, tmp_path: Path) -> None:
-    """A daemon that polls, and a process that registers all the time, wait for a moment; nothing is lost."""
+    """A daemon that polls and a thread that registers jobs wait for a moment; no row is missing afterwards."""
     live(engine, "a", "old-1")
     script.default = "done"
     over = threading.Event()
