@@ -572,9 +572,7 @@ def soak(seed: int, days: int, jobs: int, url: str, folder: Path) -> tuple[dict[
 
 def main() -> int:
     """Run one year, print its figures, and return 1 if anything is wrong."""
-    words = (
-        "Run the daemon through a simulated year, and compare its record with the truth; exit 1 if they differ."
-    )
+    words = "Run the daemon through a simulated year, and compare its record with the truth; exit 1 if they differ."
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=words)
     for name, default, words in (
         ("seed", random.randrange(10**6), "the same seed gives the same run again; default: a random one"),

@@ -133,10 +133,12 @@ def grants(owner: str, writer: str, auditor: str) -> None:
 def prune(
     ended_before: datetime | None, jids: tuple[str, ...], cluster: str | None, to: Path | None, dry_run: bool, yes: bool
 ) -> None:
-    """Remove ended jobs with all their rows, after an evidence pack of all data is written to DIR.
+    """Remove ended jobs with all their rows.
 
-    Only the owner of the tables may do this. A base checkpoint then seals what is left and names the pack. On an error
-    nothing is removed. The pack, backups and other copies keep the rows: delete these, too, when their time is over.
+    First an evidence pack of all data is written to DIR and verified. At the end a base checkpoint seals what is left
+    and names the pack. On an error nothing is removed. Only the owner of the tables may do this.
+
+    The pack, backups and other copies keep the rows: delete them, too, when their time is over.
     """
     from tracker import database, operate
     from tracker.audit import prune as room

@@ -25,7 +25,7 @@ _BY_WEIGHT = (78, 69, 75, 1)
 
 @click.command(epilog=example("tracker run", "tracker run --once   # for cron"))
 @click.option("--once", is_flag=True, help="Poll everything that is due, and exit.")
-@click.option("--restored-after", metavar="SHA256", help="After a restore: what the next checkpoint names as lost.")
+@click.option("--restored-after", metavar="SHA256", help="After a restore: the SHA-256 of the last lost checkpoint.")
 def run(once: bool, restored_after: str | None) -> int:
     """Poll open jobs until SIGTERM or Ctrl-C, and record each transition.
 
