@@ -236,7 +236,7 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
     state = getattr(original, "sqlstate", None)
     problem = f"the database is not available: {text}"
     if state == "25006" or "readonly database" in text:
-        problem = f"the database cannot be written now: {text} (a standby, a read-only role, or a read-only file)"
+        problem = f"the database cannot be written now: {text} (a standby, a read-only role, or a file of another user)"
         context.is_disconnect = True  # after a failover every connection of the pool may lead to the old primary
     if state in _ENDING:
         context.is_disconnect = True

@@ -155,7 +155,7 @@ class Courier:
         waits = [to.until - self._clock() for to in self._destinations if to.until is not None]
         return max(0.0, min(waits)) if waits else None
 
-    def require_all(self, restored_after: str | None = None) -> None:
+    def refuse_older_copy(self, restored_after: str | None = None) -> None:
         """Raise BadConfiguration if a destination ends with a checkpoint that this database lacks.
 
         *restored_after* is the SHA-256 of one that may be missing, since the next checkpoint names it as lost; raise

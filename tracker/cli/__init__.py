@@ -22,7 +22,7 @@ HEADINGS = ("Start", "Register", "Follow", "Decide", "Report", "Prove", "Keep")
 """The headings of ``tracker --help``, in order."""
 
 COMMANDS = {
-    "demo": ("Start", "tracker.cli.demo:demo", "Try everything on this machine, in about a minute."),
+    "demo": ("Start", "tracker.cli.demo:demo", "Try everything on this machine, without a key."),
     "simulate": ("Start", "tracker.cli.simulate:simulate", "Serve a fake Elevate on this machine."),
     "config": ("Start", "tracker.cli.config:config", "Show the settings, and where each comes from."),
     "db": ("Start", "tracker.cli.db:db", "Make, check and copy the database, remove ended jobs."),

@@ -274,7 +274,7 @@ def _rotated(file: Path) -> PublicKey:
             raise BadConfiguration("--rotate: set TRACKER_SIGNING_KEY_FILE to the current key, which announces the new")
         present = keys.SigningKey.load(settings.signing_key_file)
         courier = Courier.of(engine, settings)
-        courier.require_all()
+        courier.refuse_older_copy()
         with database.reading(engine) as connection:
             guards.check(connection)
             newest = seal.head(connection)

@@ -162,7 +162,7 @@ def prune(
         if sys.stdin.isatty() and not yes:
             click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        Courier.of(engine, settings).require_all()  # in an older copy of the database nothing is sealed
+        Courier.of(engine, settings).refuse_older_copy()
         removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
     said = f"{counted(removed.jobs, 'job')} removed. Keep {to} as proof: its SHA256SUMS has the SHA-256"
     click.echo(plain(f"{said} {removed.pack_sha256}, which the new base checkpoint names."), err=True)
