@@ -54,7 +54,8 @@ class Base:
 
     def __str__(self) -> str:
         day = "" if self.ended_before is None else f" that ended before {self.ended_before}"
-        return f"jobs{day}, removed before it: {self.jobs}; SHA-256 of their pack: {self.pack_sha256}"
+        jobs = f"{self.jobs} job{'' if self.jobs == 1 else 's'}{day}"
+        return f"before it, `tracker db prune` removed {jobs}; SHA-256 of the pack: {self.pack_sha256}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,8 +164,10 @@ def prune(
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
         Courier.of(engine, settings).refuse_older_copy()
         removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
-    said = f"{counted(removed.jobs, 'job')} removed. Keep {to} as proof: its SHA256SUMS has the SHA-256"
-    click.echo(plain(f"{said} {removed.pack_sha256}, which the new base checkpoint names."), err=True)
+    said = f"{counted(removed.jobs, 'job')} removed. The pack {to} still has the rows: delete it when its time is over."
+    click.echo(
+        plain(f"{said} The base checkpoint names the SHA-256 of its SHA256SUMS: {removed.pack_sha256}"), err=True
+    )
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:
