@@ -162,6 +162,8 @@ def prune(
         if sys.stdin.isatty() and not yes:
             click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
+        with database.reading(engine) as connection:
+            room.require_owner(connection)
         Courier.of(engine, settings).refuse_older_copy()
         removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
     said = f"{counted(removed.jobs, 'job')} removed. The pack {to} still has the rows: delete it when its time is over."
