@@ -201,7 +201,7 @@ def dying(*given, **named):
 setattr(room, name, dying)
 cli.main(sys.argv[4:])
 """
-POINTS = ("pack _put_reports 1", "prune verify 1", "prune _lock 1", "seal _append 1", "guards check 2", "db counted 3")
+POINTS = ("pack _put_reports 1", "prune verify 1", "prune _lock 1", "seal _append 1", "guards check 3", "db counted 3")
 
 
 def test_a_kill_at_any_point_leaves_all_or_nothing(
