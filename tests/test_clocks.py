@@ -253,7 +253,7 @@ def test_daemons_that_stood_still_together_leave_a_gap(engine: sa.Engine, script
 
 
 def test_a_process_that_stood_still_and_stops_at_once_leaves_a_gap(engine: sa.Engine, script: Script) -> None:
-    """It stops, or reloads, before the next look: to who polls next, the time would look observed."""
+    """Also if it stops or reloads before its next look; otherwise the next daemon counts the time as observed."""
     add(engine, "a")
     daemon = _Daemon(engine, "test", Stop(), lambda new: [], Pulse())
     daemon.begin(Settings(clusters={"w1": cluster_settings(script.url)}), [])

@@ -59,7 +59,7 @@ class DatabaseMoved(DatabaseUnusable):
 
 
 class DatabaseDamaged(DatabaseUnusable):
-    """The SQLite file is damaged, or is none of SQLite's."""
+    """The file is not a SQLite database, or is damaged."""
 
 
 class DatabaseRefused(DatabaseUnusable):
@@ -112,7 +112,7 @@ class Conflict(Refused):
 
 
 class TryAgain(Refused):
-    """Something changed while the command was at work; nothing was changed by it."""
+    """Something changed while the command ran; the command changed nothing."""
 
     exit_code = 75
 

@@ -39,7 +39,7 @@ SQLITE, POSTGRESQL = BOTH[:1], BOTH[1:]
 KEY_REFUSED, RATE_LIMITED = (("key_refused",), ("key_refused", 1)), (("rate_limited",), ("rate_limited", 0))
 UNREACHABLE, BAD_ANSWER = (("unreachable",), ("unreachable", 1)), (("bad_answer",), ("bad_answer", 1))
 AWAY = (("not_running",), ("the database", 69))
-SILENT = (("not_running",), ("none is running", 0))  # it becomes a need when polls are late by a quarter of an hour
+SILENT = (("not_running",), ("none is running", 0))  # a need begins only when polls are late by a quarter of an hour
 
 
 def lasting(begin: Callable[[Cell], object], end: Callable[[Cell], object]) -> Inject:
@@ -60,7 +60,7 @@ def command(*words: object) -> None:
     assert done.returncode == 0, f"{words[0]}: {done.stderr}"
 
 
-# What the server does in place of an answer. Each body that looks like an answer says `done`: nobody may believe it.
+# What the server does in place of an answer. Each body that looks like an answer says `done`: it must not be recorded.
 
 
 def done(wire: Wire, jid: str = "") -> bytes:
@@ -124,7 +124,7 @@ HTTP: dict[str, tuple[Play, Any]] = {
 
 @contextmanager
 def answering(fault: Play, share: float, cell: Cell) -> Iterator[None]:
-    """Let the server do *fault* to a *share* of the requests."""
+    """Let the server answer a *share* of the requests with *fault*."""
     cell.elevate.share, cell.elevate.fault = share, fault
     try:
         yield
@@ -388,7 +388,7 @@ def of_the_database() -> Iterator[Fault]:
 
 @contextmanager
 def frozen(cell: Cell) -> Iterator[None]:
-    """Stop the daemon in the middle of its requests, until its leases are over and it is taken for dead."""
+    """Stop the daemon in the middle of its requests, until its leases are over and it counts as dead."""
     cell.elevate.pause = 0.9
     time.sleep(1)
     os.kill(cell.running[0].pid, signal.SIGSTOP)
@@ -417,7 +417,7 @@ def killed_at(point: str, cell: Cell) -> Iterator[None]:
 
 @contextmanager
 def killed_at_random(cell: Cell) -> Iterator[None]:
-    """Kill 500 daemons, most of them after the first request; what was recorded stays as it was."""
+    """Kill 500 daemons, most of them after the first request; recorded rows do not change."""
     rng, daemon, seen = random.Random(1), cell.running.pop(), set[Any]()
     engine = database.create_engine(cell.database.admin)
     for turn in range(500):
@@ -428,7 +428,7 @@ def killed_at_random(cell: Cell) -> Iterator[None]:
         time.sleep(rng.random() / 5)
         daemon.kill()
         assert daemon.wait() == -signal.SIGKILL, "it ended by itself"
-        with database.writing(engine) as connection:  # its leases and waits would last longer than the next one lives
+        with database.writing(engine) as connection:  # its leases and waits last longer than the next daemon lives
             connection.execute(sa.text("UPDATE jobs SET leased_by = NULL, leased_until = NULL, due_at = registered_at"))
             rows = {tuple(row) for row in connection.execute(sa.text("SELECT * FROM transitions"))}
         assert seen <= rows, "a transition was lost or changed"
@@ -441,7 +441,7 @@ def killed_at_random(cell: Cell) -> Iterator[None]:
 
 @contextmanager
 def limited(kind: int, room: Callable[[int], int], cell: Cell) -> Iterator[None]:
-    """Leave a running daemon only so much *room* of a resource."""
+    """Limit a resource of a running daemon to *room*."""
     cell.elevate.headers = ("Connection: close",)
     pid = cell.running[0].pid
     before = resource.prlimit(pid, kind)
