@@ -508,7 +508,7 @@ def clock_set(seconds: int, cell: Cell) -> Iterator[None]:
 
 
 def of_the_clock() -> Iterator[Fault]:
-    starts = {"idle": partial(with_a_clock, 4.0, 0.0), "asking": partial(with_a_clock, 0.5, 0.4)}
+    starts = {"idle": partial(with_a_clock, 4.0, 0.0), "asking": partial(with_a_clock, 0.5, 0.2)}
     for words, seconds in (("an hour", 3600), ("a day", 86400), ("a year", 365 * 86400)):
         for way, by in (("forward", seconds), ("back", -seconds)):
             for when, start in starts.items():
