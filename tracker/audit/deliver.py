@@ -32,8 +32,8 @@ import sqlalchemy as sa
 
 from tracker import database, elevate
 from tracker.audit.checkpoint import Signed, parse
-from tracker.audit.keys import sync_folder
-from tracker.audit.seal import after_loss, find
+from tracker.audit.keys import PublicKey, sync_folder
+from tracker.audit.seal import after_loss, find, head
 from tracker.cadence import doubled
 from tracker.errors import AskError, BadCheckpoint, BadConfiguration, ReceiverAhead, Refused
 from tracker.logs import event
@@ -154,24 +154,40 @@ class Courier:
         waits = [to.until - self._clock() for to in self._destinations if to.until is not None]
         return max(0.0, min(waits)) if waits else None
 
-    def require_all(self, restored_after: str | None = None) -> None:
+    def require_all(self, restored_after: str | None = None, key: PublicKey | None = None) -> None:
         """Raise BadConfiguration if a destination ends with a checkpoint that this database lacks.
 
-        Except for *restored_after*, a SHA-256: the next checkpoint is going to say that it was lost. Raise Refused if
-        it was not. A receiver that cannot be asked does not count.
+        Except for *restored_after*, a SHA-256: the next checkpoint is going to say that it was lost, signed by *key*.
+        Raise Refused if it was not lost, or if only a lost checkpoint announced the key: each later one would be a
+        permanent finding. A receiver that cannot be asked does not count.
         """
         if not self._has_compared:
             self.deliver(seconds=COMPARE_SECONDS)
         lost = [to.lost for to in self._destinations if to.lost is not None]
         if lost and not any(restored_after and one.sha256 in ("", restored_after) for one in lost):
             raise BadConfiguration(f"sealing has stopped: {lost[0]}")
-        ends = [to.last for to in self._destinations if isinstance(to, _File) and not lost]
-        for known in (find(self.engine, restored_after), *ends) if restored_after else ():
+        ends = [to.last for to in self._destinations if isinstance(to, _File)]
+        for end in ends if lost else ():
+            if end is not None and key is not None and end.checkpoint.signs_next == key:
+                self._require_announced(key)
+        for known in (find(self.engine, restored_after), *(() if lost else ends)) if restored_after else ():
             if known is not None:
                 its = f"checkpoint {known.checkpoint.number} (SHA-256 {known.sha256})"
                 raise Refused(f"--restored-after: nothing was lost: this database has {its}")
         for to in self._destinations if lost else ():
             to.until = to.lost = None  # the checkpoint that is made now goes there
+
+    def _require_announced(self, key: PublicKey) -> None:
+        """Raise Refused if the chain in the database has a key that did not announce *key*."""
+        with database.reading(self.engine) as connection:
+            newest = head(connection)
+        old = newest.checkpoint.signs_next if newest else None
+        if old not in (None, key):
+            raise Refused(
+                f"--restored-after: the key was changed in what was lost. Run it with the old key {old.id}"
+                " (TRACKER_SIGNING_KEY_FILE), then change the key again. If nobody has that key, make a new one"
+                " (`tracker audit keygen FILE`), and explain the finding to the auditor"
+            )
 
     def _begin(self) -> None:
         """Clear the failures of other destinations, which a daemon records again, and notes ahead of a copy."""

@@ -121,7 +121,7 @@ fi
 [ -n "$trusted" ] || doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone who has the key made all again.'
 restored=$(sed -n '/^number /h;/^restored_after /{H;x;s/\n/: /;p;}' "$tmp/chain" | shown)
 [ -z "$restored${1:-}" ] || doubt 'RESTORED AFTER A LOSS' "rows of lost checkpoints${1:+ ($1 to $2 outside)} may be
-missing, or were asked for again, after an older copy was restored. By number, the checkpoints that say so:\n$restored"
+missing, or were asked for again, after an older copy was restored.${restored:+ These checkpoints say so:\n$restored}"
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
 find segments -name '*-sources-*' | xargs cat | sed -En 's/^[0-9]+,"(([^"]|"")*)","(([^"]|"")*)",.*/\1 \3/p' |

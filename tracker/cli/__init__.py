@@ -25,7 +25,7 @@ COMMANDS = {
     "demo": ("Start", "tracker.cli.demo:demo", "Try everything on this machine, in about a minute."),
     "simulate": ("Start", "tracker.cli.simulate:simulate", "Serve a fake Elevate on this machine."),
     "config": ("Start", "tracker.cli.config:config", "Show the settings, and where each comes from."),
-    "db": ("Start", "tracker.cli.db:db", "Make, upgrade, check and copy the database."),
+    "db": ("Start", "tracker.cli.db:db", "Make, upgrade, check, copy and prune the database."),
     "deploy": ("Start", "tracker.cli.deploy:deploy", "Print files for systemd, containers and Prometheus."),
     "add": ("Register", "tracker.cli.intake:add", "Register jobs by their jids."),
     "import": ("Register", "tracker.cli.intake:import_", "Register jobs from a file: CSV or JSON Lines."),
