@@ -1,11 +1,11 @@
-"""A simulated year: the daemon's real code through outages, restarts and a vendor that changes, against the truth.
+"""A simulated year: the daemon's real code meets outages, restarts and a vendor that changes.
 
     python -m tests.soak [--seed N] [--days 365] [--jobs 5000] [--database sqlite|postgresql]
 
-Real are `daemon.run`, pollers, sealing, intake, HTTP and the database. Both clocks are simulated; they jump to what is
-due next. All work is done in one thread, each request takes the time that the vendor draws, and so a run follows from
-its seed: the digest of all transitions and gaps shows that it was replayed. Stand-ins: APScheduler, threads, and the
-loop of sealing; of the looks and heartbeats most are left out.
+At the end the record is compared with what the vendor knows. `daemon.run`, pollers, sealing, intake, HTTP and the
+database are real. APScheduler, threads and the loop of sealing are replaced, and most looks and heartbeats are left
+out. Both clocks are simulated; they jump to what is due next. All work is done in one thread, and each request takes
+the time that the vendor draws. So a seed gives the same run again, with the same digest of all transitions and gaps.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from tracker.models import JOBS
 from tracker.settings import Settings
 from tracker.status import Kind
 
-START = datetime(2025, 1, 7, tzinfo=UTC)  # all of the year is past: guards refuse what lies in the future
+START = datetime(2025, 1, 7, tzinfo=UTC)  # the whole year is past: guards refuse times in the future
 SECOND = 1_000_000  # the simulated time is a whole number of microseconds since START
 HOUR, DAY = 3600 * SECOND, 86_400 * SECOND
 ZONES = {"w1": ZoneInfo("Europe/Stockholm"), "w2": ZoneInfo("America/New_York")}
-LOOK = 45 * SECOND  # between looks, in place of one second: so a look finds several polls
+LOOK = 45 * SECOND  # between looks, in place of one second, so that a look finds several polls
 TIMEOUT = timedelta(seconds=10)  # of a request
-QUIET = 6 * DAY  # before the end: no fault, so that all that ended can have been seen
+QUIET = 6 * DAY  # at the end there are no faults, so that the daemon sees all jobs that ended
 VALID = "valid"
 KINDS = {  # how the vendor fails, and the cause of the gap; r: with Retry-After
     **dict.fromkeys(("reset", "hang", "500", "502", "503", "404", "302"), "unreachable"),
@@ -73,7 +73,7 @@ KINDS = {  # how the vendor fails, and the cause of the gap; r: with Retry-After
 NAMES = [VALID, *KINDS]
 AT_ONCE = {"404", "302", "401", "403", "429", "429r", "503r"}  # one such failure is enough for a gap
 NEVER = "poll_crashed record_failed polling_failed stop_timed_out lease_lost answer_discarded clock_stepped"
-NEVER += " stood_still database_unavailable sealing_failed"  # events that nothing here explains
+NEVER += " stood_still database_unavailable sealing_failed"  # events that nothing in the simulation explains
 
 
 def at(us: float) -> datetime:
@@ -81,12 +81,12 @@ def at(us: float) -> datetime:
 
 
 def us_of(instant: datetime | str) -> int:
-    """Return an instant, also one of a CSV file, as simulated time."""
+    """Return an instant, also one from a CSV file, as simulated time."""
     return ((datetime.fromisoformat(instant) if isinstance(instant, str) else instant) - START) // timedelta.resolution
 
 
 class Killed(BaseException):
-    """The process ended here, as by SIGKILL: nothing more is written."""
+    """The process ends here, as by SIGKILL: nothing more is written."""
 
 
 class World:
@@ -105,7 +105,7 @@ class World:
 
 
 def one_thread(world: World) -> SimpleNamespace:
-    """Return what stands for ``threading``: a thread does its work when it is started, a wait takes no real time."""
+    """Return what replaces ``threading``: a thread does its work when it is started, and a wait takes no real time."""
 
     class Event(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
@@ -131,9 +131,9 @@ class Fate(NamedTuple):
     submitted_at: int
     received_at: int | None
     registered_at: int
-    steps: list[tuple[int, str]]  # from when on it has each status; before the first: ``not_found``
+    steps: list[tuple[int, str]]  # since when it has each status; before the first: ``not_found``
     end: str  # the state that it must end in
-    ends_at: int  # a lost job was there until then
+    ends_at: int  # a lost job existed until then
 
     def status_at(self, us: int) -> str:
         place = bisect_right(self.steps, us, key=lambda step: step[0])
@@ -141,13 +141,13 @@ class Fate(NamedTuple):
 
 
 class Vendor:
-    """The fake Elevate: fates, outages and faults are drawn from the seed, the jid and the simulated time."""
+    """The fake Elevate. It draws fates, outages and faults from the seed, the jid and the simulated time."""
 
     def __init__(self, world: World, seed: int, days: int, jobs: int) -> None:
         self.world, self.seed, self.days = world, seed, days
         self.kill_after: int | None = None  # requests
         luck, end = random.Random(f"vendor {seed}"), days * DAY
-        # From when on jobs start so many days and hours after their submission.
+        # Since when jobs start how many days and hours after their submission.
         moves = [(0, 5, 0.0), (luck.uniform(0.25, 0.4) * end, 5, luck.uniform(1, 9))]
         self.batches = [*moves, (luck.uniform(0.55, 0.7) * end, luck.choice((3, 4, 6, 7)), luck.uniform(0, 5))]
         self.outages: dict[str, list[tuple[float, float, str]]] = {name: [] for name in ZONES}  # from, to, how
@@ -181,7 +181,7 @@ class Vendor:
             case 7:  # vanished for a while
                 again = min(between + int(luck.uniform(1, 30) * HOUR), runs - 1)
                 steps[2:2] = [(between, "not_found"), (again, "waiting")]
-            case 8 | 9:  # a word that nobody documented
+            case 8 | 9:  # an undocumented status
                 steps.insert(2, (between, "postponed"))
             case 10:  # backwards
                 steps[3:] = [(runs + 600 * SECOND, "waiting"), (runs + 3 * HOUR, "running"), (ends + 4 * HOUR, end)]
@@ -253,7 +253,7 @@ class Vendor:
 
 
 class Year:
-    """What the daemon does, in place of APScheduler, and what people do meanwhile: the agenda, the next one last."""
+    """Does APScheduler's work, and what people do: their agenda has the next entry at its end."""
 
     def __init__(self, world: World, vendor: Vendor, settings: Settings, folder: Path, engine: sa.Engine) -> None:
         self.world, self.vendor, self.settings, self.folder, self.engine = world, vendor, settings, folder, engine
@@ -293,12 +293,12 @@ class Year:
             self.absences.append((began, self.world.us))
 
     def scheduler(self, **options: object) -> SimpleNamespace:
-        """Return what stands for APScheduler: it notes the work, and `wait` does it."""
+        """Return what replaces APScheduler: it notes the work, and `wait` does it."""
         self._work.clear()
         return SimpleNamespace(add_job=lambda *job: self._work.append(job[0]), start=list, get_jobs=list, shutdown=list)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Look, beat and seal when it is time, until there is something on the agenda, and do that."""
+        """Look, beat and seal when it is time; at the time of the next entry of the agenda, do that and return."""
         assert self._stop is not None
         while not self._stop.is_set() and self.agenda[-1][0] > self.world.us:
             if self.world.us >= self._seal_at:
@@ -311,7 +311,7 @@ class Year:
         return self._stop.is_set()
 
     def _look(self) -> None:
-        """Look and beat, and note when something is due next; as if beats had come while nothing was."""
+        """Look and beat, and note when something is due next. Until then, beats count as sent."""
         look, beat = self._work
         self._lives()
         look()
@@ -323,18 +323,18 @@ class Year:
         self._look_at = self.world.us + max(1, math.ceil((first - self.world.us) / LOOK)) * LOOK
 
     def _lives(self) -> None:
-        """Make it as if the daemon had beaten until now."""
+        """Let the daemon's heartbeats count as sent until now."""
         self._work[0].__self__.watch._last = self.world.now(), self.world.monotonic()
 
     def submit(self, work: Callable[..., object], *arguments: object) -> None:
-        """Send a request, in place of a pool of threads: it is answered before the next one is sent."""
+        """Send a request, in place of a pool of threads; its answer comes before the next one is sent."""
         work(*arguments)
         if not self.world.is_dead:
             self._lives()
 
     @contextmanager
     def _sealed(self, settings: Settings, engine: sa.Engine) -> Iterator[None]:
-        """Stand for the thread of `Sealing`: `wait` does its work."""
+        """Replace the thread of `Sealing`: `wait` does its work."""
         self._sealing, self._courier = Sealing(settings), Courier.of(engine, settings)
         yield
         self._seal(timedelta())
@@ -356,7 +356,7 @@ class Year:
             self._stop.set()
 
     def _kill(self, seconds: float) -> None:
-        """Let the process be killed while it asks."""
+        """Kill the process while it asks."""
         self._down_for, self.vendor.kill_after = 1 + int(seconds * SECOND), int(seconds) % 7
 
     def _change_key(self) -> None:
@@ -390,7 +390,7 @@ class Year:
 
 
 def simulate(seed: int, days: int, jobs: int, url: str, folder: Path) -> tuple[Year, Counter[str]]:
-    """Let the daemon run through the year on the database *url*, and return the year and the events that it logged."""
+    """Run the daemon through the year on the database *url*, and return the year and how often it logged each event."""
     world, events, log = World(), Counter[str](), logging.Handler()
     vendor = Vendor(world, seed, days, jobs)
     database.upgrade(url)
@@ -427,7 +427,7 @@ def simulate(seed: int, days: int, jobs: int, url: str, folder: Path) -> tuple[Y
 
 
 class Check:
-    """What is wrong with the pack of a year, by the vendor's truth and rules of its own: the findings."""
+    """Compares the pack of a year with the vendor's truth, by rules of its own; *findings* says what is wrong."""
 
     def __init__(self, year: Year, events: Counter[str]) -> None:
         self.findings = [f"{events[name]} events {name}" for name in NEVER.split() if events[name]]
@@ -449,7 +449,7 @@ class Check:
             self.findings.append(" ".join(map(str, what)))
 
     def _jobs(self) -> None:
-        """Each job that ended has the right state, and each verdict is the true one, or cannot be decided."""
+        """Each job that ended has the right state, and each verdict is true or ``undecidable``."""
         zone, end = ZONES["w1"], self._year.end
         for fate, row in self._rows("report_jobs"):
             state, verdict = row["state"], row["verdict"]
@@ -473,24 +473,24 @@ class Check:
         self._expect(sum(self.verdicts.values()) == registered, "jobs are missing")
 
     def _history(self) -> None:
-        """The truth lies within the bounds; each status was true between the sight of the old one and the answer."""
+        """The truth lies within the bounds: each status was true between the sight of the old one and the answer."""
         for fate, row in self._rows("report_durations"):
             true = (fate.ends_at - fate.submitted_at) / SECOND
-            self._expect(float(row["seconds_min"]) <= true <= float(row["seconds_max"]), f"lasted {true}:", fate, row)
+            self._expect(float(row["seconds_min"]) <= true <= float(row["seconds_max"]), f"took {true} s:", fate, row)
             after, by = us_of(row["done_after"] or at(fate.submitted_at)), us_of(row["done_by"])
-            self._expect(after <= fate.ends_at <= by, "done:", fate, row)
+            self._expect(after <= fate.ends_at <= by, "done outside its bounds:", fate, row)
             self.waits.append(by - fate.ends_at)
         for fate, row in self._rows("report_transitions"):
             after, by = us_of(row["last_seen_at"] or at(fate.submitted_at)), us_of(row["observed_at"])
             instants = [after, by, *(since for since, _ in fate.steps if after <= since <= by)]
             was = {fate.status_at(us) for us in instants}
-            self._expect(row["action"] == "registered" or row["to_status"] in was, "never so:", fate, row)
+            self._expect(row["action"] == "registered" or row["to_status"] in was, "not true at that time:", fate, row)
 
     def _gaps(self, cluster: str, rows: list[dict[str, str]]) -> None:
         """A fault or an absence explains each gap, and each fault and absence that matters is in a gap.
 
-        An outage matters after a failure of the cluster itself, or of three jobs, with no valid answer between; a job
-        counts if its own last request did not fail. (What a killed process asked last is on no record.)
+        An outage matters after one failure of the cluster itself, or failures of three jobs without a valid answer in
+        between. A job counts if its own last request did not fail. (A killed process does not record its last request.)
         """
         gaps = [(us_of(row["began_at"]), us_of(row["ended_at"]), row["cause"]) for row in rows]
         asked, absences = list(zip(*self._year.vendor.log[cluster], strict=True)), self._year.absences
@@ -517,7 +517,7 @@ class Check:
             self._expect(is_in or b - a < 27 * HOUR or not is_open, f"{cluster}: no gap for the absence", at(a), at(b))
 
     def _memory(self) -> None:
-        """Of the year's third and last quarters, the median memory grew by at most 4 %, the most open files by 2."""
+        """From the third to the last quarter, median memory grew by at most 4 %, the most open files by at most 2."""
         quarter = len(self._year.samples) // 4
         third, last = self._year.samples[2 * quarter : 3 * quarter], self._year.samples[3 * quarter :]
         before, after = (median(rss for rss, _ in samples) for samples in (third, last))
@@ -563,7 +563,7 @@ def soak(seed: int, days: int, jobs: int, url: str, folder: Path) -> tuple[dict[
         "requests, failed": f"{len(requests)}, {sum(map(bool, requests))}",
         "polls a job": f"{mean(n for _, n in ended):.1f} ({kinds})",
         "verdicts": ", ".join(f"{verdict} {n}" for verdict, n in sorted(check.verdicts.items())),
-        "done, seen after": f"{len(check.waits)}, {median(check.waits) / 60e6:.1f} min (median)",
+        "done jobs, seen after": f"{len(check.waits)}, {median(check.waits) / 60e6:.1f} min (median)",
         "RSS": "begin {:.0f} MB, middle {:.0f} MB, end {:.0f} MB".format(*(rss for rss, _ in samples)),
         "open files": "begin {}, middle {}, end {}".format(*(count for _, count in samples)),
     }
@@ -572,10 +572,15 @@ def soak(seed: int, days: int, jobs: int, url: str, folder: Path) -> tuple[dict[
 
 def main() -> int:
     """Run one year, print its figures, and return 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="A simulated year, against the truth.")
-    for name, default in (("seed", random.randrange(10**6)), ("days", 365), ("jobs", 5000)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    words = "Run the daemon through a simulated year, and compare its record with the truth; exit 1 if they differ."
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=words)
+    for name, default, words in (
+        ("seed", random.randrange(10**6), "the same seed gives the same run again; default: a random one"),
+        ("days", 365, "simulated days; default: %(default)s"),
+        ("jobs", 5000, "jobs that are submitted in these days; default: %(default)s"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=words)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="default: sqlite")
     given = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -583,7 +588,7 @@ def main() -> int:
         url = f"sqlite:///{folder / 'tracker.db'}" if is_file else stack.enter_context(serve_postgres())()
         figures, findings = soak(given.seed, given.days, given.jobs, url, folder)
     print("\n".join(f"{name:22}{value}" for name, value in figures.items()))
-    again = f"{len(findings)} findings; again: --seed {given.seed} --days {given.days} --jobs {given.jobs}"
+    again = f"{len(findings)} findings; the same again: --seed {given.seed} --days {given.days} --jobs {given.jobs}"
     print("\n".join([*(f"FOUND {finding}" for finding in findings[:20]), f"NOT OK: {again}" if findings else "OK"]))
     return 1 if findings else 0
 

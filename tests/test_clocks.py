@@ -214,7 +214,7 @@ def test_daemons_that_stood_still_together_leave_a_gap(engine: sa.Engine, script
 
 
 def test_a_process_that_stood_still_and_stops_at_once_leaves_a_gap(engine: sa.Engine, script: Script) -> None:
-    """It stops, or reloads, before the next look: to who polls next, the time would look observed."""
+    """Also if it stops or reloads before its next look; otherwise the next daemon counts the time as observed."""
     add(engine, "a")
     daemon = _Daemon(engine, "test", Stop(), lambda new: [], Pulse())
     daemon.begin(Settings(clusters={"w1": cluster_settings(script.url)}), [])
@@ -237,12 +237,15 @@ def test_a_request_that_fails_while_we_stand_still_says_nothing(
     stand(engine, answered_at=datetime.now(UTC) - timedelta(seconds=80))
 
     def stop(jid: str) -> None:
+        # Nothing is claimed before this answer is recorded, and a claim under way says nothing of the time after it.
+        polling._halt.set()
+        patch.setattr(polling._watch, "wrote", lambda now, tick: None)
         freeze(polling)
         script.default, script.hold = "running", None
-        polling._halt.set()  # so that nothing is claimed before this answer is recorded
 
     script.hold, script.answers = stop, {"a": 500}
-    assert run(polling) == Tally()
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(polling) == Tally()
     assert (job(engine, "a").failures, cluster(engine).gap_cause) == (0, Cause.NOT_RUNNING)
     script.answers.clear()
     run(polling)

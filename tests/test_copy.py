@@ -1,4 +1,4 @@
-"""``tracker db copy``: the copy is the source, row by row and view by view; else there is none."""
+"""``tracker db copy``: the copy equals the source, row by row and view by view; or nothing is copied."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
 
 
 def fill(engine: sa.Engine) -> None:
-    """Write rows of each kind: whole lives of jobs, two real checkpoints, and what is not sealed."""
+    """Write rows of each kind: complete histories of jobs, two real checkpoints, and rows that are not sealed."""
     lives.write(engine, 7, [*lives.on_boundaries(), *lives.drawn(7, 30)])
     with unguarded(engine) as connection:
         connection.execute(sa.delete(SEALS))  # they hold no real checkpoints
@@ -76,7 +76,7 @@ def opened(url: str) -> Iterator[sa.Engine]:
 
 
 def everything(engine: sa.Engine) -> dict[str, list[str]]:
-    """Return the rows of each table and view, in a form that both databases share; it is NOW in the views."""
+    """Return the rows of each table and view, in a form that both databases share; the time in the views is NOW."""
     dialect = engine.dialect.name
     at = f"'{NOW:%Y-%m-%d %H:%M:%S.%f}'" if dialect == "sqlite" else f"CAST('{NOW}' AS timestamptz)"
     found = {}
@@ -110,7 +110,7 @@ def is_empty(url: str) -> bool:
 
 @pytest.mark.parametrize("target", ["sqlite", "postgresql", "schema"], indirect=True)
 def test_the_copy_is_the_source(engine: sa.Engine, target: str, run: Run) -> None:
-    """Each row of each table and view, with its id; both verify; guards and ids go on in the copy as in the source."""
+    """All rows of tables and views agree, ids included; both verify; the copy's guards work and its ids continue."""
     fill(engine)
     source = everything(engine)
     assert all(source.values()), "a table or a view shows nothing"
@@ -131,7 +131,7 @@ def test_the_copy_is_the_source(engine: sa.Engine, target: str, run: Run) -> Non
 
 @on_sqlite
 def test_a_sealed_id_is_not_given_again(engine: sa.Engine, target: str) -> None:
-    """The ids go on above what is sealed, too, where the newest rows are gone: else new rows would count as sealed."""
+    """Where the newest sealed rows are gone, ids continue above them: otherwise new rows count as sealed."""
     register(engine, "a")
     seal(engine, KEY)
     with unguarded(engine) as connection:
@@ -195,7 +195,7 @@ def test_an_interrupted_copy_leaves_nothing(
 @on_sqlite
 @pytest.mark.parametrize("target", ["sqlite"], indirect=True)
 def test_a_full_disk_is_said_in_a_line(engine: sa.Engine, url: str, target: str) -> None:
-    """Exit code 69, and no part of a file stays."""
+    """The exit code is 69, and no part of a file stays."""
     fill(engine)
     env = os.environ | {"TRACKER_DATABASE_URL": url}
     limited = f"ulimit -f 200; exec {TRACKER} db copy '{target}'"
@@ -208,7 +208,7 @@ def test_a_full_disk_is_said_in_a_line(engine: sa.Engine, url: str, target: str)
 
 @on_sqlite
 def test_a_target_that_cannot_be_is_refused(run: Run, postgres_of_its_own: Callable[..., str], tmp_path: Path) -> None:
-    """What is there stays; a line says what is wrong and what to name, without the password."""
+    """Existing files and tables stay as they are; one line says what is wrong and what to do, without the password."""
     (tmp_path / "link.db").symlink_to(tmp_path / "tracker.db")
     (tmp_path / "nowhere.db").symlink_to(tmp_path / "missing.db")
     (tmp_path / "left.db-wal").touch()
@@ -237,7 +237,7 @@ def test_a_target_that_cannot_be_is_refused(run: Run, postgres_of_its_own: Calla
 
 
 def test_a_source_that_cannot_be_is_refused(engine: sa.Engine, url: str, target: str, run: Run) -> None:
-    """A newer schema, a row past the CHECKs, a damaged file: a line about the source, and no copy."""
+    """With a newer schema, a row past the CHECKs or a damaged file, a line names the source, and nothing is copied."""
 
     def refusal(code: int) -> str:
         found, out, err = run("db", "copy", target)

@@ -1,6 +1,6 @@
-"""Whatever comes in, by a server, a file, a setting or SQL: it is taken and shown as text, or refused by an error.
+"""All input, from a server, a file, a setting or SQL, is accepted and shown as text, or refused by a clear error.
 
-Inputs are good examples, changed at random from one seed. Slow tests try more of them, the pure parsers a million.
+Inputs are good examples, changed at random from one seed. Slow tests try more of them; pure parsers get a million.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def test_any_bytes_of_a_server_are_an_answer_or_an_error(count: int) -> None:
 
 @pure_counts
 def test_any_body_is_an_answer_or_an_error(count: int) -> None:
-    """So is any header with it."""
+    """With any body and any header it does the same; a Retry-After is at most six hours."""
     flight.sent_at = NOW
     for body in mutants(count, GOOD, GOOD.replace("waiting", "é" * 255), GOOD[:-1] + ', "x": [1, {"y": null}]}'):
         with nothing_but(AskError, of=body):
@@ -121,7 +121,7 @@ LINES = "".join(f'{{"jid": "J000{n}", "cluster": "w1", "reference": "\\u00e9", "
 
 @counts
 def test_each_row_of_any_file_is_registered_or_refused(count: int, connection: sa.Connection) -> None:
-    """A jid in a line is in that row, or in the lines of a row that is refused; good rows are taken by the database."""
+    """Each jid of a file is in its row, or in the lines of a refused row; the database accepts the good rows."""
     good: list[intake.Registration] = []
     for data in mutants(count, CSV, CSV.replace(",", ";"), CSV.replace("\n", "\r\n"), LINES):
         with nothing_but(Refused, of=data):
@@ -146,7 +146,7 @@ HOLDERS = ("API_KEY", "PROXY", "RECEIVER_PROXY", "PING_URL", "CHECKPOINT_URL", "
 
 @counts
 def test_any_settings_are_settings_or_name_what_is_wrong(count: int, tmp_path: Path) -> None:
-    """In tracker.toml, the environment and the files of secrets; each message names a place, none a secret."""
+    """tracker.toml, environment and secrets are read, or refused by messages that name a place and no secret."""
     file, secret, rng = tmp_path / "tracker.toml", tmp_path / "tracker_ping_url", random.Random(1)
     given = mutants(2 * count + 9, "5", "2 days", "on", "Europe/Rome", "https://h/Marked", "sqlite:///x?a=Marked", "/p")
     for text in mutants(count, TOML, TOML.replace("ca_bundle", "#")):
@@ -163,7 +163,7 @@ def test_any_settings_are_settings_or_name_what_is_wrong(count: int, tmp_path: P
             shown = str(error) if re.search(r"TRACKER_|tracker_|\.toml|cluster", str(error)) else "Marked"
         except Exception as error:
             raise AssertionError(text, environ) from error
-        # A change can make a host or another setting of a mark, which is no secret then.
+        # A change can turn a mark into a host or another setting; then it is no secret.
         kept = len(re.findall(rb'^api_key = "Marked|^proxy = "http://u:Marked', text, re.MULTILINE))
         is_secret = text.count(b"Marked") == kept and (b"Marked" not in ping or b"//h/Marked" in ping)
         if is_secret and ("Marked" not in value or (variable[8:] in HOLDERS and "//h/Marked" in value)):
@@ -172,7 +172,7 @@ def test_any_settings_are_settings_or_name_what_is_wrong(count: int, tmp_path: P
 
 @pure_counts
 def test_any_checkpoint_is_read_as_it_is_or_refused(count: int) -> None:
-    """So is each in a file of many, as --trusted takes it."""
+    """What is read is written back byte for byte, also from a file of many checkpoints, as --trusted reads it."""
     for data in mutants(count, SIGNED, SIGNED + "\n" + SIGNED):
         for text in checkpoint.split(data.decode("ascii", "replace")):
             with nothing_but(BadCheckpoint, of=text):
@@ -181,7 +181,7 @@ def test_any_checkpoint_is_read_as_it_is_or_refused(count: int) -> None:
 
 @counts
 def test_any_key_file_is_a_key_or_refused(count: int, tmp_path: Path) -> None:
-    """A private key, and a public one."""
+    """Any file of a private or a public key is read, or refused by a BadConfiguration."""
     (file := tmp_path / "key.pem").touch(0o600)
     for data in mutants(count, private(ED25519), SigningKey(ED25519).public.pem()):
         file.write_bytes(data)
@@ -210,7 +210,7 @@ LISTS = (["jobs"], ["clusters"], *(["report", name] for name in NAMES))
 
 @on_sqlite
 def test_any_text_is_shown_as_text(engine: sa.Engine, run: Run, now: datetime, tmp_path: Path) -> None:
-    """Jid, reference, cluster, status, reason, actor, detail: in tables, CSV, JSON, page, log and metrics."""
+    """Every text column appears in tables, CSV, JSON, page, log and metrics without any effect."""
     for text in TEXTS:
         declared = {"reference": text, "submitted_at": now - 40 * DAY}
         job = register(engine, text.replace(" ", ""), text[:63], at=now - 40 * DAY, **declared)
@@ -240,7 +240,7 @@ def test_any_text_is_shown_as_text(engine: sa.Engine, run: Run, now: datetime, t
 
 @on_sqlite
 def test_what_drives_a_terminal_is_refused_by_a_safe_message(run: Run) -> None:
-    """As a jid, a reference, a reason, an actor, a filter, a command, an option or a file, and in the log."""
+    """Neither a message nor a log line holds such characters, wherever on the command line they were."""
     for text in REFUSED:
         for command in (
             *(["add", "--", text], ["add", "a", "--reference", text], ["show", "--", text], ["import", text], [text]),
@@ -275,7 +275,7 @@ LIKE = {  # a new row is like this one, but for one or two columns
 def test_rows_by_plain_sql_are_refused_or_shown(
     count: int, engine: sa.Engine, run: Run, now: datetime, tmp_path: Path
 ) -> None:
-    """Whatever is in a column, commands and views read it, a seal closes it, and `audit verify` judges it."""
+    """Any value in a column is read by commands and views, closed by a seal, and judged by `audit verify`."""
     rng, taken, is_sqlite = random.Random(count), 0, engine.dialect.name == "sqlite"
     jobs = [register(engine, f"a{n}", f"w{n}", at=now - 30 * DAY) for n in range(40)]
     for n, job in enumerate(jobs):

@@ -1,4 +1,4 @@
-"""Retention: what is removed is gone and in the pack, the rest is as before, and a crash leaves all or nothing."""
+"""Retention: removed jobs are in the pack only, the rest is as before, and a crash leaves all or nothing."""
 
 from __future__ import annotations
 
@@ -84,21 +84,21 @@ def script(folder: Path, trusted: str = "", *more: str) -> tuple[int, str]:
 
 
 def reports(engine: sa.Engine) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each view about jobs, but for the seal of a transition."""
+    """Return the rows of each view about jobs, without the seal of a transition."""
     found = {}
     with database.reading(engine) as connection:
         for view in views.VIEWS:
             rows = history.selected(connection, view, datetime(2027, 1, 1, tzinfo=UTC))
             rows = [row | {"seal_id": None} for row in rows if not str(row.get("jid")).startswith("old")]
             found[view] = sorted(rows, key=str)
-    del found["report_monthly"]  # it no longer counts what was removed
+    del found["report_monthly"]  # it no longer counts the removed jobs
     return found
 
 
 def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     engine: sa.Engine, run: Run, key: SigningKey, dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice: both packs, the database and what left it before verify; reports on other jobs are as before."""
+    """After two removals both packs, the database and earlier checkpoints verify; other jobs' reports are as before."""
     live(engine, "a", "old-1", "old-2", "old-3")
     seal.seal(engine, key)
     live(engine, "b")
@@ -110,7 +110,7 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     assert run(*words, "--dry-run") == (0, "", "3 jobs with 9 transitions would be removed.\n")
     code, out, err = run(*words, "--export", "first")
     assert (code, out) == (0, ""), err
-    assert "3 jobs removed. Keep first as proof: its SHA256SUMS" in err
+    assert "3 jobs removed. The pack first still has the rows: delete it when" in err
     assert reports(engine) == before
     base, digest = chain(engine)[-1].checkpoint, digest_of(tmp_path / "first/SHA256SUMS")
     assert (base.number, base.base) == (3, Base(DAY.date(), 3, digest))
@@ -120,8 +120,8 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     assert (run("show", "old-1")[0], "TRACKER_RETENTION" in run("status")[1]) == (1, False)
     for as_of in ("2026-01-01", datetime.now(UTC).isoformat()):
         said = run("report", "gaps", "--as-of", as_of)[2]
-        assert ("they are missing here" in said) == (as_of == "2026-01-01")
-    assert run(*words, "--export", "none") == (0, "", "Nothing to remove: no such job had ended.\n")
+        assert ("are missing here" in said) == (as_of == "2026-01-01")
+    assert run(*words, "--export", "none") == (0, "", "Nothing to remove: no job ended before that day.\n")
     register(engine, "later")
     seal.seal(engine, key)
     code, _, err = run("db", "prune", "--jid", "new-a", "--jid", "new-a", "--export", "second", "--yes")
@@ -133,13 +133,13 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
         code, said = script(tmp_path / folder, "\n".join(texts[:last]), "--key-id", key.public.id)
         assert (code, "\nOK: checkpoints" in said) == (0, True), said
     assert "Jobs removed with checkpoint 5; nothing before it was checked: jobs 1 pack" in said
-    assert "NOTHING TRUSTED GIVEN: " in script(tmp_path / "third", texts[2])[1]  # it does not hold this chain any more
+    assert "NOTHING TRUSTED GIVEN: " in script(tmp_path / "third", texts[2])[1]  # it has none since the base
     code, said = script(tmp_path / "third", sign(chain(engine)[3].checkpoint, KEY).text)
     assert (code, "NOT OK: checkpoints in ../trusted that are not in this pack" in said) == (1, True), said
     (tmp_path / "outside").write_text("\n".join(texts))
     code, out, _ = run("audit", "verify", "--trusted", "outside", "--format", "table")
     assert code == 0, out
-    assert f"jobs that had ended before 2025-01-01 were removed before it: 3; SHA-256 of the pack {digest}" in out
+    assert f"removed 3 jobs that ended before 2025-01-01; SHA-256 of the pack: {digest}" in out
     assert "OK, BUT KEY NOT CHECKED: 4 jobs, 6 transitions, 5 checkpoints over 7 rows" in out
     with database.reading(engine) as connection:
         assert set(connection.exec_driver_sql("SELECT DISTINCT seal_id FROM report_transitions").scalars()) == {5}
@@ -164,10 +164,11 @@ def test_no_trace_of_a_row_stays_in_the_file(engine: sa.Engine, tmp_path: Path) 
     reader += "print(*c.execute('SELECT max(id) FROM jobs'), flush=True); input()"
     words = [sys.executable, "-c", reader]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reading:
-        assert reading.stdout is not None and reading.stdout.readline()
+        assert reading.stdout is not None
+        assert reading.stdout.readline()
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA busy_timeout = 1")
-        with pytest.raises(Refused, match="removed, but traces of their rows are still in the file .*: sqlite3 "):
+        with pytest.raises(Refused, match=r"removed, but traces of their rows are still in the file .*: sqlite3 "):
             removed(engine, tmp_path / "again", None, ids[0])
         reading.communicate("\n")
 
@@ -182,7 +183,7 @@ def put(connection: sa.Connection, rows: dict[str, list[dict[str, Any]]], *table
 
 
 def test_what_was_changed_after_a_base_is_found(engine: sa.Engine, key: SigningKey, tmp_path: Path) -> None:
-    """A job or its rows put back, a row removed, a forged base, another number of jobs, segments put back."""
+    """Each is found: a job or its rows put back, a row removed, a forged base, another number of jobs, old segments."""
     live(engine, "a", "old-1")
     seal.seal(engine, key)
     there = {"jobs": "id = 1", "transitions": "job_id = 1", "segments": "name = 'transitions'"}
@@ -201,7 +202,7 @@ def test_what_was_changed_after_a_base_is_found(engine: sa.Engine, key: SigningK
         (lambda c: put(c, old, "jobs"), "job: job old-1 of cluster w1: its registration is missing"),
         (lambda c: put(c, old, "jobs", "transitions"), "ids from 1 to 7 that are in no segment: 3"),
         (lambda c: c.execute(sa.delete(TRANSITIONS).where(TRANSITIONS.c.id == 5)), "(4 were sealed, 3 are there)"),
-        (lambda c: put(c, old, "segments"), "rows of table segments of checkpoints before the newest base: 1"),
+        (lambda c: put(c, old, "segments"), "rows in table segments for checkpoints before the newest base: 1"),
         (lambda c: c.execute(sa.update(SEALS).where(SEALS.c.id == 2).values(instead)), "2: its signature is false"),
         (lambda c: c.execute(sa.insert(SEALS).values(after)), f"3: it is signed with key {KEY.public.id}, which the"),
     ]
@@ -229,13 +230,13 @@ def dying(*given, **named):
 setattr(room, name, dying)
 cli.main(sys.argv[4:])
 """
-POINTS = ("pack _put_reports 1", "prune verify 1", "prune _lock 1", "seal _append 1", "guards check 2", "db counted 3")
+POINTS = ("pack _put_reports 1", "prune verify 1", "prune _lock 1", "seal _append 1", "guards check 3", "db counted 3")
 
 
 def test_a_kill_at_any_point_leaves_all_or_nothing(
     engine: sa.Engine, url: str, key: SigningKey, tmp_path: Path
 ) -> None:
-    """Before the commit nothing is removed, after it everything; a pack is complete or not there, and can be kept."""
+    """A kill before the commit leaves all jobs, one after it leaves none of them; a pack is complete or not there."""
     live(engine, "a", "old-1", "old-2")
     for number, point in enumerate(POINTS):
         words = [*point.split(), "db", "prune", "--ended-before", "2025-01-01", "--export", f"pack-{number}"]
@@ -252,7 +253,7 @@ def test_a_kill_at_any_point_leaves_all_or_nothing(
 
 @pytest.mark.parametrize("first", [KEY, None])
 def test_a_base_over_nothing_and_one_by_a_new_key(engine: sa.Engine, tmp_path: Path, first: SigningKey | None) -> None:
-    """The chain goes on where no row is left, where it is not signed, and where the base is the new key's first."""
+    """The chain continues if no row is left, if it is not signed, and if the base is the new key's first checkpoint."""
     with database.writing(engine) as connection:
         new = sa.insert(JOBS).values(cluster="w1", jid="old").returning(JOBS.c.id)
         job = connection.execute(new).scalar_one()
@@ -276,7 +277,7 @@ def test_a_base_over_nothing_and_one_by_a_new_key(engine: sa.Engine, tmp_path: P
 def test_what_cannot_be_removed_is_refused(
     engine: sa.Engine, run: Run, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An open job, a day in the future, a folder that exists, a checkpoint made meanwhile: nothing is removed."""
+    """Nothing is removed if a job is open, a day in the future, the folder there, or something is sealed meanwhile."""
     live(engine, "a", "old-1")
     for code, words, said in (
         (1, "--jid open-a --export x", "job open-a is open: withdraw it first"),
@@ -300,7 +301,7 @@ def test_what_cannot_be_removed_is_refused(
 
 
 def test_daemons_go_on(engine: sa.Engine, start: Start, script: Script, key: SigningKey, tmp_path: Path) -> None:
-    """A daemon that polls, and a process that registers all the time, wait for a moment; nothing is lost."""
+    """A daemon that polls and a thread that registers jobs wait for a moment; no row is missing afterwards."""
     live(engine, "a", "old-1")
     script.default = "done"
     over = threading.Event()

@@ -1,4 +1,4 @@
-"""An older copy of the database is restored: it is noticed, nothing forks in silence, verifiers say what was lost."""
+"""After an older copy is restored: a daemon notices it, the chain does not fork unnoticed, verifiers name the loss."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Backup = Callable[[], sa.Engine]
 
 @pytest.fixture
 def backup(dialect: str, engine: sa.Engine, request: pytest.FixtureRequest, tmp_path: Path) -> Backup:
-    """Return a function that makes a copy of the database and returns it, opened."""
+    """Return a function that copies the database and opens the copy."""
 
     def backup() -> sa.Engine:
         engine.dispose()
@@ -52,7 +52,7 @@ def backup(dialect: str, engine: sa.Engine, request: pytest.FixtureRequest, tmp_
 
 @pytest.fixture
 def given(tmp_path: Path, receiver: Receiver) -> Settings:
-    """A key, a file and a receiver."""
+    """Settings with a key, a file and a receiver."""
     keygen(tmp_path / "key")
     file, url = tmp_path / "c.txt", receiver.url
     return Settings(seal_after=timedelta(), checkpoint_file=file, checkpoint_url=url, signing_key_file=tmp_path / "key")
@@ -75,7 +75,7 @@ def urgent(engine: sa.Engine) -> list[Need]:
 
 
 def strict(receiver: Receiver, *, says: bool = True) -> list[str]:
-    """Let a receiver take only what follows its newest checkpoint, or says that it was lost; return what it has."""
+    """Let a receiver take only what follows its newest checkpoint or names a lost one; return what it has."""
     got: list[str] = []
 
     def judge(text: str) -> tuple[int, str]:
@@ -96,7 +96,7 @@ def outside(given: Settings) -> list[str]:
 def test_a_loss_is_noticed_said_and_verified(
     engine: sa.Engine, backup: Backup, receiver: Receiver, given: Settings, tmp_path: Path
 ) -> None:
-    """Nothing is sealed until the next checkpoint may say what was lost; then delivery goes on, twice in a row."""
+    """Nothing is sealed until the next checkpoint may name the lost one; then delivery continues, twice in a row."""
     got = strict(receiver)
     assert [once(engine, given, jid) for jid in "ab"] == ["", ""]
     copy, second = backup(), backup()
@@ -120,7 +120,7 @@ def test_a_loss_is_noticed_said_and_verified(
     assert urgent(copy) == []
     file, begin = tmp_path / "c.txt", sum(len(text) + 1 for text in before)
     whole = file.read_bytes()
-    for cut in (begin, begin + 1, begin + 300, len(whole) - 1):  # a crash while it was written
+    for cut in (begin, begin + 1, begin + 300, len(whole) - 1):  # a crash in the middle of a write
         file.write_bytes(whole[:cut])
         assert (Courier.of(copy, given).deliver(), file.read_bytes()) == (None, whole), cut
     copy, lost = second, parse(chain[3]).sha256
@@ -130,8 +130,8 @@ def test_a_loss_is_noticed_said_and_verified(
     trusted = [parse(text) for text in outside(given)]
     report = verified(copy, trusted=trusted)
     assert (found(report), report.qualifications) == ([], ("KEY NOT CHECKED", "RESTORED AFTER A LOSS"))
-    says = f"checkpoint 3 says: an older copy was restored; checkpoints up to SHA-256 {lost} were lost: those with the"
-    assert [note.message for note in report.notes] == [f"{says} numbers 3 to 4 are trusted ones"]
+    says = f"checkpoint 3 says: an older copy was restored; checkpoints up to SHA-256 {lost} were lost, among"
+    assert [note.message for note in report.notes] == [f"{says} them the trusted numbers 3 to 4"]
     alone = verified(copy, trusted=trusted[-2:-1])  # the lost head
     assert (found(alone), "NOTHING TRUSTED GIVEN" in alone.qualifications) == ([], True)
     key = SigningKey.load(tmp_path / "key")
@@ -139,12 +139,12 @@ def test_a_loss_is_noticed_said_and_verified(
     [finding] = verified(copy, trusted=changed).findings
     assert "checkpoint 3: the trusted one" in finding.message  # nothing names it, or the changed one
     pack.export(copy, tmp_path / "pack", zone=ZONE, key=key)
-    good, head = "rows of lost checkpoints (3 to 4 outside)", f"number 3: restored_after {lost}"
+    good, head = "lost\ncheckpoints (3 to 4 of the trusted)", f"number 3: restored_after {lost}"
     for content, code, words in ((trusted, 0, good), (trusted[-2:-1], 0, head), (changed, 1, "number 4")):
         (tmp_path / "trusted").write_text("".join(f"{signed.text}\n" for signed in content))
         status, said = verify_sh(tmp_path / "pack", "--trusted", tmp_path / "trusted")
         assert (status, words in said) == (code, True), said
-    assert "\nRESTORED AFTER A LOSS: rows of lost checkpoints may" in verify_sh(tmp_path / "pack")[1]
+    assert " was restored. Rows of lost\ncheckpoints may be missing" in verify_sh(tmp_path / "pack")[1]
     file.unlink()
     assert (once(copy, given), outside(given)) == ("", texts(copy))  # all of them, from number 1
 
@@ -152,7 +152,7 @@ def test_a_loss_is_noticed_said_and_verified(
 @on_sqlite
 @pytest.mark.parametrize("says", [True, False])
 def test_a_receiver_alone(engine: sa.Engine, backup: Backup, receiver: Receiver, given: Settings, says: bool) -> None:
-    """Whether or not it says what its newest checkpoint is, was away at the start, or nothing was delivered yet."""
+    """A receiver is enough, even if it does not name its newest checkpoint or was away at the start."""
     given = given.model_copy(update={"checkpoint_file": None})
     got, empty = strict(receiver, says=says), backup()
     once(engine, given, "a")
@@ -194,7 +194,7 @@ def test_a_key_that_was_announced_in_what_was_lost_is_refused(
 
 
 def test_what_was_not_lost_is_refused(engine: sa.Engine, backup: Backup, given: Settings, run: Run) -> None:
-    """A checkpoint that this database has, or another than the file's; of a copy without any, all may be lost."""
+    """A checkpoint of this database, or one that is not the last in the file, is refused; a copy may lack all."""
     empty = backup()
     once(engine, given, "a")
     copy, [text] = backup(), texts(engine)

@@ -1,4 +1,4 @@
-"""No secret leaves: marks in keys, passwords and URLs are in nothing that commands, daemons and errors say or store."""
+"""Marks in keys, passwords and URLs appear in nothing that commands, daemons and errors print or store."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def has_no_mark(*said: object) -> None:
 
 
 def said_by(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
-    """Run a command, and return all that it says, with the whole traceback of an error that it ends with."""
-    if words[0] in ("run", "poll"):  # they log to the stream that there was at first
+    """Run a command, and return all that it prints, with the whole traceback if it ends with an error."""
+    if words[0] in ("run", "poll"):  # they log to the stream that the process began with
         done = tracker(*words, env=os.environ)
         return done.stdout + done.stderr
     said = ""
@@ -90,7 +90,7 @@ def marked(url: str, script: Script, receiver: Receiver, tmp_path: Path, monkeyp
 def test_no_command_shows_or_stores_a_secret(
     marked: str, receiver: Receiver, script: Script, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """While all is well, and when all is refused; nor do tables, page, pack and the repr of what holds a secret."""
+    """No command shows a secret, with success or not; nor do tables, page, pack and the repr of its holders."""
     ran = [*commands(COMMANDS), *(["report", name] for name in NAMES)]
     leaves = {name for name, command in every_command() if not hasattr(command, "commands")}
     assert leaves - {" ".join(words[:n]) for words in ran for n in (1, 2)} == NO_SECRETS
@@ -125,7 +125,7 @@ def refuse(wire: Wire) -> None:
 def test_no_failure_shows_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong password, a database that is away, a malformed URL, a misspelt name, broken files, a proxy's 407."""
+    """No error shows one: of a wrong password, an absent database, a bad URL, name or file, or a proxy's 407."""
     monkeypatch.delenv("TRACKER_ALERT_URLS")
     for number, text in enumerate((f"'{KEY}", f"['{KEY}']", f"'{KEY}'\napi_key = '{KEY}'", f"'{KEY}\udcff'")):
         text = f"[clusters.w1]\nproxy = {{a = '{PROXY}'}}\napi_key = {text}"
@@ -166,7 +166,7 @@ def test_no_failure_shows_a_secret(
 def test_no_daemon_shows_a_secret(
     engine: sa.Engine, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With receivers that echo what they get in broken headers, over HTTP, and when Python says why it crashes."""
+    """A daemon shows none, over HTTP, in a Python crash, or if receivers echo what they get in broken headers."""
     port, script.default = str(free_port()), "done"
 
     def echo(wire: Wire) -> None:

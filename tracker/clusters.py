@@ -75,7 +75,7 @@ class ClockWatch:
         return now, tick
 
     def wrote(self, now: datetime, tick: float) -> None:
-        """Take note of a transaction that was committed: a database that can only be read is of no use."""
+        """Take note of a committed transaction: only a database that can be written counts as a sign of life."""
         with self._lock:
             if self._last is None or tick > self._last[1]:
                 self._last = now, tick
@@ -131,7 +131,7 @@ def take_up(connection: sa.Connection, clusters: Iterable[str], worker: str) -> 
     """
     now = database.now(connection)
     w, instant = WORKERS.c, JOBS.c.due_at.type
-    # A daemon that started with us, after a reboot perhaps, says nothing of the time before, until it was answered.
+    # A daemon that started when we did, perhaps after a reboot, proves nothing about the time before its first answer.
     is_new = sa.and_(w.stopped_at.is_(None), w.started_at > now - MISSED)
     life = sa.func.coalesce(w.stopped_at, w.beat_at)
     lives = sa.select(

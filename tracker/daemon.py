@@ -280,7 +280,7 @@ class _Task:
             self._thread.join(max(0.0, seconds))
 
     def note_clock(self) -> None:
-        """Record what the clock did until now: to who polls next, this time would look observed."""
+        """Record what the clock did until now; otherwise the daemon that polls next counts this time as observed."""
         self._poller.note_clock()
 
     def look(self, now: datetime, cluster: Health, due_at: datetime | None) -> None:

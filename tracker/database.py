@@ -229,14 +229,14 @@ def _translate(context: sa.engine.ExceptionContext) -> None:
         raise BadConfiguration(f"the database refused: {text}. {hint}") from original
     if "not a database" in text or "image is malformed" in text:
         raise DatabaseDamaged(
-            f"the file is not a SQLite database, or is damaged ({text}): restore a copy"
+            f"the file is not a SQLite database, or is damaged ({text}): restore a backup"
         ) from original
     if text == "unable to open database file":
         text += ": may this user read and write it and its folder?"
     state = getattr(original, "sqlstate", None)
     problem = f"the database is not available: {text}"
     if state == "25006" or "readonly database" in text:
-        problem = f"the database cannot be written now: {text} (a standby, a read-only role, or a read-only file)"
+        problem = f"the database cannot be written now: {text} (a standby, a read-only role, or a file of another user)"
         context.is_disconnect = True  # after a failover every connection of the pool may lead to the old primary
     if state in _ENDING:
         context.is_disconnect = True

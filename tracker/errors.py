@@ -53,7 +53,7 @@ class DatabaseMoved(BadConfiguration):
 
 
 class DatabaseDamaged(BadConfiguration):
-    """The SQLite file is damaged, or is none of SQLite's."""
+    """The file is not a SQLite database, or is damaged."""
 
 
 class SchemaMismatch(BadConfiguration):
@@ -102,7 +102,7 @@ class Conflict(Refused):
 
 
 class TryAgain(Refused):
-    """Something changed while the command was at work; nothing was changed by it."""
+    """Something changed while the command ran; the command changed nothing."""
 
     exit_code = 75
 

@@ -145,8 +145,9 @@ def sqlite() -> dict[str, str]:
 def _is_not_utf_8(column: str) -> str:
     """Return the condition that a text has bytes which are not UTF-8.
 
-    SQLite stores any bytes. No command could read the row, and no daemon any job of its cluster. So each character is
-    read and written again: what is not UTF-8 becomes other bytes (and U+FFFE and U+FFFF do, which are allowed).
+    SQLite stores any bytes. No command can read such a row, and no daemon any job of its cluster. The condition reads
+    each character and writes it again: what is not UTF-8 becomes other bytes. So do U+FFFE and U+FFFF, which are
+    allowed: they are replaced first.
     """
     text = f"replace(replace({column}, char(65534), 'x'), char(65535), 'x')"
     places = f"json_each('[' || substr(replace(hex(zeroblob(length({text}))), '00', ',0'), 2) || ']')"
@@ -244,7 +245,7 @@ def drop(connection: sa.Connection) -> None:
 
 @contextmanager
 def off(connection: sa.Connection) -> Iterator[None]:
-    """Switch every guard off for a while, in this transaction only. Others can read meanwhile, unlike after `drop`."""
+    """Switch every guard off during the block, in this transaction only. Others can read, unlike after `drop`."""
     if connection.dialect.name == "sqlite":
         drop(connection)
         yield

@@ -67,7 +67,7 @@ DATABASE: Final = Outage()
 class LineFormatter(logging.Formatter):
     """Time, level and event, then the event's fields: a JSON object, or ``time level event key=value …``.
 
-    Without JSON a value is quoted where it needs to be. No line holds a control character, the libraries' neither.
+    Without JSON a value is quoted where it needs to be. No line holds a control character, not even a library's line.
     """
 
     def __init__(self, *, as_json: bool) -> None:

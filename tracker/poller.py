@@ -196,7 +196,7 @@ class Poller:
         return is_due
 
     def is_stuck(self) -> bool:
-        """Return whether the thread that works has hung for longer than two leases: no answer of it counts any more.
+        """Return whether the thread that works has hung for longer than two leases; then none of its answers counts.
 
         Each request has a deadline, each statement a limit. But starting a thread can hang without end in CPython (seen
         with 3.11) if the new thread finds no memory.

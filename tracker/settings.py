@@ -364,7 +364,7 @@ class Settings(_Model):
     ping_url: SecretUrl | None = None  # of a service that speaks Healthchecks' protocol
     receiver_ca_bundle: Annotated[CaBundle, _ON_RECEIVERS] | None = None  # of checkpoints, alerts and pings
     receiver_proxy: Annotated[str, AfterValidator(_proxy), _ON_RECEIVERS] | None = None  # may hold a password
-    retention: Duration | None = None  # ended jobs are kept this long, then `tracker status` says so; None: always
+    retention: Duration | None = None  # of ended jobs: `tracker status` counts older ones; None: all are kept
     lost_after_polls: Annotated[Count, _number(1, 10_000)] = 5  # ``not_found`` answers in a row that end a job …
     lost_after: Duration = timedelta(days=2)  # … over at least this long
     delay_per_poll: Duration = timedelta(seconds=60)  # how much mean delay one poll may save

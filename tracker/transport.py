@@ -32,7 +32,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from tracker.errors import BadAnswer, BadConfiguration, Unavailable, WrongTarget
 
-# urllib3 warns of a header that it cannot read, with the whole URL, and the path of a webhook is a secret.
+# urllib3 warns of a header that it cannot read, and logs the whole URL. The path of a webhook is a secret.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 CAP = 64 * 1024

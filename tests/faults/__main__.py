@@ -1,8 +1,8 @@
 """The fault matrix: ``python -m tests.faults [--list] [--only NAME]``; exits 0 only if each outcome is as promised.
 
-Each fault is made for real, against a daemon process, a server on loopback and a database of its own. At the end all
-jobs must be done, each transition must be something that the server said, a gap must cover the fault, `tracker status`
-must have shown the need and show none any more, `audit verify` must find nothing, and no file may hold a secret.
+Each fault is real, with a daemon process, a server on loopback and a database of its own. At the end all jobs must be
+done, each transition must be an answer of the server, and a gap must cover the fault. `tracker status` must have shown
+the need, and must not show it any more. `audit verify` must find nothing, and no file may hold a secret.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One cell of the matrix: an Elevate, a database and a daemon of its own, and what must be true at its end."""
+"""One cell of the matrix: an Elevate, a database and a daemon for one fault, and what must be true at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.processes import Process
 from tracker import database
 from tracker.errors import DatabaseUnavailable
 
-KEY = "api-key-mark"  # it must not be seen anywhere
+KEY = "api-key-mark"  # no output or file may hold it
 JIDS = [f"ca24b4e2-34ab-406a-a4db-b30b0247{number:04}" for number in range(10)]
 BOTH = ("SQLite", "PostgreSQL")
 SETTINGS = {
@@ -44,11 +44,11 @@ class Fault:
 
     Attributes:
         inject: The fault lasts as long as this context.
-        gap: The causes of gaps that it may leave.
+        gap: The causes that its gaps may have.
         shows: What `tracker status` says meanwhile (the kind of a need, or an error), and its exit code.
         seconds: How long it lasts at least.
         within: Seconds in which all jobs are seen done after it.
-        share: How many of the requests it is about. Where it is not all, jobs are followed all the time.
+        share: Which part of the requests it affects. If it is below 1, jobs are followed all the time.
         on: The databases on which it is tried.
         start: Starts the daemon.
         covers: Whether the gaps must cover the fault.
@@ -73,11 +73,11 @@ class Fault:
 
 
 class Elevate:
-    """A server in Elevate's place: it says one status of all jobs, or does *fault* to a *share* of the requests.
+    """A server in Elevate's place: all jobs have one status; a *share* of the requests gets *fault*.
 
     Attributes:
         said: Every complete valid answer: when, the jid, the status.
-        faulty: When it did something else.
+        faulty: When it did the fault instead.
         pause: How long it thinks before an answer, in seconds.
     """
 
@@ -145,7 +145,7 @@ class Cell:
         return Process(hurry.child, words, self.env, self.folder, *files, at, 0.0)
 
     def start(self) -> None:
-        """Start a daemon, which must run well until it is stopped at the end."""
+        """Start a daemon, which must run until it is stopped at the end, and stop cleanly."""
         self.running.append(self.process("run"))
 
     def say(self, *words: str) -> tuple[int, str]:
@@ -236,7 +236,7 @@ def play(fault: Fault, kind: str, folder: Path, template: Path) -> float:
             took = cell.wait("done", fault.within)
         for process in cell.running:
             process.terminate()
-            assert process.wait() == 0, "the daemon did not stop well"
+            assert process.wait() == 0, "the daemon did not stop cleanly"
         said = cell.shows("", 0, 5)
         assert fault.shows is None or f"[{fault.shows[0]}]" not in said, f"the need is not over: {said[:200]}"
         nothing_is_lost_or_invented(cell)
@@ -261,7 +261,7 @@ def nothing_is_lost_or_invented(cell: Cell) -> None:
         for row in rows[1:]:
             after, by = instant(row.last_seen_at or "2000-01-01") - SLACK, instant(row.observed_at) + SLACK
             is_said = any(said == row.to_status and (cell.fault.clock or after <= at <= by) for at, said in answers)
-            assert is_said, f"{jid}: nobody said {row.to_status} between {after} and {by}"
+            assert is_said, f"{jid}: the server did not say {row.to_status} between {after} and {by}"
 
 
 def instant(value: str | datetime) -> datetime:

@@ -1,4 +1,4 @@
-"""A database of a cell's own: a SQLite file, or a PostgreSQL server that can be stopped, killed and made again."""
+"""The database of a cell: a SQLite file, or a PostgreSQL server that can be stopped, killed and started again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.test_daemon import until
 from tests.test_real_databases import NOBODY, answers, command, postgres_binaries
 from tracker import database
 
-PASSWORD = "pa55word-mark"  # noqa: S105  # it must not be seen anywhere
+PASSWORD = "pa55word-mark"  # noqa: S105  # no output or file may hold it
 HBA = "host all postgres all trust\nhost replication all all trust\nhost all all all scram-sha-256\n"
 SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off", "max_connections": "20"}
 
@@ -73,7 +73,7 @@ class Postgres:
             run_sql(sa.make_url(self.admin), statement)
 
     def standby(self, folder: Path, port: int = 0) -> Postgres:
-        """Make a standby of this server in *folder*, which has each commit before tracker gets to know of it."""
+        """Make a standby of this server in *folder*, which has each commit before tracker is informed."""
         folder.mkdir(exist_ok=True)
         if NOBODY:
             os.chown(folder, NOBODY["user"], NOBODY["group"])

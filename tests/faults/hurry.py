@@ -1,6 +1,6 @@
-"""What is changed in tracker's own process: hours become seconds, and one process dies at a named point.
+"""Changes tracker's own process: hours become seconds, and a process kills itself at a named point.
 
-No rule is replaced: only constants are, and a kill is put around a function of the poll.
+Only constants are replaced, no rule; the kill is put around a function of the poll.
 """
 
 from __future__ import annotations

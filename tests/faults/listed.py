@@ -45,9 +45,9 @@ class Skipped(Exception):
 KEY_REFUSED, RATE_LIMITED = (("key_refused",), ("key_refused", 1)), (("rate_limited",), ("rate_limited", 0))
 UNREACHABLE, BAD_ANSWER = (("unreachable",), ("unreachable", 1)), (("bad_answer",), ("bad_answer", 1))
 AWAY = (("not_running",), ("the database", 69))
-SILENT = (("not_running",), ("none is running", 0))  # it becomes a need when polls are late by a quarter of an hour
+SILENT = (("not_running",), ("none is running", 0))  # a need begins only when polls are late by a quarter of an hour
 
-# What the server does in place of an answer. Each body that looks like an answer says `done`: nobody may believe it.
+# What the server does in place of an answer. Each body that looks like an answer says `done`: it must not be recorded.
 
 
 def done(wire: Wire, jid: str = "") -> bytes:
@@ -111,7 +111,7 @@ HTTP: dict[str, tuple[Play, Any]] = {
 
 @contextmanager
 def answering(fault: Play, share: float, cell: Cell) -> Iterator[None]:
-    """Let the server do *fault* to a *share* of the requests."""
+    """Let the server answer a *share* of the requests with *fault*."""
     cell.elevate.share, cell.elevate.fault = share, fault
     try:
         yield
@@ -343,7 +343,7 @@ def failed_over(cell: Cell) -> Iterator[None]:
 
 
 def refusing(change: Callable[[Path], object], words: str) -> Inject:
-    """Return an injection that alters a SQLite file under a daemon: all commands refuse it, and make no other."""
+    """Return an injection that changes a SQLite file under a daemon: all commands refuse it, and make no new file."""
 
     @contextmanager
     def inject(cell: Cell) -> Iterator[None]:
@@ -358,7 +358,7 @@ def refusing(change: Callable[[Path], object], words: str) -> Inject:
             assert words in cell.log.read_text(), "the daemon does not say why it ends"
             for end in (
                 ("-wal", "-shm") if words == "was moved" else ()
-            ):  # they belong to the other file, says the message
+            ):  # they belong to the other file, as the message says
                 path.with_name(path.name + end).unlink(missing_ok=True)
             content = path.exists() and path.read_bytes()
             for command in (("run",), ("run", "--once"), ("add", "another"), ("status",)):
@@ -424,7 +424,7 @@ def of_the_database() -> Iterator[Fault]:
 
 @contextmanager
 def frozen(cell: Cell) -> Iterator[None]:
-    """Stop the daemon in the middle of its requests, until its leases are over and it is taken for dead."""
+    """Stop the daemon in the middle of its requests, until its leases are over and it counts as dead."""
     cell.elevate.pause = 0.9
     time.sleep(1)
     os.kill(cell.running[0].pid, signal.SIGSTOP)
@@ -457,7 +457,7 @@ def killed_at(point: str) -> Inject:
 
 @contextmanager
 def killed_at_random(cell: Cell) -> Iterator[None]:
-    """Kill 500 daemons, most of them after the first request; what was recorded stays as it was."""
+    """Kill 500 daemons, most of them after the first request; recorded rows do not change."""
     rng, daemon, seen = random.Random(1), cell.running.pop(), set[Any]()
     engine = database.create_engine(cell.database.admin)
     for turn in range(500):
@@ -468,7 +468,7 @@ def killed_at_random(cell: Cell) -> Iterator[None]:
         time.sleep(rng.random() / 5)
         daemon.kill()
         assert daemon.wait() == -signal.SIGKILL, "it ended by itself"
-        with database.writing(engine) as connection:  # its leases and waits would last longer than the next one lives
+        with database.writing(engine) as connection:  # its leases and waits last longer than the next daemon lives
             connection.execute(sa.text("UPDATE jobs SET leased_by = NULL, leased_until = NULL, due_at = registered_at"))
             rows = {tuple(row) for row in connection.execute(sa.text("SELECT * FROM transitions"))}
         assert seen <= rows, "a transition was lost or changed"
@@ -481,7 +481,7 @@ def killed_at_random(cell: Cell) -> Iterator[None]:
 
 @contextmanager
 def limited(kind: int, room: Callable[[int], int], cell: Cell) -> Iterator[None]:
-    """Leave a running daemon only so much *room* of a resource."""
+    """Limit a resource of a running daemon to *room*."""
     cell.elevate.headers = ("Connection: close",)
     pid = cell.running[0].pid
     before = resource.prlimit(pid, kind)
@@ -532,7 +532,7 @@ def move(seconds: int, cell: Cell) -> None:
 
 
 def with_a_clock(is_idle: bool, cell: Cell) -> None:
-    """Start a daemon whose database has a clock that a file moves; it rarely asks, or asks nearly all the time."""
+    """Start a daemon whose database has a clock that a file moves; it rarely asks, or asks almost all the time."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
     if library is None:
         raise Skipped("faketime is not installed (apt-get install faketime)")

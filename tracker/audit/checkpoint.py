@@ -46,15 +46,16 @@ class SealedSegment:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What was removed from the database before a base checkpoint sealed all that was left."""
+    """What was removed from the database before a base checkpoint sealed what was left."""
 
-    ended_before: date | None  # jobs that had ended before this day (UTC); None: jobs that were named
+    ended_before: date | None  # jobs that ended before this day (UTC); None: jobs that were named by their jids
     jobs: int  # how many jobs
     pack_sha256: str  # of SHA256SUMS in the pack with all that was there, in hex
 
     def __str__(self) -> str:
-        day = "" if self.ended_before is None else f" that had ended before {self.ended_before}"
-        return f"jobs{day} were removed before it: {self.jobs}; SHA-256 of the pack {self.pack_sha256}"
+        day = "" if self.ended_before is None else f" that ended before {self.ended_before}"
+        jobs = f"{self.jobs} job{'' if self.jobs == 1 else 's'}{day}"
+        return f"before it, `tracker db prune` removed {jobs}; SHA-256 of the pack: {self.pack_sha256}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""``tracker db copy``: all rows of a database, written to another one that is empty, while daemons go on.
+"""``tracker db copy``: writes all rows of a database to another one, which is empty, while daemons run.
 
-Owns what is copied, and the check that all of it arrived. Only reads the source, and one state of it. The target gets
-schema, rows, guards and views in one transaction (`database.upgrade`), and a SQLite file gets its name when it is
-complete. So a copy is whole or not there, also when the process is killed.
+Owns what is copied, and the check that all of it arrived. Only reads the source, in one state. The target gets schema,
+rows, guards and views in one transaction (`database.upgrade`), and a SQLite file gets its name when it is complete. So
+a copy is complete or not there, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _AT_ONCE: Final = 1000  # rows: some hundred kB
 
 
 class Contents(NamedTuple):
-    """What a database holds, as far as a copy is compared with its source."""
+    """The facts about a database by which a copy is compared with its source."""
 
-    rows: dict[str, int]  # by table
-    last: dict[str, int]  # by table with ids: the largest that it has, or that is sealed
+    rows: dict[str, int]  # how many, by table
+    last: dict[str, int]  # by table with ids: the largest id that it has, or that is sealed
     checkpoint: str | None  # the text of the newest one
 
 
 def copy(source: sa.Engine, url: str, progress: Progress = lambda done, total, what: None) -> Contents:
-    """Copy everything in *source* to the empty database at *url*, and return what that is.
+    """Copy all rows of *source* to the empty database at *url*, and return the facts about them.
 
     Args:
         source: Has this version's schema. It is only read, in one transaction.
@@ -66,7 +66,7 @@ def _naming(which: str) -> Iterator[None]:
     try:
         yield
     except (BadConfiguration, DatabaseUnavailable) as error:
-        if isinstance(error.__cause__, type(error)):  # it says so already
+        if isinstance(error.__cause__, type(error)):  # it names the database already
             raise
         why = str(error).replace("TRACKER_DATABASE_URL", "its URL")
         raise type(error)(f"nothing was copied; the {which}: {why}") from error
@@ -74,7 +74,7 @@ def _naming(which: str) -> Iterator[None]:
 
 @contextmanager
 def _place(source: sa.Engine, url: str) -> Iterator[str]:
-    """Yield the URL to write to: *url*, or that of a file that becomes it at the end, if there is none yet."""
+    """Yield the URL to write to: *url*, or on SQLite that of a temporary file, renamed to *url* at the end."""
     if not url.startswith("sqlite"):
         yield url
         return
@@ -83,10 +83,10 @@ def _place(source: sa.Engine, url: str) -> Iterator[str]:
     path = Path(str(database.create_engine(url).url.database))
     if source.dialect.name == "sqlite" and path.exists() and path.samefile(str(source.url.database)):
         raise Refused(f"{path} is the database itself: name a new file")
-    for end in ("", "-wal", "-journal"):  # SQLite would take a -wal that is left there for the copy's own
+    for end in ("", "-wal", "-journal"):  # SQLite takes a -wal that is left there for the copy's own
         if os.path.lexists(f"{path}{end}"):
             raise Refused(f"{path}{end} exists: name a new file")
-    # A folder, since SQLite writes a journal, too. Beside the target, because the file is renamed.
+    # A folder, since SQLite writes a journal beside the file. On the target's disk, so that the file can be renamed.
     with TemporaryDirectory(prefix="tracker-copy-", dir=path.parent) as folder:
         file = Path(folder, "copy.db")
         yield f"sqlite:///{quote(str(file))}"
@@ -95,12 +95,12 @@ def _place(source: sa.Engine, url: str) -> Iterator[str]:
 
 
 def _fill(source: sa.Engine, target: sa.Connection, progress: Progress) -> Contents:
-    """Copy all rows, and return what the source has. The target has its tables, but no guards."""
-    if target.dialect.name == "postgresql":  # it would end a transaction that waits for a minute, as for a long sort
+    """Copy all rows, and return the facts about the source. The target has its tables, but no guards yet."""
+    if target.dialect.name == "postgresql":  # it ends a transaction that waits for a minute, as for a long sort
         target.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
     with _naming("source"), database.reading(source) as connection:
         if source.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET LOCAL row_security = off")  # an error, where rows would be missing
+            connection.exec_driver_sql("SET LOCAL row_security = off")  # an error in place of missing rows
         contents = _contents(connection)
         done, total = 0, sum(contents.rows.values())
         for table in METADATA.sorted_tables:
@@ -134,7 +134,7 @@ def _insert(target: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) 
     if target.dialect.name == "sqlite":
         target.execute(sa.insert(table), rows)
         return
-    # One statement for all rows is five times as fast; and SQLAlchemy has no word for OVERRIDING, which keeps the ids.
+    # One statement for all rows is five times as fast, and SQLAlchemy cannot write OVERRIDING, which keeps the ids.
     columns = ", ".join(table.c.keys())
     target.exec_driver_sql(
         f"INSERT INTO {table.name} ({columns}) OVERRIDING SYSTEM VALUE"
@@ -144,7 +144,7 @@ def _insert(target: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) 
 
 
 def _continue(target: sa.Connection, table: str, last: int) -> None:
-    """Let *table* give ids above *last*."""
+    """Let new rows of *table* get ids above *last*."""
     statement = "SELECT setval(CAST(pg_get_serial_sequence(:table, 'id') AS regclass), :last) WHERE :last > 0"
     if target.dialect.name == "sqlite":
         target.execute(sa.text("DELETE FROM sqlite_sequence WHERE name = :table"), {"table": table})

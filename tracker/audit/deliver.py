@@ -4,7 +4,7 @@ Owns the three destinations (the log, a file, a URL) and the table ``deliveries`
 fails. Leaves alone: what a checkpoint is (``checkpoint``) and when one is made (``seal``, ``sealing``).
 
 Each destination gets every checkpoint from number 1 on, in order and at least once. At each start it gets the last one
-again: a receiver that has others answers 409, for this database is an older copy. It is noted after it is sent, so a
+again: a receiver that has others answers 409, since this database is an older copy. It is noted after it is sent, so a
 crash in between, or another daemon at the same moment, makes one arrive twice. A destination that fails is tried again
 and does not hold up the others. For the file, its content counts, not the note: a file that another host began, that
 was deleted, or that a crash cut off in the middle of a write is completed. No request is made inside a transaction.
@@ -62,7 +62,8 @@ class _Lost(_CannotDeliver):
 
     def __init__(self, destination: str, its: str, sha256: str) -> None:
         what = f"ends with {its}, which this database lacks: an older copy was restored, or it is the wrong destination"
-        action = f"After a restore run once `tracker run --restored-after {sha256 or 'SHA256'}`; else set another"
+        option = f"--restored-after {sha256 or 'SHA256'}"
+        action = f"After a restore run `tracker run {option}` once; otherwise correct the setting"
         super().__init__(f"OlderCopy {what}. {action}", f"{destination} {what}. {action}")
         self.sha256 = sha256
 
@@ -74,7 +75,7 @@ class _Destination:
         self.name = name  # in ``deliveries``: without a secret
         self.send = send
         self.has_sent = False  # since this courier began
-        self.lost: _Lost | None = None  # as long as it has checkpoints that the database lacks
+        self.lost: _Lost | None = None  # while it has checkpoints that the database lacks
         self.until: float | None = None  # it is left alone until then, by the courier's clock
         self.failing_since: datetime | None = None
         self.failures = 0
@@ -154,12 +155,12 @@ class Courier:
         waits = [to.until - self._clock() for to in self._destinations if to.until is not None]
         return max(0.0, min(waits)) if waits else None
 
-    def require_all(self, restored_after: str | None = None, key: PublicKey | None = None) -> None:
+    def refuse_older_copy(self, restored_after: str | None = None, key: PublicKey | None = None) -> None:
         """Raise BadConfiguration if a destination ends with a checkpoint that this database lacks.
 
-        Except for *restored_after*, a SHA-256: the next checkpoint is going to say that it was lost, signed by *key*.
-        Raise Refused if it was not lost, or if only a lost checkpoint announced the key: each later one would be a
-        permanent finding. A receiver that cannot be asked does not count.
+        *restored_after* is the SHA-256 of one that may be missing, since the next checkpoint names it as lost, signed
+        by *key*. Raise Refused if the database has it, or if only a lost checkpoint announced the key: each later
+        checkpoint would be a permanent finding. A receiver that cannot be asked does not count.
         """
         if not self._has_compared:
             self.deliver(seconds=COMPARE_SECONDS)
@@ -173,9 +174,9 @@ class Courier:
         for known in (find(self.engine, restored_after), *(() if lost else ends)) if restored_after else ():
             if known is not None:
                 its = f"checkpoint {known.checkpoint.number} (SHA-256 {known.sha256})"
-                raise Refused(f"--restored-after: nothing was lost: this database has {its}")
+                raise Refused(f"--restored-after: nothing was lost: this database has {its}. Leave the option out")
         for to in self._destinations if lost else ():
-            to.until = to.lost = None  # the checkpoint that is made now goes there
+            to.until = to.lost = None  # the next checkpoint goes there
 
     def _require_announced(self, key: PublicKey) -> None:
         """Raise Refused if the chain in the database has a key that did not announce *key*."""
@@ -190,7 +191,7 @@ class Courier:
             )
 
     def _begin(self) -> None:
-        """Clear the failures of other destinations, which a daemon records again, and notes ahead of a copy."""
+        """Clear failures of other destinations, which a daemon records again, and notes ahead of an older copy."""
         ours = DELIVERIES.c.destination.in_([to.name for to in self._destinations])
         with database.writing(self.engine) as connection:
             stale = sa.update(DELIVERIES).where(DELIVERIES.c.failing_since.is_not(None), sa.not_(ours))
@@ -222,7 +223,7 @@ class Courier:
     def _send(self, to: _Destination, signed: Signed, lowest: int) -> int:
         """Send a checkpoint, and return the number that the destination continues after, at least *lowest*.
 
-        That is another one if a receiver answers 409 and names a checkpoint of ours, or one that ours says was lost.
+        That is another one if a receiver answers 409 and names a checkpoint that the chain has, or has as lost.
         """
         number = signed.checkpoint.number
         try:
@@ -372,7 +373,7 @@ class _File(_Destination):
             if (ours := chain.following(number - 1)) is None or ours.text != text:
                 after, first = after_loss(chain.engine, last.sha256), chain.following(0)
                 if after is None and first and first.checkpoint.origin != last.checkpoint.origin:
-                    raise self._unusable("other_chain", f"it ends with a checkpoint {number} of another database")
+                    raise self._unusable("other_chain", f"it ends with checkpoint {number} of another database")
                 if after is None:
                     raise _Lost(self.name, f"checkpoint {number} (SHA-256 {last.sha256})", last.sha256)
                 number = after.checkpoint.number - 1

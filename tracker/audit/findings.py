@@ -106,7 +106,7 @@ class Report:
     is_key_checked: bool = False  # a key was given
     trusted: int = 0  # checkpoints that were given, without those that were lost
     keys: dict[str, tuple[int, int]] = field(default_factory=dict)  # by id: its first and its last checkpoint
-    restored: dict[int, str] = field(default_factory=dict)  # by number: checkpoints up to this SHA-256 had been lost
+    restored: dict[int, str] = field(default_factory=dict)  # by number: the SHA-256 of the last lost one that it names
     sources: list[AskedServer] = field(default_factory=list)
 
     @property

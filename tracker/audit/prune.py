@@ -1,9 +1,9 @@
-"""Retention: ended jobs leave the database with all their rows, after a pack with all of them was written.
+"""Retention: removes ended jobs with all their rows, after it has written a pack that holds all of them.
 
-Owns which jobs may be removed, and the one transaction that does it and seals the rest again (`seal.write_base`). A
-crash leaves all or nothing; a pack that is complete by then stays.
+Owns which jobs may be removed, and the one transaction that removes them and seals the rest again (`seal.write_base`).
+A crash leaves all or nothing; a pack that is complete by then stays.
 
-Only jobs whose newest row is in the pack are removed: one that was reopened or amended meanwhile stays. The base
+Only jobs whose newest row is in the pack are removed: a job that was reopened or amended meanwhile stays. The base
 follows the last checkpoint of the pack, so an auditor can put both together.
 """
 
@@ -31,7 +31,7 @@ from tracker.models import JOBS, TRANSITIONS
 from tracker.status import State
 
 _TABLES: Final = ("jobs", "transitions", "gaps", "sources", "seals", "segments")
-_LOCK_MS: Final = 900  # below PostgreSQL's deadlock_timeout (1 s): so the server ends our transaction, not a daemon's
+_LOCK_MS: Final = 900  # below PostgreSQL's deadlock_timeout (1 s): the server ends our transaction, not a daemon's
 _OWNS: Final = """
     SELECT bool_and(pg_has_role(relowner, 'USAGE')) FROM pg_class
     WHERE relname = ANY (:tables) AND relnamespace = quote_ident(current_schema())\\:\\:regnamespace"""
@@ -39,7 +39,7 @@ _OWNS: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Ended jobs: those that had ended before a time or, without one, those with these ids."""
+    """Which ended jobs to remove: those that ended before a time or, without a time, those with these ids."""
 
     ended_before: datetime | None
     ids: tuple[int, ...] = ()
@@ -50,9 +50,13 @@ class Choice:
         return JOBS.c.state != State.OPEN, its
 
     def count(self, connection: sa.Connection) -> tuple[int, int]:
-        """Return how many jobs and transitions it has; raise Refused if the time is ahead, or a named job is open."""
+        """Return how many jobs and transitions these are.
+
+        Raises:
+            Refused: The time is in the future, or a named job is open.
+        """
         if self.ended_before is not None and self.ended_before > database.now(connection):
-            raise Refused(f"{self.ended_before.date()} is in the future")
+            raise Refused(f"--ended-before: {self.ended_before.date()} is in the future")
         named = sa.select(JOBS.c.jid).where(JOBS.c.id.in_(self.ids), JOBS.c.state == State.OPEN).limit(1)
         if (jid := connection.execute(named).scalar()) is not None:
             raise Refused(f"job {jid} is open: withdraw it first (`tracker withdraw`)")
@@ -64,7 +68,7 @@ class Choice:
 
 
 def require_owner(connection: sa.Connection) -> None:
-    """Raise Refused unless the role of *connection* can switch the guards off, and GuardsMissing if one is missing."""
+    """Raise Refused if the role of *connection* cannot switch the guards off, and GuardsMissing if one is missing."""
     if connection.dialect.name != "sqlite" and not connection.scalar(sa.text(_OWNS), {"tables": [*_TABLES]}):
         raise Refused("only the owner of the tables may remove jobs (tracker/audit/ROLES.md): log in as that role")
     guards.check(connection)
@@ -73,7 +77,7 @@ def require_owner(connection: sa.Connection) -> None:
 def prune(
     engine: sa.Engine, choice: Choice, folder: Path, zone: ZoneInfo, key: SigningKey | None, progress: Progress
 ) -> Base:
-    """Write and verify a pack of everything, remove the jobs of *choice*, seal the rest, and return what was removed.
+    """Write and verify a pack of all data, remove the jobs of *choice*, seal the rest, and return what was removed.
 
     Args:
         folder: The new folder of the pack. It stays if a later step fails.
@@ -92,7 +96,7 @@ def prune(
     made = pack.export(engine, folder, zone=zone, key=key, progress=progress)
     with database.reading(engine) as connection:
         if made.last.sealed_at > (now := database.now(connection)):
-            raise Refused(f"the newest checkpoint is of {made.last.sealed_at}, but it is {now}: a clock was ahead")
+            raise Refused(f"the newest checkpoint is from {made.last.sealed_at}, after now ({now}): try again later")
         report = verify(connection, zone=zone, progress=progress)
     if not report.is_good:
         raise Refused(f"{report.findings[0].message}: run `tracker audit verify`; nothing was removed")
@@ -104,7 +108,7 @@ def prune(
     except DatabaseUnavailable as error:
         if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
             raise
-        raise _again("others do not stop writing", made) from error
+        raise _again("other transactions kept a table locked", made) from error
     if engine.dialect.name == "sqlite":
         _vacuum(engine)
     return removed
@@ -146,9 +150,9 @@ def _reread(made: pack.Pack) -> None:
 
 
 def _lock(connection: sa.Connection) -> None:
-    """Let nobody else write until the transaction ends; others can read. On SQLite its beginning does that."""
+    """Let nobody else write until the transaction ends; others can read. On SQLite BEGIN has done that already."""
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("PRAGMA secure_delete = ON")  # zeroes take the place of what is deleted
+        connection.exec_driver_sql("PRAGMA secure_delete = ON")  # overwrites what is deleted with zeroes
         return
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_MS}ms'")
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({seal.SEALER_LOCK})")
@@ -158,7 +162,7 @@ def _lock(connection: sa.Connection) -> None:
 def _remove(
     connection: sa.Connection, choice: Choice, made: pack.Pack, key: SigningKey | None, progress: Progress
 ) -> Base:
-    """Remove the jobs, and write the base. For a transaction that alone writes."""
+    """Remove the jobs, and write the base; `_lock` comes before it in the same transaction."""
     head, parts = seal.head(connection), count()
     if head is None or head.checkpoint != made.last:
         raise _again("something was sealed while the pack was written", made)

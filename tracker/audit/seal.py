@@ -71,7 +71,7 @@ def seal(
         key: Signs the checkpoint; None: it is unsigned.
         seal_after: Wait until 1,000 rows are new or one is this old; None or zero: seal everything new.
         next_key: The checkpoint announces this key for those that follow; it is made even without new rows.
-        restored_after: The checkpoint says that those up to this SHA-256 were lost; it is made even without new rows.
+        restored_after: The SHA-256 of the last lost checkpoint, which this one names, even without new rows.
 
     Raises:
         BadCheckpoint: The newest checkpoint in the database is damaged, so no other can follow it.
@@ -100,14 +100,14 @@ def seal(
 
 
 def head(connection: sa.Connection, which: sa.ColumnElement[bool] | None = None) -> Signed | None:
-    """Return the newest checkpoint, of *which*; None: there is none. Raise BadCheckpoint if its text is damaged."""
+    """Return the newest checkpoint (of *which*), or None without one. Raise BadCheckpoint if its text is damaged."""
     its = sa.true() if which is None else which
     text = connection.execute(sa.select(SEALS.c.checkpoint).where(its).order_by(SEALS.c.id.desc()).limit(1)).scalar()
     return None if text is None else _parsed(text)
 
 
 def write_base(reading: Reading, before: Signed, key: SigningKey | None, removed: Base) -> None:
-    """Seal all rows again after *before*, the newest, in the transaction of *reading*, which alone writes history."""
+    """Seal all rows again after *before*, the newest checkpoint. Only the transaction of *reading* may write."""
     with reading() as connection:
         newest = connection.exec_driver_sql(_NEWEST).one()._asdict()
         checkpoint, segments = _build(reading, before, newest, removed)
@@ -135,7 +135,7 @@ def find(engine: sa.Engine, sha256: str) -> Signed | None:
 
 
 def after_loss(engine: sa.Engine, sha256: str = "") -> Signed | None:
-    """Return the newest checkpoint that says that those up to *sha256* (empty: up to any) were lost."""
+    """Return the newest checkpoint that names *sha256* (empty: any) as that of the last lost one."""
     with database.reading(engine) as connection:
         return head(connection, SEALS.c.checkpoint.contains(f"\nrestored_after {sha256}", autoescape=True))
 

@@ -99,7 +99,7 @@ class _Verification:
         self._progress = progress
         self._report = Report(is_key_checked=given is not None)
         self._given = given
-        # By SHA-256, those that were not seen in the chain yet, without what is not needed.
+        # By SHA-256, those that are not found in the chain yet, with the fields that are needed.
         self._trusted = {one.sha256: replace(one.checkpoint, ids={}, segments=(), key=None) for one in trusted}
         self._report.trusted = len(self._trusted)
         self._last: _SealRow | None = None  # the newest that is in order
@@ -284,7 +284,7 @@ class _Verification:
         self._find(FindingKind.TRUSTED, f"the trusted one (SHA-256 {hash_}) is not in the chain: {why}{more}", number)
 
     def _lost(self) -> None:
-        """Note which trusted checkpoints were lost, as the chain says: each names the one before it."""
+        """Note which trusted checkpoints the chain names as lost; each lost one names the one before it."""
         for by, last in self._report.restored.items():
             numbers: list[int] = []
             names: list[str | None] = [last]
@@ -293,7 +293,7 @@ class _Verification:
                     numbers.append(one.number)
                     self._report.trusted -= 1
                     names += (one.previous_sha256, one.restored_after)
-            which = f": those with the numbers {min(numbers)} to {max(numbers)} are trusted ones" if numbers else ""
+            which = f", among them the trusted numbers {min(numbers)} to {max(numbers)}" if numbers else ""
             message = f"an older copy was restored; checkpoints up to SHA-256 {last} were lost{which}"
             self._keep(AuditFinding(FindingKind.TRUSTED, f"checkpoint {by} says: {message}", by, is_note=True))
 
@@ -369,7 +369,7 @@ class _Verification:
                     FindingKind.UNSEALED, f"rows of {table} that are not sealed, some for longer than a day: {count}"
                 )
         if count := self._scalar(f"SELECT count(*) FROM segments WHERE seal_id < {self._base}"):
-            self._find(FindingKind.SEGMENTS, f"rows of table segments of checkpoints before the newest base: {count}")
+            self._find(FindingKind.SEGMENTS, f"rows in table segments for checkpoints before the newest base: {count}")
         if count := self._scalar("SELECT count(*) FROM segments WHERE seal_id NOT IN (SELECT id FROM seals)"):
             self._find(FindingKind.SEGMENTS, f"rows of table segments without a checkpoint: {count}")
 

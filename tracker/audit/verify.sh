@@ -2,7 +2,7 @@
 # Verifies a pack that `tracker audit export` wrote. Run it in the pack's folder:
 #   sh verify.sh [--key-id ID] [--trusted FILE] [--reports] [--unsigned]
 #   --key-id ID     the id of the signing key, from somebody other than the person who gave you the pack
-#   --trusted FILE  checkpoints from outside, one or many with empty lines between: each must be in the pack
+#   --trusted FILE  checkpoints from outside, with empty lines between: the pack must have them (or know them as lost)
 #   --reports       run checks.sql, beside this script: is each history possible, do the reports follow from it?
 #   --unsigned      accept missing signatures
 # Prints OK and what that means (exit status 0), or NOT OK for each finding (1). Exit status 2: the check could not run.
@@ -80,7 +80,7 @@ same names numbers 'checkpoints with a wrong number or form:'
 { sed -n 's/^sha256 //p' "$tmp/chain"; sed -n "\\|  $head\$|p" SHA256SUMS; } | sort | keep named || exit
 sed -n -e '/  checkpoints\//p' -e '/  segments\//p' SHA256SUMS | sort | keep sealed || exit
 same sealed named 'checkpoints or segments that are not as the chain names them:'
-first=$(sed -n '1s/,.*//p' "$tmp/seals") number=$(sed -n '$s/,.*//p' "$tmp/seals") # it begins with 1 or with a base
+first=$(sed -n '1s/,.*//p' "$tmp/seals") number=$(sed -n '$s/,.*//p' "$tmp/seals") # the first is 1, or a base
 
 # 3. The signatures of the head and of SHA256SUMS, by the key that the head names.
 signed() { openssl pkeyutl -verify -pubin -inkey "$tmp/pem" -rawin -in "$1" -sigfile "$2" >/dev/null 2>&1; }
@@ -103,9 +103,9 @@ else
 fi
 [ "${key_id:-$id}" = "$id" ] || bad "the key of the last checkpoint is $id, not $key_id"
 
-# 4. Each checkpoint from outside is in the chain, or a restored_after or a lost one names it, or it is before a base.
+# 4. Each checkpoint from outside is in the chain, or restored_after or a lost one names it, or it is older than a base.
 if [ -n "$trusted" ]; then
-    printf ' \t\tnumber %s\n' "$((first - 1))" | keep begin || exit # the base names this one; it sorts behind
+    printf ' \t\tnumber %s\n' "$((first - 1))" | keep begin || exit # it sorts before the one that the base names
     sort -t "$tab" -k 3.8n "$tmp/begin" "$tmp/trusted" | sed -n '/^ /,$p' | keep held || exit
     sort "$tmp/flat" "$tmp/flat" "$tmp/held" | uniq -u | keep absent || exit
     sed "y/$tab/\n/" "$tmp/trusted" | cat - "$tmp/chain" | keep names || exit
@@ -118,10 +118,10 @@ if [ -n "$trusted" ]; then
     set -- $(printf %s "$lost" | sed -n '1p;$p') # the first and the last number
     [ -n "$(sort "$tmp/flat" "$tmp/trusted" | uniq -d | sed 1q)" ] || trusted='' # none of these is in the chain
 fi
-[ -n "$trusted" ] || doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone who has the key made all again.'
+[ -n "$trusted" ] || doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone with the key sealed all again.'
 restored=$(sed -n '/^number /h;/^restored_after /{H;x;s/\n/: /;p;}' "$tmp/chain" | shown)
-[ -z "$restored${1:-}" ] || doubt 'RESTORED AFTER A LOSS' "rows of lost checkpoints${1:+ ($1 to $2 outside)} may be
-missing, or were asked for again, after an older copy was restored.${restored:+ These checkpoints say so:\n$restored}"
+[ -z "$restored${1:-}" ] || doubt 'RESTORED AFTER A LOSS' "an older copy of the database was restored. Rows of lost
+checkpoints${1:+ ($1 to $2 of the trusted)} may be missing, or were recorded again.${restored:+ These say so:\n$restored}"
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
 find segments -name '*-sources-*' | xargs cat | sed -En 's/^[0-9]+,"(([^"]|"")*)","(([^"]|"")*)",.*/\1 \3/p' |

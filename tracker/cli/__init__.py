@@ -22,10 +22,10 @@ HEADINGS = ("Start", "Register", "Follow", "Decide", "Report", "Prove", "Keep")
 """The headings of ``tracker --help``, in order."""
 
 COMMANDS = {
-    "demo": ("Start", "tracker.cli.demo:demo", "Try everything on this machine, in about a minute."),
+    "demo": ("Start", "tracker.cli.demo:demo", "Try everything on this machine, without a key."),
     "simulate": ("Start", "tracker.cli.simulate:simulate", "Serve a fake Elevate on this machine."),
     "config": ("Start", "tracker.cli.config:config", "Show the settings, and where each comes from."),
-    "db": ("Start", "tracker.cli.db:db", "Make, upgrade, check, copy and prune the database."),
+    "db": ("Start", "tracker.cli.db:db", "Make, check and copy the database, remove ended jobs."),
     "deploy": ("Start", "tracker.cli.deploy:deploy", "Print files for systemd, containers and Prometheus."),
     "add": ("Register", "tracker.cli.intake:add", "Register jobs by their jids."),
     "import": ("Register", "tracker.cli.intake:import_", "Register jobs from a file: CSV or JSON Lines."),
@@ -126,7 +126,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    """Print *message* on standard error. A name in it may come from a server or a file: no control of it stays."""
+    """Print *message* on standard error. A name in it may come from a server or a file: no control character stays."""
     click.echo(INVISIBLE.sub(lambda match: "\n" if match[0] == "\n" else " ", message), err=True, nl=False)
 
 

@@ -149,7 +149,7 @@ def _result(report: Report) -> str:
         " a later signature covers them",
         "KEY NOT CHECKED": "compare the id of the key with the id that you were given, or give --public-key",
         "NOTHING TRUSTED GIVEN": "only --trusted shows that the end was cut off, or that everything was sealed again",
-        "RESTORED AFTER A LOSS": "rows sealed in the lost checkpoints may be missing, or may have been asked for again",
+        "RESTORED AFTER A LOSS": "rows that the lost checkpoints sealed may be missing, or were recorded again",
         "A SIMULATOR MAY HAVE ANSWERED": "a server that answered is on the same machine, or was asked over plain HTTP",
     }
     qualified = [f"{words}: {explained[words]}." for words in report.qualifications]
@@ -274,7 +274,7 @@ def _rotated(file: Path) -> PublicKey:
             raise BadConfiguration("--rotate: set TRACKER_SIGNING_KEY_FILE to the current key, which announces the new")
         present = keys.SigningKey.load(settings.signing_key_file)
         courier = Courier.of(engine, settings)
-        courier.require_all()
+        courier.refuse_older_copy()
         with database.reading(engine) as connection:
             guards.check(connection)
             newest = seal.head(connection)

@@ -1,7 +1,7 @@
-"""``tracker db``: make, check, copy and prune the database, give roles their rights. Owns arguments and printing.
+"""``tracker db``: make, check and copy the database, remove jobs, give roles their rights. Owns arguments and printing.
 
-`tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes,
-`tracker.audit.copy` how it is copied, `tracker.audit.prune` how jobs are removed.
+`tracker.guards` defines tables, CHECKs and guards, `tracker.reports.views` the views, `tracker.models` the indexes.
+`tracker.audit.copy` copies, `tracker.audit.prune` removes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=example("tracker db upgrade", "tracker db check"))
 def db() -> None:
-    """Make, upgrade, check, copy and prune the database."""
+    """Make, upgrade, check and copy the database, and remove ended jobs."""
 
 
 @db.command(epilog=example("tracker db upgrade", "TRACKER_DATABASE_URL=sqlite:////srv/tracker.db tracker db upgrade"))
@@ -73,13 +73,13 @@ def check() -> int:
 @db.command(epilog=example("tracker db copy sqlite:////srv/backup.db", "tracker db copy postgresql://me@db/tracker"))
 @click.argument("url", metavar="URL")
 def copy(url: str) -> None:
-    """Copy everything, as it is at one moment, to the empty database at URL, while daemons run.
+    """Copy all data to the empty database at URL while daemons run.
 
-    URL is sqlite:///FILE, where FILE must not exist, or an empty PostgreSQL database. The copy has all history, seals
-    and ids, and its own guards and views. If anything fails, nothing is left at URL.
+    The copy has all rows as they are at one moment, with their ids and seals, and its own guards and views. URL is
+    sqlite:///FILE, where FILE must not exist, or an empty PostgreSQL database. On an error nothing is left at URL.
 
-    Reads TRACKER_DATABASE_URL; a role that may only read is enough. Others can see a password on a command line: let
-    ~/.pgpass hold it. Do not run daemons on both: before a move, stop the daemon.
+    The source is TRACKER_DATABASE_URL; a role that may only read is enough. Others can see a password on a command
+    line: write it to ~/.pgpass. Never run daemons on both databases: stop the daemon before a move.
     """
     import signal
 
@@ -93,7 +93,7 @@ def copy(url: str) -> None:
     with opened() as (_, engine), progress("rows") as report_progress:
         made = copy_all(engine, url, report_progress)
     counts = (counted(made.rows[f"{noun}s"], noun) for noun in ("job", "transition", "seal"))
-    click.echo(plain(f"{mask_url(url)}: {', '.join(counts)}."))
+    click.echo(plain(f"Copied to {mask_url(url)}: {', '.join(counts)}."))
     with suppress(BadCheckpoint):  # `audit verify` reports it
         newest = checkpoint.parse(made.checkpoint or "")
         click.echo(f"Newest checkpoint: number {newest.checkpoint.number}, SHA-256 {newest.sha256}.")
@@ -122,19 +122,23 @@ def grants(owner: str, writer: str, auditor: str) -> None:
 
 
 @db.command(epilog=example("tracker db prune --ended-before 2025-01-01 --export /srv/packs/2024"))
-@click.option("--ended-before", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="Jobs that ended before (UTC).")
+@click.option(
+    "--ended-before", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="Jobs that ended before this day (UTC)."
+)
 @click.option("--jid", "jids", multiple=True, metavar="JID", help="This ended job, whenever it ended. Repeatable.")
-@click.option("--cluster", metavar="NAME", help="The cluster of each --jid, if several have one.")
-@click.option("--export", "to", type=click.Path(path_type=Path), metavar="DIR", help="The new folder of the pack.")
+@click.option("--cluster", metavar="NAME", help="Needed if several clusters have a job with this jid.")
+@click.option("--export", "to", type=click.Path(path_type=Path), metavar="DIR", help="A new folder for the pack.")
 @click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
 @click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
 def prune(
     ended_before: datetime | None, jids: tuple[str, ...], cluster: str | None, to: Path | None, dry_run: bool, yes: bool
 ) -> None:
-    """Remove ended jobs and all their rows, after an evidence pack of the whole record is written to DIR.
+    """Remove ended jobs with all their rows.
 
-    Only the owner of the tables can. What is left is sealed again with a base checkpoint, which names the pack. On an
-    error nothing is removed. The pack, backups and copies keep the rows: delete those when you may not keep them.
+    First an evidence pack of all data is written to DIR and verified. At the end a base checkpoint seals what is left
+    and names the pack. On an error nothing is removed. Only the owner of the tables may do this.
+
+    The pack, backups and other copies keep the rows: delete them, too, when their time is over.
     """
     from tracker import database, operate
     from tracker.audit import prune as room
@@ -152,15 +156,20 @@ def prune(
             jobs, transitions = choice.count(connection)
         what = f"{counted(jobs, 'job')} with {counted(transitions, 'transition')}"
         if to is None or dry_run or not jobs:
-            click.echo(f"{what} would be removed." if jobs else "Nothing to remove: no such job had ended.", err=True)
+            nothing = "Nothing to remove: no job ended before that day."
+            click.echo(f"{what} would be removed." if jobs else nothing, err=True)
             return
         if sys.stdin.isatty() and not yes:
             click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        Courier.of(engine, settings).require_all()  # an older copy of the database seals nothing
+        with database.reading(engine) as connection:
+            room.require_owner(connection)
+        Courier.of(engine, settings).refuse_older_copy()
         removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
-    said = f"{counted(removed.jobs, 'job')} removed. Keep {to} as proof: its SHA256SUMS has the SHA-256"
-    click.echo(plain(f"{said} {removed.pack_sha256}, which the new base checkpoint names."), err=True)
+    said = f"{counted(removed.jobs, 'job')} removed. The pack {to} still has the rows: delete it when its time is over."
+    click.echo(
+        plain(f"{said} The base checkpoint names the SHA-256 of its SHA256SUMS: {removed.pack_sha256}"), err=True
+    )
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:

@@ -61,8 +61,8 @@ def reconcile(
     \b
       missing_here   in the file, but not registered: tracker does not follow it
       missing_there  registered, but not in the file
-      differs        the registered value (here) is not the row's (there); facts
-                     that the row leaves out do not count
+      differs        the registered value (here) and the row's (there) differ;
+                     facts that the row leaves out do not count
       wrong_row      the row cannot be read; its job counts as not in the file
 
     A registered job must be in the file if it is in scope. In scope are the clusters that the file names, and

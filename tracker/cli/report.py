@@ -186,7 +186,7 @@ def _reading(
             first = next(seal.chain(connection, whole=False), None) if then else None
             if then and first and first.checkpoint.base and then < first.checkpoint.sealed_at:
                 at = f"{first.checkpoint.sealed_at:%Y-%m-%d %H:%M} UTC"
-                click.echo(f"Jobs were removed at {at} (tracker db prune): they are missing here.", err=True)
+                click.echo(f"Jobs that `tracker db prune` removed at {at} are missing here.", err=True)
             begin = since.instant(then or now, zone) if since else None
             end = until.instant(then or now, zone, at_end=True) if until else None
             try:

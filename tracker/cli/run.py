@@ -33,6 +33,9 @@ def run(once: bool, restored_after: str | None) -> int:
     the daemon read its settings again, or stop if stderr is a terminal. Events go to stderr, one line each: key=value
     on a terminal, JSON otherwise.
 
+    After an older copy of the database was restored, nothing is sealed until --restored-after gives the SHA-256 of the
+    last lost checkpoint. The log and `tracker status` show it.
+
     --once exits with 78 if a key was refused, else 69 if a cluster could not be asked, else 75 if the database was
     away, else 1 if only sealing failed. If stderr is not a terminal (cron), it prints nothing while all is well.
     """
@@ -41,7 +44,7 @@ def run(once: bool, restored_after: str | None) -> int:
     from tracker.audit.sealing import Sealing
 
     if restored_after is not None and not re.fullmatch("[0-9a-f]{64}", restored_after):
-        raise click.BadParameter("not 64 digits from 0 to 9 and a to f", param_hint="'--restored-after'")
+        raise click.BadParameter("must be 64 hexadecimal digits in lower case", param_hint="'--restored-after'")
     stop = daemon.Stop()
     if not os.isatty(2):
         # From now on, not only once the daemon runs: a SIGHUP that comes this early would end the process.

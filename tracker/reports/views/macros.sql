@@ -15,8 +15,8 @@
 {%- endif %}
 {%- endmacro %}
 
-{# The rows of seals from the newest base on: jobs were removed then, and what was left was sealed again. Only its segments
-   and later ones are left; in a pack and as of an earlier time, the relation holds no others. #}
+{# The rows of seals from the newest base on. A base seals all rows again after jobs were removed, so only its segments and
+   later ones exist; in a pack and as of an earlier time, the relation holds no others. #}
 {% macro from_base(s) -%}
 {{ s }}.id >= (SELECT coalesce(min(g.seal_id), 0) FROM segments g)
 {%- endmacro %}

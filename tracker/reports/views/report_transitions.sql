@@ -1,5 +1,5 @@
 {% from 'macros.sql' import from_base %}
-{# A transition's seal is the first that reaches it, beginning with the newest base. #}
+{# A transition's seal is the first that reaches it, from the newest base on. #}
 {% set base = "FROM seals b " ~ ("WHERE " ~ from_base('b') if mode == 'now' else "") ~ " ORDER BY b.id LIMIT 1" %}
 SELECT
     t.id,
