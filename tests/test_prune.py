@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -31,7 +32,7 @@ from tracker.audit import pack, prune, seal
 from tracker.audit.checkpoint import Base, Signed, parse, sign
 from tracker.audit.keys import SigningKey, keygen
 from tracker.audit.verify import verify
-from tracker.errors import BadConfiguration, TryAgain
+from tracker.errors import BadConfiguration, Refused, TryAgain
 from tracker.models import JOBS, SEALS, TRANSITIONS
 from tracker.reports import views
 
@@ -142,6 +143,34 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     assert "OK, BUT KEY NOT CHECKED: 4 jobs, 6 transitions, 5 checkpoints over 7 rows" in out
     with database.reading(engine) as connection:
         assert set(connection.exec_driver_sql("SELECT DISTINCT seal_id FROM report_transitions").scalars()) == {5}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_no_trace_of_a_row_stays_in_the_file(engine: sa.Engine, tmp_path: Path) -> None:
+    """Rows that grew and moved leave nothing either; while another process reads the file, it is said that they may."""
+    ids = [register(engine, f"old-{number}", at=OLD) for number in range(60)]
+    for length in (150, 40, 110):
+        for id_ in ids[::-1]:
+            history.change(engine, id_, failures=1, last_error="x" * (length + id_))
+    answered = ids[1::2], ids[::2]
+    for some in answered:
+        for id_ in some:
+            answer(engine, id_, ("waiting", OLD + HOUR), ("done", OLD + 2 * HOUR))
+    prune.prune(engine, prune.Choice(None, (*ids[1:],)), tmp_path / "pack", ZONE, None, lambda *progress: None)
+    left = b"".join(path.read_bytes() for path in tmp_path.glob("tracker.db*"))
+    assert set(re.findall(rb"old-\d+", left)) == {b"old-0"}
+    file = f"file:{tmp_path / 'tracker.db'}?mode=ro"
+    reader = f"import sqlite3; c = sqlite3.connect({file!r}, uri=True, isolation_level=None); c.execute('BEGIN');"
+    reader += "print(*c.execute('SELECT max(id) FROM jobs'), flush=True); input()"
+    words = [sys.executable, "-c", reader]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reading:
+        assert reading.stdout is not None
+        assert reading.stdout.readline()
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA busy_timeout = 1")
+        with pytest.raises(Refused, match=r"removed, but traces of their rows are still in the file .*: sqlite3 "):
+            removed(engine, tmp_path / "again", None, ids[0])
+        reading.communicate("\n")
 
 
 def put(connection: sa.Connection, rows: dict[str, list[dict[str, Any]]], *tables: str) -> None:

@@ -23,6 +23,7 @@ from tracker.audit import pack
 from tracker.audit.checkpoint import parse, sign, split
 from tracker.audit.deliver import Courier
 from tracker.audit.keys import SigningKey, keygen
+from tracker.audit.seal import seal
 from tracker.audit.sealing import Sealing
 from tracker.models import DELIVERIES
 from tracker.needs import Need, needs
@@ -174,6 +175,24 @@ def test_a_receiver_alone(engine: sa.Engine, backup: Backup, receiver: Receiver,
 
 
 @on_sqlite
+def test_a_key_that_was_announced_in_what_was_lost_is_refused(
+    engine: sa.Engine, backup: Backup, given: Settings, tmp_path: Path
+) -> None:
+    """With it each later checkpoint would be a permanent finding; with the old key, nothing is found."""
+    once(engine, given, "a")
+    copy = backup()
+    new = given.model_copy(update={"signing_key_file": tmp_path / "new"})
+    announced = keygen(tmp_path / "new")
+    seal(engine, SigningKey.load(tmp_path / "key"), next_key=announced)
+    for jid in "bc":
+        assert once(engine, new, jid) == ""
+    lost, before = parse(texts(engine)[-1]).sha256, texts(copy)
+    assert "the key was changed in what was lost. Run it with the old key" in once(copy, new, lost=lost)
+    assert texts(copy) == before
+    assert once(copy, given, lost=lost) == ""
+    assert found(verified(copy, trusted=[parse(text) for text in outside(given)])) == []
+
+
 def test_what_was_not_lost_is_refused(engine: sa.Engine, backup: Backup, given: Settings, run: Run) -> None:
     """A checkpoint of this database, or one that is not the last in the file, is refused; a copy may lack all."""
     empty = backup()

@@ -32,8 +32,8 @@ import sqlalchemy as sa
 
 from tracker import database, elevate
 from tracker.audit.checkpoint import Signed, parse
-from tracker.audit.keys import sync_folder
-from tracker.audit.seal import after_loss, find
+from tracker.audit.keys import PublicKey, sync_folder
+from tracker.audit.seal import after_loss, find, head
 from tracker.cadence import doubled
 from tracker.errors import AskError, BadCheckpoint, BadConfiguration, ReceiverAhead, Refused
 from tracker.logs import event
@@ -155,24 +155,40 @@ class Courier:
         waits = [to.until - self._clock() for to in self._destinations if to.until is not None]
         return max(0.0, min(waits)) if waits else None
 
-    def refuse_older_copy(self, restored_after: str | None = None) -> None:
+    def refuse_older_copy(self, restored_after: str | None = None, key: PublicKey | None = None) -> None:
         """Raise BadConfiguration if a destination ends with a checkpoint that this database lacks.
 
-        *restored_after* is the SHA-256 of one that may be missing, since the next checkpoint names it as lost; raise
-        Refused if the database has it. A receiver that cannot be asked does not count.
+        *restored_after* is the SHA-256 of one that may be missing, since the next checkpoint names it as lost, signed
+        by *key*. Raise Refused if the database has it, or if only a lost checkpoint announced the key: each later
+        checkpoint would be a permanent finding. A receiver that cannot be asked does not count.
         """
         if not self._has_compared:
             self.deliver(seconds=COMPARE_SECONDS)
         lost = [to.lost for to in self._destinations if to.lost is not None]
         if lost and not any(restored_after and one.sha256 in ("", restored_after) for one in lost):
             raise BadConfiguration(f"sealing has stopped: {lost[0]}")
-        ends = [to.last for to in self._destinations if isinstance(to, _File) and not lost]
-        for known in (find(self.engine, restored_after), *ends) if restored_after else ():
+        ends = [to.last for to in self._destinations if isinstance(to, _File)]
+        for end in ends if lost else ():
+            if end is not None and key is not None and end.checkpoint.signs_next == key:
+                self._require_announced(key)
+        for known in (find(self.engine, restored_after), *(() if lost else ends)) if restored_after else ():
             if known is not None:
                 its = f"checkpoint {known.checkpoint.number} (SHA-256 {known.sha256})"
                 raise Refused(f"--restored-after: nothing was lost: this database has {its}. Leave the option out")
         for to in self._destinations if lost else ():
             to.until = to.lost = None  # the next checkpoint goes there
+
+    def _require_announced(self, key: PublicKey) -> None:
+        """Raise Refused if the chain in the database has a key that did not announce *key*."""
+        with database.reading(self.engine) as connection:
+            newest = head(connection)
+        old = newest.checkpoint.signs_next if newest else None
+        if old not in (None, key):
+            raise Refused(
+                f"--restored-after: the key was changed in what was lost. Run it with the old key {old.id}"
+                " (TRACKER_SIGNING_KEY_FILE), then change the key again. If nobody has that key, make a new one"
+                " (`tracker audit keygen FILE`), and explain the finding to the auditor"
+            )
 
     def _begin(self) -> None:
         """Clear failures of other destinations, which a daemon records again, and notes ahead of an older copy."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -84,7 +84,7 @@ def prune(
         key: Signs the pack and the base.
 
     Raises:
-        Refused, TryAgain, BadConfiguration: Nothing was removed.
+        Refused, TryAgain, BadConfiguration: Nothing was removed, unless the message says that traces are left.
         DatabaseUnavailable: After a lost COMMIT it is unknown whether the jobs were removed.
     """
     with database.reading(engine) as connection:
@@ -110,10 +110,29 @@ def prune(
             raise
         raise _again("other transactions kept a table locked", made) from error
     if engine.dialect.name == "sqlite":
-        raw: Any = engine.raw_connection()
-        raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # it holds old pages, too
-        raw.close()
+        _vacuum(engine)
     return removed
+
+
+def _vacuum(engine: sa.Engine) -> None:
+    """Write the SQLite file again, without what earlier changes of a removed row left in its pages and in its ``-wal``.
+
+    `secure_delete` reaches only what it deletes itself: a row that grew was copied elsewhere, and the old bytes stay.
+    """
+    try:
+        raw: Any = engine.raw_connection()
+        with closing(raw):
+            raw.cursor().execute("VACUUM")
+            is_busy, *_ = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            why = "another process reads it" if is_busy else ""
+    except Exception as error:
+        why = str(error)
+    if why:
+        file = engine.url.database
+        raise Refused(
+            f"the jobs were removed, but traces of their rows are still in the file ({why}). Stop what uses it, make"
+            f" room, and run: sqlite3 {file} 'VACUUM; PRAGMA wal_checkpoint(TRUNCATE)'"
+        )
 
 
 def _again(why: str, made: pack.Pack) -> TryAgain:

@@ -84,7 +84,7 @@ class Sealing:
             if lost is not None and after_loss(engine, lost) is not None:
                 event("restored_after_known", sha256=lost, note="a checkpoint names it already: nothing to do")
                 lost = None
-            courier.refuse_older_copy(lost)
+            courier.refuse_older_copy(lost, self._key.public if self._key else None)
             seal(engine, self._key, seal_after=seal_after, restored_after=lost)
             self._restored_after = None
         except Exception as error:

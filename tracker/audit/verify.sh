@@ -121,7 +121,7 @@ fi
 [ -n "$trusted" ] || doubt 'NOTHING TRUSTED GIVEN' 'the end may be cut off, or someone with the key sealed all again.'
 restored=$(sed -n '/^number /h;/^restored_after /{H;x;s/\n/: /;p;}' "$tmp/chain" | shown)
 [ -z "$restored${1:-}" ] || doubt 'RESTORED AFTER A LOSS' "an older copy of the database was restored. Rows of lost
-checkpoints${1:+ ($1 to $2 of the trusted)} may be missing, or were recorded again. These checkpoints say so:\n$restored"
+checkpoints${1:+ ($1 to $2 of the trusted)} may be missing, or were recorded again.${restored:+ These say so:\n$restored}"
 
 # 5. Who answered. Over plain HTTP, or on the same machine, it may have been a simulator.
 find segments -name '*-sources-*' | xargs cat | sed -En 's/^[0-9]+,"(([^"]|"")*)","(([^"]|"")*)",.*/\1 \3/p' |
