@@ -116,7 +116,7 @@ def test_the_copy_is_the_source(engine: sa.Engine, target: str, run: Run) -> Non
     assert all(source.values()), "a table or a view shows nothing"
     code, out, err = run("db", "copy", target)
     assert (code, err) == (0, "")
-    assert f"{len(source['jobs'])} jobs, {len(source['transitions'])} transitions, 2 seals" in out
+    assert f"{len(source['jobs'])} jobs, {len(source['transitions'])} transitions, 2 checkpoints" in out
     if target.startswith("sqlite"):
         assert {path.name for path in Path().glob("to me*")} == {"to me 100%.db"}, "one file, that can be sent away"
     with opened(target) as made:

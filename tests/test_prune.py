@@ -110,7 +110,7 @@ def test_what_is_removed_is_in_the_pack_and_the_rest_is_sealed_again(
     assert run(*words, "--dry-run") == (0, "", "3 jobs with 9 transitions would be removed.\n")
     code, out, err = run(*words, "--export", "first")
     assert (code, out) == (0, ""), err
-    assert "3 jobs removed. The pack first still has the rows: delete it when" in err
+    assert "3 jobs removed. The pack in first still has their rows: delete it when" in err
     assert reports(engine) == before
     base, digest = chain(engine)[-1].checkpoint, digest_of(tmp_path / "first/SHA256SUMS")
     assert (base.number, base.base) == (3, Base(DAY.date(), 3, digest))

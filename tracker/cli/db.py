@@ -92,7 +92,8 @@ def copy(url: str) -> None:
             signal.signal(number, signal.default_int_handler)
     with opened() as (_, engine), progress("rows") as report_progress:
         made = copy_all(engine, url, report_progress)
-    counts = (counted(made.rows[f"{noun}s"], noun) for noun in ("job", "transition", "seal"))
+    nouns = {"jobs": "job", "transitions": "transition", "seals": "checkpoint"}
+    counts = (counted(made.rows[table], noun) for table, noun in nouns.items())
     click.echo(plain(f"Copied to {mask_url(url)}: {', '.join(counts)}."))
     with suppress(BadCheckpoint):  # `audit verify` reports it
         newest = checkpoint.parse(made.checkpoint or "")
@@ -166,10 +167,9 @@ def prune(
             room.require_owner(connection)
         Courier.of(engine, settings).refuse_older_copy()
         removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
-    said = f"{counted(removed.jobs, 'job')} removed. The pack {to} still has the rows: delete it when its time is over."
-    click.echo(
-        plain(f"{said} The base checkpoint names the SHA-256 of its SHA256SUMS: {removed.pack_sha256}"), err=True
-    )
+    base = f"The base checkpoint names the SHA-256 of its SHA256SUMS: {removed.pack_sha256}"
+    rest = f"The pack in {to} still has their rows: delete it when its time is over. {base}"
+    click.echo(plain(f"{counted(removed.jobs, 'job')} removed. {rest}"), err=True)
 
 
 def _index_problems(connection: sa.Connection) -> list[str]:
