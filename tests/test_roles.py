@@ -290,7 +290,7 @@ def test_a_right_that_is_taken_away_stops_the_daemon(stand: Stand, script: Scrip
         until(lambda: before in script.asked)
         stand.run(f"REVOKE {right} FROM {quoted(stand.names['writer'])}")
         add(stand.engine("superuser"), after)
-        assert daemon.wait(20) == 78
+        assert daemon.wait(20) == 78, log.read_text()
     finally:
         daemon.kill()
         stand.run(stand.sql)
