@@ -1,12 +1,8 @@
-"""As a user would: from nothing to `done` against a server that is not ours, and out of an installed wheel."""
+"""As a user would: from nothing to `done` against a server that is not ours."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +10,6 @@ from tests import nginx
 from tests.processes import tracker
 from tests.test_daemon import environment
 from tests.test_poller import on_sqlite
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.skipif(nginx.BINARY is None, reason="nginx is not installed (Debian: nginx-light); CI installs it")
@@ -37,23 +31,3 @@ def test_from_add_to_done_against_a_server_that_is_not_ours(empty_url: str) -> N
         assert shown["job"]["ended_after"] == "2026-01-04T23:00:00.000000+00:00"  # the start of that day in Stockholm
         report = json.loads(tracker("report", "durations", "--format", "json", env=env).stdout)
         assert report["rows"][0]["done"] == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_an_installed_wheel_upgrades_a_database_from_any_folder(tmp_path: Path) -> None:
-    """The migrations, views and all are in the wheel."""
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True
-    )
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    (wheel,) = tmp_path.glob("tracker-*.whl")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    env = os.environ | {"TRACKER_DATABASE_URL": "sqlite:///w.db"}
-    for words in (("db", "upgrade"), ("db", "check"), ("status",)):
-        command = [python.with_name("tracker"), *words]
-        done = subprocess.run(command, cwd=elsewhere, env=env, text=True, capture_output=True)
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
