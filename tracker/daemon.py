@@ -31,14 +31,12 @@ from tracker.cadence import doubled
 from tracker.clusters import ClockWatch, look, take_up
 from tracker.errors import (
     BadConfiguration,
-    DatabaseDamaged,
-    DatabaseMoved,
-    DatabaseRefused,
     DatabaseUnavailable,
     DatabaseUnusable,
     KeyRefused,
     Refused,
     TrackerError,
+    name_of,
 )
 from tracker.health import MISSED, Health
 from tracker.logs import DATABASE, event
@@ -55,12 +53,6 @@ FORGOTTEN: Final = timedelta(days=30)  # how long a daemon that stopped is liste
 AWAY_SECONDS: Final = 5  # between looks while the database is away
 LONGEST_WAIT: Final = timedelta(seconds=30)  # between tries to poll a cluster while that fails
 SECOND: Final = timedelta(seconds=1)
-_EVENTS: Final[dict[type[DatabaseUnusable], str]] = {
-    DatabaseMoved: "database_moved",
-    DatabaseDamaged: "database_damaged",
-    DatabaseRefused: "database_refused",
-}
-"""What the log calls a reason to stop."""
 
 Beside = Callable[[sa.Engine], AbstractContextManager[object]]
 """What runs beside the polling: a context around it, with threads of its own, that must not disturb it."""
@@ -106,7 +98,7 @@ class Stop(threading.Event):
     def because(self, failure: DatabaseUnusable) -> None:
         """Stop: nothing can be written any more."""
         if self.failure is None:
-            event(_EVENTS[type(failure)], logging.ERROR, error=failure)
+            event(name_of(failure), logging.ERROR, error=failure)
             self.failure = failure
         self.set()
 

@@ -347,6 +347,11 @@ def _refuse_taken_names(connection: sa.Connection) -> None:
         )
 
 
+def is_lock_timeout(error: DatabaseUnavailable) -> bool:
+    """Return whether PostgreSQL ended a statement because it waited too long for a lock (``lock_timeout``)."""
+    return getattr(error.__cause__, "sqlstate", None) == "55P03"  # lock_not_available
+
+
 def migrations() -> Path:
     """Return the folder of the migrations: the repository's, or the one in the wheel."""
     here = Path(__file__).parent

@@ -29,6 +29,7 @@ Owns the tree; each class is one decision that a caller can make. The room where
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from typing import ClassVar
 
@@ -171,3 +172,8 @@ class ReceiverAhead(AskError):
 
 class BadAnswer(AskError):
     """400, or a body that is not an answer about this job."""
+
+
+def name_of(error: Exception) -> str:
+    """Return the class of *error* as logs and metrics name it, such as ``key_refused``."""
+    return re.sub(r"\B(?=[A-Z])", "_", type(error).__name__).lower()

@@ -21,7 +21,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -39,7 +38,7 @@ from tracker import cadence, database, health
 from tracker.clusters import LEASE, ClockWatch, catch_up, first_contact, lock, put, put_gap
 from tracker.deadline import deadline_of
 from tracker.elevate import Elevate
-from tracker.errors import AskError, BadAnswer, DatabaseUnavailable
+from tracker.errors import AskError, BadAnswer, DatabaseUnavailable, name_of
 from tracker.health import THREE, ClusterChange, Health, Permission, RequestKind
 from tracker.logs import DATABASE, event
 from tracker.models import (
@@ -283,7 +282,7 @@ class Poller:
         result, seconds = request.result, monotonic() - began
         results.put(request)
         if result is not None:
-            self._asked(self._cluster.name, _outcome(result), seconds)
+            self._asked(self._cluster.name, "answer" if isinstance(result, Answer) else name_of(result), seconds)
 
     @contextmanager
     def _transaction(self) -> Iterator[_Transaction]:
@@ -558,11 +557,6 @@ class _Transaction:
     def log(self, name: str, level: int = logging.INFO, **fields: object) -> None:
         """Log an event after the commit."""
         self.events.append((name, level, fields))
-
-
-def _outcome(result: Answer | AskError) -> str:
-    """Return ``answer``, or the error's class in small letters, such as ``key_refused``."""
-    return "answer" if isinstance(result, Answer) else re.sub(r"\B(?=[A-Z])", "_", type(result).__name__).lower()
 
 
 def _pasts(connection: sa.Connection, jobs: Iterable[sa.Row[Any]]) -> dict[int, Past]:

@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from tracker import database, guards
 from tracker.audit import pack, seal
 from tracker.audit.checkpoint import SEGMENT_ROWS, Base
+from tracker.audit.deliver import Courier
 from tracker.audit.keys import SigningKey
 from tracker.audit.verify import Progress, verify
 from tracker.errors import DatabaseUnavailable, Refused, TryAgain
@@ -75,11 +76,12 @@ def require_owner(connection: sa.Connection) -> None:
 
 
 def prune(
-    engine: sa.Engine, choice: Choice, folder: Path, zone: ZoneInfo, key: SigningKey | None, progress: Progress
+    courier: Courier, choice: Choice, folder: Path, zone: ZoneInfo, key: SigningKey | None, progress: Progress
 ) -> Base:
     """Write and verify a pack of all data, remove the jobs of *choice*, seal the rest, and return what was removed.
 
     Args:
+        courier: Of the database. If a destination is ahead, this is an older copy, and nothing is sealed.
         folder: The new folder of the pack. It stays if a later step fails.
         key: Signs the pack and the base.
 
@@ -87,8 +89,11 @@ def prune(
         Refused, TryAgain, BadConfiguration: Nothing was removed, unless the message says that traces are left.
         DatabaseUnavailable: After a lost COMMIT it is unknown whether the jobs were removed.
     """
+    engine = courier.engine
     with database.reading(engine) as connection:
         require_owner(connection)
+    courier.refuse_older_copy()
+    with database.reading(engine) as connection:
         before = seal.head(connection)
     if before is not None:
         seal.require_key(engine, key, before)
@@ -106,7 +111,7 @@ def prune(
             _lock(connection)
             removed = _remove(connection, choice, made, key, progress)
     except DatabaseUnavailable as error:
-        if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
+        if not database.is_lock_timeout(error):
             raise
         raise _again("other transactions kept a table locked", made) from error
     if engine.dialect.name == "sqlite":

@@ -49,6 +49,7 @@ WRITTEN: Final = {
 }
 """By table: the id of a row, and when it says that it was written."""
 Ids = dict[str, int]  # by table
+IS_BASE: Final = SEALS.c.checkpoint.contains("\nbase ")
 Reading = Callable[[], AbstractContextManager[sa.Connection]]
 _NEWEST: Final = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table}) AS {table}" for table in TABLES)
 
@@ -122,7 +123,7 @@ def chain(connection: sa.Connection, *, whole: bool = True) -> Generator[Signed,
     """
     query = sa.select(SEALS.c.checkpoint).order_by(SEALS.c.id)
     if not whole:
-        base = sa.select(sa.func.max(SEALS.c.id)).where(SEALS.c.checkpoint.contains("\nbase "))
+        base = sa.select(sa.func.max(SEALS.c.id)).where(IS_BASE)
         query = query.where(SEALS.c.id >= sa.func.coalesce(base.scalar_subquery(), 0))
     with closing(connection.execute(query, execution_options={"yield_per": 100})) as rows:
         yield from map(_parsed, rows.scalars())
@@ -189,7 +190,7 @@ def _settled(engine: sa.Engine, wait: Callable[[float], object]) -> Ids:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SEAL_LOCK})")
                 return connection.exec_driver_sql(_NEWEST).one()._asdict()
         except DatabaseUnavailable as error:
-            if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
+            if not database.is_lock_timeout(error):
                 raise
     event("seal_postponed", logging.WARNING, why="a transaction that wrote history is still open")
     return dict.fromkeys(TABLES, 0)

@@ -163,10 +163,7 @@ def prune(
         if sys.stdin.isatty() and not yes:
             click.confirm(f"Remove {what} from the database, permanently?", abort=True, err=True)
         key = SigningKey.load(settings.signing_key_file) if settings.signing_key_file else None
-        with database.reading(engine) as connection:
-            room.require_owner(connection)
-        Courier.of(engine, settings).refuse_older_copy()
-        removed = room.prune(engine, choice, to, settings.zone, key, report_progress)
+        removed = room.prune(Courier.of(engine, settings), choice, to, settings.zone, key, report_progress)
     base = f"The base checkpoint names the SHA-256 of its SHA256SUMS: {removed.pack_sha256}"
     rest = f"The pack in {to} still has their rows: delete it when its time is over. {base}"
     click.echo(plain(f"{counted(removed.jobs, 'job')} removed. {rest}"), err=True)

@@ -175,7 +175,6 @@ def _reading(
         click.BadParameter: An option has a value that is not valid.
     """
     from tracker import database, intake
-    from tracker.audit import seal
     from tracker.reports.about import Filters
 
     with opened() as (settings, engine):
@@ -183,10 +182,8 @@ def _reading(
         with database.reading(engine, **options) as connection:
             now, zone = database.now(connection), settings.zone
             then = as_of.instant(now, zone, at_end=True) if as_of else None
-            first = next(seal.chain(connection, whole=False), None) if then else None
-            if then and first and first.checkpoint.base and then < first.checkpoint.sealed_at:
-                at = f"{first.checkpoint.sealed_at:%Y-%m-%d %H:%M} UTC"
-                click.echo(f"Jobs that `tracker db prune` removed at {at} are missing here.", err=True)
+            if then:
+                _warn_of_removed(connection, then)
             begin = since.instant(then or now, zone) if since else None
             end = until.instant(then or now, zone, at_end=True) if until else None
             try:
@@ -198,6 +195,16 @@ def _reading(
             except InvalidField as error:
                 hint = f"'--{error.field.replace('_', '-')}'"
                 raise click.BadParameter(plain(error.problem), param_hint=hint) from None
+
+
+def _warn_of_removed(connection: sa.Connection, then: datetime) -> None:
+    """Say so if jobs were removed after *then*."""
+    from tracker.audit import seal
+
+    base = seal.head(connection, seal.IS_BASE)
+    if base is not None and then < base.checkpoint.sealed_at:
+        at = f"{base.checkpoint.sealed_at:%Y-%m-%d %H:%M} UTC"
+        click.echo(f"Jobs that `tracker db prune` removed at {at} are missing here.", err=True)
 
 
 def _page(names: Sequence[str] | None, output: Path | None, **given: Any) -> None:
